@@ -1,0 +1,44 @@
+.PHONY: setup demo serve test test-slow check docs wheel clean
+VENV := .venv
+PY := $(VENV)/bin/python
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+setup: $(VENV)/.ready  ## virtual environment with the dev extra, pinned
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup  ## watch a served model get better from simulated picks
+	$(VENV)/bin/pairloop demo --out demo-out
+
+serve: setup  ## serve the embedded model with the loop on http://127.0.0.1:8000
+	test -f pairloop-data/pairloop.toml || $(VENV)/bin/pairloop init pairloop-data
+	$(VENV)/bin/pairloop serve --config pairloop-data/pairloop.toml
+
+test: setup  ## the default suite, under three minutes on two cores
+	$(PY) -m pytest -n 2
+
+test-slow: setup  ## demo, crash harness, browser, wheel
+	$(PY) -m pytest -m slow --timeout 1500
+
+check: setup  ## format, lint, types, layers, dead code, dependencies, generated docs
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/vulture
+	$(VENV)/bin/deptry src
+	$(PY) docs/generate.py --check
+
+docs: setup  ## rewrite docs/cli.md, docs/config.md and docs/api.md from the code
+	$(PY) docs/generate.py
+
+wheel: setup  ## build dist/*.whl
+	$(PY) -m build --wheel
+
+clean:
+	rm -rf $(VENV) dist build demo-out

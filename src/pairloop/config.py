@@ -1,0 +1,348 @@
+"""Configuration: one typed section per stage, read from TOML and overridden by ``PAIRLOOP_<SECTION>_<KEY>``.
+
+The class defaults are the vetted settings; a file holds only what differs. Illegal settings are refused here, with the
+section, the key and the reason. This module is the only reader of ``os.environ``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pairloop.errors import ConfigError
+
+CONFIG_FILE = "pairloop.toml"
+ENV_PREFIX = "PAIRLOOP_"
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+_DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>s|m|h|d|w)")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def duration_s(text: str) -> float:
+    """Seconds in a duration such as ``90s``, ``15m``, ``6h``, ``1d`` or ``2w``."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or float(match["number"]) <= 0:
+        raise ValueError(f"{text!r} is not a duration; write for example 90s, 15m, 6h, 1d or 2w")
+    return float(match["number"]) * _UNIT_S[match["unit"]]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PolicySection(Section):
+    """Which model is served and trained, and how its versions are made."""
+
+    name: str = Field(default="support-bot", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    model: str = "starter"
+    """``starter`` (the embedded default), ``fake``, a Hugging Face model directory, or a hub id."""
+    method: Literal["full", "lora"] = "lora"
+    lora_rank: int = Field(default=16, ge=1, le=512)
+    lora_alpha: int = Field(default=32, ge=1)
+    lora_targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    threads: int = Field(default=1, ge=1)
+    max_batch: int = Field(default=64, ge=1)
+    """Completions sampled together by one forward pass."""
+    max_loaded: int = Field(default=4, ge=2)
+    """Versions kept in memory; the base, champion and challenger are never evicted."""
+
+
+class ServeSection(Section):
+    """The HTTP side: who gets two answers, and who judges."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    exposure_rate: Share = 1.0
+    """Share of requests that opted in to two answers and get them."""
+    gate_share: Share = 0.2
+    """Share of raters, by hash, in the gate pool."""
+    duel_share: Share = 1.0
+    """Share of the gate pool's two-answer requests that are a duel while one is open."""
+    max_tokens: int = Field(default=256, ge=1)
+    max_context: int = Field(default=0, ge=0)
+    """Longest prompt plus completion in tokens; 0 takes the model's own limit."""
+    max_body_bytes: int = Field(default=8_000_000, ge=1_000)
+    queue_limit: int = Field(default=1_024, ge=1)
+    """Requests waiting for the sampler; one more is answered 503 with retry-after."""
+
+
+class FeedbackSection(Section):
+    """Which picks count."""
+
+    min_latency_ms: int = Field(default=1_000, ge=0)
+    """Human picks faster than this are kept and set aside with the reason ``instant_pick``."""
+    max_picks_per_rater: int = Field(default=50, ge=1)
+    """Picks of one rater that one snapshot uses; the rest are set aside with the reason ``rater_cap``."""
+
+
+class LabelSection(Section):
+    """Feedback for groups that nobody picked: a verifier, or a language model judge asked in both orders."""
+
+    verifier: str | None = None
+    """``module:function``; called with (messages, completion), returns a score (higher is better)."""
+    judge_url: str | None = None
+    judge_model: str | None = None
+    judge_api_key_env: str | None = None
+    after: str = "0s"
+    """Age at which a group without feedback is labelled."""
+
+    @field_validator("after")
+    @classmethod
+    def _duration(cls, value: str) -> str:
+        if value != "0s":
+            duration_s(value)
+        return value
+
+    @property
+    def after_s(self) -> float:
+        return 0.0 if self.after == "0s" else duration_s(self.after)
+
+    @model_validator(mode="after")
+    def _judge_is_whole(self) -> Self:
+        if (self.judge_url is None) != (self.judge_model is None):
+            raise ValueError("judge_url and judge_model go together: set both or neither")
+        if self.verifier is not None and self.judge_url is not None:
+            raise ValueError("verifier and judge_url exclude each other: choose one labeller")
+        return self
+
+
+class PairsSection(Section):
+    """From groups and feedback to preference pairs."""
+
+    max_staleness: int = Field(default=1, ge=0)
+    """Promotions between the version that sampled a pair and the champion; older pairs are set aside."""
+    max_pairs_per_prompt: int = Field(default=64, ge=1)
+    heldout_share: Share = 0.1
+    """Share of prompts held out, by hash, where no rater pool splits them (imported and one-off data)."""
+    max_chars: int = Field(default=200_000, ge=1)
+
+
+class TrainSection(Section):
+    """One DPO round."""
+
+    objective: Literal["dpo", "sft"] = "dpo"
+    beta: float = Field(default=0.1, gt=0.0, le=10.0)
+    nll_weight: float = Field(default=0.0, ge=0.0)
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+    learning_rate: Positive = 1e-5
+    batch_size: int = Field(default=16, ge=1)
+    """Preference pairs per optimizer step."""
+    micro_batch_size: int = Field(default=0, ge=0)
+    """Pairs per forward pass; 0 takes the whole batch at once."""
+    epochs: int = Field(default=1, ge=1, le=50)
+    warmup_steps: int = Field(default=4, ge=0)
+    final_lr_share: Share = 0.1
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    adam_betas: tuple[float, float] = (0.9, 0.98)
+    adam_eps: Positive = 1e-8
+    clip_norm: Positive = 1.0
+    max_length: int = Field(default=2_048, ge=2)
+    """Longest prompt plus completion in tokens; longer pairs are refused with the reason ``over_long``."""
+    min_pairs: int = Field(default=8, ge=1)
+    """Fewer usable pairs than this end the round as ``nothing_to_train``."""
+    checkpoint_every: int = Field(default=50, ge=1)
+    stop_ess: Share = 0.0
+    """Stop the round when the effective sample size of the policy against its sampler falls below this; 0 never stops."""
+    reference_check: int = Field(default=64, ge=0)
+    """Recorded completions scored by the trainer before step 1, token by token."""
+    seed: int = 0
+    threads: int = Field(default=1, ge=1)
+
+
+class EvaluateSection(Section):
+    """The offline report before any traffic is spent."""
+
+    prompts: int = Field(default=64, ge=8)
+    """Recent prompts of the gate pool sampled from champion and challenger."""
+    max_tokens: int = Field(default=256, ge=1)
+
+
+class GateSection(Section):
+    """What a challenger must show (SCIENCE: mixture e-process on duel picks, then guardrails)."""
+
+    alpha: float = Field(default=0.05, gt=0.0, lt=0.5)
+    min_picks: int = Field(default=50, ge=1)
+    min_raters: int = Field(default=30, ge=1)
+    max_picks: int = Field(default=2_000, ge=1)
+    max_hours: Positive = 24.0
+    ties: Literal["drop", "half"] = "drop"
+    min_length_ratio: Positive = 0.7
+    max_length_ratio: Positive = 1.4
+    min_entropy_ratio: Share = 0.5
+    max_kl_to_base: Positive = 50.0
+    """Nats per completion."""
+    max_bad_share: Share = 0.05
+    """Points by which the share of truncated or empty answers may exceed the champion's."""
+    offline_prompts: int = Field(default=400, ge=1)
+    """Prompts of the offline duel where a verifier or judge labels and there is no traffic to duel on."""
+    offline: bool = False
+    """Duel offline, with the configured verifier or judge on held-out prompts, instead of on live traffic."""
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> Self:
+        if self.min_picks > self.max_picks:
+            raise ValueError("min_picks must not exceed max_picks")
+        if self.min_length_ratio >= self.max_length_ratio:
+            raise ValueError("min_length_ratio must be below max_length_ratio")
+        return self
+
+
+class ScheduleSection(Section):
+    """When a cycle starts: a clock, a cron line, new pairs, or any mix (the first that is due)."""
+
+    enabled: bool = True
+    every: str | None = None
+    cron: str | None = None
+    min_pairs: int | None = Field(default=500, ge=1)
+    """New usable pairs since the last snapshot that start a cycle."""
+    poll: str = "1s"
+    lease: str = "60s"
+
+    @field_validator("every", "poll", "lease")
+    @classmethod
+    def _duration(cls, value: str | None) -> str | None:
+        if value is not None:
+            duration_s(value)
+        return value
+
+    @field_validator("cron")
+    @classmethod
+    def _cron(cls, value: str | None) -> str | None:
+        if value is not None:
+            from datetime import UTC, datetime
+
+            from cronsim import CronSim, CronSimError
+
+            try:
+                CronSim(value, datetime.now(UTC))
+            except CronSimError as error:
+                raise ValueError(f"{value!r} is not a cron line: {error}") from error
+        return value
+
+
+class StoreSection(Section):
+    """Where evidence and artifacts live."""
+
+    database: str | None = None
+    """SQLAlchemy URL; by default SQLite in the state directory."""
+    artifacts: str | None = None
+    """Folder of datasets and versions; by default ``artifacts`` in the state directory."""
+
+
+class Config(Section):
+    """Everything pairloop can be told; ``state_dir`` is where it keeps what it makes."""
+
+    state_dir: Path = Path("pairloop-data")
+    policy: PolicySection = PolicySection()
+    serve: ServeSection = ServeSection()
+    feedback: FeedbackSection = FeedbackSection()
+    label: LabelSection = LabelSection()
+    pairs: PairsSection = PairsSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    gate: GateSection = GateSection()
+    schedule: ScheduleSection = ScheduleSection()
+    store: StoreSection = StoreSection()
+
+    @model_validator(mode="after")
+    def _offline_needs_a_labeller(self) -> Self:
+        if self.gate.offline and self.label.verifier is None and self.label.judge_url is None:
+            raise ValueError("gate.offline = true needs label.verifier or label.judge_url: an offline duel asks one of them")
+        return self
+
+    @property
+    def database_url(self) -> str:
+        return self.store.database or f"sqlite:///{self.state_dir.resolve() / 'pairloop.sqlite'}"
+
+    @property
+    def artifacts_dir(self) -> Path:
+        return Path(self.store.artifacts) if self.store.artifacts else self.state_dir / "artifacts"
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.state_dir / "runs"
+
+
+def load_config(path: Path | None = None, *, env: Mapping[str, str] | None = None) -> Config:
+    """The configuration in ``path`` (a TOML file, or a directory that holds ``pairloop.toml``), with environment overrides.
+
+    ``state_dir`` defaults to the file's own directory and is resolved against it. Raises ConfigError naming file, section,
+    key and reason.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        path = path / CONFIG_FILE if path.is_dir() else path
+        data = _read_toml(path)
+        data["state_dir"] = path.parent / data.get("state_dir", ".")
+    _apply_env(data, os.environ if env is None else env)
+    return parse_config(data, origin=str(path) if path else "environment")
+
+
+def parse_config(data: Mapping[str, Any], *, origin: str = "configuration") -> Config:
+    """A checked Config from plain data; raises ConfigError naming ``origin``, the key and the reason."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{'.'.join(str(part) for part in item['loc']) or 'configuration'}: {_reason(item)}" for item in error.errors()]
+        raise ConfigError(f"{origin}: " + "; ".join(lines)) from error
+
+
+def secret(name: str) -> str:
+    """The environment variable ``name`` that the configuration refers to; ConfigError where it is not set."""
+    value = os.environ.get(name)
+    if not value:
+        raise ConfigError(f"environment variable {name} is not set; the configuration names it as a secret")
+    return value
+
+
+def child_env(**extra: str) -> dict[str, str]:
+    """The environment for a child process of ours: this process's, plus ``extra``."""
+    return {**os.environ, **extra}
+
+
+def _reason(item: Mapping[str, Any]) -> str:
+    if item["type"] == "extra_forbidden":
+        return "unknown key; check the spelling against docs/config.md"
+    return str(item["msg"]).removeprefix("Value error, ")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; `pairloop init DIR` writes one") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def _apply_env(data: dict[str, Any], env: Mapping[str, str]) -> None:
+    """Overrides such as PAIRLOOP_TRAIN_BETA=0.2; values are read as TOML where they parse, as strings otherwise."""
+    for section, field in Config.model_fields.items():
+        annotation = field.annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
+            continue
+        for key in annotation.model_fields:
+            raw = env.get(f"{ENV_PREFIX}{section}_{key}".upper())
+            if raw is not None:
+                data.setdefault(section, {})[key] = _toml_value(raw)
+    if f"{ENV_PREFIX}STATE_DIR" in env:
+        data["state_dir"] = env[f"{ENV_PREFIX}STATE_DIR"]
+
+
+def _toml_value(raw: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw

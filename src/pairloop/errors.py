@@ -1,0 +1,98 @@
+"""One tree of errors; each says what is wrong, where, and what to do.
+
+PairloopError
+├── UserError                  the input or the configuration is at fault (exit code 2, HTTP 4xx)
+│   ├── ConfigError            an illegal setting, with its section and key
+│   ├── RowsError              refused dataset rows: every bad row at once
+│   ├── NotFoundError          an unknown id or name (HTTP 404)
+│   ├── ConflictError          the same id with another body, or a second cycle (HTTP 409)
+│   ├── InvalidRequestError    a bad HTTP field, named by ``param`` (HTTP 400)
+│   └── ModelError             a model directory that cannot be loaded, with the reason
+└── SystemFailure              the machine is at fault (exit code 1, HTTP 5xx)
+    ├── StoreError             database or artifact folder: full disk, newer schema, broken hash
+    ├── EngineError            a policy that cannot sample right now (HTTP 503 with retry-after)
+    └── TrainingError          a training child that ended without a result
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class PairloopError(Exception):
+    """The root of all errors that pairloop raises on purpose."""
+
+
+class UserError(PairloopError):
+    """The input or the configuration is at fault; the message says what to change."""
+
+
+class ConfigError(UserError):
+    """An illegal setting."""
+
+
+class NotFoundError(UserError):
+    """An unknown id or name."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ConflictError(UserError):
+    """The same id with another body, or a second writer."""
+
+
+class InvalidRequestError(UserError):
+    """A bad field of an HTTP request; ``param`` names it."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ModelError(UserError):
+    """A model directory or hub id that cannot be loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowProblem:
+    """One refused row: file, line (1-based), JSON path of the field, a stable reason code, and a sentence."""
+
+    file: str
+    line: int
+    json_path: str
+    reason: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.json_path}: {self.message} [{self.reason}]"
+
+
+class RowsError(UserError):
+    """Refused dataset rows; ``problems`` holds every one of them."""
+
+    def __init__(self, problems: Sequence[RowProblem], *, shown: int = 20) -> None:
+        lines = [str(problem) for problem in problems[:shown]]
+        if len(problems) > shown:
+            lines.append(f"... and {len(problems) - shown} more")
+        super().__init__(f"{len(problems)} row(s) refused:\n" + "\n".join(lines))
+        self.problems = tuple(problems)
+
+
+class SystemFailure(PairloopError):
+    """The machine is at fault; trying again later may help."""
+
+
+class StoreError(SystemFailure):
+    """Database or artifact folder: full disk, newer schema, broken hash."""
+
+
+class EngineError(SystemFailure):
+    """A policy that cannot sample right now."""
+
+
+class TrainingError(SystemFailure):
+    """A training child that ended without a result."""

@@ -1,0 +1,4 @@
+"""Policies: what samples completions and what scores them.
+
+``protocols`` says what the rest of the house may ask; ``local`` answers with transformers and PEFT, ``fake`` without any model.
+"""

@@ -1,0 +1,109 @@
+"""The two protocols behind which every engine stands: Sampler draws completions, Scorer gives log-probs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pairloop.types import Completion, Prompt, SamplingParams, Version
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One sampled token of completion ``index``: ``text`` is what it adds (may be empty inside a UTF-8 character)."""
+
+    index: int
+    token_id: int
+    logp: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """Ask for ``n`` completions of one prompt from one version."""
+
+    prompt_token_ids: tuple[int, ...]
+    version: int
+    n: int = 1
+    params: SamplingParams = field(default_factory=SamplingParams)
+    on_token: Callable[[TokenEvent], None] | None = None
+    """Called from the sampler's thread for each token, in order within a completion."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """A prompt with one completion, as token ids, to be scored."""
+
+    prompt_token_ids: tuple[int, ...]
+    completion_token_ids: tuple[int, ...]
+
+
+class Tokens(Protocol):
+    """What every policy knows about text: its own chat template and tokenizer."""
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]: ...
+
+    @property
+    def hash(self) -> str:
+        """Changes whenever template or vocabulary change."""
+        ...
+
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of the prompt with the generation prompt; InvalidRequestError where the template refuses it."""
+        ...
+
+    def encode_completion(self, prompt: Prompt, text: str) -> tuple[int, ...]:
+        """Token ids of ``text`` as the answer to ``prompt``, with its end-of-sequence token."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of completion tokens, special tokens left out."""
+        ...
+
+
+class Sampler(Protocol):
+    """Draws completions. All methods may be called from any thread."""
+
+    @property
+    def tokens(self) -> Tokens: ...
+
+    @property
+    def max_context(self) -> int: ...
+
+    def sample(self, request: SampleRequest) -> Future[tuple[Completion, ...]]:
+        """Queue a request; the future gives its ``n`` completions. Cancelling the future stops the sampling.
+
+        The future raises EngineError where the engine is closed or broke. ``request.version`` must have been loaded.
+        """
+        ...
+
+    def load(self, version: Version) -> None:
+        """Make ``version`` answerable, beside those already loaded; does nothing where it is."""
+        ...
+
+    def unload(self, number: int) -> None:
+        """Free a version; does nothing where it is not loaded."""
+        ...
+
+    def loaded(self) -> frozenset[int]: ...
+
+    def queued(self) -> int:
+        """Requests waiting or running."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Scorer(Protocol):
+    """Gives per-token log-probs of given completions (raw, float32)."""
+
+    def logps(self, version: int, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """One tuple per sequence, one log-prob per completion token, under a loaded version."""
+        ...
+
+
+class Policy(Sampler, Scorer, Protocol):
+    """An engine that samples and scores (local and fake ones do both)."""

@@ -1,0 +1,396 @@
+"""The vocabulary: frozen dataclasses and enums that every room speaks.
+
+Standard library only. Axis letters in comments: B groups in the batch, G completions in a group, T tokens.
+Ids carry their noun; times are timezone-aware UTC with the suffix ``_at``; durations end in ``_s``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+BASE_VERSION = 0
+"""Version 0 of every policy is its base model."""
+
+
+class Label(StrEnum):
+    """What someone said about a comparison; A is index 0 and B is index 1 of the group."""
+
+    A = "A"
+    B = "B"
+    TIE = "TIE"
+    BOTH_BAD = "BOTH_BAD"
+    SKIP = "SKIP"
+
+
+class Pool(StrEnum):
+    """Raters are split once, by a hash: the train pool's picks train, the gate pool's picks only judge."""
+
+    TRAIN = "train"
+    GATE = "gate"
+
+
+class GroupKind(StrEnum):
+    """``train`` and ``heldout``: all completions from one version; ``duel``: one of the champion, one of the challenger."""
+
+    TRAIN = "train"
+    HELDOUT = "heldout"
+    DUEL = "duel"
+    IMPORTED = "imported"
+
+
+class Source(StrEnum):
+    """Who gave the feedback: a person, a verifier or code scorer, or a language model judge."""
+
+    HUMAN = "human"
+    CODE = "code"
+    LLM = "llm"
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended; a group whose client went away holds ABANDONED completions and cannot be picked."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABANDONED = "abandoned"
+
+
+class VerdictKind(StrEnum):
+    CONTINUE = "CONTINUE"
+    PROMOTE = "PROMOTE"
+    HOLD = "HOLD"
+    REJECT = "REJECT"
+
+
+class CycleState(StrEnum):
+    """Where a cycle stands; each move is one appended record."""
+
+    BUILDING = "building"
+    TRAINING = "training"
+    CHECKING = "checking"
+    DUELLING = "duelling"
+    PROMOTED = "promoted"
+    HELD = "held"
+    REJECTED = "rejected"
+    NOTHING_TO_TRAIN = "nothing_to_train"
+    FAILED = "failed"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in _TERMINAL_CYCLE_STATES
+
+
+_TERMINAL_CYCLE_STATES = frozenset(
+    {CycleState.PROMOTED, CycleState.HELD, CycleState.REJECTED, CycleState.NOTHING_TO_TRAIN, CycleState.FAILED}
+)
+
+
+class RunStatus(StrEnum):
+    """A training run's status; the two error states say whose fault it was."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    NOTHING_TO_TRAIN = "nothing_to_train"
+    USER_ERROR = "user_error"
+    SYSTEM_ERROR = "system_error"
+
+
+class Alias(StrEnum):
+    CHAMPION = "champion"
+    CHALLENGER = "challenger"
+
+
+class VersionKind(StrEnum):
+    BASE = "base"
+    FULL = "full"
+    ADAPTER = "adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: str
+    content: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"role": self.role, "content": self.content}
+
+
+Prompt = tuple[Message, ...] | str
+"""A conversation, rendered by the model's chat template, or a plain string, used as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How completions are drawn. Recorded log-probs are raw (T = 1, whole vocabulary) whatever these say."""
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    @property
+    def is_tempered(self) -> bool:
+        """True when the sampling distribution is not the policy itself."""
+        return self.temperature != 1.0 or self.top_p < 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer: its text, the sampled token ids and their raw float32 log-probs under the version that sampled it.
+
+    A completion that ended with ``stop`` by its end-of-sequence token contains that token and its log-prob; a truncated one
+    does not. Imported completions have no token ids, no log-probs, and no version.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logps: tuple[float, ...] = ()
+    version: int | None = None
+    finish_reason: FinishReason = FinishReason.STOP
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One prompt with G >= 1 completions: the one currency of the loop."""
+
+    group_id: str
+    policy: str
+    kind: GroupKind
+    pool: Pool
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    created_at: datetime
+    prompt_token_ids: tuple[int, ...] = ()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    user: str | None = None
+    conversation_id: str | None = None
+    parent_group_id: str | None = None
+    parent_index: int | None = None
+    duel_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_abandoned(self) -> bool:
+        return not self.completions or any(c.finish_reason is FinishReason.ABANDONED for c in self.completions)
+
+
+PREFERENCE_METRIC = "preference"
+THUMBS_METRIC = "thumbs"
+SCORE_METRIC = "score"
+COMMENT_METRIC = "comment"
+DEMONSTRATION_METRIC = "demonstration"
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One immutable feedback row: a pick (metric ``preference``, with a label) or a value about one completion.
+
+    Unique by (rater, group, metric, choice): a later row with a higher revision replaces the earlier ones, which stay.
+    """
+
+    feedback_id: str
+    group_id: str
+    metric: str
+    source: Source
+    rater_id: str
+    created_at: datetime
+    label: Label | None = None
+    choice_index: int | None = None
+    value: float | bool | str | None = None
+    text: str | None = None
+    shown_order: tuple[int, ...] = ()
+    latency_ms: int | None = None
+    revision: int = 0
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledGroup:
+    """A group with the feedback that counts (latest revisions): what the pair builder consumes."""
+
+    group: Group
+    feedback: tuple[Feedback, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PairSide:
+    """The chosen or the rejected side of a preference pair. Empty ``token_ids`` means: tokenize the text."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logps: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """A group of two with rewards (1, 0), with its lineage.
+
+    ``sampled_by`` is the version that sampled both sides, or None where the sides were not sampled by one version of the
+    policy (imported rows, edits). ``log-probs`` recorded at sampling are the reference's only where ``sampled_by`` is the
+    parent of the training run.
+    """
+
+    pair_id: str
+    prompt: Prompt
+    chosen: PairSide
+    rejected: PairSide
+    source: Source = Source.HUMAN
+    prompt_token_ids: tuple[int, ...] = ()
+    sampled_by: int | None = None
+    tempered: bool = False
+    weight: float = 1.0
+    group_ids: tuple[str, ...] = ()
+    feedback_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A snapshot of preference pairs: an immutable, hash-named folder (JSONL and manifest) and its counts.
+
+    ``counts`` maps what was kept; ``dropped`` maps each reason to the number of feedback rows it set aside.
+    """
+
+    dataset_id: str
+    policy: str
+    path: str
+    n_train: int
+    n_heldout: int
+    counts: Mapping[str, int]
+    dropped: Mapping[str, int]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """An immutable member of a policy's lineage: version 0 is the base, numbers count up and are never reused."""
+
+    policy: str
+    number: int
+    kind: VersionKind
+    path: str
+    artifact_hash: str
+    parent: int | None
+    dataset_id: str | None
+    run_id: str | None
+    created_at: datetime
+
+    @property
+    def name(self) -> str:
+        return f"{self.policy}@{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A training run: who holds it, how far it is, and how it ended."""
+
+    run_id: str
+    policy: str
+    cycle_id: str | None
+    dataset_id: str
+    parent: int
+    status: RunStatus
+    owner: str
+    attempt: int
+    lease_expires_at: datetime
+    heartbeat_at: datetime
+    progress: Mapping[str, Any]
+    result: Mapping[str, Any]
+    error: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CycleStep:
+    """One recorded move of a cycle: the state it entered and the record of the stage that led there."""
+
+    state: CycleState
+    record: Mapping[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """One turn of the loop for one policy; its state is that of its last step."""
+
+    cycle_id: str
+    policy: str
+    number: int
+    parent: int
+    trigger: str
+    created_at: datetime
+    steps: tuple[CycleStep, ...]
+
+    @property
+    def state(self) -> CycleState:
+        return self.steps[-1].state
+
+    def record(self, state: CycleState) -> Mapping[str, Any] | None:
+        """The record with which the cycle entered ``state``, or None where it has not been there."""
+        return next((step.record for step in self.steps if step.state is state), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """Live comparisons of challenger and champion in the gate pool; closed by its cycle's verdict."""
+
+    duel_id: str
+    cycle_id: str
+    policy: str
+    champion: int
+    challenger: int
+    opened_at: datetime
+    closed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DuelPick:
+    """One counted vote of a duel: +1 for the challenger, -1 for the champion, 0 for tie, both-bad or skip."""
+
+    rater_id: str
+    outcome: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One rule of the gate, in words and numbers. ``passed`` is None where the rule is still open."""
+
+    rule: str
+    passed: bool | None
+    text: str
+    observed: float | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The gate's answer. Only PROMOTE changes what customers see."""
+
+    kind: VerdictKind
+    reasons: tuple[Reason, ...]
+    e_value: float = 1.0
+    wins: int = 0
+    losses: int = 0
+    ties: int = 0
+    raters: int = 0
+
+    @property
+    def text(self) -> str:
+        return "; ".join(reason.text for reason in self.reasons)
+
+
+class Interval(NamedTuple):
+    """A point estimate with its 95 % interval and the number of observations behind it."""
+
+    mean: float
+    lo: float
+    hi: float
+    n: int
+
+
+def messages_as_dicts(prompt: Sequence[Message]) -> list[dict[str, str]]:
+    return [message.as_dict() for message in prompt]
