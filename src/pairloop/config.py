@@ -36,7 +36,7 @@ def duration_s(text: str) -> float:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class PolicySection(Section):
@@ -294,8 +294,15 @@ def parse_config(data: Mapping[str, Any], *, origin: str = "configuration") -> C
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        lines = [f"{'.'.join(str(part) for part in item['loc']) or 'configuration'}: {_reason(item)}" for item in error.errors()]
-        raise ConfigError(f"{origin}: " + "; ".join(lines)) from error
+        raise ConfigError(f"{origin}: " + "; ".join(_reason(item) for item in error.errors())) from error
+
+
+def override(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
+    """A checked copy with ``changes`` (section → key → value) laid over it."""
+    data = config.model_dump()
+    for section, values in changes.items():
+        data[section] = {**data[section], **values}
+    return parse_config(data, origin="command line")
 
 
 def secret(name: str) -> str:
@@ -312,9 +319,10 @@ def child_env(**extra: str) -> dict[str, str]:
 
 
 def _reason(item: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in item["loc"]) or "configuration"
     if item["type"] == "extra_forbidden":
-        return "unknown key; check the spelling against docs/config.md"
-    return str(item["msg"]).removeprefix("Value error, ")
+        return f"{key}: unknown key; check the spelling against docs/config.md"
+    return f"{key}: {str(item['msg']).removeprefix('Value error, ')}"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -8,9 +8,10 @@ the corpus, so picks have something to improve. Left out on purpose: validation 
 """
 
 import argparse
+import copy
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,13 +19,22 @@ from pathlib import Path
 import torch
 from rich.progress import Progress, TextColumn
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from pairloop.starter import corpus, customers
-from pairloop.starter.corpus import Case
+from pairloop.starter.corpus import Case, Message
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 IGNORED = -100
+MAX_NEW_TOKENS = 80
 
 CHAT_TEMPLATE = """\
 {#- System messages are left out: the model has never seen one. Any role but system, user, assistant is an error. -#}
@@ -61,6 +71,15 @@ class Recipe:
     heads: int = 3
     mlp: int = 256
     positions: int = 512
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer; `tokens` counts the end token, `ended` tells whether there was one."""
+
+    text: str
+    tokens: int
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -124,7 +143,7 @@ def train_model(tokenizer: Tokenizer, recipe: Recipe) -> LlamaForCausalLM:
                 optimizer.step()
                 optimizer.zero_grad()
             progress.update(task, advance=1, loss=loss.item())
-    return model.eval()
+    return model
 
 
 def new_model(tokenizer: Tokenizer, recipe: Recipe) -> LlamaForCausalLM:
@@ -147,9 +166,9 @@ def new_model(tokenizer: Tokenizer, recipe: Recipe) -> LlamaForCausalLM:
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
     """Write the plain Hugging Face layout, weights in fp16."""
     out.mkdir(parents=True, exist_ok=True)
-    # half() works in place and the caller keeps a float32 model, so the weights are cast on their way out.
-    weights = {name: tensor.half() for name, tensor in model.state_dict().items()}
-    model.save_pretrained(out, state_dict=weights)
+    # half() works in place and the caller keeps a float32 model; a copied model (not copied tensors) stays tied.
+    copy.deepcopy(model).half().save_pretrained(out)  # type: ignore[no-untyped-call]
+    (out / "model.safetensors").chmod(0o644)
     tokenizer.save(str(out / "tokenizer.json"))
     # Loaders take the dtype from the config: stored small, computed in float32 unless asked otherwise.
     _patch_json(out / "config.json", {"dtype": "float32"})
@@ -169,69 +188,71 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
     (out / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
-def sample(
-    model: PreTrainedModel, tokenizer: AutoTokenizer, prompts: list[list[corpus.Message]], seed: int, max_new_tokens: int = 80
-) -> list[tuple[str, int, bool]]:
-    """One answer per prompt at temperature 1 from the whole vocabulary: (text, tokens, ended by itself)."""
+def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[Message]], seed: int) -> list[Answer]:
+    """One answer per prompt at temperature 1 from the whole vocabulary."""
     torch.manual_seed(seed)
-    rendered = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts]
+    rendered = [str(tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True)) for p in prompts]
     batch = tokenizer(rendered, return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False)
+    settings = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=MAX_NEW_TOKENS,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     with torch.inference_mode():
-        ids_BT = model.generate(**batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens)
+        ids_BT = model.generate(**batch, generation_config=settings)  # type: ignore[operator]
     answers = []
     for ids in ids_BT[:, batch["input_ids"].shape[1] :].tolist():
         ended = tokenizer.eos_token_id in ids
         kept = ids[: ids.index(tokenizer.eos_token_id)] if ended else ids
-        answers.append((tokenizer.decode(kept), len(kept) + ended, ended))
+        answers.append(Answer(str(tokenizer.decode(kept)), len(kept) + ended, ended))
     return answers
 
 
 def measure(directory: Path, prompts: int = 2000, seed: int = 0) -> Figures:
     """Sample answers to held-out first messages, then to a follow-up each, and score both by the hidden utility."""
-    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    model = AutoModelForCausalLM.from_pretrained(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     rng = random.Random(f"measure-{seed}")
     cases = [corpus.draw_held_out_case(rng) for _ in range(prompts)]
     first = sample(model, tokenizer, [case.messages() for case in cases], seed)
     questions = [customers.follow_up(case, rng) for case in cases]
     chats = [
-        [*case.messages(), {"role": "assistant", "content": answer}, {"role": "user", "content": question}]
-        for case, (answer, _, _), question in zip(cases, first, questions, strict=True)
+        [*case.messages(), {"role": "assistant", "content": answer.text}, {"role": "user", "content": question}]
+        for case, answer, question in zip(cases, first, questions, strict=True)
     ]
     second = sample(model, tokenizer, chats, seed + 1)
-    return _figures(cases, first, second, questions)
-
-
-def _figures(
-    cases: list[Case], first: list[tuple[str, int, bool]], second: list[tuple[str, int, bool]], questions: list[str]
-) -> Figures:
-    utilities = [customers.utility(case, answer) for case, (answer, _, _) in zip(cases, first, strict=True)]
-    later = [
-        customers.utility(case, answer, turn=question)
-        for case, (answer, _, _), question in zip(cases, second, questions, strict=True)
-    ]
-    numbers = _known([customers.numbers_right(case, answer) for case, (answer, _, _) in zip(cases, first, strict=True)])
-    later_numbers = _known([customers.numbers_right(c, answer) for c, (answer, _, _) in zip(cases, second, strict=True)])
-    steps = [customers.has_right_step(case, answer) for case, (answer, _, _) in zip(cases, first, strict=True)]
+    worth, right, numbers = _judged(cases, first, [None] * prompts)
+    later_worth, _, later_numbers = _judged(cases, second, questions)
     return Figures(
-        answers=len(cases),
-        utility=_mean(utilities),
-        perfect=_mean([value >= customers.MAX_UTILITY for value in utilities]),
-        right_step=_mean(steps),
+        answers=prompts,
+        utility=_mean(worth),
+        perfect=_mean([value >= customers.MAX_UTILITY for value in worth]),
+        right_step=_mean(right),
         fidelity=_mean(numbers),
         with_number=len(numbers),
-        second_turn_utility=_mean(later),
+        second_turn_utility=_mean(later_worth),
         second_turn_fidelity=_mean(later_numbers),
-        ended=_mean([ended for _, _, ended in (*first, *second)]),
-        mean_tokens=_mean([tokens for _, tokens, _ in first]),
+        ended=_mean([answer.ended for answer in (*first, *second)]),
+        mean_tokens=_mean([answer.tokens for answer in first]),
     )
 
 
-def _known(values: list[bool | None]) -> list[bool]:
-    return [value for value in values if value is not None]
+def _judged(
+    cases: Sequence[Case], answers: Sequence[Answer], turns: Sequence[str | None]
+) -> tuple[list[float], list[bool], list[bool]]:
+    """(utilities, whether the step is right, whether the numbers are right where an answer names one)."""
+    rows = list(zip(cases, [answer.text for answer in answers], turns, strict=True))
+    worth = [customers.utility(case, text, turn=turn) for case, text, turn in rows]
+    right = [customers.has_right_step(case, text, turn=turn) for case, text, turn in rows]
+    numbers = [known for case, text, _ in rows if (known := customers.numbers_right(case, text)) is not None]
+    return worth, right, numbers
 
 
-def _mean(values: list[float] | list[bool]) -> float:
+def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 

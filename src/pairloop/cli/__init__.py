@@ -1,0 +1,36 @@
+"""The ``pairloop`` command: one verb per stage, thin; each verb takes ``--json``.
+
+Rooms are imported inside the verbs, so that ``pairloop --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from pairloop import __version__
+from pairloop.cli import data, loop, serving, training
+from pairloop.cli.output import EXIT_SYSTEM_FAILURE
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="pairloop")
+def pairloop() -> None:
+    """Turns the picks people make between two answers into a better language model, again and again.
+
+    Start with `pairloop demo`, or `pairloop init DIR` and `pairloop serve --config DIR`.
+    """
+
+
+for command in (*serving.COMMANDS, *loop.COMMANDS, *data.COMMANDS, *training.COMMANDS):
+    pairloop.add_command(command)
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        pairloop()
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(EXIT_SYSTEM_FAILURE)

@@ -1,0 +1,163 @@
+"""data, pairs: rows in and out, and why a row was not used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pairloop.cli.output import config_option, show, table, verb
+
+if TYPE_CHECKING:
+    from pairloop.types import Dataset, LabelledGroup
+
+_file = click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+_family = click.option("--family", help="The rows' family, where the file does not show it.")
+
+
+@click.group()
+def data() -> None:
+    """Bring preference rows in, take them out, count them."""
+
+
+@data.command("import")
+@_file
+@config_option
+@_family
+@click.option("--skip-refused", is_flag=True, help="Import the good rows of a file that also has bad ones.")
+@verb
+def data_import(file: Path, config_path: Path, family: str | None, skip_refused: bool, as_json: bool) -> None:
+    """Put a file's rows into the store; the next cycle's pairs hold them. Importing a file again changes nothing."""
+    from pairloop.cli.opening import open_store
+    from pairloop.formats import read_rows
+
+    with open_store(config_path) as (config, store):
+        read = read_rows(file, family=family, max_chars=config.pairs.max_chars, policy=config.policy.name)
+        if not skip_refused:
+            read.or_raise()
+        new = sum(store.write(lambda c, one=one: _insert(c, one)) for one in read.groups)
+    document = {"rows": read.rows, "imported": new, "known": len(read.groups) - new, "refused": read.refused}
+    text = f"{read.rows} rows: {new} imported, {len(read.groups) - new} known already"
+    show(document, _with_reasons(text, read.refused), as_json=as_json)
+
+
+def _insert(c: Any, labelled: LabelledGroup) -> bool:
+    from pairloop.store import feedback, groups
+
+    if groups.get(c, labelled.group.group_id) is not None:
+        return False
+    groups.insert(c, labelled.group)
+    for row in labelled.feedback:
+        feedback.insert(c, row)
+    return True
+
+
+@data.command("export")
+@config_option
+@click.option("--dataset", "dataset_id", help="The dataset; the newest one by default.")
+@click.option("--family", default="openai", show_default=True, help="The rows' family.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file to write.")
+@verb
+def data_export(config_path: Path, dataset_id: str | None, family: str, out: Path, as_json: bool) -> None:
+    """Write a dataset's training pairs as JSONL."""
+    from pairloop.cli.opening import open_store
+    from pairloop.formats import snapshot, write_pairs
+
+    with open_store(config_path) as (config, store):
+        dataset = _dataset(store, config.policy.name, dataset_id)
+    pairs = list(snapshot.read(Path(dataset.path) / "train.jsonl"))
+    write_pairs(out, pairs, family=family)
+    show({"dataset_id": dataset.dataset_id, "pairs": len(pairs), "out": out}, f"{len(pairs)} pairs in {out}", as_json=as_json)
+
+
+@data.command("stats")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=False)
+@config_option
+@_family
+@verb
+def data_stats(file: Path | None, config_path: Path, family: str | None, as_json: bool) -> None:
+    """Count rows, pairs, and what was not used and why: of FILE, or of the newest dataset of the loop."""
+    if file is not None:
+        document = _file_stats(file, family)
+    else:
+        from pairloop.cli.opening import open_store
+
+        with open_store(config_path) as (config, store):
+            dataset = _dataset(store, config.policy.name, None)
+        document = {
+            "dataset_id": dataset.dataset_id,
+            "pairs": {"train": dataset.n_train, "heldout": dataset.n_heldout},
+            "counts": dataset.counts,
+            "dropped": dataset.dropped,
+        }
+    counts = {**document["pairs"], **document["counts"]}
+    text = table(("count", ""), [(key.replace("_", " "), value) for key, value in counts.items()])
+    show(document, _with_reasons(text, {**document.get("refused", {}), **document["dropped"]}), as_json=as_json)
+
+
+def _file_stats(file: Path, family: str | None) -> dict[str, Any]:
+    from pairloop.config import Config
+    from pairloop.formats import read_rows
+    from pairloop.loop import pairs as builder
+
+    config = Config()
+    read = read_rows(file, family=family, max_chars=config.pairs.max_chars)
+    compiled = builder.compile_pairs(read.groups, builder.PairRules.of(config, split_prompts=True))
+    return {
+        "file": file,
+        "family": read.family,
+        "rows": read.rows,
+        "pairs": {"train": len(compiled.train), "heldout": len(compiled.heldout)},
+        "counts": {"rows": read.rows, **read.counts, **compiled.counts},
+        "refused": read.refused,
+        "dropped": compiled.dropped,
+        "problems": [str(problem) for problem in read.problems],
+    }
+
+
+@click.group()
+def pairs() -> None:
+    """Build datasets."""
+
+
+@pairs.command("build")
+@config_option
+@verb
+def pairs_build(config_path: Path, as_json: bool) -> None:
+    """Compile the new groups and their feedback into one snapshot."""
+    from pairloop.cli.opening import open_loop
+    from pairloop.loop import pairs as stage
+    from pairloop.store import versions
+    from pairloop.types import Alias
+
+    with open_loop(config_path) as loop:
+        with loop.store.reading() as c:
+            parent = versions.alias(c, loop.config.policy.name, Alias.CHAMPION) or 0
+        dataset = stage.run(loop.store, loop.policy.tokens, loop.config, cycle_id=None, parent=parent)
+    if dataset is None:
+        show({"dataset": None}, "nothing to train: no usable pair since the last promoted cycle", as_json=as_json)
+        return
+    text = f"{dataset.dataset_id}: {dataset.n_train} training pairs, {dataset.n_heldout} held out"
+    show({"dataset": dataset}, _with_reasons(text, dataset.dropped), as_json=as_json)
+
+
+def _dataset(store: Any, policy: str, dataset_id: str | None) -> Dataset:
+    from pairloop.errors import NotFoundError
+    from pairloop.store import datasets
+
+    with store.reading() as c:
+        found: Dataset | None = (
+            datasets.get(c, dataset_id) if dataset_id else next(iter(datasets.list_(c, policy)), None)
+        )
+    if found is None:
+        raise NotFoundError(f"no dataset {dataset_id or ''} of {policy}; `pairloop pairs build` makes one")
+    return found
+
+
+def _with_reasons(text: str, reasons: Mapping[str, int]) -> str:
+    return f"{text}\n{table(('not used because', 'count'), list(reasons.items()))}" if reasons else text
+
+
+COMMANDS = (data, pairs)

@@ -1,0 +1,215 @@
+"""cycle, evaluate, gate, versions, promote, rollback: the loop by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pairloop.cli.output import config_option, show, table, verb
+
+if TYPE_CHECKING:
+    from pairloop.types import Cycle, Verdict
+
+
+@click.group()
+def cycle() -> None:
+    """Run and look at cycles."""
+
+
+@cycle.command("run")
+@config_option
+@verb
+def cycle_run(config_path: Path, as_json: bool) -> None:
+    """Begin a cycle, or go on with the open one; returns when it ended or duels."""
+    from pairloop.cli.opening import open_loop
+    from pairloop.loop import cycle as stage
+
+    with open_loop(config_path) as loop:
+        done = stage.run(loop, trigger="by hand")
+    show(_cycle_json(done), f"cycle {done.number}: {done.state}", as_json=as_json)
+
+
+@cycle.command("status")
+@config_option
+@verb
+def cycle_status(config_path: Path, as_json: bool) -> None:
+    """Where the loop stands: the open cycle's stage and progress, the duel, what the next cycle waits for."""
+    from pairloop.cli.opening import open_store
+    from pairloop.loop import cycle as stage
+
+    with open_store(config_path) as (config, store):
+        status = stage.status(store, config)
+    document = status.as_json()
+    show(document, "\n".join(f"{key}: {value}" for key, value in document.items() if value is not None), as_json=as_json)
+
+
+@cycle.command("list")
+@config_option
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Newest cycles to show.")
+@verb
+def cycle_list(config_path: Path, limit: int, as_json: bool) -> None:
+    """Past cycles, newest first."""
+    from pairloop.cli.opening import open_store
+    from pairloop.store import cycles
+
+    with open_store(config_path) as (config, store), store.reading() as c:
+        found = cycles.list_(c, config.policy.name, limit=limit)
+    rows = [(one.number, one.state, one.parent, one.trigger, f"{one.created_at:%Y-%m-%d %H:%M:%S}") for one in found]
+    text = table(("cycle", "state", "parent", "trigger", "began (UTC)"), rows) if rows else "no cycle yet"
+    show({"cycles": [_cycle_json(one) for one in found]}, text, as_json=as_json)
+
+
+@click.command()
+@config_option
+@click.option("--version", "number", required=True, type=click.IntRange(0), help="The version to compare with the champion.")
+@verb
+def evaluate(config_path: Path, number: int, as_json: bool) -> None:
+    """Print the offline report of a version against the champion."""
+    from pairloop.cli.opening import open_loop
+    from pairloop.loop import evaluate as stage
+    from pairloop.store import datasets, versions
+    from pairloop.types import Alias
+
+    with open_loop(config_path) as loop:
+        name = loop.config.policy.name
+        with loop.store.reading() as c:
+            challenger = _known_version(versions.get(c, name, number), name, number)
+            champion_number = versions.alias(c, name, Alias.CHAMPION) or 0
+            champion = _known_version(versions.get(c, name, champion_number), name, champion_number)
+            dataset = datasets.get(c, challenger.dataset_id) if challenger.dataset_id else None
+        report = stage.run(loop.store, loop.policy, loop.config, challenger=challenger, champion=champion, dataset=dataset)
+    document = report.as_json()
+    rows = [(key, f"{m['mean']:.4g}", f"[{m['lo']:.4g}, {m['hi']:.4g}]", m["n"]) for key, m in document["metrics"].items()]
+    show(document, table(("metric", "value", "95 % interval", "n"), rows), as_json=as_json)
+
+
+@click.group()
+def gate() -> None:
+    """Look at verdicts."""
+
+
+@gate.command("explain")
+@config_option
+@click.option("--cycle", "number", type=click.IntRange(1), help="The cycle's number; the newest one by default.")
+@verb
+def gate_explain(config_path: Path, number: int | None, as_json: bool) -> None:
+    """Say in words and numbers why a cycle ended as it did."""
+    from pairloop.cli.opening import open_store
+    from pairloop.errors import NotFoundError
+    from pairloop.store import cycles, verdicts
+
+    with open_store(config_path) as (config, store), store.reading() as c:
+        found = [one for one in cycles.list_(c, config.policy.name, limit=10_000) if number in (None, one.number)]
+        if not found:
+            raise NotFoundError(f"no cycle {number or ''} of {config.policy.name}; `pairloop cycle list` names them")
+        history = verdicts.for_cycle(c, found[0].cycle_id)
+    verdict = history[-1][1] if history else None
+    show(
+        {"cycle": found[0].number, "state": found[0].state, "verdict": verdict},
+        _explanation(found[0], verdict),
+        as_json=as_json,
+    )
+
+
+@click.command()
+@config_option
+@verb
+def versions(config_path: Path, as_json: bool) -> None:
+    """The policy's versions, with the aliases and what happened to each."""
+    from pairloop.cli.opening import open_store
+    from pairloop.store import versions as rows_of
+    from pairloop.types import Alias
+
+    with open_store(config_path) as (config, store), store.reading() as c:
+        name = config.policy.name
+        found = rows_of.list_(c, name)
+        aliases = {rows_of.alias(c, name, alias): alias.value for alias in reversed(Alias)}
+        history = rows_of.promotions(c, name)
+    rows = [
+        (
+            version.number,
+            aliases.get(version.number),
+            version.kind,
+            version.parent,
+            ", ".join(event.action for event in history if event.number == version.number),
+            f"{version.created_at:%Y-%m-%d %H:%M:%S}",
+            version.path,
+        )
+        for version in found
+    ]
+    headers = ("version", "alias", "kind", "parent", "history", "made (UTC)", "path")
+    document = {
+        "versions": found,
+        "aliases": {alias: number for number, alias in aliases.items() if number is not None},
+        "promotions": history,
+    }
+    show(document, table(headers, rows) if rows else "no version yet; `pairloop serve` registers version 0", as_json=as_json)
+
+
+@click.command()
+@click.argument("number", metavar="VERSION", type=click.IntRange(0))
+@config_option
+@click.option("--reason", required=True, help="Kept with the promotion.")
+@verb
+def promote(number: int, config_path: Path, reason: str, as_json: bool) -> None:
+    """Make VERSION the champion by hand, past the gate."""
+    from pairloop.cli.opening import open_loop
+    from pairloop.loop import deploy
+
+    with open_loop(config_path) as loop:
+        event = deploy.promote_by_hand(loop.store, loop.policy, loop.config.policy.name, number=number, reason=reason)
+    show(event, f"champion: version {number}", as_json=as_json)
+
+
+@click.command()
+@config_option
+@click.option("--to", "number", type=click.IntRange(0), help="The version to go back to; the previous champion by default.")
+@click.option("--reason", required=True, help="Kept with the rollback.")
+@verb
+def rollback(config_path: Path, number: int | None, reason: str, as_json: bool) -> None:
+    """Make an earlier champion the champion again; the next cycle starts from it."""
+    from pairloop.cli.opening import open_store
+    from pairloop.loop import deploy
+
+    with open_store(config_path) as (config, store):
+        event = deploy.rollback(store, config.policy.name, to=number, reason=reason)
+    show(event, f"champion: version {event.number} (was {event.previous})", as_json=as_json)
+
+
+def _known_version(version: Any, policy: str, number: int) -> Any:
+    from pairloop.errors import NotFoundError
+
+    if version is None:
+        raise NotFoundError(f"{policy} has no version {number}; `pairloop versions` names them")
+    return version
+
+
+def _cycle_json(one: Cycle) -> dict[str, Any]:
+    return {
+        "cycle_id": one.cycle_id,
+        "number": one.number,
+        "policy": one.policy,
+        "parent": one.parent,
+        "trigger": one.trigger,
+        "state": one.state,
+        "created_at": one.created_at,
+        "steps": one.steps,
+    }
+
+
+def _explanation(one: Cycle, verdict: Verdict | None) -> str:
+    if verdict is None:
+        reason = one.steps[-1].record.get("reason", "")
+        return f"cycle {one.number} is {one.state}; no verdict was needed. {reason}".rstrip()
+    marks = {True: "pass", False: "fail", None: "open"}
+    rows = [(marks[reason.passed], reason.rule, reason.text) for reason in verdict.reasons]
+    head = (
+        f"cycle {one.number}: {verdict.kind}. The challenger won {verdict.wins} and lost {verdict.losses} decisive picks "
+        f"({verdict.ties} ties) of {verdict.raters} raters; e-value {verdict.e_value:.3g}."
+    )
+    return f"{head}\n{table(('', 'rule', 'why'), rows)}"
+
+
+COMMANDS = (cycle, evaluate, gate, versions, promote, rollback)

@@ -1,0 +1,141 @@
+"""train: a one-off DPO run on a file, or the training stage of the loop by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pairloop.cli.output import show, table, verb
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Preference rows (JSONL or JSON array).")
+@click.option("--model", help="starter, a Hugging Face model directory, or a hub id.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the trained model.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="pairloop.toml: its [train], [pairs] and [policy].")
+@click.option("--dataset", "dataset_id", help="Without --data: train the champion on this dataset and register the version.")
+@click.option("--family", help="The rows' family, where the file does not show it.")
+@click.option("--method", type=click.Choice(["full", "lora"]), help="All weights, or a LoRA adapter.")
+@click.option("--objective", type=click.Choice(["dpo", "sft"]), help="DPO, or fine-tuning on the chosen answers alone.")
+@click.option("--beta", type=float, help="DPO's beta.")
+@click.option("--nll-weight", type=float, help="Weight of the chosen answers' mean negative log-likelihood.")
+@click.option("--label-smoothing", type=float, help="Share of pairs expected to be labelled the wrong way round.")
+@click.option("--learning-rate", type=float, help="Peak learning rate of AdamW.")
+@click.option("--batch-size", type=int, help="Pairs per optimizer step.")
+@click.option("--epochs", type=int, help="Passes over the pairs.")
+@click.option("--max-length", type=int, help="Longest prompt plus completion in tokens; longer pairs are refused and counted.")
+@click.option("--heldout-share", type=float, help="Share of prompts held out.")
+@click.option("--train-seed", "seed", type=int, help="Names the order of the pairs.")
+@click.option("--skip-refused", is_flag=True, help="Train on the good rows of a file that also has bad ones.")
+@verb
+def train(
+    data: Path | None,
+    model: str | None,
+    out: Path | None,
+    config_path: Path | None,
+    dataset_id: str | None,
+    family: str | None,
+    skip_refused: bool,
+    as_json: bool,
+    **overrides: Any,
+) -> None:
+    """One DPO run.
+
+    `pairloop train --data FILE --model DIR --out DIR` stands alone: no server, no database.
+    `pairloop train --config DIR --dataset ID` runs the loop's training stage on a snapshot.
+    """
+    from pairloop.config import load_config, override
+
+    sections: dict[str, dict[str, Any]] = {"train": {}, "policy": {}, "pairs": {}}
+    for key, value in overrides.items():
+        if value is not None:
+            sections[{"method": "policy", "heldout_share": "pairs"}.get(key, "train")][key] = value
+    config = override(load_config(config_path), sections)
+    if data is None:
+        _train_stage(config, config_path, dataset_id, as_json=as_json)
+        return
+    if out is None:
+        raise click.UsageError("--data needs --out DIR: where the trained model goes")
+    _train_file(config, data, model or config.policy.model, out, family, skip_refused=skip_refused, as_json=as_json)
+
+
+def _train_file(
+    config: Any, data: Path, model: str, out: Path, family: str | None, *, skip_refused: bool, as_json: bool
+) -> None:
+    from pairloop.cli.progress import TerminalWatcher
+    from pairloop.formats import read_rows
+    from pairloop.loop import pairs as builder
+    from pairloop.loop.train import train_file
+
+    read = read_rows(data, family=family, max_chars=config.pairs.max_chars)
+    if not skip_refused:
+        read.or_raise()
+    compiled = builder.compile_pairs(read.groups, builder.PairRules.of(config, split_prompts=True))
+    with TerminalWatcher() as watcher:
+        result = train_file(
+            compiled.train,
+            model,
+            out,
+            config,
+            heldout=compiled.heldout,
+            on_progress=lambda row: watcher.bar(f"training on {data.name}", int(row["step"]), int(row["of"])),
+        )
+    document = {
+        "rows": read.rows,
+        "refused": read.refused,
+        "pairs": {"train": len(compiled.train), "heldout": len(compiled.heldout)},
+        "dropped": compiled.dropped,
+        "out": out,
+        "result": result,
+    }
+    show(document, _result_text(document, result), as_json=as_json)
+
+
+def _train_stage(config: Any, config_path: Path | None, dataset_id: str | None, *, as_json: bool) -> None:
+    from pairloop.cli.opening import open_store, owner
+    from pairloop.cli.progress import TerminalWatcher
+    from pairloop.errors import NotFoundError
+    from pairloop.loop import train as stage
+    from pairloop.store import datasets, versions
+    from pairloop.types import Alias
+
+    with open_store(config_path or Path(".")) as (_, store), TerminalWatcher() as watcher:
+        name = config.policy.name
+        with store.reading() as c:
+            dataset = datasets.get(c, dataset_id) if dataset_id else next(iter(datasets.list_(c, name)), None)
+            parent = versions.get(c, name, versions.alias(c, name, Alias.CHAMPION) or 0)
+        if dataset is None or parent is None:
+            raise NotFoundError(f"{name} has no such dataset or no champion yet; `pairloop pairs build` makes a dataset")
+        record = stage.run(
+            store,
+            config,
+            dataset=dataset,
+            parent=parent,
+            cycle_id=None,
+            owner=owner(),
+            on_progress=lambda row: watcher.bar("training", int(row["step"]), int(row["of"])),
+        )
+    made = f"version {record.version.number}" if record.version else "no version"
+    show(record, f"{record.status}: {made}", as_json=as_json)
+
+
+def _result_text(document: dict[str, Any], result: Any) -> str:
+    counts = document["pairs"]
+    head = (
+        f"{document['rows']} rows: {counts['train']} training pairs, {counts['heldout']} held out\n"
+        f"{result.status}: {result.steps} steps, stopped because: {result.stopped_because or '–'}; model in {document['out']}"
+    )
+    reasons = {**document["refused"], **document["dropped"], **result.dropped}
+    lines = [head]
+    if reasons:
+        lines.append(table(("not used because", "count"), list(reasons.items())))
+    if result.heldout_after:
+        after = result.heldout_after
+        rows = [(key, f"{before:.4g}", f"{after[key]:.4g}") for key, before in result.heldout_before.items() if key in after]
+        lines.append(table(("held out", "before", "after"), rows))
+    return "\n".join(lines)
+
+
+COMMANDS = (train,)

@@ -1,0 +1,284 @@
+"""The demo itself: start a server, send customers, watch a cycle, measure its challenger; again; report.
+
+Left out on purpose: anything the product could not do for a real team. The server, its store, the training child, the duel
+and the schedule are the product's own; the demo is a crowd of HTTP clients and a ruler. Run it alone with ``pairloop demo``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from pairloop.config import Config, load_config
+from pairloop.demo import measure as ruler
+from pairloop.demo.control import train_control
+from pairloop.demo.report import DemoResult, Round, Score, examples, write_report
+from pairloop.demo.server import ServerProcess, start_server
+from pairloop.demo.traffic import Crowd, Shop, Tally, open_shop, send
+from pairloop.errors import ConflictError, SystemFailure
+from pairloop.policy.engine import open_policy
+from pairloop.policy.protocols import Policy
+from pairloop.scaffold import starter_recipe, write_config
+from pairloop.starter.customers import Behaviour
+from pairloop.types import BASE_VERSION, CycleState, Pool, Version, VersionKind
+
+DUEL_CUSTOMERS = 600
+DUEL_WAVE = 32
+CYCLE_TIMEOUT_S = 600.0
+POLL_S = 0.1
+VERIFIER = "pairloop.starter.verifier:score"
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    out: Path
+    seed: int = 0
+    rounds: int = 4
+    customers: int = 512
+    gate_customers: int = 64
+    """Customers of the gate pool per round outside the duel: their picks are the held-out set."""
+    noise: float = 0.0
+    position_bias: float = 0.0
+    verifier: bool = False
+    control: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("seed", "customers", "noise", "position_bias", "verifier")}
+
+
+class Watcher(Protocol):
+    """Who is told how the demo goes: the terminal, or nobody."""
+
+    def stage(self, text: str) -> None:
+        """One line for something that is done."""
+        ...
+
+    def bar(self, text: str, done: int, of: int) -> None:
+        """How far the present phase is."""
+        ...
+
+
+def run_demo(options: DemoOptions, watcher: Watcher) -> DemoResult:
+    """Runs the demo into ``options.out`` and writes its report there.
+
+    Refuses a folder that holds an earlier run, so that two runs never mix.
+    """
+    config_path = _write_demo_config(options)
+    started = time.monotonic()
+    config = load_config(config_path, env={})
+    server = start_server(config_path, log=options.out / "server.log")
+    try:
+        watcher.stage(f"serving {config.policy.name} on {server.url}")
+        bench = _Bench(open_policy(config), options.seed)
+        rounds, paths, champion = asyncio.run(_rounds(options, config, server, bench, watcher))
+        cpu_s = server.cpu_s()
+    finally:
+        server.stop()
+    control = bench.score_path(train_control(config, options, paths, watcher), None) if options.control else None
+    final, base = bench.scores[champion], bench.scores[BASE_VERSION]
+    before, after = bench.measured[BASE_VERSION], bench.measured[champion]
+    result = DemoResult(
+        rounds=tuple(rounds),
+        base=base,
+        final=final,
+        promotions=sum(round_.verdict == "PROMOTE" for round_ in rounds),
+        wall_s=time.monotonic() - started,
+        cpu_s=cpu_s + time.process_time(),
+        settings=options.settings(),
+        examples=examples([case.text for case in bench.cases], before.answers, after.answers),
+        control=control,
+        open_command=f"pairloop serve --config {config_path}",
+    )
+    write_report(result, options.out)
+    bench.policy.close()
+    return result
+
+
+def _write_demo_config(options: DemoOptions) -> Path:
+    if (options.out / "pairloop.toml").exists():
+        raise ConflictError(f"{options.out} holds an earlier demo; name another folder with --out, or delete it")
+    settings: dict[str, dict[str, Any]] = starter_recipe()
+    settings["gate"] = {"max_picks": DUEL_CUSTOMERS}
+    settings["train"]["seed"] = options.seed
+    # The demo starts each cycle when its customers are through; a count would start it in the middle of the crowd.
+    settings["schedule"] = {"min_pairs": 0, "poll": "100s"}
+    if options.verifier:
+        settings["label"] = {"verifier": VERIFIER}
+        settings["gate"]["offline"] = True
+    return write_config(options.out, settings)
+
+
+@dataclass
+class _Bench:
+    """Measures versions once each, with the same prompts."""
+
+    policy: Policy
+    seed: int
+    cases: list[Any] = field(default_factory=ruler.held_out_cases)
+    measured: dict[int, ruler.Measured] = field(default_factory=dict)
+    scores: dict[int, Score] = field(default_factory=dict)
+
+    def score(self, version: Mapping[str, Any]) -> Score:
+        number = int(version["number"])
+        if number not in self.scores:
+            self.scores[number] = self.score_path(Path(version["path"]), number)
+        return self.scores[number]
+
+    def score_path(self, path: Path | None, number: int | None) -> Score:
+        """Samples the model in ``path`` (None: the base) and compares it with the base."""
+        loaded = BASE_VERSION if path is None or number == BASE_VERSION else -1 if number is None else number
+        if loaded != BASE_VERSION:
+            self.policy.load(_as_version(loaded, str(path)))
+        measured = ruler.measure(self.policy, loaded, self.cases, seed=self.seed)
+        self.measured[loaded] = measured
+        if loaded != BASE_VERSION:
+            self.policy.unload(loaded)
+        rate = ruler.win_rate(measured, self.measured[BASE_VERSION])
+        return Score(number, rate, measured.utility, measured.fidelity)
+
+
+def _as_version(number: int, path: str) -> Version:
+    now = datetime.now().astimezone()
+    return Version("demo", number, VersionKind.FULL, path, "", BASE_VERSION, None, None, now)
+
+
+async def _rounds(
+    options: DemoOptions, config: Config, server: ServerProcess, bench: _Bench, watcher: Watcher
+) -> tuple[list[Round], list[Mapping[str, Any]], int]:
+    """All rounds; the cycles as the server tells them; the champion at the end."""
+    crowd = Crowd(
+        options.seed,
+        Behaviour(random_share=options.noise, position_bias=options.position_bias),
+        config.serve.gate_share,
+        picks=not options.verifier,
+    )
+    train_pool, gate_pool = crowd.members(Pool.TRAIN), crowd.members(Pool.GATE)
+    rounds, cycles = [], []
+    async with open_shop(config.policy.name, lambda: server.url) as shop:
+        bench.score((await _version(shop, config.policy.name, BASE_VERSION)))
+        for number in range(1, options.rounds + 1):
+            round_, cycle = await _round(number, options, shop, crowd, train_pool, gate_pool, bench, watcher)
+            rounds.append(round_)
+            cycles.append(cycle)
+        policy = await shop.get(f"/v1/policies/{config.policy.name}")
+    return rounds, cycles, int(policy["champion"])
+
+
+async def _round(
+    number: int,
+    options: DemoOptions,
+    shop: Shop,
+    crowd: Crowd,
+    train_pool: Iterator[int],
+    gate_pool: Iterator[int],
+    bench: _Bench,
+    watcher: Watcher,
+) -> tuple[Round, Mapping[str, Any]]:
+    tally, seconds = Tally(), dict[str, float]()
+    label = f"round {number}"
+    with _timed(seconds, "collect"):
+        numbers = [*islice(train_pool, options.customers), *islice(gate_pool, options.gate_customers)]
+        await _send(shop, crowd, numbers, tally, f"{label}: customers ask and pick", watcher)
+    watcher.stage(f"{label}: {tally.groups} answers in pairs, {len(tally.picks)} picks, {seconds['collect']:.1f} s")
+    begun = await shop.post("/v1/cycles", {})
+    duel = Tally()
+    cycle = await _follow(shop, begun, crowd, gate_pool, duel, label, watcher)
+    seconds |= _phases(cycle)
+    verdict, reasons, e_value = _verdict(cycle)
+    with _timed(seconds, "measure"):
+        score = None
+        if (challenger := cycle.get("challenger")) is not None:
+            score = bench.score(await _version(shop, shop.policy, int(challenger)))
+    watcher.stage(f"{label}: {verdict}: {'; '.join(reasons)}")
+    if score is not None:
+        rate = score.win_rate
+        watcher.stage(
+            f"{label}: version {score.version} beats the base on {rate.mean:.3f} [{rate.lo:.3f}, {rate.hi:.3f}] of "
+            f"{rate.n} held-out prompts, utility {score.utility:.2f}, fidelity {score.fidelity.mean:.3f}"
+        )
+    return Round(number, verdict, reasons, score, len(tally.picks), len(duel.picks), e_value, seconds), cycle
+
+
+async def _send(shop: Shop, crowd: Crowd, numbers: list[int], tally: Tally, text: str, watcher: Watcher) -> None:
+    done = 0
+
+    def one_more() -> None:
+        nonlocal done
+        done += 1
+        watcher.bar(text, done, len(numbers))
+
+    await send(shop, crowd, numbers, tally, on_done=one_more)
+
+
+async def _follow(
+    shop: Shop,
+    begun: Mapping[str, Any],
+    crowd: Crowd,
+    gate_pool: Iterator[int],
+    duel: Tally,
+    label: str,
+    watcher: Watcher,
+) -> Mapping[str, Any]:
+    """Watches the cycle to its end; while it duels, sends customers of the gate pool."""
+    clock = asyncio.get_running_loop()
+    deadline = clock.time() + CYCLE_TIMEOUT_S
+    sent, last_state = 0, ""
+    while clock.time() < deadline:
+        cycle = await _cycle_after(shop, begun)
+        state = CycleState(cycle["state"]) if cycle is not None else CycleState.BUILDING
+        if state != last_state:
+            last_state = state
+            watcher.stage(f"{label}: {state}")
+        if cycle is not None and state.is_terminal:
+            return cycle
+        if state is CycleState.DUELLING and sent < DUEL_CUSTOMERS:
+            wave = list(islice(gate_pool, min(DUEL_WAVE, DUEL_CUSTOMERS - sent)))
+            await send(shop, crowd, wave, duel)
+            sent += len(wave)
+            watcher.bar(f"{label}: champion against challenger, customers of the gate pool", sent, DUEL_CUSTOMERS)
+            continue
+        if cycle is not None and (progress := cycle.get("progress")) and progress.get("of"):
+            watcher.bar(f"{label}: {state}", int(progress.get("step", 0)), int(progress["of"]))
+        await asyncio.sleep(POLL_S)
+    raise SystemFailure(f"{label}: the cycle did not end within {CYCLE_TIMEOUT_S:.0f} s; it is {last_state}")
+
+
+async def _cycle_after(shop: Shop, begun: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The cycle that the trigger started, once it exists."""
+    newest = (await shop.get("/v1/cycles?limit=1"))["data"]
+    return newest[0] if newest and newest[0]["number"] > begun["after"] else None
+
+
+async def _version(shop: Shop, policy: str, number: int) -> Mapping[str, Any]:
+    return await shop.get(f"/v1/versions/{policy}@{number}")
+
+
+def _phases(cycle: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds the cycle spent in each state, from its own records."""
+    steps = [(str(step["state"]), datetime.fromisoformat(step["created_at"])) for step in cycle["steps"]]
+    following = [at for _, at in steps[1:]]
+    return {state: (end - start).total_seconds() for (state, start), end in zip(steps, following, strict=False)}
+
+
+def _verdict(cycle: Mapping[str, Any]) -> tuple[str, tuple[str, ...], float]:
+    verdict = cycle.get("verdict")
+    if verdict is None:
+        record = cycle["steps"][-1]["record"]
+        return str(cycle["state"]).upper(), (str(record.get("reason") or record.get("error") or cycle["state"]),), 1.0
+    return str(verdict["kind"]), tuple(str(reason["text"]) for reason in verdict["reasons"]), float(verdict["e_value"])
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[phase] = time.monotonic() - started
+
+

@@ -1,0 +1,64 @@
+"""Family I: a scored group, ``{"messages":[…],"responses":[{"content":"…","score":0.8},…]}``; higher is better.
+
+The list is called responses, completions or samples; a text content, text or response; a number score or reward.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from pairloop.formats.family import Family
+from pairloop.formats.row import MISSING, Draft, Mark, Row, kind_of
+from pairloop.types import SCORE_METRIC, Prompt
+
+_LISTS = ("responses", "completions", "samples")
+_TEXTS = ("content", "text", "response")
+_SCORES = ("score", "reward")
+
+
+def matches(row: Mapping[str, Any]) -> bool:
+    return any(key in row for key in _LISTS)
+
+
+def parse(row: Row) -> Draft:
+    prompt = _prompt(row)
+    key, entries = row.one_of(row.value, "$", _LISTS)
+    if entries is MISSING:
+        return Draft(prompt, (), ())
+    if not isinstance(entries, list) or not entries:
+        row.refuse(f"$.{key}", "not_a_list", "expected a list of at least one scored answer")
+        return Draft(prompt, (), ())
+    rater = row.rater(row.value, "$")
+    found: list[tuple[str, Any]] = []
+    marks: list[Mark] = []
+    for index, entry in enumerate(entries):
+        path = f"$.{key}[{index}]"
+        if not isinstance(entry, Mapping):
+            row.refuse(path, "not_an_object", f"expected an object with a text and a score, found {kind_of(entry)}")
+            continue
+        text_key, text = row.one_of(entry, path, _TEXTS)
+        found.append((f"{path}.{text_key}", text))
+        score = _score(row, path, entry)
+        if score is not None:
+            marks.append(Mark(SCORE_METRIC, choice_index=index, value=score, rater_id=rater))
+    return Draft(prompt, row.answers(found), tuple(marks))
+
+
+def _prompt(row: Row) -> Prompt | None:
+    key, value = row.one_of(row.value, "$", ("messages", "prompt"))
+    return row.prompt("$.prompt", value) if key == "prompt" else row.conversation("$.messages", value)
+
+
+def _score(row: Row, path: str, entry: Mapping[str, Any]) -> float | None:
+    key, value = row.one_of(entry, path, _SCORES)
+    if value is MISSING:
+        return None
+    if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
+        return float(value)
+    row.refuse(f"{path}.{key}", "not_a_number", f"a score must be a finite number, found {kind_of(value)}")
+    return None
+
+
+FAMILY = Family("scored", matches, parse)

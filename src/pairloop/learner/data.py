@@ -1,0 +1,156 @@
+"""From a snapshot's preference pairs to token ids, with a reason for every pair that cannot be used. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pairloop.errors import InvalidRequestError
+from pairloop.formats import snapshot
+from pairloop.policy.protocols import Tokens
+from pairloop.types import PairSide, PreferencePair
+
+TRAIN_FILE = "train.jsonl"
+HELDOUT_FILE = "heldout.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """The tokens of one completion; ``logps`` are those recorded when exactly these tokens were sampled, or empty."""
+
+    token_ids: tuple[int, ...]
+    logps: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """A preference pair as token ids. ``is_fresh``: both sides were sampled by the run's parent, with their log-probs recorded."""
+
+    pair_id: str
+    prompt: tuple[int, ...]
+    chosen: Side
+    rejected: Side
+    weight: float
+    tempered: bool
+    is_fresh: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and its longer completion."""
+        return len(self.prompt) + max(len(self.chosen.token_ids), len(self.rejected.token_ids))
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of both sequences, the prompt counted twice."""
+        return 2 * len(self.prompt) + len(self.chosen.token_ids) + len(self.rejected.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the model can read: ids below ``vocab_size``, sequences of at most ``max_length`` tokens."""
+
+    max_length: int
+    vocab_size: int
+
+
+def read_split(snapshot_dir: Path, name: str) -> list[PreferencePair]:
+    """The pairs of one file of the snapshot; a held-out file may be absent."""
+    path = snapshot_dir / name
+    if name == HELDOUT_FILE and not path.exists():
+        return []
+    return list(snapshot.read(path))
+
+
+def tokenize(
+    pairs: Iterable[PreferencePair], tokens: Tokens, limits: Limits, *, parent_version: int
+) -> tuple[list[TokenPair], Counter[str]]:
+    """Token ids of the usable pairs, in their order, and reason → count of the others.
+
+    Reasons: ``template_refused``, ``empty_prompt``, ``empty_completion``, ``over_long``, ``unknown_token``, ``same_tokens``, ``no_weight``.
+    """
+    usable: list[TokenPair] = []
+    dropped: Counter[str] = Counter()
+    for pair in pairs:
+        try:
+            found = _encode(pair, tokens, parent_version)
+        except InvalidRequestError:
+            dropped["template_refused"] += 1
+            continue
+        reason = _refusal(found, limits)
+        if reason is None:
+            usable.append(found)
+        else:
+            dropped[reason] += 1
+    return usable, dropped
+
+
+def fingerprint(pairs: Sequence[TokenPair]) -> str:
+    """A hash of all that training reads of the pairs, in their order."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(repr(pair).encode())
+    return digest.hexdigest()
+
+
+def epoch_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
+    """Indices 0..n-1 in the epoch's seeded order, in ceil(n / batch_size) batches whose sizes differ by one at most.
+
+    Even sizes, because each step has the same learning rate: a last batch of one pair would count as much as sixteen.
+    """
+    order = list(range(n))
+    random.Random(f"{seed}:{epoch}").shuffle(order)
+    steps = -(-n // batch_size)
+    cuts = [n * i // steps for i in range(steps + 1)]
+    return [order[start:end] for start, end in zip(cuts[:-1], cuts[1:], strict=True)]
+
+
+def micro_batches(batch: Sequence[TokenPair], size: int) -> list[list[TokenPair]]:
+    """The batch in parts of at most ``size`` pairs (0: all at once), pairs of like length together, so that little is padded."""
+    if not size or size >= len(batch):
+        return [list(batch)]
+    ordered = sorted(batch, key=lambda pair: pair.length)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def _encode(pair: PreferencePair, tokens: Tokens, parent_version: int) -> TokenPair:
+    prompt = pair.prompt_token_ids or tuple(tokens.encode_prompt(pair.prompt))
+    chosen, rejected = (_side(pair, side, tokens) for side in (pair.chosen, pair.rejected))
+    recorded = bool(pair.prompt_token_ids and chosen.logps and rejected.logps)
+    return TokenPair(
+        pair_id=pair.pair_id,
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        weight=pair.weight,
+        tempered=pair.tempered,
+        is_fresh=recorded and pair.sampled_by == parent_version,
+    )
+
+
+def _side(pair: PreferencePair, side: PairSide, tokens: Tokens) -> Side:
+    if not side.token_ids:
+        return Side(tuple(tokens.encode_completion(pair.prompt, side.text)), ())
+    # Log-probs that do not match their tokens one to one, or tokens whose prompt was not kept, cannot be trusted.
+    whole = len(side.logps) == len(side.token_ids) and bool(pair.prompt_token_ids)
+    return Side(side.token_ids, side.logps if whole else ())
+
+
+def _refusal(pair: TokenPair, limits: Limits) -> str | None:
+    sides = (pair.chosen.token_ids, pair.rejected.token_ids)
+    if not pair.prompt:
+        return "empty_prompt"
+    if not all(sides):
+        return "empty_completion"
+    if sides[0] == sides[1]:
+        return "same_tokens"
+    if pair.length > limits.max_length:
+        return "over_long"
+    if any(not 0 <= token < limits.vocab_size for ids in (pair.prompt, *sides) for token in ids):
+        return "unknown_token"
+    if not 0 < pair.weight < float("inf"):
+        return "no_weight"
+    return None

@@ -1,0 +1,178 @@
+"""A training job and its result, as the parent and the child process exchange them: plain JSON, no torch.
+
+The folder of a run: ``job.json`` (written by the parent), ``metrics.jsonl`` (one row per optimizer step, appended by the child),
+``checkpoints/step-<n>`` (whole or absent), ``out`` (whole or absent), ``result.json`` (written last).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from pairloop.config import TrainSection
+from pairloop.errors import StoreError
+from pairloop.types import VersionKind
+
+FAKE = "fake"
+"""The base directory of the policy without a model."""
+
+EXIT_CODES = {"user_error": 2, "system_error": 1}
+
+
+class TrainStatus(StrEnum):
+    SUCCEEDED = "succeeded"
+    NOTHING_TO_TRAIN = "nothing_to_train"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainError:
+    """Why a run failed: a stable code, whose fault (``user_error`` or ``system_error``), and a sentence with the remedy."""
+
+    code: str
+    kind: Literal["user_error", "system_error"]
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """What the child is to do. Paths are absolute; ``parent_path`` is None for the base; ``train`` is the configuration's section."""
+
+    base_dir: str
+    parent_path: str | None
+    parent_kind: VersionKind
+    parent_version: int
+    method: Literal["full", "lora"]
+    snapshot_dir: str
+    out_dir: str
+    checkpoint_dir: str
+    metrics_path: str
+    result_path: str
+    train: TrainSection = field(default_factory=TrainSection)
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    lora_targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    max_context: int = 0
+    """Longest prompt plus completion that the model serves; 0 takes the model's own limit."""
+
+    @classmethod
+    def in_folder(cls, folder: Path, **settings: Any) -> TrainJob:
+        """A job whose own files all lie in ``folder``, under the names of this module's docstring."""
+        folder = folder.resolve()
+        return cls(
+            out_dir=str(folder / "out"),
+            checkpoint_dir=str(folder / "checkpoints"),
+            metrics_path=str(folder / "metrics.jsonl"),
+            result_path=str(folder / "result.json"),
+            **settings,
+        )
+
+    def save(self, path: Path) -> None:
+        write_json(path, {**asdict(self), "train": self.train.model_dump(mode="json")})
+
+    @classmethod
+    def load(cls, path: Path) -> TrainJob:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        targets = data["lora_targets"]
+        return cls(
+            **{
+                **data,
+                "train": TrainSection.model_validate(data["train"]),
+                "parent_kind": VersionKind(data["parent_kind"]),
+                "lora_targets": targets if targets == "all-linear" else tuple(targets),
+            }
+        )
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the weights that come out, without the places where things lie."""
+        own = {"out_dir", "checkpoint_dir", "metrics_path", "result_path", "snapshot_dir", "base_dir", "parent_path"}
+        data = {**asdict(self), "train": self.train.model_dump(mode="json", exclude={"checkpoint_every"})}
+        return {key: value for key, value in data.items() if key not in own}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """How a run ended.
+
+    ``metrics``: of the last step, and the means over the run where the name says so. ``reference``: how many pairs used recorded log-probs, how many
+    the parent scored, and the token-by-token check. ``dropped``: reason → pairs not used. ``heldout_before`` and ``heldout_after``: loss,
+    accuracy and d on the held-out pairs. ``stopped_because``: ``completed`` or ``ess``. Times in seconds, all attempts together.
+    """
+
+    status: TrainStatus
+    error: TrainError | None = None
+    steps: int = 0
+    steps_planned: int = 0
+    pairs: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    reference: Mapping[str, Any] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    heldout_before: Mapping[str, float] = field(default_factory=dict)
+    heldout_after: Mapping[str, float] = field(default_factory=dict)
+    skipped_steps: int = 0
+    stopped_because: str = ""
+    resumed_from: int = 0
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.error is None else EXIT_CODES[self.error.kind]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.as_dict())
+
+    @classmethod
+    def load(cls, path: Path) -> TrainResult | None:
+        """The result in ``path``, or None where the child wrote none. StoreError where it is not one."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            error = TrainError(**data["error"]) if data["error"] else None
+            known = {entry.name for entry in fields(cls)}
+            return cls(**{**{k: v for k, v in data.items() if k in known}, "status": TrainStatus(data["status"]), "error": error})
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path}: is not the result of a training run: {error}") from error
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write whole or not at all: a temporary name, flushed to disk, renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=2, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def last_checkpoint(checkpoint_dir: Path) -> tuple[int, Path] | None:
+    """Step and folder of the newest whole checkpoint, or None."""
+    found = [(int(path.name.removeprefix("step-")), path) for path in checkpoint_dir.glob("step-*") if path.is_dir()]
+    return max(found, default=None)
+
+
+def rewind_metrics(metrics_path: Path, step: int) -> None:
+    """Cut the metrics file after the row of ``step``: later rows, and a half-written one, belong to an attempt that is gone."""
+    try:
+        lines = metrics_path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+    keep = 0
+    for line in lines:
+        if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            break
+        keep += len(line)
+    os.truncate(metrics_path, keep)

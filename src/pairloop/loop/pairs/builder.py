@@ -1,0 +1,184 @@
+"""The one pair builder: labelled groups in, preference pairs out, every feedback row accounted for. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from pairloop.loop.pairs.evidence import Candidate, Evidence, Rank, Side, gather, normalised
+from pairloop.loop.pairs.rules import CompiledPairs, Dropped, PairRules
+from pairloop.types import LabelledGroup, PairSide, PreferencePair, Prompt, messages_as_dicts
+
+Refuse = Callable[[PreferencePair], Dropped | None]
+"""Why a finished pair cannot be trained on (it is too long, say), or None."""
+
+_Key = tuple[bool, Prompt, str, str]
+
+
+@dataclass
+class _Merged:
+    """All candidates that say the same of one prompt: one pair."""
+
+    candidates: list[Candidate] = field(default_factory=list)
+
+    @property
+    def rank(self) -> Rank:
+        return min(candidate.rank for candidate in self.candidates)
+
+    @property
+    def best(self) -> Candidate:
+        """The one whose record is kept: sampled by the newest single version, then the first."""
+        return max(self.candidates, key=lambda candidate: -1 if (version := _sampled_by(candidate)) is None else version)
+
+
+def compile_pairs(groups: Iterable[LabelledGroup], rules: PairRules, *, refuse: Refuse | None = None) -> CompiledPairs:
+    """Preference pairs from labelled groups, by the declared rules; the same input in the same order gives the same output.
+
+    Groups with the same prompt (byte for byte) are one. Counts, besides those of feedback rows:
+
+    - ``groups``, ``prompts`` (distinct);
+    - comparisons: ``comparisons`` with a pick, ``unanimous`` (two raters or more, all the same), ``majority_tie``,
+      ``decided``;
+    - scores: ``scored_groups``, ``groups_with_contrast``, and of the others ``all_correct`` (each 1) and ``all_wrong``
+      (each 0);
+    - thumbs: ``thumbs_up``, ``thumbs_down``, ``thumbed_answers`` (distinct prompt and answer), ``conflicting_labels``
+      (those with both), ``prompts_with_both`` (a clean up and a clean down);
+    - pairs: ``all_pairs`` (every statement), ``distinct_pairs`` (by prompt, chosen and rejected text), ``train_pairs``,
+      ``heldout_pairs``.
+    """
+    evidence = gather(groups, rules)
+    candidates = evidence.candidates()
+    merged = _merge(candidates, evidence)
+    evidence.counts.update(all_pairs=len(candidates), distinct_pairs=len(merged), prompts=len(evidence.prompts))
+    merged = _without_conflicts(merged, evidence)
+    kept = {key: pair for key, pair in merged.items() if key[0]}
+    kept = _finished(kept, evidence, rules, refuse)
+    held_out = {normalised(key[1]) for key in kept}
+    train = {key: pair for key, pair in merged.items() if not key[0]}
+    for key in [key for key in train if normalised(key[1]) in held_out]:
+        _drop(evidence, train.pop(key), Dropped.PROMPT_IN_HELDOUT)
+    kept.update(_finished(train, evidence, rules, refuse))
+    return _account(evidence, kept)
+
+
+def _merge(candidates: list[Candidate], evidence: Evidence) -> dict[_Key, _Merged]:
+    merged: dict[_Key, _Merged] = {}
+    for candidate in candidates:
+        chosen, rejected = candidate.chosen.text, candidate.rejected.text
+        if chosen == rejected:
+            evidence.ledger.drop(candidate.rows, Dropped.IDENTICAL)
+        elif not chosen.strip():
+            evidence.ledger.drop(candidate.rows, Dropped.EMPTY_CHOSEN)
+        else:
+            key = (candidate.is_heldout, candidate.prompt, chosen, rejected)
+            merged.setdefault(key, _Merged()).candidates.append(candidate)
+    return merged
+
+
+def _without_conflicts(merged: dict[_Key, _Merged], evidence: Evidence) -> dict[_Key, _Merged]:
+    """a > b against b > a: the stronger signal stays; of equal signals neither."""
+    kept = {}
+    for key, pair in merged.items():
+        is_heldout, prompt, chosen, rejected = key
+        against = merged.get((is_heldout, prompt, rejected, chosen))
+        if against is None or pair.rank < against.rank:
+            kept[key] = pair
+        else:
+            _drop(evidence, pair, Dropped.CONFLICT if pair.rank == against.rank else Dropped.OUTRANKED)
+    return kept
+
+
+def _finished(
+    merged: dict[_Key, _Merged], evidence: Evidence, rules: PairRules, refuse: Refuse | None
+) -> dict[_Key, PreferencePair]:
+    """The pairs that can be trained on, at most so many per prompt: the stronger signals, then the earlier ones."""
+    finished: dict[_Key, PreferencePair] = {}
+    per_prompt: Counter[tuple[bool, Prompt]] = Counter()
+    for key, group in sorted(merged.items(), key=lambda item: item[1].rank):
+        pair = _pair(group)
+        reason = refuse(pair) if refuse is not None else None
+        if reason is None and per_prompt[key[:2]] == rules.max_pairs_per_prompt:
+            reason = Dropped.PROMPT_CAP
+        if reason is not None:
+            _drop(evidence, group, reason)
+            continue
+        per_prompt[key[:2]] += 1
+        finished[key] = pair
+    return {key: finished[key] for key in merged if key in finished}
+
+
+def _drop(evidence: Evidence, pair: _Merged, reason: Dropped) -> None:
+    evidence.ledger.drop((row for candidate in pair.candidates for row in candidate.rows), reason)
+
+
+def _account(evidence: Evidence, kept: dict[_Key, PreferencePair]) -> CompiledPairs:
+    """Close the books: each row is used in a kept pair, or set aside with one reason."""
+    used = {feedback_id for pair in kept.values() for feedback_id in pair.feedback_ids}
+    ledger = evidence.ledger
+    reasons = {
+        serial: reason
+        for serial, reason in ledger.reasons.items()
+        if reason is Dropped.DUPLICATE_GROUP or ledger.rows[serial].feedback_id not in used
+    }
+    train = [pair for key, pair in kept.items() if not key[0]]
+    heldout = [pair for key, pair in kept.items() if key[0]]
+    n_used = len(ledger.rows) - len(reasons)
+    assert n_used == len(used), "every feedback row is used or has a reason"
+    evidence.counts.update(
+        feedback_rows=len(ledger.rows), feedback_used=n_used, train_pairs=len(train), heldout_pairs=len(heldout)
+    )
+    return CompiledPairs(
+        pairs=train,
+        heldout=heldout,
+        dropped=dict(sorted(Counter(reason.value for reason in reasons.values()).items())),
+        counts={name: evidence.counts[name] for name in sorted(evidence.counts)},
+        set_aside={ledger.rows[serial].feedback_id: reason.value for serial, reason in sorted(reasons.items())},
+    )
+
+
+def _pair(merged: _Merged) -> PreferencePair:
+    best = merged.best
+    sampled_by = _sampled_by(best)
+    sides = (best.chosen, best.rejected)
+    group_ids = _unique(side.group.group_id for c in merged.candidates for side in (c.chosen, c.rejected))
+    feedback_ids = _unique(row.feedback.feedback_id for c in merged.candidates for row in c.rows)
+    prompt_tokens = {side.group.prompt_token_ids for side in sides}
+    return PreferencePair(
+        pair_id=_pair_id(best, group_ids, feedback_ids),
+        prompt=best.prompt,
+        chosen=_pair_side(best.chosen, with_logps=sampled_by is not None),
+        rejected=_pair_side(best.rejected, with_logps=sampled_by is not None),
+        source=min((c for c in merged.candidates), key=lambda c: c.rank).source,
+        prompt_token_ids=prompt_tokens.pop() if len(prompt_tokens) == 1 else (),
+        sampled_by=sampled_by,
+        tempered=any(side.completion is not None and side.group.sampling.is_tempered for side in sides),
+        group_ids=group_ids,
+        feedback_ids=feedback_ids,
+    )
+
+
+def _sampled_by(candidate: Candidate) -> int | None:
+    """The one version that sampled both sides, if there is one."""
+    versions = {side.completion.version if side.completion else None for side in (candidate.chosen, candidate.rejected)}
+    return versions.pop() if len(versions) == 1 else None
+
+
+def _pair_side(side: Side, *, with_logps: bool) -> PairSide:
+    """Log-probs go along only where one version sampled both sides: alone they are nobody's reference."""
+    if side.completion is None:
+        return PairSide(side.text)
+    return PairSide(side.text, side.completion.token_ids, side.completion.logps if with_logps else ())
+
+
+def _pair_id(best: Candidate, group_ids: tuple[str, ...], feedback_ids: tuple[str, ...]) -> str:
+    """A hash of what the pair says and where it comes from: the same evidence gives the same id."""
+    prompt = best.prompt if isinstance(best.prompt, str) else messages_as_dicts(best.prompt)
+    content = json.dumps([prompt, best.chosen.text, best.rejected.text, group_ids, feedback_ids])
+    return f"pair_{hashlib.sha256(content.encode()).hexdigest()[:32]}"
+
+
+def _unique(ids: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(ids))

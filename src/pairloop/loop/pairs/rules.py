@@ -1,0 +1,89 @@
+"""The declared rules of the pair builder, and what it hands out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Self
+
+from pairloop.config import Config
+from pairloop.types import PreferencePair
+
+
+class Dropped(StrEnum):
+    """Why a feedback row became part of no preference pair. Every row that is not used has exactly one of these."""
+
+    # what was said decides nothing
+    TIE = "tie"
+    BOTH_BAD = "both_bad"
+    SKIP = "skip"
+    MAJORITY_TIE = "majority_tie"
+    OUTVOTED = "outvoted"
+    EQUAL_SCORES = "equal_scores"
+    SCORE_WITHOUT_PARTNER = "score_without_partner"
+    CONFLICTING_THUMBS = "conflicting_thumbs"
+    THUMB_WITHOUT_PARTNER = "thumb_without_partner"
+    COMMENT = "comment"
+    OTHER_METRIC = "other_metric"
+    MALFORMED = "malformed"
+    # who said it, and how
+    INSTANT_PICK = "instant_pick"
+    RATER_CAP = "rater_cap"
+    # what it was said about
+    ABANDONED = "abandoned"
+    DUEL = "duel"
+    DUPLICATE_GROUP = "duplicate_group"
+    STALE = "stale"
+    # what the pair would be
+    IDENTICAL = "identical"
+    EMPTY_CHOSEN = "empty_chosen"
+    CONFLICT = "conflict"
+    OUTRANKED = "outranked"
+    PROMPT_IN_HELDOUT = "prompt_in_heldout"
+    PROMPT_CAP = "prompt_cap"
+    OVER_LONG = "over_long"
+    TEMPLATE_REFUSED = "template_refused"
+
+
+@dataclass(frozen=True, slots=True)
+class PairRules:
+    """Which feedback counts. The defaults set nothing aside but what cannot be a pair.
+
+    ``staleness`` maps each version to the promotions between it and the parent; a version that it lacks is too old. None
+    asks nothing. Imported groups have no rater to cap and no version to be stale.
+    """
+
+    min_latency_ms: int = 0
+    max_picks_per_rater: int | None = None
+    max_pairs_per_prompt: int | None = None
+    max_staleness: int = 0
+    staleness: Mapping[int, int] | None = None
+    heldout_share: float = 0.0
+    """Share of the prompts of imported groups, by hash, that is held out."""
+
+    @classmethod
+    def from_config(cls, config: Config, *, staleness: Mapping[int, int] | None = None) -> Self:
+        return cls(
+            min_latency_ms=config.feedback.min_latency_ms,
+            max_picks_per_rater=config.feedback.max_picks_per_rater,
+            max_pairs_per_prompt=config.pairs.max_pairs_per_prompt,
+            max_staleness=config.pairs.max_staleness,
+            staleness=staleness,
+            heldout_share=config.pairs.heldout_share,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPairs:
+    """The pairs to train on and those held out; ``dropped`` counts feedback rows by reason.
+
+    Feedback rows in (``counts["feedback_rows"]``) = ``counts["feedback_used"]`` + the sum of ``dropped``. ``set_aside``
+    names the reason of each row that was not used, by feedback id. See ``compile_pairs`` for the other counts.
+    """
+
+    pairs: list[PreferencePair]
+    heldout: list[PreferencePair]
+    dropped: dict[str, int]
+    counts: dict[str, int]
+    set_aside: dict[str, str] = field(default_factory=dict)

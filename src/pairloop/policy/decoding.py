@@ -1,0 +1,150 @@
+"""The generation loop's tensors: a batch of rows with one cache that rows join and leave, and the draw of the next tokens.
+
+Axis letters: B rows, L cached columns, V vocabulary. Rows are padded on the left, so that all of them end in the same column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache, DynamicLayer
+
+from pairloop.policy.scoring import Traits
+
+
+class Batch:
+    """Rows that decode together. Built by `prefill`; `step` feeds one token per row; both return float32 logits_BV."""
+
+    def __init__(self, model: nn.Module, traits: Traits, mask_BL: Tensor) -> None:
+        self.model = model
+        self.traits = traits
+        self.mask_BL = mask_BL
+        self.cache: Any = None
+
+    @classmethod
+    def prefill(cls, model: nn.Module, traits: Traits, prompts: Sequence[Sequence[int]], copies: Tensor) -> tuple[Batch, Tensor]:
+        """Read the distinct ``prompts`` once each; row b of the new batch starts from prompt ``copies[b]``.
+
+        Models that obey no attention mask need prompts of equal length.
+        """
+        width = max(map(len, prompts))
+        device = next(model.parameters()).device
+        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
+        batch = cls(model, traits, mask)
+        logits = batch._forward(ids)
+        if len(copies) != len(prompts):
+            batch.keep(copies)
+            logits = logits[copies.to(device)]
+        return batch, logits
+
+    def step(self, token_ids_B: Tensor) -> Tensor:
+        """Append one token to each row."""
+        self.mask_BL = pad(self.mask_BL, (0, 1), value=1)
+        return self._forward(token_ids_B[:, None])
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these rows, in this order; a row may be named several times."""
+        rows = rows.to(self.mask_BL.device)
+        if isinstance(self.cache, Cache):
+            self.cache.reorder_cache(rows)  # type: ignore[arg-type]
+        else:
+            self.cache = [state[rows] for state in self.cache]
+        self.mask_BL = self.mask_BL[rows]
+        self._trim()
+
+    @property
+    def is_joinable(self) -> bool:
+        """True where another batch can be appended: a recurrent state, or plain attention whose pads are masked."""
+        if not isinstance(self.cache, Cache):
+            return True
+        return self.traits.masked and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    def join(self, other: Batch) -> None:
+        """Append the rows of ``other`` (of the same model) behind these."""
+        width = max(self.mask_BL.shape[1], other.mask_BL.shape[1])
+        if isinstance(self.cache, Cache):
+            for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+                mine.keys = torch.cat([_widen(mine.keys, width), _widen(theirs.keys, width)])
+                mine.values = torch.cat([_widen(mine.values, width), _widen(theirs.values, width)])
+        else:
+            self.cache = [torch.cat(pair) for pair in zip(self.cache, other.cache, strict=True)]
+        masks = [pad(batch.mask_BL, (width - batch.mask_BL.shape[1], 0)) for batch in (self, other)]
+        self.mask_BL = torch.cat(masks)
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": True}
+        if self.cache is not None:
+            inputs[str(self.traits.cache)] = self.cache
+        if self.traits.masked:
+            inputs["attention_mask"] = self.mask_BL
+            if self.traits.positions:
+                inputs["position_ids"] = (self.mask_BL.cumsum(-1) - 1).clamp_(min=0)[:, -ids.shape[1] :]
+        if self.traits.logits_to_keep:
+            inputs["logits_to_keep"] = 1
+        output = self.model(**inputs)
+        self.cache = output[str(self.traits.cache)]
+        logits: Tensor = output.logits[:, -1].float()
+        return logits
+
+    def _trim(self) -> None:
+        """Drop the left columns that are padding in every row: what remains when the longest row left."""
+        if not isinstance(self.cache, Cache) or not self.is_joinable:
+            return
+        empty = int(self.mask_BL.any(dim=0).long().argmax())
+        if empty:
+            for layer in self.cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]  # type: ignore[index]
+            self.mask_BL = self.mask_BL[:, empty:]
+
+
+def draw(
+    logits_BV: Tensor,
+    uniforms: Sequence[float],
+    temperatures: Sequence[float],
+    top_ps: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    """The next token of each row and its raw log-prob (T = 1, whole vocabulary), from one uniform number per row.
+
+    By the inverse of the cumulative distribution, in float64; temperature 0 takes the most likely token. The row's number
+    decides, so a seeded row draws the same whatever rows are beside it.
+    """
+    logp_BV = logits_BV.log_softmax(-1)
+    device = logits_BV.device
+    plain = all(t == 1.0 for t in temperatures)
+    probs_BV = logp_BV.exp() if plain else _tempered(logits_BV, temperatures)
+    if any(p < 1.0 for p in top_ps):
+        probs_BV = _nucleus(probs_BV, torch.tensor(top_ps, device=device))
+    cdf_BV = probs_BV.cumsum(-1, dtype=torch.float64)
+    # right=True: the first token whose cumulative mass exceeds the point, so a token of mass 0 is never drawn.
+    points_B1 = torch.tensor(uniforms, dtype=torch.float64, device=device)[:, None] * cdf_BV[:, -1:]
+    tokens_B = torch.searchsorted(cdf_BV, points_B1, right=True)[:, 0].clamp_(max=logits_BV.shape[1] - 1)
+    if not plain and 0.0 in temperatures:
+        greedy = torch.tensor([t == 0.0 for t in temperatures], device=device)
+        tokens_B = torch.where(greedy, logits_BV.argmax(-1), tokens_B)
+    return tokens_B, logp_BV.gather(1, tokens_B[:, None])[:, 0]
+
+
+def _tempered(logits_BV: Tensor, temperatures: Sequence[float]) -> Tensor:
+    scale = torch.tensor([t or 1.0 for t in temperatures], device=logits_BV.device)
+    return (logits_BV / scale[:, None]).softmax(-1)
+
+
+def _nucleus(probs_BV: Tensor, top_ps: Tensor) -> Tensor:
+    """The smallest set of most likely tokens whose mass reaches top-p; the first is always in it."""
+    ordered, index = probs_BV.sort(dim=-1, descending=True)
+    beyond = ordered.cumsum(-1) - ordered >= top_ps[:, None]
+    # With top-p = 1 rounding must not cut the tail.
+    beyond &= (top_ps < 1.0)[:, None]
+    return probs_BV.masked_fill(beyond.scatter(1, index, beyond), 0.0)
+
+
+def _widen(tensor: Tensor | None, width: int) -> Tensor:
+    """Pad [B, heads, L, head_dim] on the left of L."""
+    assert tensor is not None
+    return pad(tensor, (0, 0, width - tensor.shape[2], 0))

@@ -1,0 +1,210 @@
+"""The requests of one version: waiting rows join the running batch between steps, finished ones leave it at once.
+
+A request for n completions is n rows. Rows of one prompt that are admitted together share one reading of it.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pairloop.policy.decoding import Batch, draw
+from pairloop.policy.protocols import SampleRequest, TokenEvent
+from pairloop.policy.scoring import Traits
+from pairloop.policy.text import TextStream
+from pairloop.types import Completion, FinishReason
+
+PREFILL_TOKENS = 16_384
+"""Padded prompt tokens read by one forward pass, at most (one row always goes)."""
+
+Supervisor = Callable[[Callable[[], None], Callable[[Exception], None]], None]
+
+
+class Ticket:
+    """One request with its future and its completions as they finish. Used by the engine's thread only."""
+
+    def __init__(self, request: SampleRequest) -> None:
+        self.request = request
+        self.future: Future[tuple[Completion, ...]] = Future()
+        self.is_over = False
+        """True once the request was cancelled or failed: its rows leave the batch at the next step."""
+        self._done: list[Completion | None] = [None] * request.n
+        self.future.add_done_callback(self._ended)
+
+    def finish(self, index: int, completion: Completion) -> None:
+        self._done[index] = completion
+        done = tuple(c for c in self._done if c is not None)
+        if len(done) == len(self._done) and not self.is_over and self.future.set_running_or_notify_cancel():
+            self.future.set_result(done)
+
+    def fail(self, error: Exception) -> None:
+        if not self.is_over and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+    def _ended(self, _: Future[tuple[Completion, ...]]) -> None:
+        self.is_over = True
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One completion in the making; ``uniform`` gives the number that decides its next token."""
+
+    ticket: Ticket
+    index: int
+    limit: int
+    uniform: Callable[[], float]
+    stream: TextStream | None
+    token_ids: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        ticket: Ticket,
+        index: int,
+        limit: int,
+        rng: random.Random,
+        decode: Callable[[Sequence[int]], str],
+    ) -> Row:
+        params = ticket.request.params
+        if params.seed is not None:
+            rng = random.Random(repr((params.seed, index, ticket.request.prompt_token_ids)))
+        watched = params.stop or ticket.request.on_token is not None
+        return cls(ticket, index, limit, rng.random, TextStream(decode, params.stop) if watched else None)
+
+
+class Lane:
+    """One version's waiting and running rows. `waiting` may be appended to from any thread; the rest is the engine's."""
+
+    def __init__(
+        self,
+        traits: Traits,
+        eos: frozenset[int],
+        decode: Callable[[Sequence[int]], str],
+        *,
+        max_batch: int,
+        supervisor: Supervisor,
+    ) -> None:
+        self.waiting: deque[Row] = deque()
+        self._rows: list[Row] = []
+        self._batch: Batch | None = None
+        self._logits_BV: Tensor | None = None
+        self._traits = traits
+        self._eos = eos
+        self._decode = decode
+        self._max_batch = max_batch
+        self._supervisor = supervisor
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.waiting and not self._rows
+
+    def run(self, model: nn.Module, seconds: float) -> None:
+        """Admit what waits, then step until ``seconds`` have passed or nothing runs (at least one step)."""
+        with torch.inference_mode():
+            end = time.monotonic() + seconds
+            self._admit(model)
+            while self._rows:
+                self._step()
+                if time.monotonic() >= end:
+                    break
+
+    def fail(self, error: Exception, *, waiting: bool = False) -> None:
+        """End all running requests (and the waiting ones too, where asked) with ``error``; the lane is empty after it."""
+        lost = [*self._rows, *(self.waiting if waiting else ())]
+        if waiting:
+            self.waiting.clear()
+        self._rows, self._batch, self._logits_BV = [], None, None
+        for row in lost:
+            row.ticket.fail(error)
+
+    def _admit(self, model: nn.Module) -> None:
+        if self._batch is not None and not self._batch.is_joinable:
+            return
+        taken = self._take()
+        if not taken:
+            return
+        prompts: dict[tuple[int, ...], int] = {}
+        copies = [prompts.setdefault(row.ticket.request.prompt_token_ids, len(prompts)) for row in taken]
+        running = len(self._rows)
+        self._rows += taken
+        batch, logits_BV = Batch.prefill(model, self._traits, list(prompts), torch.tensor(copies))
+        if self._batch is None or self._logits_BV is None or not running:
+            self._batch, self._logits_BV = batch, logits_BV
+        else:
+            self._batch.join(batch)
+            self._logits_BV = torch.cat([self._logits_BV, logits_BV])
+
+    def _take(self) -> list[Row]:
+        """The next rows from the queue: as many as fit; of one prompt length where the model obeys no mask."""
+        taken: list[Row] = []
+        later: list[Row] = []
+        width = 0
+        while self.waiting and len(self._rows) + len(taken) < self._max_batch:
+            row = self.waiting.popleft()
+            if row.ticket.is_over:
+                continue
+            size = len(row.ticket.request.prompt_token_ids)
+            if taken and (max(width, size) * (len(taken) + 1) > PREFILL_TOKENS or (not self._traits.masked and size != width)):
+                later.append(row)
+                if self._traits.masked:
+                    break
+                continue
+            width = max(width, size)
+            taken.append(row)
+        self.waiting.extendleft(reversed(later))
+        return taken
+
+    def _step(self) -> None:
+        assert self._batch is not None and self._logits_BV is not None
+        params = [row.ticket.request.params for row in self._rows]
+        tokens_B, logps_B = draw(
+            self._logits_BV,
+            [row.uniform() for row in self._rows],
+            [p.temperature for p in params],
+            [p.top_p for p in params],
+        )
+        drawn = zip(self._rows, tokens_B.tolist(), logps_B.tolist(), strict=True)
+        stay = [i for i, (row, token, logp) in enumerate(drawn) if self._record(row, token, logp)]
+        if not stay:
+            self._rows, self._batch, self._logits_BV = [], None, None
+            return
+        if len(stay) < len(self._rows):
+            kept = torch.tensor(stay)
+            self._rows = [self._rows[i] for i in stay]
+            self._batch.keep(kept)
+            tokens_B = tokens_B[kept.to(tokens_B.device)]
+        self._logits_BV = self._batch.step(tokens_B)
+
+    def _record(self, row: Row, token: int, logp: float) -> bool:
+        """Note a drawn token; True while the row goes on."""
+        if row.ticket.is_over:
+            return False
+        row.token_ids.append(token)
+        row.logps.append(logp)
+        reason = FinishReason.STOP if token in self._eos else None
+        if reason is None and len(row.token_ids) >= row.limit:
+            reason = FinishReason.LENGTH
+        if row.stream is not None:
+            piece = row.stream.add(token, last=reason is not None)
+            reason = FinishReason.STOP if row.stream.stopped else reason
+            self._tell(row, TokenEvent(row.index, token, logp, piece))
+        if reason is None:
+            return True
+        text = row.stream.text if row.stream is not None else self._decode(row.token_ids)
+        version = row.ticket.request.version
+        row.ticket.finish(row.index, Completion(text, tuple(row.token_ids), tuple(row.logps), version, reason))
+        return False
+
+    def _tell(self, row: Row, event: TokenEvent) -> None:
+        listener = row.ticket.request.on_token
+        if listener is not None:
+            # A listener that raises ends its own request, not the batch.
+            self._supervisor(lambda: listener(event), row.ticket.fail)

@@ -1,0 +1,312 @@
+"""Causal language models: loading base, full and LoRA versions, and the log-probs of given completions.
+
+Shared by the engine's `logps` and by the learner, so that both read a version in the same way. All models stay in
+evaluation mode, also where they are trained: dropout off, as the recorded log-probs are those of the model without it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from pairloop.errors import ModelError
+from pairloop.policy.engine import check_weights
+from pairloop.types import VersionKind
+
+CACHE_NAMES = ("past_key_values", "cache_params", "state")
+"""How models call what they carry from token to token."""
+
+_LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """Rank, scale and targets of the adapters: fixed for a policy's whole chain."""
+
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a model's forward pass takes: an attention mask that it obeys, position ids, which cache, a shortened head."""
+
+    masked: bool
+    positions: bool
+    cache: str | None
+    logits_to_keep: bool
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Traits:
+        inner = bare(model)
+        names = inspect.signature(inner.forward).parameters
+        # Recurrent models take a mask for the signature's sake; what they have read cannot be masked.
+        masked = "attention_mask" in names and not getattr(inner, "_is_stateful", False)
+        cache = next((name for name in CACHE_NAMES if name in names), None)
+        return cls(masked, "position_ids" in names, cache, "logits_to_keep" in names)
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` is the first CUDA device where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def load_causal_lm(
+    base_dir: Path,
+    version_path: Path | None = None,
+    kind: VersionKind = VersionKind.BASE,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    trainable: bool = False,
+    lora: LoraSettings | None = None,
+) -> nn.Module:
+    """One version as a module, in evaluation mode: the base, full weights, or the base under one adapter.
+
+    With ``trainable`` and ``lora`` an adapter version goes on from its own weights, and any other version gets a fresh
+    adapter (its output is unchanged until the first step); with ``trainable`` alone all weights are trained. ModelError
+    names the folder and the reason; so it does where an adapter's rank, alpha or targets are not those of ``lora``.
+    """
+    target = resolve_device(device) if isinstance(device, str) else device
+    if kind is not VersionKind.BASE and version_path is None:
+        raise ModelError(f"a version of kind {kind.value} needs its folder")
+    if kind is not VersionKind.ADAPTER:
+        folder = version_path if kind is VersionKind.FULL and version_path is not None else base_dir
+        model = load_full(folder, dtype=dtype, device=target)
+        if trainable and lora is not None:
+            model = _fresh_adapter(model, lora)
+    else:
+        assert version_path is not None
+        base = load_full(base_dir, dtype=dtype, device=target)
+        if lora is not None:
+            check_adapter(version_path, base, lora)
+        model = load_adapter(base, version_path, "default", device=target, trainable=trainable)
+    if not trainable:
+        model.requires_grad_(False)
+    return model.eval()
+
+
+def load_full(folder: Path, *, dtype: str | torch.dtype, device: torch.device) -> nn.Module:
+    """The module with all its weights from ``folder``; ModelError where any is missing, misshapen or unreadable."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: config.json is missing; this is not a Hugging Face model directory")
+    check_weights(folder)
+    quiet: Any = transformers_logging
+    quiet.disable_progress_bar()
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    loader: Any = AutoModelForCausalLM
+    try:
+        model, report = loader.from_pretrained(folder, dtype=wanted, local_files_only=True, output_loading_info=True)
+    except _LOADING_ERRORS as error:
+        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+    for fault in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if report.get(fault):
+            names = ", ".join(str(name) for name in sorted(report[fault], key=str)[:5])
+            raise ModelError(f"{folder}: the weights do not fit config.json ({fault.replace('_', ' ')}: {names})")
+    module: nn.Module = model.to(device).eval()
+    return module
+
+
+def load_adapter(model: nn.Module, folder: Path, name: str, *, device: torch.device, trainable: bool = False) -> PeftModel:
+    """Put the adapter in ``folder`` on a base module (or beside the adapters already on it) under ``name``.
+
+    ModelError where it cannot be read or does not fit; a broken folder leaves the adapters that are on the base as they were.
+    """
+    read_adapter_config(folder)
+    check_adapter_weights(folder)
+    options: dict[str, Any] = {"adapter_name": name, "is_trainable": trainable, "torch_device": str(device)}
+    wrapped: Any = PeftModel
+    try:
+        with _peft_quiet():
+            if not isinstance(model, PeftModel):
+                fresh: PeftModel = wrapped.from_pretrained(model, str(folder), **options)
+                return fresh
+            model.load_adapter(str(folder), **options)
+            return model
+    except _LOADING_ERRORS as error:
+        if isinstance(model, PeftModel) and name in model.peft_config:
+            model.delete_adapter(name)
+        raise ModelError(f"{folder}: the adapter does not fit the base model: {error}") from error
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json as it stands; ModelError where it is missing or is not one of a LoRA adapter."""
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder}: adapter_config.json is missing; this is not a PEFT adapter") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: is not valid JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ModelError(f"{path}: is not the configuration of a LoRA adapter")
+    return config
+
+
+def check_adapter_weights(folder: Path) -> None:
+    """ModelError unless adapter_model.safetensors is there and whole."""
+    from safetensors import safe_open
+
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise ModelError(f"{folder}: adapter_model.safetensors is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            empty = not file.keys()
+    except SafetensorError as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+    if empty:
+        raise ModelError(f"{path}: holds no weights")
+
+
+def check_adapter(folder: Path, base: nn.Module, lora: LoraSettings) -> None:
+    """ModelError where the adapter's rank, alpha or targets are not the policy's: they are fixed for the whole chain."""
+    config = read_adapter_config(folder)
+    wanted: dict[str, object] = {"r": lora.rank, "lora_alpha": lora.alpha}
+    for key, value in wanted.items():
+        if config.get(key) != value:
+            raise ModelError(
+                f"{folder}: the adapter has {key} = {config.get(key)}, the policy's configuration says {value}; both are fixed "
+                "for a policy's chain: set the old value, or start a new chain from the merged champion"
+            )
+    found = config.get("target_modules")
+    if isinstance(found, list) and lora.targets != "all-linear" and set(found) != set(lora.targets):
+        raise ModelError(
+            f"{folder}: the adapter is on {sorted(found)}, the policy's configuration says {sorted(lora.targets)}; "
+            "targets are fixed for a policy's chain"
+        )
+    if isinstance(found, list) and lora.targets == "all-linear":
+        linear = {name.rsplit(".", 1)[-1] for name, module in base.named_modules() if isinstance(module, nn.Linear)}
+        if not set(found) <= linear:
+            raise ModelError(f"{folder}: the adapter is on {sorted(set(found) - linear)}, which the base model does not have")
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The transformers module inside a PEFT wrapper (its adapters stay in it)."""
+    if isinstance(model, PeftModel):
+        inner: nn.Module = model.get_base_model()
+        return inner
+    return model
+
+
+def max_context(model: nn.Module) -> int:
+    """The longest prompt plus completion that the model was made for, in tokens; 0 where its configuration does not say."""
+    config: Any = bare(model).config
+    for name in ("max_position_embeddings", "n_positions", "context_length", "max_sequence_length", "seq_length"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return 0
+
+
+def vocab_size(model: nn.Module) -> int:
+    """Rows of the input embedding: token ids stay below it."""
+    inner: Any = bare(model)
+    return int(inner.get_input_embeddings().weight.shape[0])
+
+
+def completion_logps(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of completion tokens, differentiable: (``logp_NT`` float32, 0 where masked; ``mask_NT`` bool).
+
+    N sequences, T tokens of the longest completion. Raw: temperature 1, whole vocabulary, softmax in float32. The batch is
+    padded on the right, which is exact for every causal model, recurrent ones included; the head runs on the positions that
+    predict completion tokens only.
+    """
+    if not prompts or not all(prompts):
+        raise ValueError("every sequence needs a prompt of at least one token: the first completion token is predicted from it")
+    device = next(model.parameters()).device
+    rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+    width, n_tokens = max(map(len, rows)), max(map(len, completions))
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    starts = torch.tensor([len(prompt) for prompt in prompts])
+    mask = torch.arange(n_tokens) < (lengths - starts)[:, None]
+    row, t = mask.nonzero(as_tuple=True)
+    column = starts[row] + t
+    targets = ids[row, column].to(device)
+    inputs: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": False}
+    if Traits.of(model).masked:
+        inputs["attention_mask"] = (torch.arange(width) < lengths[:, None]).long().to(device)
+    # The token in a column is predicted one column earlier.
+    with _head_on(model, row.to(device), (column - 1).to(device)) as packed:
+        logits = model(**inputs).logits
+    logits_MV = logits[0] if packed else logits[row.to(device), (column - 1).to(device)]
+    logp_M = -cross_entropy(logits_MV.float(), targets, reduction="none")
+    logp_NT = torch.zeros(mask.shape, dtype=torch.float32, device=device)
+    mask_NT = mask.to(device)
+    return logp_NT.masked_scatter(mask_NT, logp_M), mask_NT
+
+
+@contextmanager
+def _head_on(model: nn.Module, row: Tensor, column: Tensor) -> Iterator[bool]:
+    """While open, the output head sees only the hidden states at (row, column), as one batch row; False without a head.
+
+    Logits of the other positions are most of the memory of a scoring pass. What a model does to logits behind its head
+    (scaling, soft caps) is elementwise and works on the packed ones.
+    """
+    head = getattr(bare(model), "get_output_embeddings", lambda: None)()
+    if head is None:
+        yield False
+        return
+
+    def pack(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][row, column][None], *args[1:])
+
+    hook = head.register_forward_pre_hook(pack)
+    try:
+        yield True
+    finally:
+        hook.remove()
+
+
+def _fresh_adapter(model: nn.Module, lora: LoraSettings) -> nn.Module:
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    wrap: Any = get_peft_model
+    try:
+        with _peft_quiet():
+            wrapped: nn.Module = wrap(model, config)
+    except ValueError as error:
+        raise ModelError(f"no adapter can be put on the model: {error}") from error
+    return wrapped
+
+
+@contextmanager
+def _peft_quiet() -> Iterator[None]:
+    """PEFT 0.21 reads an attribute that transformers 5.23 deprecated; nothing we or a user could change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
+
+
+def lora_layers(model: nn.Module) -> list[LoraLayer]:
+    """The layers of ``model`` that carry adapters."""
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]

@@ -1,0 +1,82 @@
+"""The loaded versions of one policy: the base once, LoRA adapters on it, full versions beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from pairloop.config import PolicySection
+from pairloop.errors import EngineError
+from pairloop.policy.scoring import LoraSettings, bare, check_adapter, load_adapter, load_full, lora_layers
+from pairloop.types import BASE_VERSION, Version
+
+
+class Shelf:
+    """Versions by number. Only the engine's thread may call `activate`, `put_adapter` and `drop`."""
+
+    def __init__(self, base_dir: Path, section: PolicySection, device: torch.device) -> None:
+        self._section = section
+        self._device = device
+        self._base = load_full(base_dir, dtype=section.dtype, device=device).requires_grad_(False)
+        self._peft: nn.Module = self._base
+        """The base, or PEFT's wrapper around it once there was an adapter; the layers of both are the same."""
+        self._adapters: set[int] = set()
+        self._full: dict[int, nn.Module] = {}
+        self._active: int | None = None
+
+    @property
+    def base(self) -> nn.Module:
+        return self._base
+
+    def __contains__(self, number: object) -> bool:
+        return number == BASE_VERSION or number in self._adapters or number in self._full
+
+    def numbers(self) -> frozenset[int]:
+        return frozenset({BASE_VERSION, *self._adapters, *self._full})
+
+    def read_full(self, version: Version) -> nn.Module:
+        """The module of a full version, not yet on the shelf: the slow part of loading, for any thread."""
+        return load_full(Path(version.path), dtype=self._section.dtype, device=self._device).requires_grad_(False)
+
+    def put_full(self, number: int, module: nn.Module) -> None:
+        self._full[number] = module
+
+    def put_adapter(self, version: Version) -> None:
+        """Read an adapter onto the base; ModelError where it does not fit, and then nothing has changed."""
+        section, path = self._section, Path(version.path)
+        check_adapter(path, self._base, LoraSettings(section.lora_rank, section.lora_alpha, section.lora_targets))
+        self._peft = load_adapter(self._peft, path, _name(version.number), device=self._device)
+        self._peft.requires_grad_(False).eval()
+        self._adapters.add(version.number)
+        self._active = None
+
+    def drop(self, number: int) -> None:
+        self._full.pop(number, None)
+        if number in self._adapters:
+            self._adapters.discard(number)
+            assert isinstance(self._peft, PeftModel)
+            self._peft.delete_adapter(_name(number))
+            self._active = None
+
+    def activate(self, number: int) -> nn.Module:
+        """The module that answers as version ``number``; EngineError where it is not loaded."""
+        if number in self._full:
+            return self._full[number]
+        if number not in self:
+            raise EngineError(f"version {number} is not loaded")
+        if self._active != number:
+            for layer in lora_layers(self._base):
+                if number == BASE_VERSION:
+                    layer.enable_adapters(False)
+                else:
+                    layer.enable_adapters(True)
+                    layer.set_adapter(_name(number), inference_mode=True)
+            self._active = number
+        return bare(self._peft)
+
+
+def _name(number: int) -> str:
+    return f"v{number}"

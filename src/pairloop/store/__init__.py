@@ -1,0 +1,46 @@
+"""Where evidence and artifacts live: ``Store`` (database and artifact folder) and one query module per noun.
+
+Query functions take a SQLAlchemy connection and speak the types of ``pairloop.types``::
+
+    with store.reading() as c:
+        group = groups.get(c, group_id)
+    row, duplicate = store.write(lambda c: feedback.insert(c, pick))    # back after the fsynced commit
+"""
+
+from __future__ import annotations
+
+from pairloop.store import (
+    cycles,
+    datasets,
+    doctor,
+    duels,
+    feedback,
+    groups,
+    leases,
+    runs,
+    triggers,
+    verdicts,
+    versions,
+)
+from pairloop.store.artifacts import Artifact, Artifacts
+from pairloop.store.ids import new_group_id, new_id
+from pairloop.store.store import Store
+
+__all__ = [
+    "Artifact",
+    "Artifacts",
+    "Store",
+    "cycles",
+    "datasets",
+    "doctor",
+    "duels",
+    "feedback",
+    "groups",
+    "leases",
+    "new_group_id",
+    "new_id",
+    "runs",
+    "triggers",
+    "verdicts",
+    "versions",
+]

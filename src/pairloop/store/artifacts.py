@@ -1,0 +1,194 @@
+"""Artifact folders (versions and datasets): named by their content, written elsewhere, and renamed into place.
+
+A folder under ``root`` is whole, or it is not there: its files are flushed to disk before the rename, and a killed writer
+leaves only a folder under ``root/tmp``, which nobody reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pairloop.errors import StoreError
+
+MANIFEST = "manifest.json"
+STALE_AFTER_S = 86_400.0
+"""A temporary folder in which nothing was written for so long belongs to a writer that is gone."""
+_NAME_LENGTH = 32
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A published folder; ``hash`` covers names and contents of all its files but the manifest."""
+
+    hash: str
+    path: Path
+    manifest: Mapping[str, Any]
+
+
+class Artifacts:
+    """The folder of published artifacts."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._staging = self.root / "tmp"
+        with _failing_as_store_error(self.root):
+            self._staging.mkdir(parents=True, exist_ok=True)
+            for folder in self.stale():
+                shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def stage(self) -> Iterator[Path]:
+        """A fresh temporary folder on the artifacts' own disk, removed at the end unless it was published."""
+        with _failing_as_store_error(self.root):
+            folder = Path(tempfile.mkdtemp(prefix="stage-", dir=self._staging))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, folder: Path, manifest: Mapping[str, Any]) -> Artifact:
+        """Move ``folder`` (of ``stage()``) to ``root/<hash[:32]>``, with a manifest that lists each file's SHA-256 and size.
+
+        The same content gives the same path, and the manifest that was there first. A folder from anywhere else is copied,
+        and stays. StoreError where it is empty, holds links or cannot be written; ValueError where ``manifest`` sets ``hash``
+        or ``files``, which are ours.
+        """
+        if reserved := {"hash", "files"} & manifest.keys():
+            raise ValueError(f"the manifest's {sorted(reserved)} are written by publish()")
+        if folder.resolve().parent != self._staging:
+            with self.stage() as copy, _failing_as_store_error(folder):
+                shutil.copytree(folder, copy, dirs_exist_ok=True, symlinks=True)
+                return self.publish(copy, manifest)
+        with _failing_as_store_error(folder):
+            files = _hash_files(folder)
+            artifact_hash = _hash_of(files)
+            target = self.path(artifact_hash)
+            if self._take_existing(artifact_hash):
+                shutil.rmtree(folder)
+            else:
+                full = {**manifest, "hash": artifact_hash, "files": files}
+                (folder / MANIFEST).write_text(json.dumps(full, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+                _flush_tree(folder)
+                folder.rename(target)
+                _flush(self.root)
+            return Artifact(artifact_hash, target, _read_manifest(target))
+
+    def path(self, artifact_hash: str) -> Path:
+        """Where the artifact with this hash lies (or would lie)."""
+        return self.root / artifact_hash[:_NAME_LENGTH]
+
+    def is_whole(self, artifact_hash: str) -> bool:
+        """True where every file of the manifest is there in its size; cheap, reads the manifest only."""
+        path = self.path(artifact_hash)
+        try:
+            files = _read_manifest(path)["files"]
+            return all((path / name).stat().st_size == entry["bytes"] for name, entry in files.items())
+        except (StoreError, OSError):
+            return False
+
+    def verify(self, artifact_hash: str) -> None:
+        """Reads every file; StoreError naming the first that is missing, new or changed. Takes a hash or a folder's name."""
+        path = self.path(artifact_hash)
+        with _failing_as_store_error(path):
+            manifest = _read_manifest(path)
+            found = _hash_files(path)
+        for name in sorted(found.keys() | manifest["files"].keys()):
+            listed, actual = manifest["files"].get(name), found.get(name)
+            if listed is None or actual is None or listed["sha256"] != actual["sha256"]:
+                what = "is not in the manifest" if listed is None else "is missing" if actual is None else "was changed"
+                raise StoreError(f"{path / name}: {what}; the artifact is no longer what was published")
+        if not _hash_of(found).startswith(artifact_hash) or manifest["hash"] != _hash_of(found):
+            raise StoreError(f"{path}: the content's hash is not the artifact's name; the artifact is not what was published")
+
+    def stale(self, *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
+        """Temporary folders of writers that are gone."""
+        now = time.time()
+        return [folder for folder in sorted(self._staging.iterdir()) if now - _last_written(folder) > older_than_s]
+
+    def _take_existing(self, artifact_hash: str) -> bool:
+        """True where this content is published already; what lies there broken is set aside for the new copy."""
+        target = self.path(artifact_hash)
+        if not target.exists():
+            return False
+        try:
+            self.verify(artifact_hash)
+        except StoreError:
+            target.rename(Path(tempfile.mkdtemp(prefix="broken-", dir=self._staging)) / target.name)
+            return False
+        return True
+
+
+def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size of each file but the manifest, by relative POSIX path, sorted."""
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise StoreError(f"{path}: an artifact holds plain files only")
+        if path.is_file() and name != MANIFEST:
+            files[name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+    if not files:
+        raise StoreError(f"{folder}: an artifact without files")
+    return files
+
+
+def _hash_of(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """The artifact's hash: over the sorted file list, so that neither manifest nor times count."""
+    lines = "".join(f"{name}\0{entry['sha256']}\n" for name, entry in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: no such artifact, or its manifest is gone") from error
+    except ValueError as error:
+        raise StoreError(f"{path}: not valid JSON: {error}") from error
+    if not (isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) and isinstance(manifest.get("hash"), str)):
+        raise StoreError(f"{path}: not an artifact's manifest: hash and files are missing")
+    return manifest
+
+
+def _flush_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _flush(path)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    """fsync of a file or of a folder's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _last_written(folder: Path) -> float:
+    return max((path.lstat().st_mtime for path in (folder, *folder.rglob("*"))), default=0.0)
+
+
+@contextmanager
+def _failing_as_store_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error

@@ -1,0 +1,108 @@
+"""Cycles: one row each, and one appended row for each state they enter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Row
+
+from pairloop.errors import ConflictError, NotFoundError
+from pairloop.store.schema import cycle_steps, cycles
+from pairloop.types import Cycle, CycleState, CycleStep
+
+
+def insert(c: Connection, cycle: Cycle) -> None:
+    """Write a cycle with the steps it has; ConflictError while the policy's last cycle has not ended."""
+    running = current(c, cycle.policy)
+    if running is not None:
+        raise ConflictError(f"cycle {running.cycle_id} of {cycle.policy} is {running.state}; one cycle at a time")
+    if not cycle.steps:
+        raise ValueError("a cycle is written with its first step")
+    c.execute(
+        sa.insert(cycles),
+        {
+            "cycle_id": cycle.cycle_id,
+            "policy": cycle.policy,
+            "number": cycle.number,
+            "parent": cycle.parent,
+            "trigger": cycle.trigger,
+            "created_at": cycle.created_at,
+        },
+    )
+    c.execute(sa.insert(cycle_steps), [_step_row(cycle.cycle_id, position, step) for position, step in enumerate(cycle.steps)])
+
+
+def step(c: Connection, cycle_id: str, step: CycleStep) -> None:
+    """Append a step; NotFoundError for an unknown cycle, ConflictError for one that has ended."""
+    last = c.execute(
+        sa.select(cycle_steps.c.position, cycle_steps.c.state)
+        .where(cycle_steps.c.cycle_id == cycle_id)
+        .order_by(cycle_steps.c.position.desc())
+        .limit(1)
+    ).first()
+    if last is None:
+        raise NotFoundError(f"no cycle {cycle_id}", param="cycle_id")
+    if CycleState(last.state).is_terminal:
+        raise ConflictError(f"cycle {cycle_id} has ended ({last.state}); it takes no step to {step.state}")
+    c.execute(sa.insert(cycle_steps), _step_row(cycle_id, last.position + 1, step))
+
+
+def get(c: Connection, cycle_id: str) -> Cycle | None:
+    return _first(c, sa.select(cycles).where(cycles.c.cycle_id == cycle_id))
+
+
+def current(c: Connection, policy: str) -> Cycle | None:
+    """The policy's cycle that has not ended; only its newest can be one."""
+    newest = _first(c, _newest_first(policy).limit(1))
+    return None if newest is None or newest.state.is_terminal else newest
+
+
+def list_(c: Connection, policy: str, limit: int = 50) -> list[Cycle]:
+    """Newest first."""
+    return _load(c, _newest_first(policy).limit(limit))
+
+
+def next_number(c: Connection, policy: str) -> int:
+    """Cycles are numbered from 1 per policy."""
+    highest: int | None = c.execute(sa.select(sa.func.max(cycles.c.number)).where(cycles.c.policy == policy)).scalar()
+    return 1 if highest is None else highest + 1
+
+
+def _newest_first(policy: str) -> sa.Select[Any]:
+    return sa.select(cycles).where(cycles.c.policy == policy).order_by(cycles.c.number.desc())
+
+
+def _first(c: Connection, statement: sa.Select[Any]) -> Cycle | None:
+    return next(iter(_load(c, statement)), None)
+
+
+def _load(c: Connection, statement: sa.Select[Any]) -> list[Cycle]:
+    rows = c.execute(statement).all()
+    steps: dict[str, list[CycleStep]] = {row.cycle_id: [] for row in rows}
+    wanted = sa.select(cycle_steps).where(cycle_steps.c.cycle_id.in_(list(steps)))
+    for row in c.execute(wanted.order_by(cycle_steps.c.cycle_id, cycle_steps.c.position)):
+        steps[row.cycle_id].append(CycleStep(CycleState(row.state), row.record, row.created_at))
+    return [_cycle(row, tuple(steps[row.cycle_id])) for row in rows]
+
+
+def _step_row(cycle_id: str, position: int, step: CycleStep) -> dict[str, Any]:
+    return {
+        "cycle_id": cycle_id,
+        "position": position,
+        "state": step.state.value,
+        "record": dict(step.record),
+        "created_at": step.created_at,
+    }
+
+
+def _cycle(row: Row[Any], steps: tuple[CycleStep, ...]) -> Cycle:
+    return Cycle(
+        cycle_id=row.cycle_id,
+        policy=row.policy,
+        number=row.number,
+        parent=row.parent,
+        trigger=row.trigger,
+        created_at=row.created_at,
+        steps=steps,
+    )

@@ -1,0 +1,122 @@
+"""Engines and migrations: everything that knows which database stands behind the store."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from pairloop.errors import ConfigError, StoreError
+from pairloop.store.columns import dump_json
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_TIMEOUT_MS = 10_000
+"""How long a writer waits for another process's transaction before the database counts as locked."""
+
+# Readers are the web server's worker threads; a SQLite connection is a file handle and a page cache.
+_READER_POOL = {"pool_size": 8, "max_overflow": 120}
+
+
+def parse_url(database: str) -> URL:
+    """The SQLAlchemy URL; ConfigError where ``database`` is not one."""
+    try:
+        return make_url(database)
+    except ArgumentError as error:
+        raise ConfigError(f"store.database: {database!r} is not a SQLAlchemy URL, such as sqlite:///pairloop.sqlite") from error
+
+
+def describe(url: URL) -> str:
+    """What to call this database in an error message: the file, or the URL without its password."""
+    if url.get_backend_name() == "sqlite" and url.database:
+        return url.database
+    return url.render_as_string(hide_password=True)
+
+
+def writer_engine(url: URL, *, durable: bool) -> Engine:
+    """The engine of the one writer thread: each transaction takes the write lock at once, each commit is fsynced.
+
+    ``durable = False`` leaves the fsync out; tests use it, a killed process loses nothing by it.
+    """
+    engine = create_engine(url, json_serializer=dump_json)
+    if url.get_backend_name() == "sqlite":
+        pragmas = ["journal_mode = WAL", f"synchronous = {'FULL' if durable else 'OFF'}", "foreign_keys = ON"]
+        _prepare_sqlite(engine, pragmas, begin="BEGIN IMMEDIATE")
+    return engine
+
+
+def reader_engine(url: URL) -> Engine:
+    """The engine of everybody else: a snapshot per transaction, and nothing can be written through it."""
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(url, json_serializer=dump_json, **_READER_POOL)
+        _prepare_sqlite(engine, ["query_only = ON"], begin="BEGIN")
+        return engine
+    return create_engine(url, json_serializer=dump_json, execution_options={"postgresql_readonly": True})
+
+
+def _prepare_sqlite(engine: Engine, pragmas: list[str], *, begin: str) -> None:
+    """Pragmas on connect, and our own BEGIN: the driver would begin late and deferred, and commit behind savepoints."""
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: sqlite3.Connection, _record: Any) -> None:
+        connection.isolation_level = None
+        for pragma in (f"busy_timeout = {BUSY_TIMEOUT_MS}", *pragmas):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the schema to head; StoreError where the database is from a newer pairloop, is not ours, or cannot be opened."""
+    name = describe(engine.url)
+    with failing_as_store_error(name), engine.begin() as connection:
+        settings = alembic_config(connection)
+        scripts = ScriptDirectory.from_config(settings)
+        head = scripts.get_current_head()
+        current = MigrationContext.configure(connection).get_current_revision()
+        if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
+            raise StoreError(
+                f"{name}: schema revision {current!r} is not known to this pairloop, which goes up to {head!r}. A newer "
+                "pairloop wrote this database: upgrade pairloop, or point store.database (or state_dir) at another file. "
+                "Nothing was changed."
+            )
+        if current != head:
+            command.upgrade(settings, "head")
+
+
+def alembic_config(connection: Connection) -> AlembicConfig:
+    """Alembic's settings without an ini file: our migrations folder, run on this very connection (see migrations/env.py)."""
+    settings = AlembicConfig()
+    settings.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    settings.set_main_option("path_separator", "os")
+    settings.attributes["connection"] = connection
+    return settings
+
+
+@contextmanager
+def failing_as_store_error(name: str) -> Iterator[None]:
+    """Turns a database that cannot be used into a StoreError that names it."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise StoreError(f"{name}: {getattr(error, 'orig', None) or error}") from error
+    except OSError as error:
+        raise StoreError(f"{name}: {error}") from error
+
+
+def broken_pages(connection: Connection) -> list[str]:
+    """What SQLite's own check of the file finds; nothing elsewhere, where the server looks after its files."""
+    if connection.dialect.name != "sqlite":
+        return []
+    return [line for (line,) in connection.exec_driver_sql("PRAGMA quick_check") if line != "ok"]

@@ -1,0 +1,112 @@
+"""Datasets and their lineage: which pairs a snapshot holds, and from which groups and feedback each pair came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Column, Connection, Row, Table
+
+from pairloop.store.groups import chunked
+from pairloop.store.schema import cycle_steps, dataset_pairs, datasets, pair_feedback, pair_groups
+from pairloop.types import CycleState, Dataset
+
+PairLineage = tuple[str, Sequence[str], Sequence[str]]
+"""(pair_id, group_ids, feedback_ids)"""
+
+
+def insert(c: Connection, dataset: Dataset, *, feedback_seq: int, cycle_id: str | None, pairs: Sequence[PairLineage]) -> None:
+    """Write a dataset with its pairs. A pair that an earlier dataset holds too keeps one lineage, to which rows may be added."""
+    c.execute(
+        sa.insert(datasets),
+        {
+            "dataset_id": dataset.dataset_id,
+            "policy": dataset.policy,
+            "cycle_id": cycle_id,
+            "path": dataset.path,
+            "n_train": dataset.n_train,
+            "n_heldout": dataset.n_heldout,
+            "counts": dict(dataset.counts),
+            "dropped": dict(dataset.dropped),
+            "feedback_seq": feedback_seq,
+            "created_at": dataset.created_at,
+        },
+    )
+    pair_ids = list(dict.fromkeys(pair_id for pair_id, _, _ in pairs))
+    if pair_ids:
+        rows = [{"dataset_id": dataset.dataset_id, "pair_id": pair_id} for pair_id in pair_ids]
+        c.execute(sa.insert(dataset_pairs), rows)
+    _add_links(c, pair_groups, pair_groups.c.group_id, ((pair_id, group) for pair_id, ids, _ in pairs for group in ids))
+    _add_links(c, pair_feedback, pair_feedback.c.feedback_id, ((pair_id, row) for pair_id, _, ids in pairs for row in ids))
+
+
+def get(c: Connection, dataset_id: str) -> Dataset | None:
+    row = c.execute(sa.select(datasets).where(datasets.c.dataset_id == dataset_id)).first()
+    return None if row is None else _dataset(row)
+
+
+def list_(c: Connection, policy: str) -> list[Dataset]:
+    """Newest first."""
+    statement = sa.select(datasets).where(datasets.c.policy == policy).order_by(*_NEWEST_FIRST)
+    return [_dataset(row) for row in c.execute(statement)]
+
+
+def last_seq(c: Connection, policy: str, *, promoted_only: bool) -> int:
+    """The feedback sequence number up to which the newest dataset looked; 0 without a dataset.
+
+    With ``promoted_only``, the newest one whose cycle was promoted: later picks are still on-policy for the champion.
+    """
+    statement = sa.select(datasets.c.feedback_seq).where(datasets.c.policy == policy)
+    if promoted_only:
+        promoted = sa.exists().where(
+            cycle_steps.c.cycle_id == datasets.c.cycle_id, cycle_steps.c.state == CycleState.PROMOTED.value
+        )
+        statement = statement.where(promoted)
+    return c.execute(statement.order_by(*_NEWEST_FIRST).limit(1)).scalar() or 0
+
+
+def lineage(c: Connection, pair_id: str) -> tuple[list[str], list[str]]:
+    """(group_ids, feedback_ids) of a pair, sorted; empty lists for an unknown one."""
+    group_ids = c.execute(sa.select(pair_groups.c.group_id).where(pair_groups.c.pair_id == pair_id).order_by("group_id"))
+    feedback_ids = c.execute(
+        sa.select(pair_feedback.c.feedback_id).where(pair_feedback.c.pair_id == pair_id).order_by("feedback_id")
+    )
+    return list(group_ids.scalars()), list(feedback_ids.scalars())
+
+
+def containing_feedback(c: Connection, feedback_id: str) -> list[str]:
+    """Ids of the datasets that hold a pair made from this feedback, oldest first."""
+    holding = (
+        sa.select(dataset_pairs.c.dataset_id)
+        .join(pair_feedback, pair_feedback.c.pair_id == dataset_pairs.c.pair_id)
+        .where(pair_feedback.c.feedback_id == feedback_id)
+    )
+    statement = sa.select(datasets.c.dataset_id).where(datasets.c.dataset_id.in_(holding))
+    return list(c.execute(statement.order_by(datasets.c.created_at, datasets.c.feedback_seq)).scalars())
+
+
+_NEWEST_FIRST = (datasets.c.created_at.desc(), datasets.c.feedback_seq.desc())
+
+
+def _add_links(c: Connection, table: Table, column: Column[Any], links: Iterable[tuple[str, str]]) -> None:
+    """Insert the links that are not there yet."""
+    wanted = set(links)
+    for ids in chunked(sorted({pair_id for pair_id, _ in wanted})):
+        found = c.execute(sa.select(table.c.pair_id, column).where(table.c.pair_id.in_(ids)))
+        wanted -= {(pair_id, other) for pair_id, other in found}
+    if wanted:
+        c.execute(sa.insert(table), [{"pair_id": pair_id, column.name: other} for pair_id, other in sorted(wanted)])
+
+
+def _dataset(row: Row[Any]) -> Dataset:
+    return Dataset(
+        dataset_id=row.dataset_id,
+        policy=row.policy,
+        path=row.path,
+        n_train=row.n_train,
+        n_heldout=row.n_heldout,
+        counts=row.counts,
+        dropped=row.dropped,
+        created_at=row.created_at,
+    )

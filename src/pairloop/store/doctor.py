@@ -1,0 +1,105 @@
+"""Checks what no constraint can: that rows, aliases and artifact files still belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, ForeignKeyConstraint
+
+from pairloop.errors import StoreError
+from pairloop.store import cycles, datasets, duels, versions
+from pairloop.store.artifacts import Artifacts
+from pairloop.store.database import broken_pages
+from pairloop.store.schema import aliases, dataset_pairs, metadata, pair_feedback, pair_groups
+from pairloop.store.store import Store
+from pairloop.types import Alias, VersionKind
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One finding: a stable code, and a sentence that names the row or file."""
+
+    code: str
+    text: str
+
+
+def check(store: Store) -> list[Problem]:
+    """Every problem found; an empty list is a healthy store. Reads every artifact file."""
+    with store.reading() as c:
+        problems = [Problem("damaged_database", f"{store.name}: {line}") for line in broken_pages(c)]
+        for finder in (_orphans, _pairs_without_lineage, _aliases, _open_duels):
+            problems += finder(c)
+        problems += _versions(c, store.artifacts)
+        problems += _datasets(c, store.artifacts)
+    problems += [Problem("stale_folder", f"{folder}: left by a writer that is gone") for folder in store.artifacts.stale()]
+    return problems
+
+
+def _orphans(c: Connection) -> Iterator[Problem]:
+    """Rows whose parent row is gone, for every foreign key of the schema."""
+    for table in metadata.sorted_tables:
+        for key in (item for item in table.constraints if isinstance(item, ForeignKeyConstraint)):
+            if table is aliases:
+                continue  # told in words by _aliases
+            parent = key.referred_table.alias("parent")
+            match = [element.parent == parent.c[element.column.name] for element in key.elements]
+            filled = [element.parent.is_not(None) for element in key.elements]
+            statement = sa.select(*table.primary_key.columns).where(*filled, ~sa.exists().select_from(parent).where(*match))
+            for row in c.execute(statement):
+                columns = ", ".join(element.parent.name for element in key.elements)
+                yield Problem("orphan", f"{table.name} {tuple(row)}: {columns} names no row of {key.referred_table.name}")
+
+
+def _pairs_without_lineage(c: Connection) -> Iterator[Problem]:
+    for links, code, noun in (
+        (pair_feedback, "pair_without_feedback", "feedback"),
+        (pair_groups, "pair_without_group", "group"),
+    ):
+        linked = sa.exists().where(links.c.pair_id == dataset_pairs.c.pair_id)
+        for row in c.execute(sa.select(dataset_pairs).where(~linked).order_by("dataset_id", "pair_id")):
+            yield Problem(code, f"dataset {row.dataset_id}: pair {row.pair_id} traces back to no {noun}")
+
+
+def _aliases(c: Connection) -> Iterator[Problem]:
+    for row in c.execute(sa.select(aliases).order_by("policy", "alias")):
+        if versions.get(c, row.policy, row.number) is None:
+            yield Problem(
+                "dangling_alias", f"alias {row.alias} of {row.policy} names version {row.number}, which does not exist"
+            )
+    for policy in versions.policies(c):
+        if versions.alias(c, policy, Alias.CHAMPION) is None:
+            yield Problem("no_champion", f"policy {policy} has versions but no champion")
+
+
+def _open_duels(c: Connection) -> Iterator[Problem]:
+    for policy in versions.policies(c):
+        for duel in duels.list_(c, policy):
+            cycle = cycles.get(c, duel.cycle_id)
+            if duel.closed_at is None and cycle is not None and cycle.state.is_terminal:
+                yield Problem("open_duel", f"duel {duel.duel_id} is open, but its cycle {cycle.cycle_id} is {cycle.state}")
+
+
+def _versions(c: Connection, artifacts: Artifacts) -> Iterator[Problem]:
+    for policy in versions.policies(c):
+        for version in versions.list_(c, policy):
+            if version.kind is not VersionKind.BASE:  # the base is the user's own folder, not an artifact
+                yield from _artifact(artifacts, f"version {version.name}", version.path, version.artifact_hash)
+
+
+def _datasets(c: Connection, artifacts: Artifacts) -> Iterator[Problem]:
+    for policy in versions.policies(c):
+        for dataset in datasets.list_(c, policy):
+            yield from _artifact(artifacts, f"dataset {dataset.dataset_id}", dataset.path, Path(dataset.path).name)
+
+
+def _artifact(artifacts: Artifacts, owner: str, path: str, artifact_hash: str) -> Iterator[Problem]:
+    if not Path(path).is_dir():
+        yield Problem("missing_artifact", f"{owner}: no folder {path}")
+        return
+    try:
+        artifacts.verify(artifact_hash)
+    except StoreError as error:
+        yield Problem("broken_artifact", f"{owner}: {error}")

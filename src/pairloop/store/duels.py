@@ -1,0 +1,96 @@
+"""Duels: when challenger and champion answer side by side in the gate pool."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Row
+
+from pairloop.errors import ConflictError, NotFoundError
+from pairloop.store import feedback as feedback_rows
+from pairloop.store.schema import duels, feedback, groups
+from pairloop.types import PREFERENCE_METRIC, Duel, LabelledGroup
+
+_CURRENT = (
+    sa.select(duels)
+    .where(duels.c.policy == sa.bindparam("policy"), duels.c.closed_at.is_(None))
+    .order_by(duels.c.opened_at.desc())
+    .limit(1)
+)
+
+
+def open(c: Connection, duel: Duel) -> None:
+    """Open a duel; ConflictError while the policy has another open one."""
+    other = current(c, duel.policy)
+    if other is not None:
+        raise ConflictError(f"policy {duel.policy} is duelling already ({other.duel_id}); one duel at a time")
+    c.execute(
+        sa.insert(duels),
+        {
+            "duel_id": duel.duel_id,
+            "cycle_id": duel.cycle_id,
+            "policy": duel.policy,
+            "champion": duel.champion,
+            "challenger": duel.challenger,
+            "opened_at": duel.opened_at,
+            "closed_at": duel.closed_at,
+        },
+    )
+
+
+def close(c: Connection, duel_id: str, at: datetime) -> None:
+    """Close a duel; a second time changes nothing. NotFoundError for an unknown one."""
+    statement = sa.update(duels).where(duels.c.duel_id == duel_id, duels.c.closed_at.is_(None)).values(closed_at=at)
+    if c.execute(statement).rowcount == 0 and get(c, duel_id) is None:
+        raise NotFoundError(f"no duel {duel_id}", param="duel_id")
+
+
+def get(c: Connection, duel_id: str) -> Duel | None:
+    row = c.execute(sa.select(duels).where(duels.c.duel_id == duel_id)).first()
+    return None if row is None else _duel(row)
+
+
+def current(c: Connection, policy: str) -> Duel | None:
+    """The open duel of a policy."""
+    row = c.execute(_CURRENT, {"policy": policy}).first()
+    return None if row is None else _duel(row)
+
+
+def list_(c: Connection, policy: str, limit: int = 50) -> list[Duel]:
+    """Newest first."""
+    statement = sa.select(duels).where(duels.c.policy == policy).order_by(duels.c.opened_at.desc()).limit(limit)
+    return [_duel(row) for row in c.execute(statement)]
+
+
+def picks(c: Connection, duel_id: str) -> list[LabelledGroup]:
+    """The duel's groups that have feedback, oldest first, with the feedback that counts."""
+    statement = (
+        sa.select(groups)
+        .where(groups.c.duel_id == duel_id, sa.exists().where(feedback.c.group_id == groups.c.group_id))
+        .order_by(groups.c.created_at, groups.c.group_id)
+    )
+    return feedback_rows.labelled(c, statement)
+
+
+def count_picks(c: Connection, duel_id: str) -> int:
+    """Preferences about the duel's groups, whatever their label; revisions count once."""
+    statement = (
+        sa.select(sa.func.count())
+        .select_from(groups.join(feedback))
+        .where(groups.c.duel_id == duel_id, feedback.c.metric == PREFERENCE_METRIC, feedback.c.revision == 0)
+    )
+    return c.execute(statement).scalar_one()
+
+
+def _duel(row: Row[Any]) -> Duel:
+    return Duel(
+        duel_id=row.duel_id,
+        cycle_id=row.cycle_id,
+        policy=row.policy,
+        champion=row.champion,
+        challenger=row.challenger,
+        opened_at=row.opened_at,
+        closed_at=row.closed_at,
+    )

@@ -1,0 +1,276 @@
+"""The tables. Portable SQL only; what SQLite alone needs is in database.py.
+
+Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts) is only
+ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, and a duel's closing time.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from pairloop.store.columns import LogProbs, TokenIds, UtcDateTime
+
+# Named, so that a later migration can drop or change a constraint on any database.
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite counts up by itself only in a column of type INTEGER; elsewhere 32 bits would run out.
+_Sequence = BigInteger().with_variant(Integer(), "sqlite")
+
+groups = Table(
+    "groups",
+    metadata,
+    Column("group_id", String(255), primary_key=True),
+    Column("policy", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("pool", String(16), nullable=False),
+    Column("prompt", JSON, nullable=False),
+    Column("prompt_hash", String(32), nullable=False),
+    Column("prompt_token_ids", TokenIds, nullable=False),
+    Column("sampling", JSON, nullable=False),
+    Column("user", Text),
+    Column("conversation_id", Text),
+    Column("parent_group_id", String(255)),
+    Column("parent_index", Integer),
+    Column("duel_id", String(64), ForeignKey("duels.duel_id")),
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index(None, "policy", "created_at"),
+    Index(None, "policy", "pool", "created_at"),
+    Index(None, "duel_id"),
+)
+
+completions = Table(
+    "completions",
+    metadata,
+    Column("group_id", String(255), ForeignKey("groups.group_id"), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("text", Text, nullable=False),
+    Column("token_ids", TokenIds, nullable=False),
+    Column("logps", LogProbs, nullable=False),
+    Column("version", Integer),
+    Column("finish_reason", String(16), nullable=False),
+    # A hash of policy, user and text with the group's time: finds the answer that a conversation goes on from in one probe.
+    Column("answer_key", String(32), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index(None, "answer_key", "created_at"),
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("feedback_id", String(255), nullable=False),
+    Column("group_id", String(255), ForeignKey("groups.group_id"), nullable=False),
+    Column("policy", String(64), nullable=False),
+    Column("metric", String(64), nullable=False),
+    Column("source", String(16), nullable=False),
+    Column("rater_id", Text, nullable=False),
+    Column("label", String(16)),
+    # -1 stands for the group as a whole: NULLs never equal each other in a unique constraint.
+    Column("choice_index", Integer, nullable=False),
+    Column("value", JSON(none_as_null=True)),
+    Column("text", Text),
+    Column("shown_order", JSON, nullable=False),
+    Column("latency_ms", BigInteger),
+    Column("revision", Integer, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("feedback_id"),
+    UniqueConstraint("group_id", "rater_id", "metric", "choice_index", "revision"),
+    Index(None, "policy", "seq"),
+    sqlite_autoincrement=True,
+)
+
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("dataset_id", String(64), primary_key=True),
+    Column("policy", String(64), nullable=False),
+    Column("cycle_id", String(64), ForeignKey("cycles.cycle_id")),
+    Column("path", Text, nullable=False),
+    Column("n_train", Integer, nullable=False),
+    Column("n_heldout", Integer, nullable=False),
+    Column("counts", JSON, nullable=False),
+    Column("dropped", JSON, nullable=False),
+    Column("feedback_seq", BigInteger, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index(None, "policy", "created_at"),
+)
+
+dataset_pairs = Table(
+    "dataset_pairs",
+    metadata,
+    Column("dataset_id", String(64), ForeignKey("datasets.dataset_id"), primary_key=True),
+    Column("pair_id", String(255), primary_key=True),
+    Index(None, "pair_id"),
+)
+
+pair_groups = Table(
+    "pair_groups",
+    metadata,
+    Column("pair_id", String(255), primary_key=True),
+    Column("group_id", String(255), ForeignKey("groups.group_id"), primary_key=True),
+    Index(None, "group_id"),
+)
+
+pair_feedback = Table(
+    "pair_feedback",
+    metadata,
+    Column("pair_id", String(255), primary_key=True),
+    Column("feedback_id", String(255), ForeignKey("feedback.feedback_id"), primary_key=True),
+    Index(None, "feedback_id"),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("policy", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(16), nullable=False),
+    Column("path", Text, nullable=False),
+    Column("artifact_hash", String(128), nullable=False),
+    Column("parent", Integer),
+    Column("dataset_id", String(64), ForeignKey("datasets.dataset_id")),
+    Column("run_id", String(64), ForeignKey("runs.run_id")),
+    Column("created_at", UtcDateTime, nullable=False),
+    ForeignKeyConstraint(["policy", "parent"], ["versions.policy", "versions.number"]),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("policy", String(64), primary_key=True),
+    Column("alias", String(16), primary_key=True),
+    Column("number", Integer, nullable=False),
+    ForeignKeyConstraint(["policy", "number"], ["versions.policy", "versions.number"]),
+)
+
+promotions = Table(
+    "promotions",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("policy", String(64), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("previous", Integer),
+    Column("action", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("cycle_id", String(64), ForeignKey("cycles.cycle_id")),
+    Column("created_at", UtcDateTime, nullable=False),
+    ForeignKeyConstraint(["policy", "number"], ["versions.policy", "versions.number"]),
+    Index(None, "policy", "seq"),
+    sqlite_autoincrement=True,
+)
+
+cycles = Table(
+    "cycles",
+    metadata,
+    Column("cycle_id", String(64), primary_key=True),
+    Column("policy", String(64), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("parent", Integer, nullable=False),
+    Column("trigger", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("policy", "number"),
+)
+
+cycle_steps = Table(
+    "cycle_steps",
+    metadata,
+    Column("cycle_id", String(64), ForeignKey("cycles.cycle_id"), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("state", String(32), nullable=False),
+    Column("record", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+duels = Table(
+    "duels",
+    metadata,
+    Column("duel_id", String(64), primary_key=True),
+    Column("cycle_id", String(64), ForeignKey("cycles.cycle_id"), nullable=False),
+    Column("policy", String(64), nullable=False),
+    Column("champion", Integer, nullable=False),
+    Column("challenger", Integer, nullable=False),
+    Column("opened_at", UtcDateTime, nullable=False),
+    Column("closed_at", UtcDateTime),
+    Index(None, "policy", "closed_at"),
+    Index(None, "policy", "opened_at"),
+)
+
+verdicts = Table(
+    "verdicts",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("cycle_id", String(64), ForeignKey("cycles.cycle_id"), nullable=False),
+    Column("duel_id", String(64), ForeignKey("duels.duel_id")),
+    Column("kind", String(16), nullable=False),
+    Column("reasons", JSON, nullable=False),
+    Column("e_value", Float(53), nullable=False),
+    Column("wins", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),
+    Column("ties", Integer, nullable=False),
+    Column("raters", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index(None, "cycle_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("policy", String(64), nullable=False),
+    Column("cycle_id", String(64), ForeignKey("cycles.cycle_id")),
+    Column("dataset_id", String(64), ForeignKey("datasets.dataset_id"), nullable=False),
+    Column("parent", Integer, nullable=False),
+    Column("status", String(32), nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("lease_expires_at", UtcDateTime, nullable=False),
+    Column("heartbeat_at", UtcDateTime, nullable=False),
+    Column("progress", JSON, nullable=False),
+    Column("result", JSON, nullable=False),
+    Column("error", Text),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index(None, "policy", "created_at"),
+    Index(None, "cycle_id", "attempt"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("owner", Text),
+    # Fencing token: rises with every change of owner and is never reused.
+    Column("token", BigInteger, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+)
+
+triggers = Table(
+    "triggers",
+    metadata,
+    Column("policy", String(64), primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)

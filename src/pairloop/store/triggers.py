@@ -1,0 +1,29 @@
+"""The pending trigger of each policy: what fired while a cycle was running."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from pairloop.store.schema import triggers
+
+
+def put(c: Connection, policy: str, reason: str, at: datetime) -> None:
+    """Keep one pending trigger; a later one replaces it."""
+    values = {"reason": reason, "created_at": at}
+    if c.execute(sa.update(triggers).where(triggers.c.policy == policy).values(**values)).rowcount == 0:
+        c.execute(sa.insert(triggers), {"policy": policy, **values})
+
+
+def take(c: Connection, policy: str) -> str | None:
+    """The pending trigger's reason, taken away."""
+    reason = peek(c, policy)
+    c.execute(sa.delete(triggers).where(triggers.c.policy == policy))
+    return reason
+
+
+def peek(c: Connection, policy: str) -> str | None:
+    """The pending trigger's reason, left where it is."""
+    return c.execute(sa.select(triggers.c.reason).where(triggers.c.policy == policy)).scalar()

@@ -1,0 +1,50 @@
+"""Verdicts of the gate, each with its reasons."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Row
+
+from pairloop.store.schema import verdicts
+from pairloop.types import Reason, Verdict, VerdictKind
+
+
+def insert(c: Connection, cycle_id: str, duel_id: str | None, verdict: Verdict, at: datetime) -> None:
+    """Append a verdict of a cycle, with the duel it judged, if there was one."""
+    c.execute(
+        sa.insert(verdicts),
+        {
+            "cycle_id": cycle_id,
+            "duel_id": duel_id,
+            "kind": verdict.kind.value,
+            "reasons": [asdict(reason) for reason in verdict.reasons],
+            "e_value": verdict.e_value,
+            "wins": verdict.wins,
+            "losses": verdict.losses,
+            "ties": verdict.ties,
+            "raters": verdict.raters,
+            "created_at": at,
+        },
+    )
+
+
+def for_cycle(c: Connection, cycle_id: str) -> list[tuple[datetime, Verdict]]:
+    """The cycle's verdicts with their times, oldest first."""
+    rows = c.execute(sa.select(verdicts).where(verdicts.c.cycle_id == cycle_id).order_by(verdicts.c.seq))
+    return [(row.created_at, _verdict(row)) for row in rows]
+
+
+def _verdict(row: Row[Any]) -> Verdict:
+    return Verdict(
+        kind=VerdictKind(row.kind),
+        reasons=tuple(Reason(**reason) for reason in row.reasons),
+        e_value=row.e_value,
+        wins=row.wins,
+        losses=row.losses,
+        ties=row.ties,
+        raters=row.raters,
+    )

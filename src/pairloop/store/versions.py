@@ -1,0 +1,147 @@
+"""Versions, the aliases that point at them, and the history of how those moved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Row
+
+from pairloop.errors import NotFoundError
+from pairloop.store.schema import aliases, versions
+from pairloop.store.schema import promotions as promotion_table
+from pairloop.types import BASE_VERSION, Alias, Version, VersionKind
+
+PromotionAction = Literal["promote", "rollback", "retire"]
+
+_ALIAS = sa.select(aliases.c.number).where(aliases.c.policy == sa.bindparam("policy"), aliases.c.alias == sa.bindparam("alias"))
+_GET = sa.select(versions).where(versions.c.policy == sa.bindparam("policy"), versions.c.number == sa.bindparam("number"))
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """One move of the champion alias, or a challenger's retirement: which version, from which, and why."""
+
+    policy: str
+    number: int
+    previous: int | None
+    action: PromotionAction
+    reason: str
+    cycle_id: str | None
+    created_at: datetime
+
+
+def insert(c: Connection, version: Version) -> None:
+    """Write a version; ConflictError (from the writer) where its number is taken."""
+    c.execute(
+        sa.insert(versions),
+        {
+            "policy": version.policy,
+            "number": version.number,
+            "kind": version.kind.value,
+            "path": version.path,
+            "artifact_hash": version.artifact_hash,
+            "parent": version.parent,
+            "dataset_id": version.dataset_id,
+            "run_id": version.run_id,
+            "created_at": version.created_at,
+        },
+    )
+
+
+def get(c: Connection, policy: str, number: int) -> Version | None:
+    row = c.execute(_GET, {"policy": policy, "number": number}).first()
+    return None if row is None else _version(row)
+
+
+def list_(c: Connection, policy: str) -> list[Version]:
+    """All versions of a policy by number, the base first."""
+    return [_version(row) for row in c.execute(sa.select(versions).where(versions.c.policy == policy).order_by("number"))]
+
+
+def next_number(c: Connection, policy: str) -> int:
+    """One more than the highest number; the base's number where there is none. Versions are never deleted, so never reused."""
+    highest = c.execute(sa.select(sa.func.max(versions.c.number)).where(versions.c.policy == policy)).scalar()
+    return BASE_VERSION if highest is None else highest + 1
+
+
+def alias(c: Connection, policy: str, alias: Alias) -> int | None:
+    """The version's number that the alias names now."""
+    number: int | None = c.execute(_ALIAS, {"policy": policy, "alias": alias.value}).scalar()
+    return number
+
+
+def set_alias(c: Connection, policy: str, alias: Alias, number: int | None) -> None:
+    """Point the alias at a version, or remove it with None; NotFoundError for an unknown version."""
+    this = (aliases.c.policy == policy, aliases.c.alias == alias.value)
+    if number is None:
+        c.execute(sa.delete(aliases).where(*this))
+        return
+    if get(c, policy, number) is None:
+        raise NotFoundError(f"no version {policy}@{number}", param="version")
+    if c.execute(sa.update(aliases).where(*this).values(number=number)).rowcount == 0:
+        c.execute(sa.insert(aliases), {"policy": policy, "alias": alias.value, "number": number})
+
+
+def record_promotion(
+    c: Connection,
+    policy: str,
+    *,
+    number: int,
+    previous: int | None,
+    action: PromotionAction,
+    reason: str,
+    cycle_id: str | None,
+    at: datetime,
+) -> None:
+    """Append a row to the policy's history; the alias itself is set by ``set_alias``, in the same transaction."""
+    c.execute(
+        sa.insert(promotion_table),
+        {
+            "policy": policy,
+            "number": number,
+            "previous": previous,
+            "action": action,
+            "reason": reason,
+            "cycle_id": cycle_id,
+            "created_at": at,
+        },
+    )
+
+
+def promotions(c: Connection, policy: str) -> list[Promotion]:
+    """The policy's history, oldest first."""
+    rows = c.execute(sa.select(promotion_table).where(promotion_table.c.policy == policy).order_by(promotion_table.c.seq))
+    return [
+        Promotion(
+            policy=row.policy,
+            number=row.number,
+            previous=row.previous,
+            action=row.action,
+            reason=row.reason,
+            cycle_id=row.cycle_id,
+            created_at=row.created_at,
+        )
+        for row in rows
+    ]
+
+
+def policies(c: Connection) -> list[str]:
+    """The names of all policies that have a version."""
+    return list(c.execute(sa.select(versions.c.policy).distinct().order_by(versions.c.policy)).scalars())
+
+
+def _version(row: Row[Any]) -> Version:
+    return Version(
+        policy=row.policy,
+        number=row.number,
+        kind=VersionKind(row.kind),
+        path=row.path,
+        artifact_hash=row.artifact_hash,
+        parent=row.parent,
+        dataset_id=row.dataset_id,
+        run_id=row.run_id,
+        created_at=row.created_at,
+    )

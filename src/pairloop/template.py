@@ -1,0 +1,292 @@
+"""Chats to token ids and back: the model's own chat template (jinja2, sandboxed) and its tokenizer.json, nothing else.
+
+What is encoded how:
+
+- a conversation is rendered by the template and encoded without further special tokens; a control token that someone typed
+  into a message is encoded as plain text, so no user can open or close a turn;
+- a plain string prompt is encoded as it is, behind the tokenizer's own leading special tokens (BOS) where it adds any;
+- a completion is encoded separately from its prompt, as plain text, and its end-of-sequence token follows. That is what the
+  sampler draws: it starts after the last prompt token, so no token spans the border, and ``encode_completion`` of a decoded
+  completion gives its ids back wherever the tokenizer's own segmentation was sampled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from pairloop.errors import InvalidRequestError, ModelError
+from pairloop.types import Message, Prompt, messages_as_dicts
+
+LFS_POINTER = b"version https://git-lfs"
+
+# Private-use characters around control tokens that were typed into a message; they never leave this module.
+_OPEN, _CLOSE = "\ue0f0", "\ue0f1"
+
+
+class ChatTemplate:
+    """One model's chat template and tokenizer; implements `pairloop.policy.protocols.Tokens`. Safe to use from any thread."""
+
+    def __init__(
+        self,
+        tokenizer_json: str,
+        template: str | None,
+        *,
+        special_tokens: Mapping[str, str] | None = None,
+        eos_token_ids: Iterable[int] = (),
+        origin: str = "model",
+    ) -> None:
+        self._tokenizer = _tokenizer(tokenizer_json, origin)
+        # A second copy reads control tokens as plain text: the switch is a property of the tokenizer, not of the call.
+        self._plain = _tokenizer(tokenizer_json, origin)
+        self._plain.encode_special_tokens = True
+        self.special_tokens = dict(special_tokens or {})
+        self._source = template
+        self._template = _compiled(template, origin) if template is not None else None
+        self._origin = origin
+        ids = [self._tokenizer.token_to_id(self.special_tokens["eos_token"])] if "eos_token" in self.special_tokens else []
+        self._eos = tuple(dict.fromkeys(i for i in (*ids, *eos_token_ids) if i is not None))
+        if not self._eos:
+            raise ModelError(f"{origin}: no end-of-sequence token: set eos_token in tokenizer_config.json")
+        control = sorted((t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.special), key=len)
+        self._control = re.compile("|".join(map(re.escape, reversed(control)))) if control else None
+        probe, plain = self._tokenizer.encode("a").ids, self._tokenizer.encode("a", add_special_tokens=False).ids
+        self._leading = tuple(probe[: next((i for i in range(len(probe)) if probe[i : i + len(plain)] == plain), 0)])
+
+    @classmethod
+    def load(cls, model_dir: Path) -> ChatTemplate:
+        """Read a Hugging Face model directory; ModelError with the reason where it cannot be used."""
+        path = model_dir / "tokenizer.json"
+        text = _read(path)
+        if text is None:
+            raise ModelError(f"{model_dir}: tokenizer.json is missing; save the model's fast tokenizer beside its weights")
+        config = _read_json(model_dir / "tokenizer_config.json")
+        special = _special_tokens(model_dir, config)
+        eos: list[int] = []
+        for name in ("generation_config.json", "config.json"):
+            value = _read_json(model_dir / name).get("eos_token_id")
+            eos += [value] if isinstance(value, int) else list(value or ())
+        return cls(text, _template_source(model_dir, config), special_tokens=special, eos_token_ids=eos, origin=str(model_dir))
+
+    @property
+    def has_template(self) -> bool:
+        return self._template is not None
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        return frozenset(self._eos)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size())
+
+    @cached_property
+    def hash(self) -> str:
+        """Changes whenever template, vocabulary or special tokens change."""
+        parts = [self._tokenizer.to_str(), self._source or "", json.dumps(self.special_tokens, sort_keys=True), repr(self._eos)]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    def render(self, prompt: Prompt, *, add_generation_prompt: bool = True) -> str:
+        """The text that the model reads; a string is its own rendering. InvalidRequestError where the template refuses."""
+        if isinstance(prompt, str):
+            return prompt
+        return self._render(messages_as_dicts(prompt), add_generation_prompt)
+
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of the prompt with the generation prompt; InvalidRequestError (``messages``) where that is impossible."""
+        if isinstance(prompt, str):
+            ids = (*self._leading, *self._tokenizer.encode(prompt, add_special_tokens=False).ids)
+        else:
+            marked = [{**message, "content": self._mark(message["content"])} for message in messages_as_dicts(prompt)]
+            ids = self._encode_marked(self._render(marked, add_generation_prompt=True))
+        if not ids:
+            raise InvalidRequestError("the prompt has no tokens; write at least one character", param="messages")
+        return ids
+
+    def encode_completion(self, prompt: Prompt, text: str) -> tuple[int, ...]:
+        """Token ids of ``text`` as the answer to ``prompt``, then the end-of-sequence token; ModelError: see `check_prefix`."""
+        suffix = self.check_prefix(prompt, text)
+        return (*self._plain.encode(text, add_special_tokens=False).ids, self._closing(suffix))
+
+    def check_prefix(self, prompt: Prompt, text: str) -> str:
+        """What the template writes after the rendered prompt; ModelError where the prompt is not a prefix of the whole chat.
+
+        Where it is not, the model would be trained on another context than the one it is served with.
+        """
+        if isinstance(prompt, str):
+            return text
+        before = self.render(prompt)
+        whole = self.render((*prompt, Message("assistant", text)), add_generation_prompt=False)
+        if not whole.startswith(before):
+            at = next(i for i, c in enumerate(before) if whole[i : i + 1] != c)
+            raise ModelError(
+                f"{self._origin}: the chat template breaks the prefix rule: the rendered prompt is not the beginning of the "
+                f"rendered chat with its answer (they part at character {at}: {before[at : at + 24]!r} against "
+                f"{whole[at : at + 24]!r}); use a template that renders earlier turns alike with and without the answer"
+            )
+        return whole[len(before) :]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of completion tokens, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def _closing(self, suffix: str) -> int:
+        """The EOS token that this template writes last after an answer, else the tokenizer's own."""
+        named = {token: self._tokenizer.id_to_token(token) for token in self._eos}
+        found = {token: suffix.rfind(name) for token, name in named.items() if name}
+        best = max(found, key=lambda token: found[token], default=self._eos[0])
+        return best if found.get(best, -1) >= 0 else self._eos[0]
+
+    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        if self._template is None:
+            raise InvalidRequestError(
+                "this model has no chat template, so it cannot read a conversation; send a plain string prompt",
+                param="messages",
+            )
+        if not messages:
+            raise InvalidRequestError("the conversation is empty; send at least one message", param="messages")
+        try:
+            return self._template.render(
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+                **self.special_tokens,
+            )
+        except (jinja2.TemplateError, TypeError) as error:
+            raise InvalidRequestError(f"the chat template refuses this conversation: {error}", param="messages") from error
+
+    def _mark(self, content: str) -> str:
+        content = content.replace(_OPEN, "").replace(_CLOSE, "")
+        return self._control.sub(lambda match: f"{_OPEN}{match[0]}{_CLOSE}", content) if self._control else content
+
+    def _encode_marked(self, text: str) -> tuple[int, ...]:
+        ids: list[int] = []
+        # A lone mark (the template cut the text inside it) splits too, so that its sides never join into a control token.
+        for i, piece in enumerate(re.split(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}|[{_OPEN}{_CLOSE}]", text)):
+            if piece:
+                ids += (self._plain if i % 2 else self._tokenizer).encode(piece, add_special_tokens=False).ids
+        return tuple(ids)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """True for the text file that Git LFS leaves where the real file was not fetched."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+class _Generation(Extension):
+    """Templates may mark answers with ``{% generation %}``; the marks do not change the text."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as an instance-level set
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _compiled(source: str, origin: str) -> jinja2.Template:
+    """The template in the environment that Hugging Face templates are written for (transformers, chat_template_utils)."""
+    extensions = [_Generation, jinja2.ext.loopcontrols]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ModelError(f"{origin}: the chat template is not valid: line {error.lineno}: {error.message}") from error
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # jinja2's own filter escapes HTML characters, which models have not been trained on.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
+
+
+def _tokenizer(text: str, origin: str) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises bare Exception, and nothing narrower
+        raise ModelError(f"{origin}: tokenizer.json cannot be read: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _template_source(model_dir: Path, config: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja, else ``chat_template`` of tokenizer_config.json or chat_template.json (a string or a named list)."""
+    source: Any = _read(model_dir / "chat_template.jinja")
+    if source is None:
+        source = config.get("chat_template") or _read_json(model_dir / "chat_template.json").get("chat_template")
+    if isinstance(source, list):
+        named = {entry["name"]: entry["template"] for entry in source}
+        if "default" not in named:
+            raise ModelError(f"{model_dir}: the chat template list has no template named 'default' (it has {sorted(named)})")
+        source = named["default"]
+    return source or None
+
+
+def _special_tokens(model_dir: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """``bos_token``, ``eos_token`` and the other ``*_token`` entries as strings."""
+    found: dict[str, str] = {}
+    for source in (_read_json(model_dir / "special_tokens_map.json"), config):
+        for key, value in source.items():
+            content = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(content, str):
+                found[key] = content
+    return found
+
+
+def _read(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    if is_lfs_pointer(path):
+        raise ModelError(f"{path}: is a Git LFS pointer, not the file itself; run `git lfs pull` in that repository")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path}: is not UTF-8 text: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    text = _read(path)
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path}: is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: must be a JSON object")
+    return value

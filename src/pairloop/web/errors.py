@@ -1,0 +1,128 @@
+"""Every error leaves as ``{"error": {message, type, param, code}}``, all four keys, whatever went wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from pairloop.errors import (
+    ConflictError,
+    EngineError,
+    InvalidRequestError,
+    NotFoundError,
+    PairloopError,
+    StoreError,
+    UserError,
+)
+
+INVALID_REQUEST = "invalid_request_error"
+SERVER_ERROR = "server_error"
+RETRY_AFTER_S = "1"
+
+_STATUS: tuple[tuple[type[PairloopError], int], ...] = (
+    (NotFoundError, 404),
+    (ConflictError, 409),
+    (InvalidRequestError, 400),
+    (EngineError, 503),
+    (StoreError, 503),
+    (UserError, 400),
+)
+_CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 409: "conflict", 413: "request_too_large"}
+
+
+def error_body(message: str, *, kind: str = INVALID_REQUEST, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_response(
+    status: int,
+    message: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    kind = INVALID_REQUEST if status < 500 else SERVER_ERROR
+    body = error_body(message, kind=kind, param=param, code=code or _CODES.get(status))
+    return Response(json.dumps(body), status_code=status, media_type="application/json", headers=dict(headers or {}))
+
+
+def from_error(error: PairloopError) -> Response:
+    """The reply to an error of ours; 503 carries retry-after."""
+    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+    param = getattr(error, "param", None)
+    code = getattr(error, "code", None)
+    if isinstance(error, NotFoundError) and param == "model":
+        code = "model_not_found"
+    if isinstance(error, EngineError):
+        code = "engine_unavailable"
+    if isinstance(error, StoreError):
+        code = "store_unavailable"
+    headers = {"retry-after": RETRY_AFTER_S} if status == 503 else None
+    return error_response(status, str(error), param=param, code=code, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers of everything that a route may raise."""
+
+    @app.exception_handler(PairloopError)
+    async def ours(_request: Request, error: PairloopError) -> Response:
+        return from_error(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> Response:
+        return from_validation(error.errors())
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        message = error.detail
+        if error.status_code == 404 and message == "Not Found":
+            message = f"Invalid URL ({request.method} {request.url.path})"
+        if error.status_code == 405:
+            message = f"Not allowed to {request.method} on {request.url.path}"
+        return error_response(error.status_code, message, headers=error.headers)
+
+
+def from_validation(problems: Sequence[Mapping[str, Any]]) -> Response:
+    """400 for the first problem that pydantic found, its field named the way OpenAI does: ``messages[0].content``."""
+    problem = problems[0]
+    kind = str(problem["type"])
+    place = [part for part in problem["loc"] if part not in ("body", "query", "path", "header")]
+    if kind == "json_invalid":
+        reason = problem.get("ctx", {}).get("error", "")
+        return error_response(400, f"We could not parse the JSON body of your request: {reason}", code="invalid_json")
+    param = _param(place) or problem.get("ctx", {}).get("param")
+    return error_response(400, _sentence(kind, param, str(problem["msg"])), param=param, code=_code(kind))
+
+
+def _param(place: Sequence[Any]) -> str | None:
+    name = ""
+    for part in place:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif part != "[key]":
+            name += f".{part}" if name else str(part)
+    return name or None
+
+
+def _sentence(kind: str, param: str | None, message: str) -> str:
+    if param is None:
+        return f"Invalid body: {message}. Send a JSON object with content-type application/json."
+    if kind == "extra_forbidden":
+        return f"Unsupported parameter: '{param}' is not supported by this server."
+    if kind == "missing":
+        return f"Missing required parameter: '{param}'."
+    return f"Invalid value for '{param}': {message.removeprefix('Value error, ')}."
+
+
+def _code(kind: str) -> str:
+    if kind == "extra_forbidden":
+        return "unsupported_parameter"
+    if kind == "missing":
+        return "missing_required_parameter"
+    return "invalid_type" if kind.endswith("_type") else "invalid_value"
