@@ -13,7 +13,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup  ## watch a served model get better from simulated picks
-	$(VENV)/bin/pairloop demo --out demo-out
+	$(VENV)/bin/pairloop demo
 
 serve: setup  ## serve the embedded model with the loop on http://127.0.0.1:8000
 	test -f pairloop-data/pairloop.toml || $(VENV)/bin/pairloop init pairloop-data

@@ -189,7 +189,7 @@ async def _round(
     watcher.stage(f"{label}: {tally.groups} answers in pairs, {len(tally.picks)} picks, {seconds['collect']:.1f} s")
     begun = await shop.post("/v1/cycles", {})
     duel = Tally()
-    cycle = await _follow(shop, begun, crowd, gate_pool, duel, label, watcher)
+    cycle = await follow(shop, begun, crowd, gate_pool, duel, label, watcher)
     seconds |= _phases(cycle)
     verdict, reasons, e_value = _verdict(cycle)
     with _timed(seconds, "measure"):
@@ -217,7 +217,7 @@ async def _send(shop: Shop, crowd: Crowd, numbers: list[int], tally: Tally, text
     await send(shop, crowd, numbers, tally, on_done=one_more)
 
 
-async def _follow(
+async def follow(
     shop: Shop,
     begun: Mapping[str, Any],
     crowd: Crowd,
@@ -282,3 +282,11 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     seconds[phase] = time.monotonic() - started
 
 
+
+
+def free_folder(out: Path | None) -> Path:
+    """``out``, or ``demo-out`` here; where that holds an earlier demo, the next ``demo-out-2``, ``-3``, … that does not."""
+    if out is not None:
+        return out
+    names = ["demo-out", *(f"demo-out-{number}" for number in range(2, 10_000))]
+    return next(path for name in names if not (path := Path(name)).exists())

@@ -101,9 +101,10 @@ class TrainJob:
 class TrainResult:
     """How a run ended.
 
-    ``metrics``: of the last step, and the means over the run where the name says so. ``reference``: how many pairs used recorded log-probs, how many
-    the parent scored, and the token-by-token check. ``dropped``: reason → pairs not used. ``heldout_before`` and ``heldout_after``: loss,
-    accuracy and d on the held-out pairs. ``stopped_because``: ``completed`` or ``ess``. Times in seconds, all attempts together.
+    ``pairs``: those trained on. ``metrics``: of the last step; ``ess_mean`` and ``ess_min`` of all steps. ``reference``: how
+    many pairs used recorded log-probs, how many the parent scored, and the token-by-token check. ``dropped``: reason → pairs
+    not used. ``heldout_before`` and ``heldout_after``: the metrics of the held-out pairs under the parent and the new version.
+    ``stopped_because``: ``completed``, ``ess`` or ``too_few_pairs``. Times in seconds, from the last checkpoint's attempts on.
     """
 
     status: TrainStatus
@@ -147,6 +148,11 @@ class TrainResult:
             raise StoreError(f"{path}: is not the result of a training run: {error}") from error
 
 
+def nothing_to_train(pairs: int, dropped: Mapping[str, int]) -> TrainResult:
+    """The result of a round with too few usable pairs: no error, and no new version."""
+    return TrainResult(TrainStatus.NOTHING_TO_TRAIN, pairs=pairs, dropped=dict(dropped), stopped_because="too_few_pairs")
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write whole or not at all: a temporary name, flushed to disk, renamed."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -166,12 +172,10 @@ def last_checkpoint(checkpoint_dir: Path) -> tuple[int, Path] | None:
 
 def rewind_metrics(metrics_path: Path, step: int) -> None:
     """Cut the metrics file after the row of ``step``: later rows, and a half-written one, belong to an attempt that is gone."""
-    try:
-        lines = metrics_path.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
+    if not metrics_path.is_file():
         return
     keep = 0
-    for line in lines:
+    for line in metrics_path.read_bytes().splitlines(keepends=True):
         if not line.endswith(b"\n") or json.loads(line)["step"] > step:
             break
         keep += len(line)

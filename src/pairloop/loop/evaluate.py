@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pairloop.config import Config, secret
-from pairloop.errors import EngineError, NotFoundError, PairloopError, StoreError, UserError
+from pairloop.errors import EngineError, PairloopError, StoreError, UserError
 from pairloop.formats import snapshot
 from pairloop.judge import PairwiseJudge, load_verifier
 from pairloop.policy.protocols import Policy, SampleRequest, TokenSequence
@@ -74,8 +74,8 @@ class Report:
     errors: Mapping[str, str]
     notes: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON data; ``from_dict`` is the way back."""
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON data; ``from_json`` is the way back."""
         return {
             "challenger": self.challenger,
             "champion": self.champion,
@@ -88,7 +88,7 @@ class Report:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
         metrics = {name: Interval(**value) for name, value in data["metrics"].items()}
         return cls(**{**data, "metrics": metrics, "notes": tuple(data["notes"])})
 
@@ -103,7 +103,7 @@ class OfflineDuel:
     labeller: str
     first_error: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         wins = sum(pick.outcome == 1 for pick in self.picks)
         losses = sum(pick.outcome == -1 for pick in self.picks)
         return {
@@ -141,9 +141,7 @@ def run(
             metrics |= _heldout_metrics(policy, config, dataset, challenger=challenger, champion=champion, notes=notes)
     else:
         notes.append("no held-out pairs in this round")
-    return Report(
-        challenger.number, champion.number, len(prompts), str(prompts_from), n, metrics, _unless_known(errors, metrics), tuple(notes)
-    )
+    return Report(challenger.number, champion.number, len(prompts), str(prompts_from), n, metrics, errors, tuple(notes))
 
 
 def offline_duel(store: Store, policy: Policy, config: Config, *, challenger: Version, champion: Version) -> OfflineDuel:
@@ -164,3 +162,186 @@ def offline_duel(store: Store, policy: Policy, config: Config, *, challenger: Ve
             continue
         picks.append(DuelPick(group.group_id, outcome, started + timedelta(microseconds=i)))
     return OfflineDuel(tuple(picks), len(prompts), len(problems), labeller, problems[0] if problems else None)
+
+
+# --- samples
+
+
+def _sampled_metrics(
+    policy: Policy, config: Config, prompts: Sequence[Group], *, challenger: Version, champion: Version, base: Version
+) -> dict[str, Interval]:
+    """Length, entropy, truncation and KL from one sample each of challenger, champion and base per prompt, in turn."""
+    asked = list(itertools.islice(itertools.cycle(prompts), config.evaluate.prompts))
+    new, old, seed = (
+        _sample(policy, config, asked, version, role=role)
+        for version, role in ((challenger, "challenger"), (champion, "champion"), (base, "base"))
+    )
+    bad_new, bad_old = (_mean([float(_is_bad(answer)) for answer in answers]) for answers in (new, old))
+    entropy = _entropy(new)
+    return {
+        "length_ratio": _ratio(_length(new), _length(old)).interval(),
+        "entropy": entropy.interval(),
+        "entropy_ratio": _ratio(entropy, _entropy(seed)).interval(),
+        "bad_share": bad_new.interval(),
+        "bad_share_increase": _difference(bad_new, bad_old).interval(),
+        "kl_parent": _kl(policy, champion, asked, new).interval(),
+        "kl_base": _kl(policy, base, asked, new).interval(),
+    }
+
+
+def _sample(policy: Policy, config: Config, asked: Sequence[Group], version: Version, *, role: str) -> list[Completion]:
+    """One completion per prompt at T = 1, all queued before the first is waited for; once more where the version was evicted."""
+    for last_try in (False, True):
+        policy.load(version)
+        requests = [_request(policy, config, group, version, f"{role}/{i}") for i, group in enumerate(asked)]
+        futures = [policy.sample(request) for request in requests]
+        try:
+            return [future.result()[0] for future in futures]
+        except EngineError:
+            if last_try or version.number in policy.loaded():
+                raise
+        finally:
+            for future in futures:
+                future.cancel()
+    raise AssertionError("the second try returns or raises")
+
+
+def _request(policy: Policy, config: Config, group: Group, version: Version, key: str) -> SampleRequest:
+    """Seeded by version and place, so that a report that is made again is the same report."""
+    seed = int.from_bytes(hashlib.sha256(f"{version.name}/{key}".encode()).digest()[:4])
+    params = SamplingParams(max_tokens=config.evaluate.max_tokens, seed=seed)
+    return SampleRequest(_prompt_token_ids(policy, group), version.number, params=params)
+
+
+def _prompt_token_ids(policy: Policy, group: Group | PreferencePair) -> tuple[int, ...]:
+    return group.prompt_token_ids or policy.tokens.encode_prompt(group.prompt)
+
+
+def _prompts(store: Store, config: Config, *, limit: int) -> tuple[list[Group], Pool]:
+    """The newest distinct prompts of the gate pool; of the train pool only where the gate pool has none."""
+    with store.reading() as c:
+        for pool in (Pool.GATE, Pool.TRAIN):
+            found = groups.recent_prompts(c, config.policy.name, pool=pool, limit=limit)
+            if found:
+                break
+    return found, pool
+
+
+def _is_bad(completion: Completion) -> bool:
+    """Truncated or empty."""
+    return completion.finish_reason is FinishReason.LENGTH or not completion.text.strip()
+
+
+def _length(answers: Sequence[Completion]) -> _Estimate:
+    return _mean([float(len(answer.token_ids)) for answer in answers])
+
+
+def _entropy(answers: Sequence[Completion]) -> _Estimate:
+    """Nats per token: -log p of a policy's own samples estimates its entropy."""
+    return _ratio(_mean([-math.fsum(answer.logps) for answer in answers]), _length(answers))
+
+
+def _kl(policy: Policy, reference: Version, asked: Sequence[Group], answers: Sequence[Completion]) -> _Estimate:
+    """KL(challenger || reference) in nats per answer: the mean log-ratio of the challenger's own samples."""
+    sequences = [
+        TokenSequence(_prompt_token_ids(policy, group), answer.token_ids) for group, answer in zip(asked, answers, strict=True)
+    ]
+    sums = _summed_logps(policy, reference, sequences)
+    return _mean([math.fsum(answer.logps) - theirs for answer, theirs in zip(answers, sums, strict=True)])
+
+
+def _summed_logps(policy: Policy, version: Version, sequences: Sequence[TokenSequence]) -> list[float]:
+    policy.load(version)
+    sums: list[float] = []
+    for start in range(0, len(sequences), _SCORED_TOGETHER):
+        sums += map(math.fsum, policy.logps(version.number, sequences[start : start + _SCORED_TOGETHER]))
+    return sums
+
+
+# --- held-out pairs
+
+
+def _heldout_metrics(
+    policy: Policy, config: Config, dataset: Dataset, *, challenger: Version, champion: Version, notes: list[str]
+) -> dict[str, Interval]:
+    """DPO loss and accuracy with the champion as reference, and d+ and d- apart: a common shift is invisible in their difference."""
+    path = Path(dataset.path) / HELDOUT_FILE
+    if not path.is_file():
+        raise StoreError(f"{path}: the snapshot's held-out pairs are gone")
+    pairs = list(deque(snapshot.read(path), maxlen=HELDOUT_PAIRS))
+    sequences = [(_sequence(policy, pair, pair.chosen), _sequence(policy, pair, pair.rejected)) for pair in pairs]
+    fitting = [both for both in sequences if all(_size(one) <= policy.max_context for one in both)]
+    if len(fitting) < len(sequences):
+        notes.append(f"{len(sequences) - len(fitting)} held-out pairs are longer than the context and were left out")
+    if len(fitting) < 2:
+        notes.append("fewer than two held-out pairs: not scored")
+        return {}
+    flat = [one for both in fitting for one in both]
+    new, old = (_summed_logps(policy, version, flat) for version in (challenger, champion))
+    log_ratios = [a - b for a, b in zip(new, old, strict=True)]
+    chosen, rejected = log_ratios[0::2], log_ratios[1::2]
+    margins = [config.train.beta * (plus - minus) for plus, minus in zip(chosen, rejected, strict=True)]
+    return {
+        "heldout_accuracy": _mean([0.5 if margin == 0 else float(margin > 0) for margin in margins]).interval(),
+        "heldout_loss": _mean([_softplus(-margin) for margin in margins]).interval(),
+        "d_chosen": _mean(chosen).interval(),
+        "d_rejected": _mean(rejected).interval(),
+    }
+
+
+def _sequence(policy: Policy, pair: PreferencePair, side: PairSide) -> TokenSequence:
+    completion = side.token_ids or policy.tokens.encode_completion(pair.prompt, side.text)
+    return TokenSequence(_prompt_token_ids(policy, pair), completion)
+
+
+def _size(sequence: TokenSequence) -> int:
+    return len(sequence.prompt_token_ids) + len(sequence.completion_token_ids)
+
+
+def _softplus(x: float) -> float:
+    """log(1 + e^x) = -log sigmoid(-x), without overflow."""
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+# --- estimates with intervals
+
+
+@dataclass(frozen=True, slots=True)
+class _Estimate:
+    """A value with the influence of each sample on it (delta method), so that ratios and differences stay paired by prompt."""
+
+    value: float
+    influence: tuple[float, ...]
+
+    def interval(self) -> Interval:
+        n = len(self.influence)
+        half = _Z95 * math.sqrt(math.fsum(i * i for i in self.influence) / (n * (n - 1)))
+        return Interval(self.value, self.value - half, self.value + half, n)
+
+
+def _mean(values: Sequence[float]) -> _Estimate:
+    mean = math.fsum(values) / len(values)
+    return _Estimate(mean, tuple(value - mean for value in values))
+
+
+def _ratio(a: _Estimate, b: _Estimate) -> _Estimate:
+    if b.value == 0:
+        raise UserError("the version it is compared with has none: the ratio is undefined")
+    ratio = a.value / b.value
+    return _Estimate(ratio, tuple((i - ratio * j) / b.value for i, j in zip(a.influence, b.influence, strict=True)))
+
+
+def _difference(a: _Estimate, b: _Estimate) -> _Estimate:
+    return _Estimate(a.value - b.value, tuple(i - j for i, j in zip(a.influence, b.influence, strict=True)))
+
+
+# --- bits
+
+
+@contextmanager
+def _recorded(errors: dict[str, str], metrics: Sequence[str]) -> Iterator[None]:
+    """A part that fails becomes the reason of its metrics: the gate holds on it, the rest of the report stands."""
+    try:
+        yield
+    except PairloopError as error:
+        errors |= dict.fromkeys(metrics, str(error))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -109,14 +110,24 @@ def record_preference(store: Store, pick: Pick, *, notify: Callable[[], None] | 
 
     Raises NotFoundError (unknown group), ConflictError (abandoned group, or the id with another body), InvalidRequestError.
     """
-    feedback_id, now = pick.feedback_id or new_id("feedback"), datetime.now(UTC)
-    return _record(store, pick.inference_id, lambda group: _pick_rows(group, pick, feedback_id, now), notify, dryrun)
+    return _recorded(submit_preference(store, pick, dryrun=dryrun), notify)
 
 
 def record_metric(store: Store, value: MetricValue, *, notify: Callable[[], None] | None = None, dryrun: bool = False) -> Recorded:
     """Write a value durably; replays and errors as in ``record_preference``."""
+    return _recorded(submit_metric(store, value, dryrun=dryrun), notify)
+
+
+def submit_preference(store: Store, pick: Pick, *, dryrun: bool = False) -> Future[Recorded]:
+    """``record_preference`` without the wait; the future resolves after the fsynced commit."""
+    feedback_id, now = pick.feedback_id or new_id("feedback"), datetime.now(UTC)
+    return _submit(store, pick.inference_id, lambda group: _pick_rows(group, pick, feedback_id, now), dryrun=dryrun)
+
+
+def submit_metric(store: Store, value: MetricValue, *, dryrun: bool = False) -> Future[Recorded]:
+    """``record_metric`` without the wait."""
     feedback_id, now = value.feedback_id or new_id("feedback"), datetime.now(UTC)
-    return _record(store, value.inference_id, lambda group: (_value_row(group, value, feedback_id, now),), notify, dryrun)
+    return _submit(store, value.inference_id, lambda group: (_value_row(group, value, feedback_id, now),), dryrun=dryrun)
 
 
 def is_revealed(c: Connection, group: Group) -> bool:
@@ -127,23 +138,31 @@ def is_revealed(c: Connection, group: Group) -> bool:
     return any(row.metric == PREFERENCE_METRIC and row.label is not Label.SKIP for row in rows)
 
 
-def _record(store: Store, inference_id: str, draft: _Draft, notify: Callable[[], None] | None, dryrun: bool) -> Recorded:
-    if dryrun:
-        with store.reading() as c:
-            group = _pickable(c, inference_id)
-            return Recorded(draft(group)[0], group, duplicate=False, dryrun=True)
-
+def _submit(store: Store, inference_id: str, draft: _Draft, *, dryrun: bool) -> Future[Recorded]:
     def write(c: Connection) -> Recorded:
         group = _pickable(c, inference_id)
-        written = [feedback.insert(c, row) for row in draft(group)]
+        rows = draft(group)
+        if dryrun:
+            return Recorded(rows[0], group, duplicate=False, dryrun=True)
+        written = [feedback.insert(c, row) for row in rows]
         row, duplicate = written[0]
-        edits = (len(written) > 1, feedback.get(c, row.feedback_id + EDIT_SUFFIX) is not None)
-        if duplicate and (edits[0] != edits[1] or not all(known for _, known in written)):
-            raise ConflictError(f"feedback {row.feedback_id} exists with another body (its edited_text differs)")
+        if duplicate:
+            _check_replay(c, row.feedback_id, [known for _, known in written])
         return Recorded(row, group, duplicate)
 
-    recorded = store.write(write)
-    if notify is not None and not recorded.duplicate:
+    return store.submit(write)
+
+
+def _check_replay(c: Connection, feedback_id: str, known: list[bool]) -> None:
+    """The edited text is a row of its own; a replay must bring it, or leave it out, as the first time."""
+    edited_then, edited_now = feedback.get(c, feedback_id + EDIT_SUFFIX) is not None, len(known) > 1
+    if edited_then != edited_now or not all(known):
+        raise ConflictError(f"feedback {feedback_id} exists with another body (its edited_text differs)")
+
+
+def _recorded(future: Future[Recorded], notify: Callable[[], None] | None) -> Recorded:
+    recorded = future.result()
+    if notify is not None and not recorded.duplicate and not recorded.dryrun:
         notify()
     return recorded
 

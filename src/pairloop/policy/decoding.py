@@ -26,7 +26,9 @@ class Batch:
         self.cache: Any = None
 
     @classmethod
-    def prefill(cls, model: nn.Module, traits: Traits, prompts: Sequence[Sequence[int]], copies: Tensor) -> tuple[Batch, Tensor]:
+    def prefill(
+        cls, model: nn.Module, traits: Traits, prompts: Sequence[Sequence[int]], copies: Tensor
+    ) -> tuple[Batch, Tensor]:
         """Read the distinct ``prompts`` once each; row b of the new batch starts from prompt ``copies[b]``.
 
         Models that obey no attention mask need prompts of equal length.
@@ -52,7 +54,7 @@ class Batch:
         """Keep these rows, in this order; a row may be named several times."""
         rows = rows.to(self.mask_BL.device)
         if isinstance(self.cache, Cache):
-            self.cache.reorder_cache(rows)  # type: ignore[arg-type]
+            self.cache.reorder_cache(rows)  # type: ignore[arg-type] # it says LongTensor, and takes any Tensor of int64
         else:
             self.cache = [state[rows] for state in self.cache]
         self.mask_BL = self.mask_BL[rows]
@@ -69,7 +71,7 @@ class Batch:
         """Append the rows of ``other`` (of the same model) behind these."""
         width = max(self.mask_BL.shape[1], other.mask_BL.shape[1])
         if isinstance(self.cache, Cache):
-            for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            for mine, theirs in zip(_layers(self.cache), _layers(other.cache), strict=True):
                 mine.keys = torch.cat([_widen(mine.keys, width), _widen(theirs.keys, width)])
                 mine.values = torch.cat([_widen(mine.values, width), _widen(theirs.values, width)])
         else:
@@ -98,8 +100,8 @@ class Batch:
             return
         empty = int(self.mask_BL.any(dim=0).long().argmax())
         if empty:
-            for layer in self.cache.layers:
-                layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]  # type: ignore[index]
+            for layer in _layers(self.cache):
+                layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]
             self.mask_BL = self.mask_BL[:, empty:]
 
 
@@ -144,7 +146,11 @@ def _nucleus(probs_BV: Tensor, top_ps: Tensor) -> Tensor:
     return probs_BV.masked_fill(beyond.scatter(1, index, beyond), 0.0)
 
 
-def _widen(tensor: Tensor | None, width: int) -> Tensor:
+def _layers(cache: Any) -> list[Any]:
+    """The plain attention layers of a joinable cache: ``keys`` and ``values``, [B, heads, L, head_dim]."""
+    return list(cache.layers)
+
+
+def _widen(tensor: Tensor, width: int) -> Tensor:
     """Pad [B, heads, L, head_dim] on the left of L."""
-    assert tensor is not None
     return pad(tensor, (0, 0, width - tensor.shape[2], 0))

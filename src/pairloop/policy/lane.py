@@ -41,12 +41,19 @@ class Ticket:
     def finish(self, index: int, completion: Completion) -> None:
         self._done[index] = completion
         done = tuple(c for c in self._done if c is not None)
-        if len(done) == len(self._done) and not self.is_over and self.future.set_running_or_notify_cancel():
+        if len(done) == len(self._done) and self._claim():
             self.future.set_result(done)
 
     def fail(self, error: Exception) -> None:
-        if not self.is_over and self.future.set_running_or_notify_cancel():
+        if self._claim():
             self.future.set_exception(error)
+
+    def _claim(self) -> bool:
+        """True once, and only where nobody cancelled: from then on the future cannot be cancelled."""
+        if self.is_over:
+            return False
+        self.is_over = True
+        return self.future.set_running_or_notify_cancel()
 
     def _ended(self, _: Future[tuple[Completion, ...]]) -> None:
         self.is_over = True
@@ -163,7 +170,8 @@ class Lane:
         return taken
 
     def _step(self) -> None:
-        assert self._batch is not None and self._logits_BV is not None
+        assert self._batch is not None
+        assert self._logits_BV is not None
         params = [row.ticket.request.params for row in self._rows]
         tokens_B, logps_B = draw(
             self._logits_BV,

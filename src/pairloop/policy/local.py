@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 class LocalPolicy:
     """Implements `Policy`. The base is loaded at once and stays; ``max_context`` = 0 takes the model's own limit.
 
-    ModelError where the directory cannot be used; TypeError never: what a client can get wrong is InvalidRequestError.
+    ModelError where the directory cannot be used.
     """
 
     def __init__(self, base_dir: Path, section: PolicySection, *, max_context: int = 0) -> None:
@@ -163,7 +163,7 @@ class LocalPolicy:
         size = len(request.prompt_token_ids)
         if size >= self._max_context:
             raise InvalidRequestError(
-                f"the prompt has {size} tokens, the context holds {self._max_context} with the answer; shorten the conversation",
+                f"the prompt has {size} tokens, the context holds {self._max_context} with the answer; shorten it",
                 param="messages",
                 code="context_length_exceeded",
             )

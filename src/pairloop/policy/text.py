@@ -29,7 +29,7 @@ class TextStream:
         return self._text
 
     def add(self, token_id: int, *, last: bool = False) -> str:
-        """The text that is certain after this token; ``last`` gives out what was held back. Sets ``stopped`` at a stop string."""
+        """The text that is certain after this token; ``last`` gives out what was held back; ``stopped`` at a stop string."""
         self._ids.append(token_id)
         before = self._decode(self._ids[self._start : self._read])
         window = self._decode(self._ids[self._start :])

@@ -61,12 +61,15 @@ class LogProbs(_Packed):
     item = "f"
 
 
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+
 def dump_json(value: Any) -> str:
-    """Strict JSON: Postgres refuses NaN and Infinity, so a run's non-finite metric is stored as null, never lost with its row."""
+    """Strict JSON. Postgres refuses NaN and Infinity, so a non-finite metric of a run becomes null: the row is not lost."""
     try:
-        return json.dumps(value, allow_nan=False)
+        return _encode(value)
     except ValueError:
-        return json.dumps(_finite(value), allow_nan=False)
+        return _encode(_finite(value))
 
 
 def _finite(value: Any) -> Any:

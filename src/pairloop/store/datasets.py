@@ -17,7 +17,7 @@ PairLineage = tuple[str, Sequence[str], Sequence[str]]
 
 
 def insert(c: Connection, dataset: Dataset, *, feedback_seq: int, cycle_id: str | None, pairs: Sequence[PairLineage]) -> None:
-    """Write a dataset with its pairs. A pair that an earlier dataset holds too keeps one lineage, to which rows may be added."""
+    """Write a dataset with its pairs. A pair that an earlier dataset holds too has one lineage, to which rows may be added."""
     c.execute(
         sa.insert(datasets),
         {

@@ -10,10 +10,11 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, ForeignKeyConstraint
 
 from pairloop.errors import StoreError
-from pairloop.store import cycles, datasets, duels, versions
+from pairloop.store import cycles
+from pairloop.store import versions as store_versions
 from pairloop.store.artifacts import Artifacts
 from pairloop.store.database import broken_pages
-from pairloop.store.schema import aliases, dataset_pairs, metadata, pair_feedback, pair_groups
+from pairloop.store.schema import aliases, dataset_pairs, datasets, duels, metadata, pair_feedback, pair_groups, versions
 from pairloop.store.store import Store
 from pairloop.types import Alias, VersionKind
 
@@ -30,12 +31,12 @@ def check(store: Store) -> list[Problem]:
     """Every problem found; an empty list is a healthy store. Reads every artifact file."""
     with store.reading() as c:
         problems = [Problem("damaged_database", f"{store.name}: {line}") for line in broken_pages(c)]
-        for finder in (_orphans, _pairs_without_lineage, _aliases, _open_duels):
+        for finder in (_orphans, _pairs_without_lineage, _aliases, _duels):
             problems += finder(c)
-        problems += _versions(c, store.artifacts)
-        problems += _datasets(c, store.artifacts)
-    problems += [Problem("stale_folder", f"{folder}: left by a writer that is gone") for folder in store.artifacts.stale()]
-    return problems
+        folders = _folders(c)
+    for owner, path, artifact_hash in folders:  # outside the transaction: hashing files takes its time
+        problems += _artifact(store.artifacts, owner, path, artifact_hash)
+    return problems + [Problem("stale_folder", f"{path}: left by a writer that is gone") for path in store.artifacts.stale()]
 
 
 def _orphans(c: Connection) -> Iterator[Problem]:
@@ -64,35 +65,33 @@ def _pairs_without_lineage(c: Connection) -> Iterator[Problem]:
 
 
 def _aliases(c: Connection) -> Iterator[Problem]:
-    for row in c.execute(sa.select(aliases).order_by("policy", "alias")):
-        if versions.get(c, row.policy, row.number) is None:
+    for row in c.execute(sa.select(aliases).order_by(aliases.c.policy, aliases.c.alias)):
+        if store_versions.get(c, row.policy, row.number) is None:
             yield Problem(
                 "dangling_alias", f"alias {row.alias} of {row.policy} names version {row.number}, which does not exist"
             )
-    for policy in versions.policies(c):
-        if versions.alias(c, policy, Alias.CHAMPION) is None:
+    for policy in store_versions.policies(c):
+        if store_versions.alias(c, policy, Alias.CHAMPION) is None:
             yield Problem("no_champion", f"policy {policy} has versions but no champion")
 
 
-def _open_duels(c: Connection) -> Iterator[Problem]:
-    for policy in versions.policies(c):
-        for duel in duels.list_(c, policy):
-            cycle = cycles.get(c, duel.cycle_id)
-            if duel.closed_at is None and cycle is not None and cycle.state.is_terminal:
-                yield Problem("open_duel", f"duel {duel.duel_id} is open, but its cycle {cycle.cycle_id} is {cycle.state}")
+def _duels(c: Connection) -> Iterator[Problem]:
+    for row in c.execute(sa.select(duels).where(duels.c.closed_at.is_(None)).order_by(duels.c.opened_at)):
+        cycle = cycles.get(c, row.cycle_id)
+        if cycle is not None and cycle.state.is_terminal:
+            yield Problem("open_duel", f"duel {row.duel_id} is open, but its cycle {cycle.cycle_id} has ended ({cycle.state})")
 
 
-def _versions(c: Connection, artifacts: Artifacts) -> Iterator[Problem]:
-    for policy in versions.policies(c):
-        for version in versions.list_(c, policy):
-            if version.kind is not VersionKind.BASE:  # the base is the user's own folder, not an artifact
-                yield from _artifact(artifacts, f"version {version.name}", version.path, version.artifact_hash)
-
-
-def _datasets(c: Connection, artifacts: Artifacts) -> Iterator[Problem]:
-    for policy in versions.policies(c):
-        for dataset in datasets.list_(c, policy):
-            yield from _artifact(artifacts, f"dataset {dataset.dataset_id}", dataset.path, Path(dataset.path).name)
+def _folders(c: Connection) -> list[tuple[str, str, str]]:
+    """(owner in words, path, artifact hash or folder name) of every dataset and every version that is an artifact of ours."""
+    ours = versions.c.kind != VersionKind.BASE.value  # the base is the user's own folder
+    return [
+        (f"dataset {row.dataset_id}", row.path, Path(row.path).name)
+        for row in c.execute(sa.select(datasets).order_by(datasets.c.created_at))
+    ] + [
+        (f"version {row.policy}@{row.number}", row.path, row.artifact_hash)
+        for row in c.execute(sa.select(versions).where(ours).order_by(versions.c.policy, versions.c.number))
+    ]
 
 
 def _artifact(artifacts: Artifacts, owner: str, path: str, artifact_hash: str) -> Iterator[Problem]:

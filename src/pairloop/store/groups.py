@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
@@ -40,6 +40,8 @@ _COMPLETIONS_IN = (
     .where(completions.c.group_id.in_(sa.bindparam("group_ids", expanding=True)))
     .order_by(completions.c.group_id, completions.c.position)
 )
+
+_SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
 
 ID_CHUNK = 500
 """Ids per IN list: databases bound the number of parameters."""
@@ -175,7 +177,7 @@ def _group_row(group: Group) -> dict[str, Any]:
         "prompt": prompt,
         "prompt_hash": _hash(prompt),
         "prompt_token_ids": group.prompt_token_ids,
-        "sampling": asdict(group.sampling),
+        "sampling": {name: getattr(group.sampling, name) for name in _SAMPLING_FIELDS},
         "user": group.user,
         "conversation_id": group.conversation_id,
         "parent_group_id": group.parent_group_id,

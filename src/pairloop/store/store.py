@@ -32,7 +32,11 @@ class Store:
         self.artifacts = Artifacts(artifacts_dir)
         self._temporary = temporary
         self._writing = writer_engine(url, durable=durable)
-        migrate(self._writing)
+        try:
+            migrate(self._writing)
+        except StoreError:
+            self._writing.dispose()
+            raise
         self._reading = reader_engine(url)
         self._writer = GroupCommitWriter(self._writing, self.name)
 

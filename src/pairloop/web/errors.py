@@ -23,6 +23,8 @@ from pairloop.errors import (
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 RETRY_AFTER_S = "1"
+UNION_MEMBERS = frozenset({"bool", "float", "int", "str"})
+"""What pydantic appends to a field's place where several types were tried."""
 
 _STATUS: tuple[tuple[type[PairloopError], int], ...] = (
     (NotFoundError, 404),
@@ -103,6 +105,8 @@ def from_validation(problems: Sequence[Mapping[str, Any]]) -> Response:
 def _param(place: Sequence[Any]) -> str | None:
     name = ""
     for part in place:
+        if part in UNION_MEMBERS or str(part).startswith(("list[", "constrained-")):
+            break
         if isinstance(part, int):
             name += f"[{part}]"
         elif part != "[key]":

@@ -1,0 +1,36 @@
+"""The child process: ``python -m pairloop.learner JOB.json [--die-with-parent]``.
+
+Exit code 0: succeeded, or nothing to train; 2: the input is at fault; 1: the machine is. The result file says which and why.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+
+from pairloop.learner import TrainJob, train
+from pairloop.learner.child import DIE_WITH_PARENT
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[1:] not in ([], [DIE_WITH_PARENT]):
+        print(__doc__, file=sys.stderr)
+        return 2
+    if DIE_WITH_PARENT in arguments:
+        threading.Thread(target=_die_with_parent, daemon=True).start()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    result = train(TrainJob.load(Path(arguments[0])))
+    return result.exit_code
+
+
+def _die_with_parent() -> None:
+    """The parent holds the other end of stdin and writes nothing: the end of file is the parent's end, also by kill -9."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

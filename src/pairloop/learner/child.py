@@ -1,0 +1,110 @@
+"""The parent's side of a training process: start it, follow its metrics file, stop it. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pairloop
+from pairloop.config import child_env
+
+DIE_WITH_PARENT = "--die-with-parent"
+POLL_S = 0.2
+STOP_S = 5.0
+LOG_TAIL = 2_000
+
+Row = Mapping[str, Any]
+
+
+@contextmanager
+def started(job_path: Path, *, log_path: Path, threads: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A training process in a session of its own, so that Ctrl-C reaches only the parent; it is stopped when the block ends.
+
+    It also ends when the parent dies in any way, because it then reads the end of its standard input.
+    """
+    roots = [str(Path(pairloop.__file__).resolve().parent.parent), child_env().get("PYTHONPATH", "")]
+    env = child_env(
+        PYTHONPATH=os.pathsep.join(root for root in roots if root),
+        OMP_NUM_THREADS=str(threads),
+        TOKENIZERS_PARALLELISM="false",
+        HF_HUB_OFFLINE="1",
+    )
+    with log_path.open("ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pairloop.learner", str(job_path), DIE_WITH_PARENT],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=env,
+            start_new_session=True,
+        )
+    try:
+        yield child
+    finally:
+        _stop(child)
+
+
+def follow(
+    child: subprocess.Popen[bytes],
+    metrics_path: Path,
+    on_rows: Callable[[Sequence[Row]], None],
+    should_stop: Callable[[], bool],
+) -> int | None:
+    """Hand over new metrics rows (an empty list where there are none) until the child ends; its exit code.
+
+    None: ``should_stop`` said so; the child still runs.
+    """
+    offset = 0
+    while True:
+        code = _wait(child)
+        rows, offset = read_rows(metrics_path, offset)
+        on_rows(rows)
+        if code is not None:
+            return code
+        if should_stop():
+            return None
+
+
+def read_rows(path: Path, offset: int = 0) -> tuple[list[Row], int]:
+    """The whole lines of a metrics file from ``offset`` on, and the offset after them."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return [], offset
+    end = data.rfind(b"\n") + 1
+    return [json.loads(line) for line in data[:end].splitlines()], offset + end
+
+
+def log_tail(path: Path) -> str:
+    """The last lines that the child wrote before it ended."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:].strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int | None:
+    try:
+        return child.wait(timeout=POLL_S)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(timeout=STOP_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    if child.stdin is not None:
+        child.stdin.close()

@@ -1,0 +1,44 @@
+"""The metrics file, one JSON row per optimizer step, and the versions of the libraries that made it. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+LIBRARIES = ("pairloop", "torch", "transformers", "peft", "tokenizers", "safetensors")
+
+
+class MetricsFile:
+    """Appends rows, each whole and visible to readers at once; numbers that are not finite are written as null."""
+
+    def __init__(self, path: Path, report: Callable[[Mapping[str, Any]], None]) -> None:
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._report = report
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        self._file.write(json.dumps(clean) + "\n")
+        self._report(clean)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+
+def libraries() -> dict[str, str]:
+    """Installed versions of what decides the weights, and of Python."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # running from a source tree that was never installed
+            continue
+    return found

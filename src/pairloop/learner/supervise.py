@@ -1,0 +1,97 @@
+"""Runs one job to its result file, whatever happens on the way: errors become a stable code and say whose fault it was. No torch."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pairloop.errors import ConfigError, ModelError, RowsError, UserError
+from pairloop.learner.data import TRAIN_FILE, read_split
+from pairloop.learner.files import exclusive
+from pairloop.learner.job import FAKE, TrainError, TrainJob, TrainResult, TrainStatus, nothing_to_train
+
+LOG = logging.getLogger(__name__)
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
+_USER_CODES: tuple[tuple[type[UserError], str], ...] = (
+    (ModelError, "bad_model"),
+    (RowsError, "bad_rows"),
+    (ConfigError, "bad_settings"),
+)
+
+
+class Diverged(UserError):
+    """Loss or gradient were not finite several steps in a row."""
+
+
+class CheckpointMismatch(UserError):
+    """The checkpoint belongs to other data, another model or other settings."""
+
+
+def supervise(job: TrainJob, report: Callable[[Mapping[str, Any]], None]) -> TrainResult:
+    """Train, and leave a result file; a result that is there already is returned as it is."""
+    started_s = time.monotonic()
+    result_path = Path(job.result_path)
+    for path in (result_path.parent, Path(job.out_dir).parent, Path(job.checkpoint_dir)):
+        path.mkdir(parents=True, exist_ok=True)
+    with exclusive(Path(job.checkpoint_dir) / "lock"):
+        found = TrainResult.load(result_path)
+        if found is not None and _stands(found, job):
+            return found
+        result_path.unlink(missing_ok=True)
+        try:
+            result = _train(job, report)
+        except Exception as error:  # noqa: BLE001 - the one supervisor line: whatever it was, it is logged and recorded
+            LOG.exception("training failed")
+            wall_s = time.monotonic() - started_s
+            result = TrainResult(TrainStatus.FAILED, error=classify(error), cpu_s=time.process_time(), wall_s=wall_s)
+        result.save(result_path)
+    return result
+
+
+def classify(error: BaseException) -> TrainError:
+    """Code, whose fault, and a sentence with the remedy."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, Diverged):
+        return TrainError("nan", "user_error", text)
+    if isinstance(error, CheckpointMismatch):
+        return TrainError("checkpoint_mismatch", "user_error", text)
+    if isinstance(error, UserError):
+        return TrainError(next((code for kind, code in _USER_CODES if isinstance(error, kind)), "bad_input"), "user_error", text)
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in _OUT_OF_MEMORY):
+        remedy = "set train.micro_batch_size (1 is the smallest), or train.max_length lower, or policy.method = \"lora\""
+        return TrainError("out_of_memory", "system_error", f"the device ran out of memory; {remedy} ({text[:200]})")
+    if (isinstance(error, OSError) and error.errno in _FULL_DISK) or "No space left on device" in text:
+        return TrainError("disk_full", "system_error", f"the disk is full: free some space and start the run again ({text})")
+    if isinstance(error, OSError):
+        return TrainError("io_error", "system_error", text)
+    return TrainError("crash", "system_error", f"{type(error).__name__}: {text}")
+
+
+def _stands(result: TrainResult, job: TrainJob) -> bool:
+    if result.status is TrainStatus.SUCCEEDED:
+        return Path(job.out_dir).is_dir()
+    return result.status is TrainStatus.NOTHING_TO_TRAIN
+
+
+def _train(job: TrainJob, report: Callable[[Mapping[str, Any]], None]) -> TrainResult:
+    pairs = read_split(Path(job.snapshot_dir), TRAIN_FILE)
+    if len(pairs) < job.train.min_pairs:
+        return nothing_to_train(len(pairs), {})
+    if job.base_dir == FAKE:
+        from pairloop.learner.fake import train_fake
+
+        return train_fake(job, pairs, report)
+    from pairloop.learner.loop import train_model  # torch: only where there is something to train
+
+    result = train_model(job, pairs, report)
+    if result.status is TrainStatus.SUCCEEDED:
+        for folder in Path(job.checkpoint_dir).glob("step-*"):
+            shutil.rmtree(folder)
+    return result

@@ -1,0 +1,58 @@
+"""What every route shares: the store, the policy, the configuration, the chat service and the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
+
+from fastapi import Depends, Request
+
+from pairloop.config import Config
+from pairloop.loop.serve import ChatService
+from pairloop.policy.protocols import Policy
+from pairloop.store import Store
+from pairloop.web.metrics import Metrics
+
+
+class SchedulerLike(Protocol):
+    """What runs cycles in the background; all methods may be called from any thread."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def notify(self) -> None:
+        """Something was written that may make a cycle due; returns at once."""
+        ...
+
+    def status(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(slots=True)
+class Context:
+    """One serving process; ``draining`` turns true when it is about to stop."""
+
+    store: Store
+    policy: Policy
+    config: Config
+    scheduler: SchedulerLike | None
+    service: ChatService
+    metrics: Metrics
+    draining: bool = False
+
+    @property
+    def policy_name(self) -> str:
+        return self.config.policy.name
+
+    def notify(self) -> None:
+        if self.scheduler is not None:
+            self.scheduler.notify()
+
+
+def context_of(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+Here = Annotated[Context, Depends(context_of)]

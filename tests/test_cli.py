@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pairloop.cli import pairloop
+
+ROW = '{"prompt": "Say hello to Ann.", "chosen": "Hello Ann!", "rejected": "What?"}\n'
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(pairloop, list(args), catch_exceptions=False)
+
+
+def run_json(*args: str) -> Any:
+    result = run(*args, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture()
+def bot(tmp_path: Path) -> Path:
+    """A folder made by ``pairloop init`` for the policy without a model."""
+    directory = tmp_path / "bot"
+    run_json("init", str(directory), "--model", "fake")
+    return directory
+
+
+def test_the_command_answers_without_the_heavy_rooms() -> None:
+    heavy = "{'torch', 'transformers', 'fastapi', 'sqlalchemy', 'pydantic', 'matplotlib'}"
+    code = f"import sys, pairloop.cli; loaded = {heavy} & set(sys.modules); sys.exit(f'loaded: {{loaded}}' if loaded else 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_verb_has_help_and_json() -> None:
+    def visit(command: Any, path: list[str]) -> None:
+        result = run(*path, "--help")
+        assert result.exit_code == 0
+        for name, child in getattr(command, "commands", {}).items():
+            visit(child, [*path, name])
+        if not getattr(command, "commands", None):
+            assert "--json" in result.output, path
+
+    visit(pairloop, [])
+
+
+def test_init_refuses_to_overwrite(bot: Path) -> None:
+    result = run("init", str(bot), "--model", "fake", "--json")
+    assert result.exit_code == 2
+    assert "--force" in json.loads(result.stdout)["error"]["message"]
+
+
+def test_a_fresh_folder_has_nothing_and_says_so(bot: Path) -> None:
+    assert run_json("cycle", "list", "--config", str(bot)) == {"cycles": []}
+    assert run_json("doctor", "--config", str(bot)) == {"problems": []}
+    assert run_json("pairs", "build", "--config", str(bot)) == {"dataset": None}
+    result = run("data", "stats", "--config", str(bot))
+    assert result.exit_code == 2
+    assert "pairloop pairs build" in result.output
+
+
+def test_imported_rows_become_a_dataset_a_version_and_rows_again(bot: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(ROW.replace("Ann", f"Ann {n}") for n in range(40)))
+    first = run_json("data", "import", str(rows), "--config", str(bot))
+    assert (first["rows"], first["imported"]) == (40, 40)
+    again = run_json("data", "import", str(rows), "--config", str(bot))
+    assert (again["imported"], again["known"]) == (0, 40)
+
+    dataset = run_json("pairs", "build", "--config", str(bot))["dataset"]
+    assert dataset["n_train"] + dataset["n_heldout"] == 40
+    stats = run_json("data", "stats", "--config", str(bot))
+    assert stats["dataset_id"] == dataset["dataset_id"]
+    record = run_json("train", "--config", str(bot), "--dataset", dataset["dataset_id"])
+    assert record["version"]["number"] == 1
+
+    report = run_json("evaluate", "--config", str(bot), "--version", "1")
+    assert "length_ratio" in report["metrics"]
+    assert run_json("promote", "1", "--config", str(bot), "--reason", "looks good")["number"] == 1
+    assert run_json("versions", "--config", str(bot))["aliases"] == {"champion": 1}
+    assert run_json("rollback", "--config", str(bot), "--reason", "it does not")["number"] == 0
+    assert run_json("doctor", "--config", str(bot)) == {"problems": []}
+
+    out = tmp_path / "out.jsonl"
+    exported = run_json("data", "export", "--config", str(bot), "--out", str(out))
+    assert exported["pairs"] == dataset["n_train"]
+    assert run_json("data", "stats", str(out))["pairs"]["train"] > 0
+
+
+def test_bad_rows_are_all_named(tmp_path: Path, bot: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(ROW + '{"prompt": "x", "chosen": "y"\n' + ROW.replace('"What?"', "7") + ROW.replace("What?", "Hello Ann!"))
+    result = run("data", "import", str(rows), "--config", str(bot), "--json")
+    assert result.exit_code == 2
+    problems = json.loads(result.stdout)["error"]["problems"]
+    assert [problem["line"] for problem in problems] == [2, 3, 4]
+    kept = run_json("data", "import", str(rows), "--config", str(bot), "--skip-refused")
+    assert kept["imported"] == 1
+    assert sum(kept["refused"].values()) == 3
+
+
+def test_an_unknown_version_is_a_clear_error(bot: Path) -> None:
+    run_json("pairs", "build", "--config", str(bot))
+    result = run("promote", "9", "--config", str(bot), "--reason", "x")
+    assert result.exit_code == 2
+    assert "9" in result.output
+
+
+def test_missing_configuration_is_named(tmp_path: Path) -> None:
+    result = run("cycle", "status", "--config", str(tmp_path / "none"))
+    assert result.exit_code == 2
+    assert "pairloop init" in result.output

@@ -1,0 +1,140 @@
+"""kill -9 of the server and of the training child at random moments, under the demo's customers.
+
+The cycles go on to an end, every acknowledged pick is there exactly once, and no half-written version is ever served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import socket
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import sqlalchemy as sa
+
+from pairloop.config import load_config
+from pairloop.demo.run import follow
+from pairloop.demo.server import ServerProcess, start_server
+from pairloop.demo.traffic import Crowd, Shop, Tally, open_shop, send
+from pairloop.scaffold import starter_recipe, write_config
+from pairloop.starter.customers import Behaviour
+from pairloop.store import Store, cycles, doctor, groups, versions
+from pairloop.types import CycleState, Pool, VersionKind
+
+KILLS = 20
+CUSTOMERS = 96
+ENDS = {CycleState.PROMOTED, CycleState.HELD, CycleState.REJECTED}
+
+
+class Silent:
+    def stage(self, text: str) -> None: ...
+
+    def bar(self, text: str, done: int, of: int) -> None: ...
+
+
+@dataclass
+class Executioner:
+    """Keeps a server running on one port, and kills it or its training child at random moments."""
+
+    config: Path
+    log: Path
+    rng: random.Random
+    port: int
+    server: ServerProcess
+    kills: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def start(cls, config: Path, log: Path, seed: int) -> Executioner:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        return cls(config, log, random.Random(seed), port, start_server(config, port=port, log=log))
+
+    async def work(self, shop: Shop) -> None:
+        """KILLS kills, each a random while after the server was ready again."""
+        while self.kills.total() < KILLS:
+            await asyncio.sleep(self.rng.uniform(0.05, 2.5))
+            child = self._training_child()
+            if child is not None and self.rng.random() < 0.6:
+                child.send_signal(signal.SIGKILL)
+                self.kills["child"] += 1
+                continue
+            self.server.process.send_signal(signal.SIGKILL)
+            await asyncio.to_thread(self.server.process.wait, 30)
+            self.kills["server"] += 1
+            self.server = await asyncio.to_thread(start_server, self.config, port=self.port, log=self.log)
+            await shop.get("/health/ready")
+
+    def _training_child(self) -> psutil.Process | None:
+        try:
+            children = psutil.Process(self.server.process.pid).children(recursive=True)
+            return next((child for child in children if "pairloop.learner" in child.cmdline()), None)
+        except psutil.Error:
+            return None
+
+
+async def _live(executioner: Executioner, crowd: Crowd) -> tuple[Tally, list[dict[str, Any]]]:
+    """Rounds of customers and cycles until all kills have happened, and one round more."""
+    tally, ended = Tally(), []
+    train_pool, gate_pool = crowd.members(Pool.TRAIN), crowd.members(Pool.GATE)
+    async with open_shop("support-bot", lambda: executioner.server.url) as shop:
+        killing = asyncio.create_task(executioner.work(shop))
+        is_last = False
+        while not is_last:
+            is_last = killing.done()
+            await send(shop, crowd, [*islice(train_pool, CUSTOMERS), *islice(gate_pool, 12)], tally)
+            begun = await shop.post("/v1/cycles", {})
+            ended.append(dict(await follow(shop, begun, crowd, gate_pool, tally, "crash", Silent())))
+        await killing
+    return tally, ended
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
+    settings: dict[str, dict[str, Any]] = starter_recipe()
+    settings["gate"] = {"max_picks": 120}
+    settings["train"] |= {"checkpoint_every": 2, "epochs": 3}
+    settings["schedule"] = {"min_pairs": 0, "lease": "5s"}
+    config_path = write_config(tmp_path / "bot", settings)
+    executioner = Executioner.start(config_path, tmp_path / "server.log", seed=1)
+    crowd = Crowd(7, Behaviour(), load_config(config_path, env={}).serve.gate_share)
+    try:
+        tally, ended = asyncio.run(asyncio.wait_for(_live(executioner, crowd), 900))
+    finally:
+        executioner.server.stop()
+    print(
+        f"kills: {dict(executioner.kills)}; cycles: {[cycle['state'] for cycle in ended]}; "
+        f"{tally.groups} groups answered, {len(tally.picks)} picks acknowledged"
+    )
+    assert executioner.kills.total() == KILLS
+    assert executioner.kills["child"] > 0
+    assert {CycleState(cycle["state"]) for cycle in ended} <= ENDS
+    _check_evidence(config_path, tally)
+
+
+def _check_evidence(config_path: Path, tally: Tally) -> None:
+    """Every acknowledged pick once, every group it names whole, every version whole, no invariant broken."""
+    config = load_config(config_path, env={})
+    store = Store.open(config)
+    try:
+        with store.reading() as c:
+            stored = Counter(c.execute(sa.text("SELECT feedback_id FROM feedback")).scalars())
+            assert {feedback_id: stored[feedback_id] for feedback_id in tally.picks} == dict.fromkeys(tally.picks, 1)
+            for group_id in tally.picks.values():
+                group = groups.get(c, group_id)
+                assert group is not None
+                assert len(group.completions) == 2
+            for version in versions.list_(c, config.policy.name):
+                if version.kind is not VersionKind.BASE:
+                    store.artifacts.verify(version.artifact_hash)
+            assert all(one.state in ENDS for one in cycles.list_(c, config.policy.name))
+        assert doctor.check(store) == []
+    finally:
+        store.close()
