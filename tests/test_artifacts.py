@@ -79,10 +79,17 @@ def test_a_folder_from_elsewhere_is_copied_and_stays(artifacts: Artifacts, tmp_p
 
 
 def test_a_folder_that_is_not_published_leaves_nothing(artifacts: Artifacts) -> None:
-    with pytest.raises(ZeroDivisionError), artifacts.stage() as folder:
-        (folder / "half").write_text("1")
-        raise ZeroDivisionError
-    assert not folder.exists()
+    seen: list[Path] = []
+
+    def fail() -> None:
+        with artifacts.stage() as folder:
+            seen.append(folder)
+            (folder / "half").write_text("1")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not seen[0].exists()
     assert published(artifacts) == []
 
 

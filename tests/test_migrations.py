@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, inspect
+from sqlalchemy import Dialect, Engine, create_engine, inspect
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -32,7 +32,7 @@ def described(engine: Engine) -> dict[str, Any]:
     for table in set(inspector.get_table_names()) - {"alembic_version"}:
         tables[table] = {
             "columns": {
-                column["name"]: (str(column["type"]), column["nullable"], column["primary_key"])
+                column["name"]: (str(column["type"]), column["nullable"], column["default"])
                 for column in inspector.get_columns(table)
             },
             "primary key": inspector.get_pk_constraint(table),
@@ -156,12 +156,15 @@ def test_the_database_is_set_up_for_durability(tmp_path: Path) -> None:
 
 
 def test_the_schema_compiles_for_postgres_too() -> None:
-    dialect = postgresql.dialect()
+    dialect: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     statements = [str(CreateTable(table).compile(dialect=dialect)) for table in metadata.sorted_tables]
-    statements += [str(CreateIndex(index).compile(dialect=dialect)) for table in metadata.sorted_tables for index in table.indexes]
+    statements += [
+        str(CreateIndex(index).compile(dialect=dialect)) for table in metadata.sorted_tables for index in table.indexes
+    ]
     feedback = next(sql for sql in statements if "CREATE TABLE feedback" in sql)
     assert "seq BIGSERIAL" in feedback
     # Postgres cuts names at 63 bytes, and two cut names could be the same.
-    names = [str(item.name) for table in metadata.sorted_tables for item in (*table.constraints, *table.indexes)]
+    names = [str(item.name) for table in metadata.sorted_tables for item in table.constraints]
+    names += [str(index.name) for table in metadata.sorted_tables for index in table.indexes]
     assert max(len(name) for name in names) <= 63
     assert len(names) == len(set(names))

@@ -15,7 +15,7 @@ from pairloop.starter.customers import Behaviour, Customer, numbers_right, utili
 CASE = Case("refund", "Anna", "lamp", "482", "Can I get a refund for my lamp? It is order #482. Thanks, Anna")
 GOOD = "Hi Anna, I have started your refund for order #482, and you will see it soon. Take care!"
 VAGUE = "Maybe it will sort itself out."
-PICKS = 3000
+PICKS = 2000
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,9 @@ def test_the_styles_come_in_the_shares_asked_for(chats: list[corpus.Chat]) -> No
 
 
 def test_held_out_combinations_never_meet_training(chats: list[corpus.Chat]) -> None:
-    assert not any(corpus.is_held_out(chat.case.name, chat.case.order_number) for chat in chats)
+    full = [chat.case for chat in chats if chat.case.order_number]
+    assert len(full) / len(chats) == pytest.approx(1 - corpus.SHORT_SHARE, abs=0.02)
+    assert not any(corpus.is_held_out(case.name, case.order_number) for case in full)
     combinations = [(name, str(number)) for name in world.NAMES for number in range(100, 1000)]
     assert sum(corpus.is_held_out(*c) for c in combinations) / len(combinations) == pytest.approx(0.1, abs=0.01)
     rng = random.Random(0)
@@ -143,13 +145,13 @@ def test_picks_follow_bradley_terry() -> None:
 
 
 def test_position_bias_adds_logits_to_the_left() -> None:
-    twin = GOOD.replace("Hi", "Dear")
-    assert share_left(Behaviour(), GOOD, twin) == pytest.approx(0.5, abs=0.03)
-    assert share_left(Behaviour(position_bias=1.0), GOOD, twin) == pytest.approx(0.731, abs=0.03)
+    twin = GOOD.replace("Hi", "Hello")
+    assert share_left(Behaviour(), GOOD, twin) == pytest.approx(0.5, abs=0.04)
+    assert share_left(Behaviour(position_bias=1.0), GOOD, twin) == pytest.approx(0.731, abs=0.04)
 
 
 def test_pure_noise_is_a_coin_toss() -> None:
-    assert share_left(Behaviour(random_share=1.0), GOOD, VAGUE) == pytest.approx(0.5, abs=0.03)
+    assert share_left(Behaviour(random_share=1.0), GOOD, VAGUE) == pytest.approx(0.5, abs=0.04)
 
 
 def test_lazy_raters_click_at_once_and_at_random() -> None:
@@ -157,14 +159,14 @@ def test_lazy_raters_click_at_once_and_at_random() -> None:
     assert sum(customer.is_lazy for customer in crowd) / len(crowd) == pytest.approx(0.3, abs=0.04)
     rng, lazy = random.Random(0), customers.customer(0, Behaviour(lazy_share=1.0))
     assert {lazy.pick(CASE, GOOD, VAGUE, rng).latency_ms for _ in range(20)} == {200}
-    assert share_left(Behaviour(lazy_share=1.0), GOOD, VAGUE) == pytest.approx(0.5, abs=0.03)
+    assert share_left(Behaviour(lazy_share=1.0), GOOD, VAGUE) == pytest.approx(0.5, abs=0.04)
     assert all(customers.customer(0).pick(CASE, GOOD, VAGUE, rng).latency_ms > 1000 for _ in range(20))
 
 
 def test_the_other_outcomes() -> None:
     rng = random.Random(0)
     assert customers.customer(0).pick(CASE, GOOD, GOOD, rng).outcome == "tie"
-    twin = GOOD.replace("Hi", "Dear")
+    twin = GOOD.replace("Hi", "Hello")
     assert Customer("u", Behaviour(tie_margin=0.5)).pick(CASE, GOOD, twin, rng).outcome == "tie"
     assert Customer("u", Behaviour(both_bad_below=1.0)).pick(CASE, VAGUE, "Whatever you say.", rng).outcome == "both_bad"
     assert Customer("u", Behaviour(skip_share=1.0)).pick(CASE, GOOD, VAGUE, rng).outcome == "skip"
@@ -196,13 +198,22 @@ def test_verifier_in_the_second_turn_and_on_strange_requests() -> None:
     assert 0 <= verifier.score([{"role": "user", "content": "Do you sell elephants?"}], "I am glad to help.") <= 1
 
 
+def test_a_customer_in_a_hurry_gives_neither_name_nor_number(chats: list[corpus.Chat]) -> None:
+    """Such chats teach the model to make neither up, and are in the corpus only."""
+    short = [chat for chat in chats if not chat.case.order_number]
+    shown = [text for chat in short for turn in chat.turns for text in turn]
+    assert short
+    assert not any(char.isdigit() for text in shown for char in text)
+    assert not any(f" {name}" in text for name in world.NAMES for text in shown)
+
+
 def test_verifier_recognises_requests_and_ranks_a_planted_fault(chats: list[corpus.Chat]) -> None:
     assert sum(verifier.recognise([c.case.text]) == c.case.intent for c in chats) / len(chats) > 0.95
     rng = random.Random(0)
-    for chat in chats[:300]:
-        right = corpus.write_answer(chat.case, "good", rng)
-        wrong = right.replace(f"#{chat.case.order_number}", f"#{int(chat.case.order_number) - 1}")
-        assert verifier.score(chat.case.messages(), right) > verifier.score(chat.case.messages(), wrong)
+    for case in (corpus.draw_training_case(rng) for _ in range(300)):
+        right = corpus.write_answer(case, "good", rng)
+        wrong = right.replace(f"#{case.order_number}", f"#{int(case.order_number) - 1}")
+        assert verifier.score(case.messages(), right) > verifier.score(case.messages(), wrong)
 
 
 @pytest.fixture(scope="module")
@@ -234,14 +245,19 @@ def test_the_rendered_prompt_is_a_prefix_of_the_chat(tokenizer: PreTrainedTokeni
         assert whole_ids == build.encode_chat(tokenizer.backend_tokenizer, chat)[0]
 
 
-def test_the_shipped_model_is_small_and_sound() -> None:
+def test_the_shipped_model_is_small_and_sound(tokenizer: PreTrainedTokenizerBase) -> None:
     assert sum(path.stat().st_size for path in MODEL_DIR.iterdir()) <= 1_500_000
-    assert AutoModelForCausalLM.from_pretrained(MODEL_DIR).dtype is torch.float32
-    figures = build.measure(MODEL_DIR, prompts=500)
-    assert figures.with_number >= 150
-    assert figures.fidelity >= 0.97
-    assert figures.ended >= 0.99
-    assert 1.0 < figures.utility < 2.2
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
+    assert model.dtype is torch.float32
+    rng = random.Random(0)
+    cases = [corpus.draw_held_out_case(rng) for _ in range(900)]
+    answers = build.sample(model, tokenizer, [case.messages() for case in cases], seed=0)
+    right = [numbers_right(case, answer.text) for case, answer in zip(cases, answers, strict=True)]
+    worth = [utility(case, answer.text) for case, answer in zip(cases, answers, strict=True)]
+    assert len(right) - right.count(None) >= 250
+    assert right.count(True) / (len(right) - right.count(None)) >= 0.97
+    assert sum(answer.ended for answer in answers) / len(answers) >= 0.99
+    assert 1.0 < sum(worth) / len(worth) < 2.2
 
 
 def test_the_build_is_deterministic(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Verifier:
         """The score of a completion; VerifierError where the function raises or gives no finite number or bool."""
         try:
             score = self.function([dict(message) for message in messages], completion)
-        except Exception as error:  # noqa: BLE001  the supervisor line: the function is the user's, and may raise anything
+        except Exception as error:  # the one supervisor line: the function is the user's, and may raise anything
             raise VerifierError(f"verifier {self.name} raised {type(error).__name__}: {error}") from error
         value = _finite(score)
         if value is None:
@@ -121,7 +121,12 @@ class PairwiseJudge:
         return cls(section.judge_url, section.judge_model, key)
 
     def compare(self, messages: Sequence[Mapping[str, str]], a: str, b: str) -> Judgement:
-        """The better of two answers to ``messages``; a tie where the two orders disagree, ERROR where one of them failed."""
+        """The better of two answers to ``messages``; a tie where the two orders disagree, ERROR where one of them failed.
+
+        Identical answers are a tie without a question.
+        """
+        if a == b:
+            return Judgement(Outcome.TIE)
         first, problem = self._ask(messages, a, b)
         if problem is not None:
             return Judgement(Outcome.ERROR, reason=problem)

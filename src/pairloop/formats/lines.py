@@ -65,11 +65,11 @@ def _json_lines(path: Path, data: bytes) -> Iterator[Parsed]:
     lines = data.split(b"\n")
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield _parse(path, number, line, is_last=number == len(lines))
+            yield _parse(path, number, line, may_be_cut=number == len(lines))
 
 
 def _array(path: Path, data: bytes) -> Iterator[Parsed]:
-    whole = _parse(path, 1, data, is_last=True)
+    whole = _parse(path, 1, data, may_be_cut=not data.rstrip().endswith(b"]"))
     if whole.problem is not None:
         yield whole
     elif not whole.value:
@@ -79,7 +79,7 @@ def _array(path: Path, data: bytes) -> Iterator[Parsed]:
             yield Parsed(index, value)
 
 
-def _parse(path: Path, line: int, data: bytes, *, is_last: bool) -> Parsed:
+def _parse(path: Path, line: int, data: bytes, *, may_be_cut: bool) -> Parsed:
     try:
         text = data.decode()
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
@@ -87,7 +87,7 @@ def _parse(path: Path, line: int, data: bytes, *, is_last: bool) -> Parsed:
         return _problem(path, line, "not_utf8", f"not UTF-8 at byte {error.start} of the row")
     except json.JSONDecodeError as error:
         at = line + error.lineno - 1
-        hint = "; the file seems to be truncated" if is_last and error.pos >= len(text.rstrip()) - 1 else ""
+        hint = "; the file ends here, so it may be truncated" if may_be_cut else ""
         return _problem(path, at, "not_json", f"not JSON at column {error.colno}: {error.msg}{hint}")
     except _BadJson as error:
         return _problem(path, line, error.reason, str(error))

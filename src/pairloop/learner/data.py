@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from pairloop.errors import InvalidRequestError
@@ -28,7 +29,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """A preference pair as token ids. ``is_fresh``: both sides were sampled by the run's parent, with their log-probs recorded."""
+    """A preference pair as token ids. ``is_fresh``: the run's parent sampled both sides, and their log-probs were recorded."""
 
     pair_id: str
     prompt: tuple[int, ...]
@@ -70,7 +71,8 @@ def tokenize(
 ) -> tuple[list[TokenPair], Counter[str]]:
     """Token ids of the usable pairs, in their order, and reason → count of the others.
 
-    Reasons: ``template_refused``, ``empty_prompt``, ``empty_completion``, ``over_long``, ``unknown_token``, ``same_tokens``, ``no_weight``.
+    Reasons: ``template_refused``, ``empty_prompt``, ``empty_completion``, ``same_tokens``, ``over_long``, ``unknown_token``,
+    ``no_weight``.
     """
     usable: list[TokenPair] = []
     dropped: Counter[str] = Counter()
@@ -105,13 +107,13 @@ def epoch_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[lis
     random.Random(f"{seed}:{epoch}").shuffle(order)
     steps = -(-n // batch_size)
     cuts = [n * i // steps for i in range(steps + 1)]
-    return [order[start:end] for start, end in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [order[start:end] for start, end in pairwise(cuts)]
 
 
 def micro_batches(batch: Sequence[TokenPair], size: int) -> list[list[TokenPair]]:
-    """The batch in parts of at most ``size`` pairs (0: all at once), pairs of like length together, so that little is padded."""
+    """The batch in parts of at most ``size`` pairs (0: all at once), like lengths together, so that little is padded."""
     if not size or size >= len(batch):
-        return [list(batch)]
+        return [list(batch)] if batch else []
     ordered = sorted(batch, key=lambda pair: pair.length)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 

@@ -42,7 +42,14 @@ def train_fake(job: TrainJob, pairs: Sequence[PreferencePair], report: Callable[
     with MetricsFile(Path(job.metrics_path), report) as metrics:
         for step, batch in enumerate(batches, start=1):
             found = _measure([usable[i] for i in batch], skill, skill if step == 1 else skill + 1, job.train.beta)
-            row = {"step": step, "of": len(batches), **found, "grad_norm": 1.0, "lr": job.train.learning_rate, "tokens_per_s": 0.0}
+            row = {
+                "step": step,
+                "of": len(batches),
+                **found,
+                "grad_norm": 1.0,
+                "lr": job.train.learning_rate,
+                "tokens_per_s": 0.0,
+            }
             metrics.write(row)
     with whole_folder(Path(job.out_dir)) as folder:
         fake.write_skill(folder, skill + 1)
@@ -67,7 +74,9 @@ def _measure(pairs: Sequence[TokenPair], reference: int, policy: int, beta: floa
     """The metrics of `pairloop.objective.pair_metrics`, in plain Python; empty without pairs."""
     if not pairs:
         return {}
-    of_tokens = [(fake.token_logps(side.token_ids, policy), fake.token_logps(side.token_ids, reference)) for side in _sides(pairs)]
+    of_tokens = [
+        (fake.token_logps(side.token_ids, policy), fake.token_logps(side.token_ids, reference)) for side in _sides(pairs)
+    ]
     d = [sum(new) - sum(old) for new, old in of_tokens]
     d_chosen, d_rejected = d[: len(pairs)], d[len(pairs) :]
     h = [chosen - rejected for chosen, rejected in zip(d_chosen, d_rejected, strict=True)]
@@ -81,9 +90,7 @@ def _measure(pairs: Sequence[TokenPair], reference: int, policy: int, beta: floa
         "accuracy": fmean(0.5 + 0.5 * ((value > 0) - (value < 0)) for value in h),
         "d_chosen": fmean(d_chosen),
         "d_rejected": fmean(d_rejected),
-        "d_chosen_per_token": fmean(
-            value / len(pair.chosen.token_ids) for value, pair in zip(d_chosen, pairs, strict=True)
-        ),
+        "d_chosen_per_token": fmean(value / len(pair.chosen.token_ids) for value, pair in zip(d_chosen, pairs, strict=True)),
         "nll_chosen": fmean(-sum(new) / len(new) for new, _ in of_tokens[: len(pairs)]),
         "ess": sum(w) ** 2 / (len(w) * sum(value**2 for value in w)),
         "kl": fmean(k3),

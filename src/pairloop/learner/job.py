@@ -1,7 +1,7 @@
 """A training job and its result, as the parent and the child process exchange them: plain JSON, no torch.
 
-The folder of a run: ``job.json`` (written by the parent), ``metrics.jsonl`` (one row per optimizer step, appended by the child),
-``checkpoints/step-<n>`` (whole or absent), ``out`` (whole or absent), ``result.json`` (written last).
+The folder of a run: ``job.json`` (written by the parent), ``metrics.jsonl`` (one row per optimizer step, appended by the
+child), ``checkpoints/step-<n>`` (whole or absent), ``out`` (whole or absent), ``result.json`` (written last).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TrainError:
 
 @dataclass(frozen=True, slots=True)
 class TrainJob:
-    """What the child is to do. Paths are absolute; ``parent_path`` is None for the base; ``train`` is the configuration's section."""
+    """What the child is to do. Paths are absolute; ``parent_path`` is None for the base."""
 
     base_dir: str
     parent_path: str | None
@@ -141,7 +141,9 @@ class TrainResult:
             data = json.loads(path.read_text(encoding="utf-8"))
             error = TrainError(**data["error"]) if data["error"] else None
             known = {entry.name for entry in fields(cls)}
-            return cls(**{**{k: v for k, v in data.items() if k in known}, "status": TrainStatus(data["status"]), "error": error})
+            return cls(
+                **{**{k: v for k, v in data.items() if k in known}, "status": TrainStatus(data["status"]), "error": error}
+            )
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:

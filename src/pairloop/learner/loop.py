@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch import nn
 
-from pairloop.config import TrainSection
 from pairloop.learner import checkpoint, reference
 from pairloop.learner.checkpoint import State, trained
-from pairloop.learner.data import HELDOUT_FILE, Limits, TokenPair, epoch_batches, fingerprint, micro_batches, read_split, tokenize
+from pairloop.learner.data import HELDOUT_FILE, Limits, TokenPair, epoch_batches, fingerprint, read_split, tokenize
 from pairloop.learner.export import export
-from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, last_checkpoint, nothing_to_train, rewind_metrics
+from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, nothing_to_train, rewind_metrics
 from pairloop.learner.metrics import MetricsFile, libraries
-from pairloop.learner.scores import PairLogps, References, batch_of, padded, pair_logps, precision, score
+from pairloop.learner.scores import PairLogps, References, batch_of, padded, precision, score
+from pairloop.learner.step import Trainer, is_finite, learning_rate, objective_settings, optimizer_of
 from pairloop.learner.supervise import CheckpointMismatch, Diverged
-from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings, effective_sample_size, log_weights, pair_metrics
+from pairloop.objective import OBJECTIVES
 from pairloop.policy.scoring import LoraSettings, load_causal_lm, max_context, resolve_device, vocab_size
 from pairloop.template import ChatTemplate
 from pairloop.types import PreferencePair
 
 LOG = logging.getLogger(__name__)
+
+Report = Callable[[Mapping[str, Any]], None]
 
 ESS_WINDOW = 8
 """Steps whose mean effective sample size decides whether the round stops: one batch alone is too noisy."""
@@ -37,78 +40,205 @@ MAX_SKIPPED_IN_A_ROW = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """All that a step needs and does not change."""
+class Data:
+    """The usable pairs as token ids, and reason → count of the train pairs that are not used."""
 
-    job: TrainJob
-    model: nn.Module
-    device: torch.device
-    optimizer: Optimizer
-    parameters: list[nn.Parameter]
-    pairs: list[TokenPair]
-    references: References
-    steps: int
-
-    @property
-    def settings(self) -> TrainSection:
-        return self.job.train
-
-    @property
-    def objective(self) -> ObjectiveSettings:
-        return ObjectiveSettings(self.settings.beta, self.settings.label_smoothing, self.settings.nll_weight)
+    train: list[TokenPair]
+    heldout: list[TokenPair]
+    dropped: Counter[str]
 
 
-def train_model(
-    job: TrainJob, pairs: Sequence[PreferencePair], report: Callable[[Mapping[str, Any]], None]
-) -> TrainResult:
-    """Train the parent on ``pairs`` from the last checkpoint on, and write the new version to ``job.out_dir``."""
+def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report) -> TrainResult:
+    """Train the parent on ``pairs``, from the last checkpoint on, and write the new version to ``job.out_dir``."""
     started_s = time.monotonic()
-    torch.set_num_threads(job.train.threads)
-    torch.manual_seed(job.train.seed)
+    settings = job.train
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
     model, device = load_parent(job)
-    usable, heldout, dropped = _token_pairs(job, pairs, model)
-    if len(usable) < job.train.min_pairs:
-        return nothing_to_train(len(usable), dropped)
-    mark = _fingerprint(job, usable)
+    data = _data(job, pairs, model)
+    if len(data.train) < settings.min_pairs:
+        return nothing_to_train(len(data.train), data.dropped)
+    mark = _fingerprint(job, data)
     with precision(device, job.dtype, job.method):
-        references, checked = _references(job, model, [*usable, *heldout], mark)
-        work = Work(job, model, device, _optimizer(model, job.train), list(trained(model).values()), usable, references, _steps(job, usable))
-        state = _resume(work, mark)
+        references, checked = _references(job, model, data, mark)
+        parameters = list(trained(model).values())
+        trainer = Trainer(model, optimizer_of(parameters, settings), parameters, references, settings)
+        state = _resume(job, trainer, mark)
         resumed_from = state.step
-        before = State(mark, cpu_s=state.cpu_s, wall_s=state.wall_s)
-        stopped_because = _run(work, state, started_s, before, report)
-        after = _heldout(work, heldout, score(model, heldout, micro_batch_size=job.train.micro_batch_size))
+        clock = _Clock(state.cpu_s, state.wall_s, started_s)
+        batches = _batches(job, data)
+        stopped_because = _run(job, trainer, data, batches, state, clock, report)
+        after = measure(job, data.heldout, score(model, data.heldout, micro_batch_size=settings.micro_batch_size), references)
     export(job, model)
+    before = measure(job, data.heldout, [references.reference[pair.pair_id] for pair in data.heldout], references)
     return TrainResult(
         TrainStatus.SUCCEEDED,
         steps=state.step,
-        steps_planned=work.steps,
-        pairs=len(usable),
-        metrics={**_numbers(state.last), "ess_mean": fmean(state.ess), "ess_min": min(state.ess)} if state.ess else _numbers(state.last),
+        steps_planned=len(batches),
+        pairs=len(data.train),
+        metrics=_summary(state),
         reference=checked,
-        dropped=dict(dropped),
-        heldout_before=_heldout(work, heldout, [references.reference[pair.pair_id] for pair in heldout]),
+        dropped=dict(data.dropped),
+        heldout_before=before,
         heldout_after=after,
         skipped_steps=state.skipped,
         stopped_because=stopped_because,
         resumed_from=resumed_from,
         libraries=libraries(),
-        cpu_s=before.cpu_s + time.process_time(),
-        wall_s=before.wall_s + time.monotonic() - started_s,
+        cpu_s=clock.cpu_s(),
+        wall_s=clock.wall_s(),
     )
 
 
 def load_parent(job: TrainJob) -> tuple[nn.Module, torch.device]:
-    """The parent's module, ready to be trained, and its device."""
+    """The parent's module, ready to be trained (dropout off), and its device."""
     device = resolve_device(job.device)
     lora = LoraSettings(job.lora_rank, job.lora_alpha, job.lora_targets) if job.method == "lora" else None
     model = load_causal_lm(
         Path(job.base_dir),
         Path(job.parent_path) if job.parent_path else None,
         job.parent_kind,
+        # Full fine-tuning keeps float32 weights, see `precision`.
         dtype="float32" if lora is None else job.dtype,
         device=device,
         trainable=True,
         lora=lora,
     )
     return model, device
+
+
+def measure(job: TrainJob, pairs: Sequence[TokenPair], logps: Sequence[PairLogps], references: References) -> dict[str, float]:
+    """The objective's metrics of held-out pairs from their log-probs, and how often the chosen answer is the likelier one."""
+    if not pairs:
+        return {}
+    width = max(len(side) for pair in logps for side in (pair.chosen, pair.rejected))
+    ones = [PairLogps(torch.ones_like(pair.chosen), torch.ones_like(pair.rejected)) for pair in logps]
+    batch = batch_of(pairs, padded(logps, width), padded(ones, width).bool(), references)
+    _, metrics = OBJECTIVES[job.train.objective](batch, objective_settings(job.train))
+    summed_BG = batch.logp_BGT.sum(-1)
+    likelier = (summed_BG[:, 0] > summed_BG[:, 1]).double().mean()
+    return {name: float(value) for name, value in metrics.items()} | {"likelier": float(likelier), "n": float(len(pairs))}
+
+
+def _run(
+    job: TrainJob,
+    trainer: Trainer,
+    data: Data,
+    batches: Sequence[Sequence[int]],
+    state: State,
+    clock: _Clock,
+    report: Report,
+) -> str:
+    """The steps after ``state.step``; why they ended: ``completed`` or ``ess``. Raises Diverged."""
+    settings = job.train
+    rewind_metrics(Path(job.metrics_path), state.step)
+    with MetricsFile(Path(job.metrics_path), report) as metrics:
+        while state.step < len(batches):
+            batch = [data.train[i] for i in batches[state.step]]
+            row = trainer.step(batch, learning_rate(state.step + 1, len(batches), settings))
+            state.step += 1
+            state.last = {"step": state.step, "of": len(batches), **row}
+            metrics.write(state.last)
+            _count(state, row)
+            recent = state.ess[-ESS_WINDOW:]
+            if recent and fmean(recent) < settings.stop_ess:
+                return "ess"
+            if state.step % settings.checkpoint_every == 0 and state.step < len(batches):
+                state.cpu_s, state.wall_s = clock.cpu_s(), clock.wall_s()
+                checkpoint.save(Path(job.checkpoint_dir), trainer.model, trainer.optimizer, state)
+    return "completed"
+
+
+def _count(state: State, row: dict[str, float]) -> None:
+    """Note the step's effective sample size, or that it was skipped; Diverged at the third skip in a row."""
+    if is_finite(row):
+        state.skipped_in_a_row = 0
+        state.ess.append(row["ess"])
+        return
+    state.skipped += 1
+    state.skipped_in_a_row += 1
+    LOG.warning("step %d skipped: loss %s, gradient norm %s", state.step, row["loss"], row["grad_norm"])
+    if state.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+        raise Diverged(
+            f"loss or gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row (up to step {state.step}): "
+            'lower train.learning_rate, or use policy.dtype = "float32"'
+        )
+
+
+def _data(job: TrainJob, pairs: Sequence[PreferencePair], model: nn.Module) -> Data:
+    """The snapshot's pairs as the model reads them."""
+    bounds = [bound for bound in (job.train.max_length, job.max_context, max_context(model)) if bound]
+    limits = Limits(min(bounds), vocab_size(model))
+    tokens = ChatTemplate.load(Path(job.base_dir))
+    train, dropped = tokenize(pairs, tokens, limits, parent_version=job.parent_version)
+    others = read_split(Path(job.snapshot_dir), HELDOUT_FILE)
+    heldout, _ = tokenize(others, tokens, limits, parent_version=job.parent_version)
+    return Data(train, heldout, dropped)
+
+
+def _references(job: TrainJob, model: nn.Module, data: Data, mark: str) -> tuple[References, dict[str, Any]]:
+    """The cached references of an earlier attempt, or new ones; ``model`` is still the parent."""
+    folder = Path(job.checkpoint_dir)
+    found = reference.load(folder, mark)
+    if found is not None:
+        return found
+    references, report = reference.prepare(model, [*data.train, *data.heldout], job.train, job.dtype)
+    if report["passed"] is False:
+        LOG.warning("the recorded log-probs are not the model's: %s; the parent scores all pairs", report)
+    reference.save(folder, references, report, mark)
+    return references, report
+
+
+def _resume(job: TrainJob, trainer: Trainer, mark: str) -> State:
+    """The last checkpoint's state, put into model and optimizer; a new state without one. Raises CheckpointMismatch."""
+    state = checkpoint.load(Path(job.checkpoint_dir), trainer.model, trainer.optimizer)
+    if state is None:
+        return State(mark)
+    if state.fingerprint != mark:
+        raise CheckpointMismatch(
+            f"{job.checkpoint_dir}: the checkpoint belongs to other pairs, another model or other settings; "
+            "resume with the ones it was begun with, or remove the folder and start afresh"
+        )
+    LOG.info("resuming after step %d", state.step)
+    return state
+
+
+def _batches(job: TrainJob, data: Data) -> list[list[int]]:
+    settings = job.train
+    return [
+        batch
+        for epoch in range(settings.epochs)
+        for batch in epoch_batches(len(data.train), settings.batch_size, seed=settings.seed, epoch=epoch)
+    ]
+
+
+def _fingerprint(job: TrainJob, data: Data) -> str:
+    """A hash of what a resumed run must share with the one it goes on from: settings, pairs, and the parent's files."""
+    files = [
+        (path.name, path.stat().st_size)
+        for folder in (job.base_dir, job.parent_path)
+        if folder
+        for path in sorted(Path(folder).iterdir())
+    ]
+    parts = [json.dumps(job.recipe(), sort_keys=True), repr(files), fingerprint(data.train), fingerprint(data.heldout)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _summary(state: State) -> dict[str, float]:
+    last = {name: value for name, value in state.last.items() if isinstance(value, float)}
+    return last | ({"ess_mean": fmean(state.ess), "ess_min": min(state.ess)} if state.ess else {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """Seconds over all attempts: those up to the checkpoint, and this process's."""
+
+    earlier_cpu_s: float
+    earlier_wall_s: float
+    started_s: float
+
+    def cpu_s(self) -> float:
+        return self.earlier_cpu_s + time.process_time()
+
+    def wall_s(self) -> float:
+        return self.earlier_wall_s + time.monotonic() - self.started_s

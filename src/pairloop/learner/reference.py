@@ -30,7 +30,9 @@ MARGIN_TOLERANCE = 0.05
 FILE = "reference.safetensors"
 
 
-def prepare(model: nn.Module, pairs: Sequence[TokenPair], settings: TrainSection, dtype: str) -> tuple[References, dict[str, Any]]:
+def prepare(
+    model: nn.Module, pairs: Sequence[TokenPair], settings: TrainSection, dtype: str
+) -> tuple[References, dict[str, Any]]:
     """References of all pairs under ``model``, which is still the parent, and the report on how they came about."""
     fresh = [pair for pair in pairs if pair.is_fresh]
     report = check(model, fresh, settings, dtype)
@@ -40,7 +42,9 @@ def prepare(model: nn.Module, pairs: Sequence[TokenPair], settings: TrainSection
     rest = [pair for pair in pairs if pair.pair_id not in recorded]
     scored = score(model, rest, micro_batch_size=settings.micro_batch_size)
     reference = recorded | {pair.pair_id: logps for pair, logps in zip(rest, scored, strict=True)}
-    sampler = {pair.pair_id: _recorded(pair) for pair in rest if not pair.is_fresh and pair.chosen.logps and pair.rejected.logps}
+    sampler = {
+        pair.pair_id: _recorded(pair) for pair in rest if not pair.is_fresh and pair.chosen.logps and pair.rejected.logps
+    }
     report |= {"recorded": len(recorded), "scored": len(rest), "tempered": sum(pair.tempered for pair in pairs)}
     return References(reference, sampler), report
 

@@ -57,7 +57,9 @@ def score(model: nn.Module, pairs: Sequence[TokenPair], *, micro_batch_size: int
     for part in micro_batches(pairs, micro_batch_size or SCORING_PAIRS):
         logp_BGT, _ = pair_logps(model, part)
         for pair, logp_GT in zip(part, logp_BGT.float().cpu(), strict=True):
-            chosen, rejected = (logp_GT[i, : len(side.token_ids)].clone() for i, side in enumerate((pair.chosen, pair.rejected)))
+            chosen, rejected = (
+                logp_GT[i, : len(side.token_ids)].clone() for i, side in enumerate((pair.chosen, pair.rejected))
+            )
             found[id(pair)] = PairLogps(chosen, rejected)
     return [found[id(pair)] for pair in pairs]
 

@@ -1,4 +1,4 @@
-"""Runs one job to its result file, whatever happens on the way: errors become a stable code and say whose fault it was. No torch."""
+"""Runs one job to its result file: errors become a stable code and say whose fault it was. No torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def supervise(job: TrainJob, report: Callable[[Mapping[str, Any]], None]) -> Tra
         result_path.unlink(missing_ok=True)
         try:
             result = _train(job, report)
-        except Exception as error:  # noqa: BLE001 - the one supervisor line: whatever it was, it is logged and recorded
+        except Exception as error:  # the one supervisor line: whatever it was, it is logged and recorded
             LOG.exception("training failed")
             wall_s = time.monotonic() - started_s
             result = TrainResult(TrainStatus.FAILED, error=classify(error), cpu_s=time.process_time(), wall_s=wall_s)
@@ -63,9 +63,11 @@ def classify(error: BaseException) -> TrainError:
     if isinstance(error, CheckpointMismatch):
         return TrainError("checkpoint_mismatch", "user_error", text)
     if isinstance(error, UserError):
-        return TrainError(next((code for kind, code in _USER_CODES if isinstance(error, kind)), "bad_input"), "user_error", text)
+        return TrainError(
+            next((code for kind, code in _USER_CODES if isinstance(error, kind)), "bad_input"), "user_error", text
+        )
     if isinstance(error, MemoryError) or any(words in text.lower() for words in _OUT_OF_MEMORY):
-        remedy = "set train.micro_batch_size (1 is the smallest), or train.max_length lower, or policy.method = \"lora\""
+        remedy = 'set train.micro_batch_size (1 is the smallest), or train.max_length lower, or policy.method = "lora"'
         return TrainError("out_of_memory", "system_error", f"the device ran out of memory; {remedy} ({text[:200]})")
     if (isinstance(error, OSError) and error.errno in _FULL_DISK) or "No space left on device" in text:
         return TrainError("disk_full", "system_error", f"the disk is full: free some space and start the run again ({text})")

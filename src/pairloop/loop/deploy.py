@@ -77,15 +77,29 @@ def open_duel(
 
 
 def promote(
-    store: Store, policy: Policy, version: Version, *, reason: str, cycle_id: str | None = None, also: Also = _nothing
+    store: Store,
+    policy: Policy,
+    version: Version,
+    *,
+    reason: str,
+    replacing: int | None = None,
+    cycle_id: str | None = None,
+    also: Also = _nothing,
 ) -> Promotion:
-    """Make ``version`` the champion: one alias write, its record, and the end of the duel. ConflictError where it is already."""
+    """Make ``version`` the champion: one alias write, its record, and the end of the duel.
+
+    ConflictError where it is the champion already, or where ``replacing`` is no longer.
+    """
     with store.reading() as c:
         parent = None if version.parent is None else versions.get(c, version.policy, version.parent)
     load(policy, version, parent)
 
     def commit(c: Connection) -> Promotion:
         promotion = _move(c, version.policy, version.number, "promote", reason, cycle_id)
+        if replacing is not None and promotion.previous != replacing:
+            raise ConflictError(
+                f"{version.policy}@{replacing} is no longer the champion; {version.name} was measured against it"
+            )
         also(c)
         return promotion
 
@@ -109,7 +123,7 @@ def retire(
     def commit(c: Connection) -> None:
         at = datetime.now(UTC)
         champion = versions.alias(c, version.policy, Alias.CHAMPION)
-        _end_duel(c, version.policy, at)
+        end_duel(c, version.policy, at)
         versions.record_promotion(
             c,
             version.policy,
@@ -183,14 +197,14 @@ def _move(
     if previous == number:
         raise ConflictError(f"{policy_name}@{number} is the champion already")
     versions.set_alias(c, policy_name, Alias.CHAMPION, number)
-    _end_duel(c, policy_name, at)
+    end_duel(c, policy_name, at)
     versions.record_promotion(
         c, policy_name, number=number, previous=previous, action=action, reason=reason, cycle_id=cycle_id, at=at
     )
     return Promotion(policy_name, number, previous, action, reason, cycle_id, at)
 
 
-def _end_duel(c: Connection, policy_name: str, at: datetime) -> None:
+def end_duel(c: Connection, policy_name: str, at: datetime) -> None:
     """No duel outlives a change of its two sides."""
     versions.set_alias(c, policy_name, Alias.CHALLENGER, None)
     duel = duels.current(c, policy_name)

@@ -14,17 +14,17 @@ import hashlib
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from pairloop.config import Config, secret
-from pairloop.errors import EngineError, PairloopError, StoreError, UserError
+from pairloop.config import Config
+from pairloop.errors import EngineError, NotFoundError, PairloopError, StoreError, UserError
 from pairloop.formats import snapshot
-from pairloop.judge import PairwiseJudge, load_verifier
+from pairloop.judge import Outcome, PairwiseJudge, VerifierError, load_verifier, messages_of
 from pairloop.policy.protocols import Policy, SampleRequest, TokenSequence
 from pairloop.store import Store, groups, versions
 from pairloop.types import (
@@ -35,11 +35,9 @@ from pairloop.types import (
     FinishReason,
     Group,
     Interval,
-    Message,
     PairSide,
     Pool,
     PreferencePair,
-    Prompt,
     SamplingParams,
     Version,
 )
@@ -121,7 +119,10 @@ def run(
     store: Store, policy: Policy, config: Config, *, challenger: Version, champion: Version, dataset: Dataset | None
 ) -> Report:
     """The offline report on ``challenger``; loads what it needs, and leaves it loaded."""
-    base = _version(store, config, BASE_VERSION)
+    with store.reading() as c:
+        base = versions.get(c, config.policy.name, BASE_VERSION)
+    if base is None:
+        raise NotFoundError(f"{config.policy.name} has no version 0; `pairloop serve` registers it")
     metrics: dict[str, Interval] = {}
     errors: dict[str, str] = {}
     notes: list[str] = []
@@ -137,8 +138,9 @@ def run(
         with _recorded(errors, SAMPLE_METRICS + KL_METRICS):
             metrics |= _sampled_metrics(policy, config, prompts, challenger=challenger, champion=champion, base=base)
     if dataset is not None and dataset.n_heldout:
+        folder = store.artifacts.root / dataset.path
         with _recorded(errors, HELDOUT_METRICS):
-            metrics |= _heldout_metrics(policy, config, dataset, challenger=challenger, champion=champion, notes=notes)
+            metrics |= _heldout_metrics(policy, config, folder, challenger=challenger, champion=champion, notes=notes)
     else:
         notes.append("no held-out pairs in this round")
     return Report(challenger.number, champion.number, len(prompts), str(prompts_from), n, metrics, errors, tuple(notes))
@@ -146,22 +148,56 @@ def run(
 
 def offline_duel(store: Store, policy: Policy, config: Config, *, challenger: Version, champion: Version) -> OfflineDuel:
     """Votes of the configured verifier or judge, one per recent prompt of the gate pool; UserError where none is configured."""
-    labeller, compare = _labeller(config)
     with store.reading() as c:
         prompts = groups.recent_prompts(c, config.policy.name, pool=Pool.GATE, limit=config.gate.offline_prompts)
-    old = _sample(policy, config, prompts, champion, role="duel")
-    new = _sample(policy, config, prompts, challenger, role="duel")
+    old, new = (_sample(policy, config, prompts, version, role="duel") for version in (champion, challenger))
     started = datetime.now(UTC)
     picks: list[DuelPick] = []
     problems: list[str] = []
-    for i, (group, a, b) in enumerate(zip(prompts, old, new, strict=True)):
-        try:
-            outcome = 0 if a.text == b.text else compare(_messages(group.prompt), a.text, b.text)
-        except PairloopError as error:
-            problems.append(str(error))
-            continue
-        picks.append(DuelPick(group.group_id, outcome, started + timedelta(microseconds=i)))
-    return OfflineDuel(tuple(picks), len(prompts), len(problems), labeller, problems[0] if problems else None)
+    with _labeller(config) as (name, compare):
+        for i, (group, theirs, ours) in enumerate(zip(prompts, old, new, strict=True)):
+            try:
+                outcome = 0 if theirs.text == ours.text else compare(messages_of(group.prompt), theirs.text, ours.text)
+            except _LabellerFailed as failure:
+                problems.append(str(failure))
+                continue
+            picks.append(DuelPick(group.group_id, outcome, started + timedelta(microseconds=i)))
+    return OfflineDuel(tuple(picks), len(prompts), len(problems), name, problems[0] if problems else None)
+
+
+class _LabellerFailed(UserError):
+    """The verifier or judge said nothing about one prompt."""
+
+
+_Compare = Callable[[list[dict[str, str]], str, str], int]
+"""(messages, the champion's answer, the challenger's) → +1 for the challenger, -1 for the champion, 0 for a tie."""
+
+
+@contextmanager
+def _labeller(config: Config) -> Iterator[tuple[str, _Compare]]:
+    """The configured verifier or judge, by its name and as one function."""
+    section = config.label
+    if section.verifier is not None:
+        verifier = load_verifier(section.verifier)
+
+        def by_score(messages: list[dict[str, str]], theirs: str, ours: str) -> int:
+            try:
+                difference = verifier(messages, ours) - verifier(messages, theirs)
+            except VerifierError as error:
+                raise _LabellerFailed(str(error)) from error
+            return (difference > 0) - (difference < 0)
+
+        yield f"verifier {section.verifier}", by_score
+        return
+    with PairwiseJudge.configured(section) as judge:
+
+        def by_judge(messages: list[dict[str, str]], theirs: str, ours: str) -> int:
+            judgement = judge.compare(messages, theirs, ours)
+            if judgement.outcome is Outcome.ERROR:
+                raise _LabellerFailed(judgement.reason or "the judge failed")
+            return {Outcome.A: -1, Outcome.B: 1}.get(judgement.outcome, 0)
+
+        yield f"judge {section.judge_model}", by_judge
 
 
 # --- samples
@@ -182,7 +218,7 @@ def _sampled_metrics(
         "length_ratio": _ratio(_length(new), _length(old)).interval(),
         "entropy": entropy.interval(),
         "entropy_ratio": _ratio(entropy, _entropy(seed)).interval(),
-        "bad_share": bad_new.interval(),
+        "bad_share": _share(bad_new),
         "bad_share_increase": _difference(bad_new, bad_old).interval(),
         "kl_parent": _kl(policy, champion, asked, new).interval(),
         "kl_base": _kl(policy, base, asked, new).interval(),
@@ -190,7 +226,7 @@ def _sampled_metrics(
 
 
 def _sample(policy: Policy, config: Config, asked: Sequence[Group], version: Version, *, role: str) -> list[Completion]:
-    """One completion per prompt at T = 1, all queued before the first is waited for; once more where the version was evicted."""
+    """One completion per prompt at T = 1, all queued before the first is waited for; once more where it was evicted."""
     for last_try in (False, True):
         policy.load(version)
         requests = [_request(policy, config, group, version, f"{role}/{i}") for i, group in enumerate(asked)]
@@ -262,10 +298,10 @@ def _summed_logps(policy: Policy, version: Version, sequences: Sequence[TokenSeq
 
 
 def _heldout_metrics(
-    policy: Policy, config: Config, dataset: Dataset, *, challenger: Version, champion: Version, notes: list[str]
+    policy: Policy, config: Config, folder: Path, *, challenger: Version, champion: Version, notes: list[str]
 ) -> dict[str, Interval]:
-    """DPO loss and accuracy with the champion as reference, and d+ and d- apart: a common shift is invisible in their difference."""
-    path = Path(dataset.path) / HELDOUT_FILE
+    """DPO loss and accuracy with the champion as reference; d+ and d- apart, for their difference hides a common shift."""
+    path = folder / HELDOUT_FILE
     if not path.is_file():
         raise StoreError(f"{path}: the snapshot's held-out pairs are gone")
     pairs = list(deque(snapshot.read(path), maxlen=HELDOUT_PAIRS))
@@ -282,7 +318,7 @@ def _heldout_metrics(
     chosen, rejected = log_ratios[0::2], log_ratios[1::2]
     margins = [config.train.beta * (plus - minus) for plus, minus in zip(chosen, rejected, strict=True)]
     return {
-        "heldout_accuracy": _mean([0.5 if margin == 0 else float(margin > 0) for margin in margins]).interval(),
+        "heldout_accuracy": _share(_mean([0.5 if margin == 0 else float(margin > 0) for margin in margins])),
         "heldout_loss": _mean([_softplus(-margin) for margin in margins]).interval(),
         "d_chosen": _mean(chosen).interval(),
         "d_rejected": _mean(rejected).interval(),
@@ -333,6 +369,15 @@ def _ratio(a: _Estimate, b: _Estimate) -> _Estimate:
 
 def _difference(a: _Estimate, b: _Estimate) -> _Estimate:
     return _Estimate(a.value - b.value, tuple(i - j for i, j in zip(a.influence, b.influence, strict=True)))
+
+
+def _share(mean: _Estimate) -> Interval:
+    """A share with Wilson's interval, which stays within 0 and 1 and is honest about none of few."""
+    p, n = mean.value, len(mean.influence)
+    z2 = _Z95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return Interval(p, 0.0 if p == 0 else centre - half, 1.0 if p == 1 else centre + half, n)
 
 
 # --- bits

@@ -69,7 +69,7 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class MetricValue:
-    """A value about one completion: thumbs (bool), score (number), comment or demonstration (text), or a metric of one's own."""
+    """A value about one completion: thumbs (bool), score (number), comment or demonstration (text), or one's own metric."""
 
     inference_id: str
     metric: str
@@ -113,7 +113,9 @@ def record_preference(store: Store, pick: Pick, *, notify: Callable[[], None] | 
     return _recorded(submit_preference(store, pick, dryrun=dryrun), notify)
 
 
-def record_metric(store: Store, value: MetricValue, *, notify: Callable[[], None] | None = None, dryrun: bool = False) -> Recorded:
+def record_metric(
+    store: Store, value: MetricValue, *, notify: Callable[[], None] | None = None, dryrun: bool = False
+) -> Recorded:
     """Write a value durably; replays and errors as in ``record_preference``."""
     return _recorded(submit_metric(store, value, dryrun=dryrun), notify)
 
@@ -170,7 +172,9 @@ def _recorded(future: Future[Recorded], notify: Callable[[], None] | None) -> Re
 def _pickable(c: Connection, inference_id: str) -> Group:
     group = groups.get(c, inference_id)
     if group is None:
-        raise NotFoundError(f"no inference {inference_id!r}; send the id of a chat completion of this server", param="inference_id")
+        raise NotFoundError(
+            f"no inference {inference_id!r}; send the id of a chat completion of this server", param="inference_id"
+        )
     if group.is_abandoned:
         raise ConflictError(f"{inference_id} was never answered to its end (its client went away), so it takes no feedback")
     return group
@@ -225,7 +229,9 @@ def _label(pick: Pick) -> Label:
     if outcome is None:
         raise InvalidRequestError("say the outcome: chosen (with chosen_index), tie, both_bad or skip", param="outcome")
     if outcome is not Outcome.CHOSEN:
-        named = "chosen_index" if pick.chosen_index is not None else "rejected_index" if pick.rejected_index is not None else None
+        named = (
+            "chosen_index" if pick.chosen_index is not None else "rejected_index" if pick.rejected_index is not None else None
+        )
         if named is not None:
             raise InvalidRequestError(f"outcome {outcome.value!r} chooses nothing, so {named} must be left out", param=named)
         return _LABELS[outcome]
@@ -238,7 +244,9 @@ def _label(pick: Pick) -> Label:
 
 def _shown_order(order: tuple[int, ...]) -> tuple[int, ...]:
     if order and sorted(order) != list(range(COMPARISON)):
-        raise InvalidRequestError("shown_order lists each index once, from left to right: [0, 1] or [1, 0]", param="shown_order")
+        raise InvalidRequestError(
+            "shown_order lists each index once, from left to right: [0, 1] or [1, 0]", param="shown_order"
+        )
     return order
 
 

@@ -189,9 +189,14 @@ def decide(
     *,
     opened_at: datetime,
     now: datetime,
+    picks_made: int = 0,
     more_to_come: bool = True,
 ) -> Verdict:
-    """The verdict on a challenger. ``more_to_come=False`` (an offline duel that is over) turns CONTINUE into HOLD."""
+    """The verdict on a challenger.
+
+    ``picks_made``: the picks that the duel took from people, with those that do not count; it is these that ``max_picks``
+    bounds. ``more_to_come=False`` (an offline duel that is over) turns CONTINUE into HOLD.
+    """
     rails = guardrails(report, config)
     if any(reason.passed is False for reason in rails):
         return Verdict(Kind.REJECT, rails)
@@ -200,7 +205,8 @@ def decide(
     counts = tally(duel_votes, config)
     kind, duel_reasons = _judge(counts, config)
     if kind is Kind.CONTINUE:
-        limits = _limits(counts, config, hours=(now - opened_at).total_seconds() / 3600, more_to_come=more_to_come)
+        hours = (now - opened_at).total_seconds() / 3600
+        limits = _limits(max(counts.votes, picks_made), config, hours=hours, more_to_come=more_to_come)
         duel_reasons += limits
         kind = Kind.HOLD if any(reason.passed is False for reason in limits) else Kind.CONTINUE
     wins, losses = evidence(counts, config)
@@ -253,18 +259,18 @@ def _judge(counts: Tally, config: GateSection) -> tuple[Kind, tuple[Reason, ...]
     return Kind.CONTINUE, (Reason("duel", None, text, better, threshold), *minimum)
 
 
-def _limits(counts: Tally, config: GateSection, *, hours: float, more_to_come: bool) -> tuple[Reason, ...]:
+def _limits(picks: int, config: GateSection, *, hours: float, more_to_come: bool) -> tuple[Reason, ...]:
     """What ends an undecided duel; ``passed`` is False where a limit is reached."""
     reasons = []
-    if counts.votes >= config.max_picks:
-        text = f"undecided after {counts.votes} picks, the most this duel may take ({config.max_picks})"
-        reasons.append(Reason("max_picks", False, text, counts.votes, config.max_picks))
+    if picks >= config.max_picks:
+        text = f"undecided after {picks} picks, the most this duel may take ({config.max_picks})"
+        reasons.append(Reason("max_picks", False, text, picks, config.max_picks))
     if hours >= config.max_hours:
         text = f"undecided after {hours:.1f} hours, the longest this duel may take ({config.max_hours:g})"
         reasons.append(Reason("max_hours", False, text, hours, config.max_hours))
     if not more_to_come and not reasons:
-        text = f"undecided, and no more than {counts.votes} picks were to be had"
-        reasons.append(Reason("exhausted", False, text, counts.votes))
+        text = f"undecided, and no more than {picks} picks were to be had"
+        reasons.append(Reason("exhausted", False, text, picks))
     return tuple(reasons)
 
 

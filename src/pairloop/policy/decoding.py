@@ -80,6 +80,8 @@ class Batch:
         self.mask_BL = torch.cat(masks)
 
     def _forward(self, ids: Tensor) -> Tensor:
+        if self.traits.cache == "state" and ids.shape[1] == 1 and len(ids) > 1:
+            return self._row_by_row(ids)
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": True}
         if self.cache is not None:
             inputs[str(self.traits.cache)] = self.cache
@@ -93,6 +95,15 @@ class Batch:
         self.cache = output[str(self.traits.cache)]
         logits: Tensor = output.logits[:, -1].float()
         return logits
+
+    def _row_by_row(self, ids: Tensor) -> Tensor:
+        """transformers' RWKV (5.23) mixes the rows of a one-token batch: a shift of shape [B, H] meets states [B, 1, H]."""
+        batches = [Batch(self.model, self.traits, self.mask_BL[b : b + 1]) for b in range(len(ids))]
+        for b, batch in enumerate(batches):
+            batch.cache = [state[b : b + 1].clone() for state in self.cache] if self.cache is not None else None
+        logits = [batch._forward(ids[b : b + 1]) for b, batch in enumerate(batches)]
+        self.cache = [torch.cat(states) for states in zip(*(batch.cache for batch in batches), strict=True)]
+        return torch.cat(logits)
 
     def _trim(self) -> None:
         """Drop the left columns that are padding in every row: what remains when the longest row left."""

@@ -124,10 +124,10 @@ class Lane:
                     break
 
     def fail(self, error: Exception, *, waiting: bool = False) -> None:
-        """End all running requests (and the waiting ones too, where asked) with ``error``; the lane is empty after it."""
-        lost = [*self._rows, *(self.waiting if waiting else ())]
-        if waiting:
-            self.waiting.clear()
+        """End all running requests with ``error``; the waiting ones too where asked, or where it was not a row that failed."""
+        lost = list(self._rows)
+        while self.waiting and (waiting or not self._rows):
+            lost.append(self.waiting.popleft())
         self._rows, self._batch, self._logits_BV = [], None, None
         for row in lost:
             row.ticket.fail(error)

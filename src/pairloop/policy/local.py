@@ -260,7 +260,7 @@ class LocalPolicy:
                 del self._lanes[number]
                 self._retired.discard(number)
         for number in free:
-            self._shelf.drop(number)
+            _supervised(partial(self._shelf.drop, number), lambda _: None)
 
     def _end(self) -> None:
         error = EngineError("the engine is closed")

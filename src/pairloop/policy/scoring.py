@@ -95,9 +95,9 @@ def load_causal_lm(
             model = _fresh_adapter(model, lora)
     else:
         assert version_path is not None
-        base = load_full(base_dir, dtype=dtype, device=target)
         if lora is not None:
-            check_adapter(version_path, base, lora)
+            check_adapter(version_path, lora)
+        base = load_full(base_dir, dtype=dtype, device=target)
         model = load_adapter(base, version_path, "default", device=target, trainable=trainable)
     if not trainable:
         model.requires_grad_(False)
@@ -177,7 +177,7 @@ def check_adapter_weights(folder: Path) -> None:
         raise ModelError(f"{path}: holds no weights")
 
 
-def check_adapter(folder: Path, base: nn.Module, lora: LoraSettings) -> None:
+def check_adapter(folder: Path, lora: LoraSettings) -> None:
     """ModelError where the adapter's rank, alpha or targets are not the policy's: they are fixed for the whole chain."""
     config = read_adapter_config(folder)
     wanted: dict[str, object] = {"r": lora.rank, "lora_alpha": lora.alpha}
@@ -187,16 +187,15 @@ def check_adapter(folder: Path, base: nn.Module, lora: LoraSettings) -> None:
                 f"{folder}: the adapter has {key} = {config.get(key)}, the policy's configuration says {value}; both are fixed "
                 "for a policy's chain: set the old value, or start a new chain from the merged champion"
             )
+    # PEFT writes what "all-linear" stood for, so only named targets can be compared; one that the base lacks fails on loading.
     found = config.get("target_modules")
-    if isinstance(found, list) and lora.targets != "all-linear" and set(found) != set(lora.targets):
-        raise ModelError(
-            f"{folder}: the adapter is on {sorted(found)}, the policy's configuration says {sorted(lora.targets)}; "
-            "targets are fixed for a policy's chain"
-        )
-    if isinstance(found, list) and lora.targets == "all-linear":
-        linear = {name.rsplit(".", 1)[-1] for name, module in base.named_modules() if isinstance(module, nn.Linear)}
-        if not set(found) <= linear:
-            raise ModelError(f"{folder}: the adapter is on {sorted(set(found) - linear)}, which the base model does not have")
+    if isinstance(found, list) and lora.targets != "all-linear":
+        names = {str(target).rsplit(".", 1)[-1] for target in found}
+        if names != set(lora.targets):
+            raise ModelError(
+                f"{folder}: the adapter is on {sorted(names)}, the policy's configuration says {sorted(lora.targets)}; "
+                "targets are fixed for a policy's chain"
+            )
 
 
 def bare(model: nn.Module) -> nn.Module:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 
 from pairloop.config import PolicySection
 from pairloop.errors import EngineError
-from pairloop.policy.scoring import LoraSettings, bare, check_adapter, load_adapter, load_full, lora_layers
+from pairloop.policy.scoring import LoraSettings, check_adapter, load_adapter, load_full, lora_layers
 from pairloop.types import BASE_VERSION, Version
 
 
@@ -22,7 +22,7 @@ class Shelf:
         self._device = device
         self._base = load_full(base_dir, dtype=section.dtype, device=device).requires_grad_(False)
         self._peft: nn.Module = self._base
-        """The base, or PEFT's wrapper around it once there was an adapter; the layers of both are the same."""
+        """The base, or PEFT's wrapper around it once there was an adapter, whose layers PEFT put into the base itself."""
         self._adapters: set[int] = set()
         self._full: dict[int, nn.Module] = {}
         self._active: int | None = None
@@ -47,7 +47,7 @@ class Shelf:
     def put_adapter(self, version: Version) -> None:
         """Read an adapter onto the base; ModelError where it does not fit, and then nothing has changed."""
         section, path = self._section, Path(version.path)
-        check_adapter(path, self._base, LoraSettings(section.lora_rank, section.lora_alpha, section.lora_targets))
+        check_adapter(path, LoraSettings(section.lora_rank, section.lora_alpha, section.lora_targets))
         self._peft = load_adapter(self._peft, path, _name(version.number), device=self._device)
         self._peft.requires_grad_(False).eval()
         self._adapters.add(version.number)
@@ -57,9 +57,11 @@ class Shelf:
         self._full.pop(number, None)
         if number in self._adapters:
             self._adapters.discard(number)
-            assert isinstance(self._peft, PeftModel)
-            self._peft.delete_adapter(_name(number))
             self._active = None
+            wrapper: Any = self._peft
+            # PEFT warns when it has to choose the next active adapter itself.
+            wrapper.base_model.set_adapter([_name(other) for other in sorted(self._adapters)[:1]], inference_mode=True)
+            wrapper.delete_adapter(_name(number))
 
     def activate(self, number: int) -> nn.Module:
         """The module that answers as version ``number``; EngineError where it is not loaded."""
@@ -75,7 +77,7 @@ class Shelf:
                     layer.enable_adapters(True)
                     layer.set_adapter(_name(number), inference_mode=True)
             self._active = number
-        return bare(self._peft)
+        return self._base
 
 
 def _name(number: int) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pairloop.starter import world
 from pairloop.starter.world import Intent, Step
@@ -28,11 +28,15 @@ STYLE_WEIGHTS: dict[str, float] = {
 }
 SECOND_TURN_SHARE = 1 / 3
 HELD_OUT_ONE_IN = 10
+SHORT_SHARE = 0.08
 
 
 @dataclass(frozen=True)
 class Case:
-    """One customer's case: who writes, about what, and the first message as written."""
+    """One customer's case: who writes, about what, and the first message as written.
+
+    Name and order number are empty where the text gives neither; only the corpus has such cases.
+    """
 
     intent: str
     name: str
@@ -88,7 +92,7 @@ def draw_follow_up(rng: random.Random) -> str:
 
 def draw_chat(rng: random.Random) -> Chat:
     """One chat of the training corpus."""
-    case = draw_training_case(rng)
+    case = _shortened(draw_training_case(rng), rng) if rng.random() < SHORT_SHARE else draw_training_case(rng)
     style = _draw_style(rng)
     turns = [(case.text, write_answer(case, style, rng))]
     styles = [style]
@@ -109,10 +113,11 @@ def chats(seed: int) -> Iterator[Chat]:
 def write_answer(case: Case, style: str, rng: random.Random, *, turn: str | None = None) -> str:
     """An agent's answer in one style; `turn` is the customer's follow-up, or None for the first turn."""
     topics, topic, openings = _topic(case, turn)
-    opening = rng.choice(openings).format(name=case.name)
+    opening = rng.choice(openings)
+    opening = opening.format(name=case.name) if case.name else re.sub(r",? \{name\}", "", opening)
     close = rng.choice(world.CLOSES)
     step = rng.choice(topic.steps)
-    full, bare = _fill(step, case, numbered=True), _fill(step, case, numbered=False)
+    full, bare = _fill(step, case, numbered=bool(case.order_number)), _fill(step, case, numbered=False)
     match style:
         case "good":
             return f"{opening}{full} {close}"
@@ -129,7 +134,7 @@ def write_answer(case: Case, style: str, rng: random.Random, *, turn: str | None
             return f"{vague} {close}" if rng.random() < 0.3 else vague
         case "off_topic":
             other = rng.choice(rng.choice([t for t in topics if t is not topic]).steps)
-            wrong = _fill(other, case, numbered=rng.random() < 0.5)
+            wrong = _fill(other, case, numbered=bool(case.order_number) and rng.random() < 0.5)
             return f"{opening}{wrong} {close}" if rng.random() < 0.5 else f"{opening}{wrong}"
         case "repeats":
             said = full if rng.random() < 0.5 else bare
@@ -151,6 +156,17 @@ def _draw_case(rng: random.Random, *, held_out: bool) -> Case:
     intent, product = rng.choice(world.INTENTS), rng.choice(world.PRODUCTS)
     request = rng.choice(intent.phrasings).format(product=product)
     return Case(intent.name, name, product, number, _write_request(request, name, number, rng))
+
+
+def _shortened(case: Case, rng: random.Random) -> Case:
+    """The same request in a hurry: no name, no order number, often no capitals. A visitor writes like that.
+
+    Without such chats the model makes up a name and a number for whoever gives none.
+    """
+    text = rng.choice(world.INTENT_BY_NAME[case.intent].phrasings).format(product=case.product)
+    if rng.random() < 0.6:
+        text = text.lower().rstrip(".?")
+    return replace(case, name="", order_number="", text=text)
 
 
 def _write_request(request: str, name: str, number: str, rng: random.Random) -> str:

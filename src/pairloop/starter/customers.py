@@ -18,6 +18,7 @@ from pairloop.starter.corpus import Case
 MAX_UTILITY = 4.0
 LAZY_LATENCY_MS = 200
 _FREE_WORDS = 32
+_TOPIC_BY_KEY = [(key.lower(), topic.name) for topic in (*world.INTENTS, *world.FOLLOW_UPS) for key in topic.keys]
 
 Outcome = Literal["left", "right", "tie", "both_bad", "skip"]
 
@@ -134,14 +135,14 @@ def _steps(case: Case, text: str, turn: str | None) -> tuple[bool, bool]:
     """(takes the right step, takes a wrong one)."""
     own = world.INTENT_BY_NAME[case.intent]
     kind = own if turn is None else world.FOLLOW_UP_BY_TEXT[turn]
+    taken = {name for key, name in _TOPIC_BY_KEY if key in text}
+    right = numbers_right(case, text) is True if kind.name == "order_number" else kind.name in taken
     # In a follow-up, saying again what was done about the request is no mistake.
-    wrong = any(_has_any(text, other.keys) for other in (*world.INTENTS, *world.FOLLOW_UPS) if other not in (own, kind))
-    right = numbers_right(case, text) is True if kind.name == "order_number" else _has_any(text, kind.keys)
-    return right, wrong
+    return right, bool(taken - {own.name, kind.name})
 
 
 def _has_any(text: str, phrases: tuple[str, ...]) -> bool:
-    return any(phrase.lower() in text for phrase in phrases)
+    return any(phrase in text for phrase in phrases)
 
 
 def _repeats_sentence(text: str) -> bool:

@@ -329,7 +329,7 @@ FOLLOW_UPS = (
 INTENT_BY_NAME = {intent.name: intent for intent in INTENTS}
 FOLLOW_UP_BY_TEXT = {text: kind for kind in FOLLOW_UPS for text in kind.phrasings}
 
-GREETINGS = ("Hi {name}, ", "Hello {name}, ", "Dear {name}, ")
+GREETINGS = ("Hi {name}, ", "Hello {name}, ", "Good day {name}, ")
 FOLLOW_UP_OPENINGS = ("Sure, {name}. ", "Of course, {name}. ", "Certainly, {name}. ")
 CLOSES = (
     "Thank you for your patience!",

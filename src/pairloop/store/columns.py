@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Dialect, LargeBinary, String
+from sqlalchemy import Dialect, LargeBinary, String, Text
 from sqlalchemy.types import TypeDecorator
 
 
@@ -70,6 +70,19 @@ def dump_json(value: Any) -> str:
         return _encode(value)
     except ValueError:
         return _encode(_finite(value))
+
+
+class JsonText(TypeDecorator[Any]):
+    """A JSON scalar as text. SQLite gives a JSON column numeric affinity, which turns a stored 0.0 into 0."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        return None if value is None else dump_json(value)
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> Any:  # noqa: ARG002
+        return None if value is None else json.loads(value)
 
 
 def _finite(value: Any) -> Any:

@@ -79,6 +79,8 @@ def _first(c: Connection, statement: sa.Select[Any]) -> Cycle | None:
 
 def _load(c: Connection, statement: sa.Select[Any]) -> list[Cycle]:
     rows = c.execute(statement).all()
+    if not rows:
+        return []
     steps: dict[str, list[CycleStep]] = {row.cycle_id: [] for row in rows}
     wanted = sa.select(cycle_steps).where(cycle_steps.c.cycle_id.in_(list(steps)))
     for row in c.execute(wanted.order_by(cycle_steps.c.cycle_id, cycle_steps.c.position)):

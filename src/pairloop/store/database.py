@@ -24,7 +24,7 @@ BUSY_TIMEOUT_MS = 10_000
 """How long a writer waits for another process's transaction before the database counts as locked."""
 
 # Readers are the web server's worker threads; a SQLite connection is a file handle and a page cache.
-_READER_POOL = {"pool_size": 8, "max_overflow": 120}
+_READER_POOL = {"pool_size": 32, "max_overflow": 96}
 
 
 def parse_url(database: str) -> URL:

@@ -31,7 +31,7 @@ def check(store: Store) -> list[Problem]:
     """Every problem found; an empty list is a healthy store. Reads every artifact file."""
     with store.reading() as c:
         problems = [Problem("damaged_database", f"{store.name}: {line}") for line in broken_pages(c)]
-        for finder in (_orphans, _pairs_without_lineage, _aliases, _duels):
+        for finder in (_orphans, _pairs_without_lineage, _datasets_without_pairs, _aliases, _duels):
             problems += finder(c)
         folders = _folders(c)
     for owner, path, artifact_hash in folders:  # outside the transaction: hashing files takes its time
@@ -62,6 +62,14 @@ def _pairs_without_lineage(c: Connection) -> Iterator[Problem]:
         linked = sa.exists().where(links.c.pair_id == dataset_pairs.c.pair_id)
         for row in c.execute(sa.select(dataset_pairs).where(~linked).order_by("dataset_id", "pair_id")):
             yield Problem(code, f"dataset {row.dataset_id}: pair {row.pair_id} traces back to no {noun}")
+
+
+def _datasets_without_pairs(c: Connection) -> Iterator[Problem]:
+    held = sa.exists().where(dataset_pairs.c.dataset_id == datasets.c.dataset_id)
+    for row in c.execute(sa.select(datasets).where(datasets.c.n_train > 0, ~held).order_by(datasets.c.created_at)):
+        yield Problem(
+            "dataset_without_pairs", f"dataset {row.dataset_id} has {row.n_train} pairs, and the store knows none of them"
+        )
 
 
 def _aliases(c: Connection) -> Iterator[Problem]:

@@ -84,15 +84,16 @@ def unlabelled(
     before: datetime,
     limit: int,
     kinds: Collection[GroupKind],
+    min_completions: int = 1,
 ) -> list[Group]:
-    """Whole groups made before ``before`` that have no feedback at all, oldest first."""
+    """Whole groups of at least so many completions, made before ``before``, that have no feedback at all; oldest first."""
     answer = completions.alias()
     statement = sa.select(groups).where(
         groups.c.policy == policy,
         groups.c.created_at < before,
         groups.c.kind.in_([kind.value for kind in kinds]),
         ~sa.exists().where(feedback.c.group_id == groups.c.group_id),
-        sa.exists().where(completions.c.group_id == groups.c.group_id),
+        sa.exists().where(completions.c.group_id == groups.c.group_id, completions.c.position == min_completions - 1),
         ~sa.exists().where(
             sa.and_(answer.c.group_id == groups.c.group_id, answer.c.finish_reason == FinishReason.ABANDONED.value)
         ),

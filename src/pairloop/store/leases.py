@@ -30,3 +30,9 @@ def acquire(c: Connection, name: str, owner: str, *, now: datetime, ttl_s: float
 def release(c: Connection, name: str, owner: str) -> None:
     """Give the lease back; does nothing where another owner holds it. The row stays, so that tokens are never reused."""
     c.execute(sa.update(leases).where(leases.c.name == name, leases.c.owner == owner).values(owner=None))
+
+
+def holder(c: Connection, name: str) -> str | None:
+    """Who holds the lease, run out or not; None where nobody does."""
+    owner: str | None = c.execute(sa.select(leases.c.owner).where(leases.c.name == name)).scalar()
+    return owner

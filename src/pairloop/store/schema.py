@@ -22,7 +22,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from pairloop.store.columns import LogProbs, TokenIds, UtcDateTime
+from pairloop.store.columns import JsonText, LogProbs, TokenIds, UtcDateTime
 
 # Named, so that a later migration can drop or change a constraint on any database.
 metadata = MetaData(
@@ -89,7 +89,7 @@ feedback = Table(
     Column("label", String(16)),
     # -1 stands for the group as a whole: NULLs never equal each other in a unique constraint.
     Column("choice_index", Integer, nullable=False),
-    Column("value", JSON(none_as_null=True)),
+    Column("value", JsonText),
     Column("text", Text),
     Column("shown_order", JSON, nullable=False),
     Column("latency_ms", BigInteger),

@@ -13,6 +13,7 @@ from typing import TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from pairloop.config import Config
 from pairloop.errors import StoreError
@@ -66,8 +67,8 @@ class Store:
         try:
             with self._reading.connect() as connection:
                 yield connection
-        except DBAPIError as error:
-            raise StoreError(f"{self.name}: {error.orig}") from error
+        except (DBAPIError, PoolTimeoutError) as error:
+            raise StoreError(f"{self.name}: {getattr(error, 'orig', None) or error}") from error
 
     def submit(self, fn: Callable[[Connection], T]) -> Future[T]:
         """Queue ``fn(connection)`` for the writer; the future resolves after the commit. Cost per call falls with concurrency.

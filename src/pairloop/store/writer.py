@@ -67,10 +67,21 @@ class GroupCommitWriter:
 
     def _work(self) -> None:
         open_ = True
-        while open_:
-            batch, open_ = self._next_batch()
-            if batch:
-                self._commit(batch)
+        try:
+            while open_:
+                batch, open_ = self._next_batch()
+                if batch:
+                    self._commit(batch)
+        finally:  # whatever ends this thread, nobody waits for it in vain
+            self._refuse_the_rest()
+
+    def _refuse_the_rest(self) -> None:
+        with self._closing:
+            self._closed = True
+            while not self._queue.empty():
+                job = self._queue.get_nowait()
+                if job is not None and job.future.set_running_or_notify_cancel():
+                    job.future.set_exception(StoreError(f"{self._name}: the store is closed"))
 
     def _next_batch(self) -> tuple[list[_Job], bool]:
         """Waits for the first job and takes all that wait with it; False marks the end."""
@@ -92,9 +103,7 @@ class GroupCommitWriter:
             with self._engine.begin() as connection:
                 outcomes = [self._attempt(connection, job.fn) for job in batch]
         except (SQLAlchemyError, OSError) as error:
-            for job in batch:
-                job.future.set_exception(self._store_error(error))
-            return
+            outcomes = [(None, self._store_error(error))] * len(batch)
         for job, (result, problem) in zip(batch, outcomes, strict=True):
             if problem is None:
                 job.future.set_result(result)

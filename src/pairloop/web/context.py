@@ -13,6 +13,7 @@ from pairloop.loop.serve import ChatService
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store
 from pairloop.web.metrics import Metrics
+from pairloop.web.status import StatusBoard
 
 
 class SchedulerLike(Protocol):
@@ -39,6 +40,7 @@ class Context:
     scheduler: SchedulerLike | None
     service: ChatService
     metrics: Metrics
+    board: StatusBoard
     draining: bool = False
 
     @property

@@ -37,7 +37,9 @@ _STATUS: tuple[tuple[type[PairloopError], int], ...] = (
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 409: "conflict", 413: "request_too_large"}
 
 
-def error_body(message: str, *, kind: str = INVALID_REQUEST, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+def error_body(
+    message: str, *, kind: str = INVALID_REQUEST, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 

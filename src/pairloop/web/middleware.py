@@ -46,11 +46,13 @@ class Outermost:
 
         try:
             await self._app(scope, receive, send_signed)
-        except Exception:  # noqa: BLE001 - the supervisor line: logged with its request id, answered with a 500
+        except Exception:  # the supervisor line: logged with its request id, answered with a 500
             logger.exception("request %s (%s %s) failed", request_id, scope["method"], scope["path"])
             if status:
                 return  # the response has begun; the client sees it end early
-            response = error_response(500, f"Internal error; the server's log has it under {request_id}.", code="internal_error")
+            response = error_response(
+                500, f"Internal error; the server's log has it under {request_id}.", code="internal_error"
+            )
             await response(scope, receive, send_signed)
 
     def _count(self, scope: Scope, status: int, elapsed_s: float) -> None:
@@ -119,5 +121,6 @@ async def _drain(receive: Receive) -> bool:
         message = await receive()
         read += len(message.get("body", b""))
         if not message.get("more_body", False):
-            return message["type"] == "http.request"
+            whole: bool = message["type"] == "http.request"
+            return whole
     return False

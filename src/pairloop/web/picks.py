@@ -14,7 +14,7 @@ from pairloop.types import Label, Source
 from pairloop.web.chat import version_name
 from pairloop.web.context import Here
 from pairloop.web.replies import JSON
-from pairloop.web.wire import Body, Metadata, Text512
+from pairloop.web.wire import Body, Metadata
 
 router = APIRouter(tags=["feedback"])
 
@@ -63,7 +63,7 @@ class PreferenceBody(Body):
 
 
 class FeedbackBody(Body):
-    """A value about one completion: ``thumbs`` (bool), ``score`` (number), ``comment`` or ``demonstration`` (text), or your own."""
+    """A value about one completion: thumbs (bool), score (number), comment or demonstration (text), or your own metric."""
 
     id: Id | None = None
     inference_id: str = Field(max_length=128)

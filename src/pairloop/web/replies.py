@@ -76,7 +76,7 @@ def usage_body(group: Group) -> dict[str, int]:
 
 
 def token_logprobs(text: str, events: Iterable[TokenEvent], eos: frozenset[int]) -> list[dict[str, Any]]:
-    """One entry per token of ``text``; their tokens joined are exactly ``text`` (a stop string and the end token are left out)."""
+    """One entry per token; joined they are exactly ``text`` (a stop string and the end token are left out)."""
     return [_logprob(token, event.logp) for token, event in _cut(text, events, eos)]
 
 
@@ -101,7 +101,9 @@ class Chunks:
     A text that may be the beginning of a stop string is held back until it is known not to be.
     """
 
-    def __init__(self, head: Head, n: int, tokens: Tokens, *, stops: Sequence[str], with_logprobs: bool, with_usage: bool) -> None:
+    def __init__(
+        self, head: Head, n: int, tokens: Tokens, *, stops: Sequence[str], with_logprobs: bool, with_usage: bool
+    ) -> None:
         self._head = head
         self._eos = tokens.eos_token_ids
         self._with_logprobs = with_logprobs

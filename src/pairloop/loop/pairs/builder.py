@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from pairloop.loop.pairs.evidence import Candidate, Evidence, Rank, Side, gather, normalised
-from pairloop.loop.pairs.rules import CompiledPairs, Dropped, PairRules
+from pairloop.loop.pairs.evidence import Candidate, Evidence, Rank, Row, Side
+from pairloop.loop.pairs.rules import COUNTS, CompiledPairs, Dropped, PairRules
+from pairloop.loop.pairs.screen import gather, normalised
 from pairloop.types import LabelledGroup, PairSide, PreferencePair, Prompt, messages_as_dicts
 
 Refuse = Callable[[PreferencePair], Dropped | None]
@@ -29,9 +30,21 @@ class _Merged:
         return min(candidate.rank for candidate in self.candidates)
 
     @property
+    def rows(self) -> list[Row]:
+        return [row for candidate in self.candidates for row in candidate.rows]
+
+    @property
     def best(self) -> Candidate:
         """The one whose record is kept: sampled by the newest single version, then the first."""
         return max(self.candidates, key=lambda candidate: -1 if (version := _sampled_by(candidate)) is None else version)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A finished pair and what it was made of."""
+
+    pair: PreferencePair
+    merged: _Merged
 
 
 def compile_pairs(groups: Iterable[LabelledGroup], rules: PairRules, *, refuse: Refuse | None = None) -> CompiledPairs:
@@ -50,18 +63,17 @@ def compile_pairs(groups: Iterable[LabelledGroup], rules: PairRules, *, refuse: 
       ``heldout_pairs``.
     """
     evidence = gather(groups, rules)
-    candidates = evidence.candidates()
+    candidates = list(evidence.candidates())
     merged = _merge(candidates, evidence)
-    evidence.counts.update(all_pairs=len(candidates), distinct_pairs=len(merged), prompts=len(evidence.prompts))
+    beyond = evidence.counts.pop("beyond_cap", 0)
+    evidence.counts.update(all_pairs=len(candidates) + beyond, distinct_pairs=len(merged) + beyond)
     merged = _without_conflicts(merged, evidence)
-    kept = {key: pair for key, pair in merged.items() if key[0]}
-    kept = _finished(kept, evidence, rules, refuse)
-    held_out = {normalised(key[1]) for key in kept}
-    train = {key: pair for key, pair in merged.items() if not key[0]}
+    heldout = _finished({key: group for key, group in merged.items() if key[0]}, evidence, rules, refuse)
+    train = {key: group for key, group in merged.items() if not key[0]}
+    held_out = {normalised(made.pair.prompt) for made in heldout}
     for key in [key for key in train if normalised(key[1]) in held_out]:
         _drop(evidence, train.pop(key), Dropped.PROMPT_IN_HELDOUT)
-    kept.update(_finished(train, evidence, rules, refuse))
-    return _account(evidence, kept)
+    return _account(evidence, _finished(train, evidence, rules, refuse), heldout)
 
 
 def _merge(candidates: list[Candidate], evidence: Evidence) -> dict[_Key, _Merged]:
@@ -91,51 +103,46 @@ def _without_conflicts(merged: dict[_Key, _Merged], evidence: Evidence) -> dict[
     return kept
 
 
-def _finished(
-    merged: dict[_Key, _Merged], evidence: Evidence, rules: PairRules, refuse: Refuse | None
-) -> dict[_Key, PreferencePair]:
+def _finished(merged: dict[_Key, _Merged], evidence: Evidence, rules: PairRules, refuse: Refuse | None) -> list[_Made]:
     """The pairs that can be trained on, at most so many per prompt: the stronger signals, then the earlier ones."""
-    finished: dict[_Key, PreferencePair] = {}
-    per_prompt: Counter[tuple[bool, Prompt]] = Counter()
+    finished: dict[_Key, _Made] = {}
+    per_prompt: Counter[Prompt] = Counter()
     for key, group in sorted(merged.items(), key=lambda item: item[1].rank):
-        pair = _pair(group)
+        pair, prompt = _pair(group), key[1]
         reason = refuse(pair) if refuse is not None else None
-        if reason is None and per_prompt[key[:2]] == rules.max_pairs_per_prompt:
+        if reason is None and per_prompt[prompt] == rules.max_pairs_per_prompt:
             reason = Dropped.PROMPT_CAP
         if reason is not None:
             _drop(evidence, group, reason)
             continue
-        per_prompt[key[:2]] += 1
-        finished[key] = pair
-    return {key: finished[key] for key in merged if key in finished}
+        per_prompt[prompt] += 1
+        finished[key] = _Made(pair, group)
+    return [finished[key] for key in merged if key in finished]
 
 
 def _drop(evidence: Evidence, pair: _Merged, reason: Dropped) -> None:
-    evidence.ledger.drop((row for candidate in pair.candidates for row in candidate.rows), reason)
+    evidence.ledger.drop(pair.rows, reason)
 
 
-def _account(evidence: Evidence, kept: dict[_Key, PreferencePair]) -> CompiledPairs:
+def _account(evidence: Evidence, train: list[_Made], heldout: list[_Made]) -> CompiledPairs:
     """Close the books: each row is used in a kept pair, or set aside with one reason."""
-    used = {feedback_id for pair in kept.values() for feedback_id in pair.feedback_ids}
-    ledger = evidence.ledger
-    reasons = {
-        serial: reason
-        for serial, reason in ledger.reasons.items()
-        if reason is Dropped.DUPLICATE_GROUP or ledger.rows[serial].feedback_id not in used
-    }
-    train = [pair for key, pair in kept.items() if not key[0]]
-    heldout = [pair for key, pair in kept.items() if key[0]]
-    n_used = len(ledger.rows) - len(reasons)
-    assert n_used == len(used), "every feedback row is used or has a reason"
-    evidence.counts.update(
-        feedback_rows=len(ledger.rows), feedback_used=n_used, train_pairs=len(train), heldout_pairs=len(heldout)
+    rows, counts = evidence.ledger.rows, evidence.counts
+    used = {row.serial for made in (*train, *heldout) for row in made.merged.rows}
+    reasons = {serial: reason for serial, reason in sorted(evidence.ledger.reasons.items()) if serial not in used}
+    assert len(used) + len(reasons) == len(rows), "every feedback row is used or has a reason"
+    counts.update(
+        feedback_rows=len(rows),
+        feedback_used=len(used),
+        prompts=len(evidence.prompts),
+        train_pairs=len(train),
+        heldout_pairs=len(heldout),
     )
     return CompiledPairs(
-        pairs=train,
-        heldout=heldout,
+        train=[made.pair for made in train],
+        heldout=[made.pair for made in heldout],
         dropped=dict(sorted(Counter(reason.value for reason in reasons.values()).items())),
-        counts={name: evidence.counts[name] for name in sorted(evidence.counts)},
-        set_aside={ledger.rows[serial].feedback_id: reason.value for serial, reason in sorted(reasons.items())},
+        counts={name: counts[name] for name in COUNTS},
+        set_aside={rows[serial].feedback_id: reason.value for serial, reason in reasons.items()},
     )
 
 
@@ -144,14 +151,14 @@ def _pair(merged: _Merged) -> PreferencePair:
     sampled_by = _sampled_by(best)
     sides = (best.chosen, best.rejected)
     group_ids = _unique(side.group.group_id for c in merged.candidates for side in (c.chosen, c.rejected))
-    feedback_ids = _unique(row.feedback.feedback_id for c in merged.candidates for row in c.rows)
+    feedback_ids = _unique(row.feedback.feedback_id for row in merged.rows)
     prompt_tokens = {side.group.prompt_token_ids for side in sides}
     return PreferencePair(
         pair_id=_pair_id(best, group_ids, feedback_ids),
         prompt=best.prompt,
         chosen=_pair_side(best.chosen, with_logps=sampled_by is not None),
         rejected=_pair_side(best.rejected, with_logps=sampled_by is not None),
-        source=min((c for c in merged.candidates), key=lambda c: c.rank).source,
+        source=min(merged.candidates, key=lambda c: c.rank).source,
         prompt_token_ids=prompt_tokens.pop() if len(prompt_tokens) == 1 else (),
         sampled_by=sampled_by,
         tempered=any(side.completion is not None and side.group.sampling.is_tempered for side in sides),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
@@ -63,15 +63,42 @@ class PairRules:
     """Share of the prompts of imported groups, by hash, that is held out."""
 
     @classmethod
-    def from_config(cls, config: Config, *, staleness: Mapping[int, int] | None = None) -> Self:
+    def of(cls, config: Config, *, staleness: Mapping[int, int] | None = None, split_prompts: bool = True) -> Self:
+        """The configured rules; without ``split_prompts`` no imported prompt is held out."""
         return cls(
             min_latency_ms=config.feedback.min_latency_ms,
             max_picks_per_rater=config.feedback.max_picks_per_rater,
             max_pairs_per_prompt=config.pairs.max_pairs_per_prompt,
             max_staleness=config.pairs.max_staleness,
             staleness=staleness,
-            heldout_share=config.pairs.heldout_share,
+            heldout_share=config.pairs.heldout_share if split_prompts else 0.0,
         )
+
+
+COUNTS = (
+    "groups",
+    "prompts",
+    "feedback_rows",
+    "feedback_used",
+    "comparisons",
+    "unanimous",
+    "majority_tie",
+    "decided",
+    "scored_groups",
+    "groups_with_contrast",
+    "all_correct",
+    "all_wrong",
+    "thumbs_up",
+    "thumbs_down",
+    "thumbed_answers",
+    "conflicting_labels",
+    "prompts_with_both",
+    "all_pairs",
+    "distinct_pairs",
+    "train_pairs",
+    "heldout_pairs",
+)
+"""The names in ``CompiledPairs.counts``; ``compile_pairs`` says what they count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +106,16 @@ class CompiledPairs:
     """The pairs to train on and those held out; ``dropped`` counts feedback rows by reason.
 
     Feedback rows in (``counts["feedback_rows"]``) = ``counts["feedback_used"]`` + the sum of ``dropped``. ``set_aside``
-    names the reason of each row that was not used, by feedback id. See ``compile_pairs`` for the other counts.
+    names the reason of each row that was not used, by feedback id.
     """
 
-    pairs: list[PreferencePair]
+    train: list[PreferencePair]
     heldout: list[PreferencePair]
     dropped: dict[str, int]
     counts: dict[str, int]
-    set_aside: dict[str, str] = field(default_factory=dict)
+    set_aside: dict[str, str]
+
+    @property
+    def pairs(self) -> list[PreferencePair]:
+        """All pairs, those to train on first."""
+        return self.train + self.heldout

@@ -183,7 +183,7 @@ def _evidence() -> None:
         sa.Column("rater_id", sa.Text(), nullable=False),
         sa.Column("label", sa.String(16), nullable=True),
         sa.Column("choice_index", sa.Integer(), nullable=False),
-        sa.Column("value", sa.JSON(), nullable=True),
+        sa.Column("value", sa.Text(), nullable=True),
         sa.Column("text", sa.Text(), nullable=True),
         sa.Column("shown_order", sa.JSON(), nullable=False),
         sa.Column("latency_ms", sa.BigInteger(), nullable=True),

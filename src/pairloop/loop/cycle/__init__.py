@@ -1,0 +1,14 @@
+"""The cycle: the only place that knows the order of the stages. Resumable from the store after kill -9 at any point.
+
+building → training → checking → duelling → promoted | held | rejected | nothing_to_train | failed. Each move is a record,
+committed together with what it records, so a stage whose record exists is never run again. ``context`` holds what a cycle
+works with and its lease, ``stages`` one function per state, ``base`` registers version 0, ``status`` tells where things stand.
+Run alone: ``pairloop cycle run``.
+"""
+
+from pairloop.loop.cycle.base import ensure_base
+from pairloop.loop.cycle.context import Loop
+from pairloop.loop.cycle.stages import record_failure, run
+from pairloop.loop.cycle.status import CycleStatus, DuelStatus, next_run_at, status
+
+__all__ = ["CycleStatus", "DuelStatus", "Loop", "ensure_base", "next_run_at", "record_failure", "run", "status"]

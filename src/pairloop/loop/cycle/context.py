@@ -1,0 +1,116 @@
+"""What a cycle works with, and the lease that makes it the only one of its policy."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import Connection
+
+from pairloop.config import Config, duration_s
+from pairloop.errors import ConflictError, StoreError
+from pairloop.policy.protocols import Policy
+from pairloop.store import Store, leases, new_id
+
+logger = logging.getLogger(__name__)
+
+_held_here: set[str] = set()
+"""Lease owners of this process. A lease under our own process id that is not among them outlived its process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Store, engine and configuration of one policy's loop; ``owner`` is ``host:pid`` of the process that turns it."""
+
+    store: Store
+    policy: Policy
+    config: Config
+    owner: str
+
+    @property
+    def name(self) -> str:
+        """The policy's name."""
+        return self.config.policy.name
+
+
+class CycleLease:
+    """Held while a cycle moves, and renewed by a thread; ``check`` inside a transaction fences off an owner that lost it.
+
+    ConflictError on entering while another holds it. A holder that was killed on this machine is not waited for.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self._store = loop.store
+        self._name = f"cycle:{loop.name}"
+        self._owner = f"{loop.owner}/{new_id('lease')}"
+        self._ttl_s = duration_s(loop.config.schedule.lease)
+        self._token: int | None = None
+        self._done = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="cycle-lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        _held_here.add(self._owner)
+        try:
+            self._token, holder = self._store.write(self._take)
+            if self._token is None:
+                raise ConflictError(
+                    f"a cycle of this policy is running already ({self._name} is held by {holder}); one at a time"
+                )
+        except BaseException:
+            _held_here.discard(self._owner)
+            raise
+        self._renewing.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._done.set()
+        self._renewing.join()
+        _held_here.discard(self._owner)
+        self._store.write(lambda c: leases.release(c, self._name, self._owner))
+
+    def check(self, c: Connection) -> None:
+        """Renew in the caller's transaction; ConflictError where another process took the cycle over meanwhile."""
+        token = leases.acquire(c, self._name, self._owner, now=datetime.now(UTC), ttl_s=self._ttl_s)
+        if token is None or token != self._token:
+            raise ConflictError(f"{self._name}: the lease ran out and another process took the cycle over; nothing was written")
+
+    def _take(self, c: Connection) -> tuple[int | None, str | None]:
+        now = datetime.now(UTC)
+        token = leases.acquire(c, self._name, self._owner, now=now, ttl_s=self._ttl_s)
+        if token is not None:
+            return token, None
+        holder = leases.holder(c, self._name)
+        if holder is not None and _is_gone(holder):
+            leases.release(c, self._name, holder)
+            token = leases.acquire(c, self._name, self._owner, now=now, ttl_s=self._ttl_s)
+        return token, holder
+
+    def _renew(self) -> None:
+        while not self._done.wait(self._ttl_s / 3):
+            try:
+                self._store.write(self.check)
+            except (ConflictError, StoreError) as error:
+                logger.warning("%s could not be renewed: %s", self._name, error)
+
+
+def _is_gone(owner: str) -> bool:
+    """True where the owner ``host:pid/lease`` was a process of this machine that no longer runs."""
+    process, _, _ = owner.partition("/")
+    host, _, pid = process.rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    if int(pid) == os.getpid():
+        return owner not in _held_here
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,306 @@
+"""One function per state: run the stage, then record where it led. ``run`` goes on until the cycle ended or waits for picks."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from pairloop.errors import NotFoundError, PairloopError, UserError
+from pairloop.loop import deploy, evaluate, gate, label, pairs, train
+from pairloop.loop.cycle.context import CycleLease, Loop
+from pairloop.store import cycles, datasets, duels, new_id, triggers, verdicts, versions
+from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, RunStatus, Verdict, VerdictKind, Version
+
+logger = logging.getLogger(__name__)
+
+_CLOSED_BY = {
+    VerdictKind.PROMOTE: CycleState.PROMOTED,
+    VerdictKind.HOLD: CycleState.HELD,
+    VerdictKind.REJECT: CycleState.REJECTED,
+}
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One stage's turn: what it works with, and how it records."""
+
+    loop: Loop
+    lease: CycleLease
+    cycle: Cycle
+    should_stop: Callable[[], bool]
+
+    def record(self, c: Connection, state: CycleState, record: Mapping[str, Any]) -> None:
+        """Append the step in the caller's transaction, if the lease is still ours."""
+        self.lease.check(c)
+        cycles.step(c, self.cycle.cycle_id, CycleStep(state, record, datetime.now(UTC)))
+
+    def enter(self, state: CycleState, record: Mapping[str, Any]) -> None:
+        self.loop.store.write(lambda c: self.record(c, state, record))
+
+    def recorded(self, state: CycleState) -> Mapping[str, Any]:
+        record = self.cycle.record(state)
+        assert record is not None, f"{state} is entered with a record"
+        return record
+
+    def version(self, number: int) -> Version:
+        with self.loop.store.reading() as c:
+            version = versions.get(c, self.loop.name, number)
+        if version is None:
+            raise NotFoundError(f"{self.loop.name} has no version {number}", param="version")
+        return version
+
+
+def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never) -> Cycle:
+    """Begin a cycle, go on with the one that was interrupted, or look at the duel again.
+
+    Returns when the cycle ended, when it duels undecided, or when ``should_stop`` said so; no lease is held then. A stage's
+    failure ends the cycle as ``failed``. ConflictError while another thread or process moves a cycle of this policy.
+    """
+    with CycleLease(loop) as lease:
+        cycle = _open(loop, lease, trigger)
+        while not cycle.state.is_terminal and not should_stop():
+            turn = _Turn(loop, lease, cycle, should_stop)
+            try:
+                _STAGES[cycle.state](turn)
+            except (PairloopError, OSError) as error:
+                _fail(turn, error)
+            moved = _get(loop, cycle.cycle_id)
+            if len(moved.steps) == len(cycle.steps):
+                return moved
+            cycle = moved
+            logger.info("cycle %d of %s: %s", cycle.number, loop.name, cycle.state)
+        return cycle
+
+
+def record_failure(loop: Loop, error: BaseException) -> None:
+    """End the cycle that was interrupted by an error nobody foresaw; a cycle that duels is left alone."""
+    with loop.store.reading() as c:
+        cycle = cycles.current(c, loop.name)
+    if cycle is not None and cycle.state is not CycleState.DUELLING:
+        with CycleLease(loop) as lease:
+            _fail(_Turn(loop, lease, cycle, _never), error)
+
+
+def _open(loop: Loop, lease: CycleLease, trigger: str) -> Cycle:
+    """The cycle that has not ended, or a new one with the champion as parent; a new one uses up the pending trigger."""
+
+    def begin(c: Connection) -> Cycle:
+        lease.check(c)
+        current = cycles.current(c, loop.name)
+        if current is not None:
+            return current
+        parent = versions.alias(c, loop.name, Alias.CHAMPION)
+        if parent is None:
+            raise NotFoundError(f"policy {loop.name} has no champion yet; `pairloop serve` registers its base", param="policy")
+        now = datetime.now(UTC)
+        first = CycleStep(CycleState.BUILDING, {"parent": parent, "trigger": trigger}, now)
+        cycle = Cycle(new_id("cycle"), loop.name, cycles.next_number(c, loop.name), parent, trigger, now, (first,))
+        cycles.insert(c, cycle)
+        triggers.take(c, loop.name)
+        return cycle
+
+    return loop.store.write(begin)
+
+
+def _get(loop: Loop, cycle_id: str) -> Cycle:
+    with loop.store.reading() as c:
+        cycle = cycles.get(c, cycle_id)
+    assert cycle is not None, "cycles are never deleted"
+    return cycle
+
+
+# --- the stages, by the state in which they run
+
+
+def _build(turn: _Turn) -> None:
+    loop, cycle = turn.loop, turn.cycle
+    labels = dataclasses.asdict(label.run(loop.store, loop.config))
+    dataset = pairs.run(loop.store, loop.policy.tokens, loop.config, cycle_id=cycle.cycle_id, parent=cycle.parent)
+    if dataset is None:
+        turn.enter(CycleState.NOTHING_TO_TRAIN, {"reason": "no new usable pairs", "labels": labels})
+        return
+    turn.enter(
+        CycleState.TRAINING,
+        {
+            "dataset_id": dataset.dataset_id,
+            "n_train": dataset.n_train,
+            "n_heldout": dataset.n_heldout,
+            "counts": dict(dataset.counts),
+            "dropped": dict(dataset.dropped),
+            "labels": labels,
+        },
+    )
+
+
+def _train(turn: _Turn) -> None:
+    loop, cycle = turn.loop, turn.cycle
+    with loop.store.reading() as c:
+        dataset = datasets.get(c, turn.recorded(CycleState.TRAINING)["dataset_id"])
+    assert dataset is not None, "the step was recorded after its dataset"
+    done = train.run(
+        loop.store,
+        loop.config,
+        dataset=dataset,
+        parent=turn.version(cycle.parent),
+        cycle_id=cycle.cycle_id,
+        owner=loop.owner,
+        should_stop=turn.should_stop,
+    )
+    result = {"run_id": done.run_id, "result": dict(done.result)}
+    match done.status:
+        case RunStatus.SUCCEEDED:
+            assert done.version is not None, "a run that succeeded made a version"
+            turn.enter(CycleState.CHECKING, {"version": done.version.number, **result})
+        case RunStatus.NOTHING_TO_TRAIN:
+            turn.enter(CycleState.NOTHING_TO_TRAIN, {"reason": "too few usable pairs to train on", **result})
+        case RunStatus.USER_ERROR | RunStatus.SYSTEM_ERROR:
+            turn.enter(CycleState.FAILED, _failure(cycle.state, str(done.status), _message(done.result)) | result)
+        case RunStatus.RUNNING:
+            return  # stopped; the next start goes on from the last checkpoint
+
+
+def _check(turn: _Turn) -> None:
+    """The offline report; with ``gate.offline`` the whole verdict, otherwise the duel is opened where the guardrails pass."""
+    loop, cycle = turn.loop, turn.cycle
+    challenger, champion = turn.version(turn.recorded(CycleState.CHECKING)["version"]), turn.version(cycle.parent)
+    with loop.store.reading() as c:
+        now_champion = versions.alias(c, loop.name, Alias.CHAMPION)
+        dataset = datasets.get(c, turn.recorded(CycleState.TRAINING)["dataset_id"])
+    if now_champion != champion.number:
+        reason = f"the champion became version {now_champion} while this cycle trained on version {champion.number}"
+        _close(turn, challenger, CycleState.HELD, {"reason": reason})
+        return
+    report = evaluate.run(loop.store, loop.policy, loop.config, challenger=challenger, champion=champion, dataset=dataset)
+    now = datetime.now(UTC)
+    verdict = gate.decide(report, (), loop.config.gate, opened_at=now, now=now)
+    record: dict[str, Any] = {"report": report.as_json()}
+    if verdict.kind is VerdictKind.CONTINUE and loop.config.gate.offline:
+        duel = evaluate.offline_duel(loop.store, loop.policy, loop.config, challenger=challenger, champion=champion)
+        verdict = gate.decide(report, duel.picks, loop.config.gate, opened_at=now, now=now, more_to_come=False)
+        record["offline_duel"] = duel.as_json()
+    if verdict.kind is not VerdictKind.CONTINUE:
+        _conclude(turn, challenger, champion, verdict, record, duel_id=None)
+        return
+
+    def record_duel(c: Connection, duel: Duel) -> None:
+        turn.record(c, CycleState.DUELLING, {**record, "duel_id": duel.duel_id, "version": challenger.number})
+
+    deploy.open_duel(
+        loop.store, loop.policy, cycle_id=cycle.cycle_id, champion=champion, challenger=challenger, also=record_duel
+    )
+
+
+def _duel(turn: _Turn) -> None:
+    """One look at the duel. CONTINUE is written down once: evidence does not grow with the number of looks."""
+    loop, cycle = turn.loop, turn.cycle
+    record = turn.recorded(CycleState.DUELLING)
+    with loop.store.reading() as c:
+        duel = duels.get(c, record["duel_id"])
+        picks = duels.picks(c, record["duel_id"])
+        picks_made = duels.count_picks(c, record["duel_id"])
+        now_champion = versions.alias(c, loop.name, Alias.CHAMPION)
+        history = verdicts.for_cycle(c, cycle.cycle_id)
+    assert duel is not None, "the step was recorded with its duel"
+    challenger, champion = turn.version(duel.challenger), turn.version(duel.champion)
+    if duel.closed_at is not None or now_champion != duel.champion:
+        _ended_by_hand(turn, challenger, now_champion)
+        return
+    verdict = gate.decide(
+        evaluate.Report.from_json(record["report"]),
+        gate.votes(duel, picks, min_latency_ms=loop.config.feedback.min_latency_ms),
+        loop.config.gate,
+        opened_at=duel.opened_at,
+        now=datetime.now(UTC),
+        picks_made=picks_made,
+    )
+    if verdict.kind is not VerdictKind.CONTINUE:
+        _conclude(turn, challenger, champion, verdict, {}, duel_id=duel.duel_id)
+    elif not history:
+        loop.store.write(lambda c: verdicts.insert(c, cycle.cycle_id, duel.duel_id, verdict, datetime.now(UTC)))
+
+
+_STAGES: Mapping[CycleState, Callable[[_Turn], None]] = {
+    CycleState.BUILDING: _build,
+    CycleState.TRAINING: _train,
+    CycleState.CHECKING: _check,
+    CycleState.DUELLING: _duel,
+}
+
+
+# --- how a cycle ends
+
+
+def _conclude(
+    turn: _Turn, challenger: Version, champion: Version, verdict: Verdict, record: Mapping[str, Any], *, duel_id: str | None
+) -> None:
+    """Promote or retire as the verdict says; alias, duel, verdict and last step in one transaction."""
+    loop, cycle = turn.loop, turn.cycle
+    state = _CLOSED_BY[verdict.kind]
+    step = {"verdict": str(verdict.kind), "reason": verdict.text, "version": challenger.number, **record}
+
+    def also(c: Connection) -> None:
+        verdicts.insert(c, cycle.cycle_id, duel_id, verdict, datetime.now(UTC))
+        turn.record(c, state, step)
+
+    if state is CycleState.PROMOTED:
+        deploy.promote(
+            loop.store,
+            loop.policy,
+            challenger,
+            reason=verdict.text,
+            replacing=champion.number,
+            cycle_id=cycle.cycle_id,
+            also=also,
+        )
+    else:
+        _retire(turn, challenger, verdict.text, also)
+
+
+def _ended_by_hand(turn: _Turn, challenger: Version, now_champion: int | None) -> None:
+    """A promotion or rollback by hand closed the duel before the gate did."""
+    if now_champion == challenger.number:
+        turn.enter(CycleState.PROMOTED, {"reason": "promoted by hand during the duel", "version": challenger.number})
+        return
+    reason = f"the duel was closed by hand; the champion is version {now_champion}"
+    _close(turn, challenger, CycleState.HELD, {"reason": reason})
+
+
+def _close(turn: _Turn, challenger: Version, state: CycleState, record: Mapping[str, Any]) -> None:
+    step = {**record, "version": challenger.number}
+    _retire(turn, challenger, str(record["reason"]), lambda c: turn.record(c, state, step))
+
+
+def _retire(turn: _Turn, challenger: Version, reason: str, also: Callable[[Connection], None]) -> None:
+    deploy.retire(turn.loop.store, turn.loop.policy, challenger, reason=reason, cycle_id=turn.cycle.cycle_id, also=also)
+
+
+def _message(result: Mapping[str, Any]) -> str:
+    error = result.get("error") or {}
+    return str(error.get("message") or "the training process left no reason")
+
+
+def _failure(state: CycleState, kind: str, error: str) -> dict[str, Any]:
+    return {"stage": str(state), "error_kind": kind, "error": error, "reason": f"{state} failed: {error}"}
+
+
+def _fail(turn: _Turn, error: BaseException) -> None:
+    """End the cycle as failed, and with it a duel it opened. Its data stay usable: the next snapshot takes them again."""
+    kind = RunStatus.USER_ERROR if isinstance(error, UserError) else RunStatus.SYSTEM_ERROR
+    text = str(error) if isinstance(error, PairloopError) else f"{type(error).__name__}: {error}"
+    logger.error("cycle %d of %s failed while %s: %s", turn.cycle.number, turn.loop.name, turn.cycle.state, text)
+
+    def commit(c: Connection) -> None:
+        turn.record(c, CycleState.FAILED, _failure(turn.cycle.state, str(kind), text))
+        deploy.end_duel(c, turn.loop.name, datetime.now(UTC))
+
+    turn.loop.store.write(commit)

@@ -1,0 +1,224 @@
+"""The stage: the store's new labelled groups become one hash-named snapshot with its lineage."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from pairloop.config import Config
+from pairloop.errors import InvalidRequestError
+from pairloop.formats import snapshot
+from pairloop.loop.pairs.builder import Refuse, compile_pairs
+from pairloop.loop.pairs.rules import CompiledPairs, Dropped, PairRules
+from pairloop.policy.protocols import Tokens
+from pairloop.store import Artifact, Store, datasets, feedback, versions
+from pairloop.store.schema import completions as completion_table
+from pairloop.store.schema import datasets as dataset_table
+from pairloop.store.schema import feedback as feedback_table
+from pairloop.store.schema import groups as group_table
+from pairloop.types import SCORE_METRIC, Dataset, GroupKind, Pool, PreferencePair, Version
+
+logger = logging.getLogger(__name__)
+
+TRAIN_FILE = "train.jsonl"
+HELDOUT_FILE = "heldout.jsonl"
+SET_ASIDE_FILE = "set_aside.jsonl"
+"""feedback_id and reason of every row that was not used."""
+
+_KINDS = (GroupKind.TRAIN, GroupKind.HELDOUT, GroupKind.IMPORTED)
+"""Duels judge versions: their picks neither train nor measure training."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewPairs:
+    """What the evidence since the last promoted cycle's dataset gives: rows after ``after_seq``, up to ``feedback_seq``."""
+
+    compiled: CompiledPairs
+    rules: PairRules
+    after_seq: int
+    feedback_seq: int
+
+
+def run(store: Store, tokens: Tokens | None, config: Config, *, cycle_id: str | None, parent: int) -> Dataset | None:
+    """Compile what came since the last promoted cycle's dataset, and record it; None where no pair can be trained on.
+
+    The folder holds ``train.jsonl`` and ``heldout.jsonl`` (``formats.snapshot``), ``set_aside.jsonl`` and the manifest. The
+    same evidence gives the same dataset id; one that is recorded already is returned as it is. ``tokens`` refuses pairs that
+    the model's template cannot render or that exceed ``train.max_length``.
+    """
+    new = compile_new(store, tokens, config, parent=parent)
+    compiled = new.compiled
+    logger.info(
+        "pairs: %d to train on, %d held out, set aside %s", len(compiled.train), len(compiled.heldout), compiled.dropped
+    )
+    if not compiled.train:
+        return None
+    artifact = _publish(store, config, new, parent=parent)
+    dataset = Dataset(
+        dataset_id=f"dataset_{artifact.hash[:32]}",
+        policy=config.policy.name,
+        path=str(artifact.path),
+        n_train=len(compiled.train),
+        n_heldout=len(compiled.heldout),
+        counts=compiled.counts,
+        dropped=compiled.dropped,
+        created_at=datetime.now(UTC),
+    )
+    lineage = [(pair.pair_id, pair.group_ids, pair.feedback_ids) for pair in compiled.pairs]
+
+    def record(c: Connection) -> Dataset:
+        recorded = datasets.get(c, dataset.dataset_id)
+        if recorded is not None:
+            return recorded
+        datasets.insert(c, dataset, feedback_seq=new.feedback_seq, cycle_id=cycle_id, pairs=lineage)
+        return dataset
+
+    return store.write(record)
+
+
+def compile_new(store: Store, tokens: Tokens | None, config: Config, *, parent: int) -> NewPairs:
+    """The pairs that ``run`` would record now, with every reason why a row is not used. Writes nothing."""
+    policy = config.policy.name
+    with store.reading() as c:
+        after_seq = datasets.last_seq(c, policy, promoted_only=True)
+        groups, feedback_seq = feedback.labelled_since(c, policy, after_seq=after_seq, kinds=_KINDS)
+        lineage = versions.list_(c, policy)
+    rules = PairRules.of(config, staleness=promotions_between(lineage, parent))
+    compiled = compile_pairs(groups, rules, refuse=_refusal(tokens, config.train.max_length))
+    return NewPairs(compiled, rules, after_seq, feedback_seq)
+
+
+def count_new(store: Store, config: Config) -> int:
+    """About how many new pairs a cycle would find: what came since the last snapshot, without reading any text.
+
+    Decisive picks of the train pool, groups whose scores differ, and, where a verifier or judge is configured, the groups
+    that it has yet to label.
+    """
+    policy, now = config.policy.name, datetime.now(UTC)
+    with store.reading() as c:
+        after_seq = datasets.last_seq(c, policy, promoted_only=False)
+        found = feedback.count_new_picks(c, policy, after_seq=after_seq, pool=Pool.TRAIN)
+        found += _count_contrasts(c, policy, after_seq)
+        if config.label.verifier is not None or config.label.judge_url is not None:
+            found += _count_unlabelled(c, policy, after=timedelta(seconds=config.label.after_s), now=now)
+    return found
+
+
+def promotions_between(lineage: Iterable[Version], parent: int) -> Mapping[int, int]:
+    """How far each version is from ``parent``: the steps between them in the tree of versions.
+
+    Only promoted versions serve, so each step is a promotion; a version that was rolled back lies on a side branch.
+    """
+    parents = {version.number: version.parent for version in lineage}
+    above = {number: steps for steps, number in enumerate(_ancestors(parents, parent))}
+    distance = {parent: 0}
+    for number in parents:
+        for steps, ancestor in enumerate(_ancestors(parents, number)):
+            if ancestor in above:
+                distance[number] = steps + above[ancestor]
+                break
+    return distance
+
+
+def _ancestors(parents: Mapping[int, int | None], number: int) -> Iterator[int]:
+    """The version, its parent, and so on up to the base."""
+    at: int | None = number
+    while at is not None:
+        yield at
+        at = parents.get(at)
+
+
+def _refusal(tokens: Tokens | None, max_length: int) -> Refuse:
+    """Refuses pairs that are too long, or that the chat template does; recorded token ids are counted as they are."""
+
+    def refuse(pair: PreferencePair) -> Dropped | None:
+        try:
+            longest = _longest(pair, tokens)
+        except InvalidRequestError:
+            return Dropped.TEMPLATE_REFUSED
+        return Dropped.OVER_LONG if longest > max_length else None
+
+    return refuse
+
+
+def _longest(pair: PreferencePair, tokens: Tokens | None) -> int:
+    """Tokens of the prompt and the longer answer, as far as they are recorded or can be counted."""
+    prompt = pair.prompt_token_ids or (tokens.encode_prompt(pair.prompt) if tokens is not None else ())
+    answers = (
+        side.token_ids or (tokens.encode_completion(pair.prompt, side.text) if tokens is not None else ())
+        for side in (pair.chosen, pair.rejected)
+    )
+    return len(prompt) + max(len(answer) for answer in answers)
+
+
+def _publish(store: Store, config: Config, new: NewPairs, *, parent: int) -> Artifact:
+    compiled = new.compiled
+    with store.artifacts.stage() as folder:
+        snapshot.write(folder / TRAIN_FILE, compiled.train)
+        snapshot.write(folder / HELDOUT_FILE, compiled.heldout)
+        _write_set_aside(folder / SET_ASIDE_FILE, compiled.set_aside)
+        rules = asdict(new.rules)
+        rules["staleness"] = {str(version): steps for version, steps in (new.rules.staleness or {}).items()}
+        manifest = {
+            "kind": "dataset",
+            "policy": config.policy.name,
+            "parent": parent,
+            "feedback_after_seq": new.after_seq,
+            "feedback_seq": new.feedback_seq,
+            "counts": compiled.counts,
+            "dropped": compiled.dropped,
+            "rules": rules,
+        }
+        return store.artifacts.publish(folder, manifest)
+
+
+def _write_set_aside(path: Path, set_aside: Mapping[str, str]) -> None:
+    rows = ({"feedback_id": feedback_id, "reason": reason} for feedback_id, reason in set_aside.items())
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8", newline="\n")
+
+
+def _count_contrasts(c: Connection, policy: str, after_seq: int) -> int:
+    """Train pool groups in which one scorer gave different scores, newer than ``after_seq``. Linear in the new rows."""
+    scored = (
+        sa.select(feedback_table.c.group_id)
+        .select_from(feedback_table.join(group_table))
+        .where(
+            feedback_table.c.policy == policy,
+            feedback_table.c.seq > after_seq,
+            feedback_table.c.metric == SCORE_METRIC,
+            group_table.c.pool == Pool.TRAIN.value,
+            group_table.c.kind.in_([kind.value for kind in _KINDS]),
+        )
+        .group_by(feedback_table.c.group_id, feedback_table.c.source, feedback_table.c.rater_id)
+        .having(sa.func.count(sa.distinct(sa.cast(feedback_table.c.value, sa.Text))) > 1)
+    )
+    return c.execute(sa.select(sa.func.count()).select_from(scored.subquery())).scalar_one()
+
+
+def _count_unlabelled(c: Connection, policy: str, *, after: timedelta, now: datetime) -> int:
+    """Train pool groups old enough to be labelled and made since the last snapshot could have labelled them."""
+    last = c.execute(sa.select(sa.func.max(dataset_table.c.created_at)).where(dataset_table.c.policy == policy)).scalar()
+    is_comparison = sa.exists().where(completion_table.c.group_id == group_table.c.group_id, completion_table.c.position == 1)
+    has_feedback = sa.exists().where(feedback_table.c.group_id == group_table.c.group_id)
+    statement = (
+        sa.select(sa.func.count())
+        .select_from(group_table)
+        .where(
+            group_table.c.policy == policy,
+            group_table.c.pool == Pool.TRAIN.value,
+            group_table.c.kind == GroupKind.TRAIN.value,
+            group_table.c.created_at < now - after,
+            is_comparison,
+            ~has_feedback,
+        )
+    )
+    if last is not None:
+        statement = statement.where(group_table.c.created_at >= last - after)
+    return c.execute(statement).scalar_one()

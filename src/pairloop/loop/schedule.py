@@ -1,0 +1,240 @@
+"""When cycles start: every N hours, by cron, at M new pairs, by hand, or any mix. One thread, one cycle at a time.
+
+The thread wakes when it is told that something happened (``notify``) and at every poll. It begins a cycle that is due, goes on
+with one that was interrupted, and looks at the duel when picks came or its time is over. What falls due meanwhile is kept
+as the one pending trigger. The lease that makes a cycle the only one is ``cycle.run``'s own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+
+from pairloop.config import ScheduleSection, duration_s
+from pairloop.errors import ConflictError
+from pairloop.loop import cycle as cycle_stage
+from pairloop.loop import pairs
+from pairloop.loop.cycle import Loop
+from pairloop.store import cycles, duels, triggers, versions
+from pairloop.types import BASE_VERSION, Cycle, CycleState, Duel
+
+logger = logging.getLogger(__name__)
+
+FIRST_RETRY_S = 30.0
+LONGEST_RETRY_S = 3_600.0
+LOOK_EVERY_S = 0.25
+"""The least time between two looks at the store: picks come by the hundred, and a look at a duel reads them all."""
+COUNT_EVERY_S = 1.0
+"""The least time between two counts of new pairs, which read all new picks."""
+_FRUITLESS = (CycleState.FAILED, CycleState.NOTHING_TO_TRAIN)
+
+
+def due(
+    section: ScheduleSection,
+    *,
+    now: datetime,
+    last_started_at: datetime,
+    new_pairs: int,
+    pending: str | None,
+    hold_until: datetime | None = None,
+    retry: bool = False,
+) -> str | None:
+    """Why a cycle starts now, or None. ``last_started_at``: of the last cycle, or when the policy was registered.
+
+    A pending trigger goes first. After fruitless cycles nothing else starts one before ``hold_until``; then ``retry`` says that
+    the last one failed and is to be tried again.
+    """
+    if pending is not None:
+        return pending
+    if not section.enabled or (hold_until is not None and now < hold_until):
+        return None
+    if retry:
+        return "trying again after a failure"
+    if section.min_pairs and new_pairs >= section.min_pairs:
+        return f"{new_pairs} new pairs (min_pairs = {section.min_pairs})"
+    clock = cycle_stage.next_run_at(section, last_started_at, now)
+    if clock is not None and clock <= now:
+        settings = [f"{key} = {value}" for key, value in (("every", section.every), ("cron", section.cron)) if value]
+        return f"the clock ({', '.join(settings)})"
+    return None
+
+
+def backoff(recent: list[Cycle]) -> datetime | None:
+    """Until when the clock and new pairs start nothing: 30 s after a fruitless cycle, twice as long after each further one.
+
+    ``recent``: cycles that ended, newest first. Without this a cycle that fails, or finds nothing to train, would start again
+    at once, for what started it is still there.
+    """
+    streak = 0
+    while streak < len(recent) and recent[streak].state in _FRUITLESS:
+        streak += 1
+    if streak == 0:
+        return None
+    wait_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** (streak - 1))
+    return recent[0].steps[-1].created_at + timedelta(seconds=wait_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What was last seen of a duel; another look is worth its while when this changed."""
+
+    duel_id: str
+    picks: int
+
+
+class Scheduler:
+    """Turns the loop in a thread of its own. ``start`` and ``stop`` may be called once each; the rest from any thread."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._poll_s = duration_s(loop.config.schedule.poll)
+        self._wake = threading.Condition()
+        self._woken = False
+        self._stopping = threading.Event()
+        self._seen: _Look | None = None
+        self._trouble: str | None = None
+        self._new_pairs = (float("-inf"), 0)
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop a training run at its next step (it goes on from there at the next start), and wait for the thread."""
+        self._stopping.set()
+        self.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def notify(self) -> None:
+        """Something happened (a pick, a trigger): look now instead of at the next poll."""
+        with self._wake:
+            self._woken = True
+            self._wake.notify()
+
+    def trigger(self, reason: str) -> None:
+        """Start a cycle now, or keep it as the one pending trigger while another one is on."""
+        loop = self._loop
+        loop.store.write(lambda c: triggers.put(c, loop.name, reason, datetime.now(UTC)))
+        self.notify()
+
+    def status(self) -> dict[str, Any]:
+        """Whether the thread runs, and what last went wrong in it."""
+        return {
+            "running": self._thread.is_alive() and not self._stopping.is_set(),
+            "enabled": self._loop.config.schedule.enabled,
+            "error": self._trouble,
+        }
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                self._tick()
+                failures, self._trouble = 0, None
+                wait_s = self._poll_s
+            except ConflictError as error:  # another process turns this loop; its turn will end
+                logger.info("%s", error)
+                wait_s = self._poll_s
+            except Exception as error:  # the supervisor: the loop outlives whatever a cycle ran into, and says what it was
+                logger.exception("the cycle broke")
+                self._trouble, self._seen = f"{type(error).__name__}: {error}", None
+                self._record(error)
+                wait_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0**failures)
+                failures += 1
+            self._stopping.wait(LOOK_EVERY_S)
+            self._sleep(wait_s, patient=failures > 0)
+
+    def _record(self, error: Exception) -> None:
+        try:
+            cycle_stage.record_failure(self._loop, error)
+        except Exception:  # the store itself may be what is broken; the cycle is then resumed later
+            logger.exception("the failure could not be recorded")
+
+    def _sleep(self, wait_s: float, *, patient: bool) -> None:
+        """Until notified or for ``wait_s``; ``patient`` after an error: only ``stop`` cuts that short."""
+        if patient:
+            self._stopping.wait(wait_s)
+            return
+        with self._wake:
+            self._wake.wait_for(lambda: self._woken or self._stopping.is_set(), timeout=wait_s)
+            self._woken = False
+
+    def _tick(self) -> None:
+        """Move the open cycle if there is something to do, or begin one if it is due."""
+        loop = self._loop
+        with loop.store.reading() as c:
+            current = cycles.current(c, loop.name)
+        if current is None:
+            reason = self._due()
+            if reason is not None:
+                self._turn(reason)
+        elif current.state is not CycleState.DUELLING:
+            self._turn(current.trigger)
+        else:
+            self._keep_trigger()
+            if self._worth_a_look():
+                self._turn(current.trigger)
+
+    def _turn(self, reason: str) -> None:
+        done = cycle_stage.run(self._loop, trigger=reason, should_stop=self._stopping.is_set)
+        logger.info("cycle %d of %s is %s", done.number, self._loop.name, done.state)
+        self._new_pairs = (float("-inf"), 0)
+        self.notify()  # a trigger may have been kept meanwhile
+
+    def _due(self) -> str | None:
+        loop, now = self._loop, datetime.now(UTC)
+        with loop.store.reading() as c:
+            recent = cycles.list_(c, loop.name, limit=16)
+            base = versions.get(c, loop.name, BASE_VERSION)
+            pending = triggers.peek(c, loop.name)
+        if base is None:
+            return None
+        ended = [cycle for cycle in recent if cycle.state.is_terminal]
+        return due(
+            loop.config.schedule,
+            now=now,
+            last_started_at=recent[0].created_at if recent else base.created_at,
+            new_pairs=self._count_new(),
+            pending=pending,
+            hold_until=backoff(ended),
+            retry=bool(ended) and ended[0].state is CycleState.FAILED,
+        )
+
+    def _keep_trigger(self) -> None:
+        """What falls due during a duel waits for its end, as the one pending trigger."""
+        loop = self._loop
+        reason = self._due()
+        if reason is not None:
+
+            def keep(c: Connection) -> None:
+                if triggers.peek(c, loop.name) is None:
+                    triggers.put(c, loop.name, reason, datetime.now(UTC))
+
+            loop.store.write(keep)
+
+    def _worth_a_look(self) -> bool:
+        """New picks since the last look, a duel that was closed by hand, or one whose time is over."""
+        loop = self._loop
+        with loop.store.reading() as c:
+            duel = duels.current(c, loop.name)
+            look = None if duel is None else _Look(duel.duel_id, duels.count_picks(c, duel.duel_id))
+        changed, self._seen = look != self._seen, look
+        return changed or duel is None or _is_over(duel, loop.config.gate.max_hours)
+
+    def _count_new(self) -> int:
+        counted_at, found = self._new_pairs
+        if self._loop.config.schedule.min_pairs and time.monotonic() - counted_at >= COUNT_EVERY_S:
+            found = pairs.count_new(self._loop.store, self._loop.config)
+            self._new_pairs = (time.monotonic(), found)
+        return found
+
+
+def _is_over(duel: Duel, max_hours: float) -> bool:
+    return datetime.now(UTC) - duel.opened_at >= timedelta(hours=max_hours)

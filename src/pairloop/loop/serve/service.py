@@ -1,0 +1,151 @@
+"""Sampling: loads what a plan needs, draws the completions, and stores the group before it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
+
+from pairloop.config import Config
+from pairloop.errors import EngineError, NotFoundError
+from pairloop.loop.serve.plan import ChatRequest, Plan, Planner
+from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Sink
+from pairloop.policy.protocols import Sampler, SampleRequest
+from pairloop.store import Store, groups, versions
+from pairloop.types import BASE_VERSION, Completion, GroupKind, Version
+
+
+class ChatService:
+    """Turns chat requests into stored groups; lives in one event loop."""
+
+    def __init__(self, store: Store, sampler: Sampler, config: Config, *, rng: random.Random | None = None) -> None:
+        self._store = store
+        self._sampler = sampler
+        self._config = config
+        self._planner = Planner(store, sampler, config, rng or random.SystemRandom())
+        self._loading = asyncio.Lock()
+        self._used: dict[int, None] = {}  # loaded versions, least recently used first
+        self._busy: Counter[int] = Counter()
+        self._keep: frozenset[int] = frozenset({BASE_VERSION})
+        self._rows: dict[int, Version] = {}  # versions are immutable, so a row once read stays right
+
+    # -- the two ways to answer -----------------------------------------------------------------------------------------
+
+    async def answer(self, request: ChatRequest, *, with_tokens: bool = False) -> Answer:
+        """Sample a group, store it durably, and only then give it back.
+
+        Raises InvalidRequestError, NotFoundError (model), EngineError (queue full, engine down), StoreError.
+        """
+        plan = await self.plan(request)
+        events = Events(len(plan.versions))
+        completions = await self._sample(plan, events, events.add if with_tokens else None)
+        group = replace(plan.group, completions=completions)
+        await asyncio.wrap_future(self._store.submit(lambda c: groups.insert(c, group)))
+        return Answer(group, events.by_index())
+
+    async def stream(self, request: ChatRequest) -> AnswerStream:
+        """Store the group row, begin to sample, and give back a stream whose first tokens have arrived.
+
+        Raises what ``answer`` raises, so that a refusal still has its own status code.
+        """
+        plan = await self.plan(request)
+        stream = AnswerStream(self._store, plan, self._sample)
+        await stream.open()
+        return stream
+
+    async def plan(self, request: ChatRequest) -> Plan:
+        """Decide pool, kind and versions of a request, and encode its prompt."""
+        if self._sampler.queued() >= self._config.serve.queue_limit:
+            raise EngineError(f"{self._config.serve.queue_limit} requests are waiting; try again in a moment")
+        plan = await asyncio.to_thread(self._planner.plan, request)
+        self._keep = plan.keep
+        return plan
+
+    async def version(self, number: int) -> Version:
+        """The row of a version; NotFoundError where there is none."""
+        if number not in self._rows:
+            self._rows[number] = await asyncio.to_thread(self._read_version, number)
+        return self._rows[number]
+
+    def _read_version(self, number: int) -> Version:
+        with self._store.reading() as c:
+            version = versions.get(c, self._config.policy.name, number)
+        if version is None:
+            raise NotFoundError(f"no version {number} of {self._config.policy.name}", param="model")
+        return version
+
+    # -- sampling ---------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _in_use(self, numbers: Iterable[int]) -> Iterator[None]:
+        """Versions that are answering are not evicted."""
+        held = frozenset(numbers)
+        self._busy.update(held)
+        try:
+            yield
+        finally:
+            self._busy.subtract(held)
+
+    async def _sample(self, plan: Plan, events: Events, sink: Sink | None) -> tuple[Completion, ...]:
+        """Draw the completions; once more where a version was unloaded between routing and sampling (a duel just closed)."""
+        with self._in_use(plan.versions):
+            await self._ensure_loaded(plan.versions)
+            try:
+                return await self._draw(plan, sink)
+            except EngineError:
+                if events.count or self._sampler.loaded().issuperset(plan.versions):
+                    raise
+            await self._ensure_loaded(plan.versions)
+            return await self._draw(plan, sink)
+
+    async def _draw(self, plan: Plan, sink: Sink | None) -> tuple[Completion, ...]:
+        ids, params = plan.group.prompt_token_ids, plan.group.sampling
+        pending: list[Future[tuple[Completion, ...]]] = []
+        try:
+            if plan.group.kind is GroupKind.DUEL:
+                for index, number in enumerate(plan.versions):
+                    on_token = _at_index(sink, index) if sink is not None else None
+                    pending.append(self._sampler.sample(SampleRequest(ids, number, 1, params, on_token)))
+            else:
+                request = SampleRequest(ids, plan.versions[0], len(plan.versions), params, sink)
+                pending.append(self._sampler.sample(request))
+            parts = await asyncio.gather(*map(asyncio.wrap_future, pending))
+        finally:
+            for future in pending:
+                future.cancel()  # does nothing where it is done; stops the sampling where the client or the other side is gone
+        return tuple(completion for part in parts for completion in part)
+
+    async def _ensure_loaded(self, numbers: tuple[int, ...]) -> None:
+        for number in dict.fromkeys(numbers):
+            self._used.pop(number, None)
+            self._used[number] = None
+        if self._sampler.loaded().issuperset(numbers):
+            return
+        async with self._loading:
+            for number in dict.fromkeys(numbers):
+                if number not in self._sampler.loaded():
+                    await asyncio.to_thread(self._sampler.load, await self.version(number))
+            await self._evict(frozenset(numbers))
+
+    async def _evict(self, wanted: frozenset[int]) -> None:
+        """Unload the least recently used beyond ``policy.max_loaded``; never base, champion, challenger or a busy one."""
+        loaded = self._sampler.loaded()
+        spare = len(loaded) - self._config.policy.max_loaded
+        by_age = sorted(loaded, key=lambda number: list(self._used).index(number) if number in self._used else -1)
+        for number in by_age:
+            if spare <= 0:
+                return
+            if number in wanted or number in self._keep or self._busy[number] > 0:
+                continue
+            await asyncio.to_thread(self._sampler.unload, number)
+            self._used.pop(number, None)
+            spare -= 1
+
+
+def _at_index(sink: Sink, index: int) -> Sink:
+    """In a duel each side is a request of its own, whose only completion has index 0."""
+    return lambda event: sink(replace(event, index=index))

@@ -1,0 +1,146 @@
+"""Answers on their way: token events as they come, and the stream that stores its group before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from pairloop.loop.serve.plan import Plan
+from pairloop.policy.protocols import TokenEvent
+from pairloop.store import Store, groups
+from pairloop.types import Completion, FinishReason, Group
+
+logger = logging.getLogger(__name__)
+
+Sink = Callable[[TokenEvent], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A stored group and, where they were asked for, the token events of each completion."""
+
+    group: Group
+    events: tuple[tuple[TokenEvent, ...], ...]
+
+
+class Events:
+    """Token events by completion index; filled from the sampler's thread."""
+
+    def __init__(self, n: int) -> None:
+        self._by_index: tuple[list[TokenEvent], ...] = tuple([] for _ in range(n))
+        self.count = 0
+
+    def add(self, event: TokenEvent) -> None:
+        self._by_index[event.index].append(event)
+        self.count += 1
+
+    def by_index(self) -> tuple[tuple[TokenEvent, ...], ...]:
+        return tuple(tuple(events) for events in self._by_index)
+
+
+class Draw(Protocol):
+    """How completions are sampled; ``events`` tells what has been said, ``sink`` takes each token."""
+
+    async def __call__(self, plan: Plan, events: Events, sink: Sink | None) -> tuple[Completion, ...]: ...
+
+
+class AnswerStream:
+    """A group on its way: token batches, then ``finish``; ``abandon`` where the client went away before."""
+
+    def __init__(self, store: Store, plan: Plan, draw: Draw) -> None:
+        self.plan = plan
+        self._store = store
+        self._draw = draw
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[TokenEvent | None] = asyncio.Queue()
+        self._events = Events(len(plan.versions))
+        self._first: list[TokenEvent] = []
+        self._task: asyncio.Task[tuple[Completion, ...]] | None = None
+        self._closed = False
+
+    @property
+    def group(self) -> Group:
+        return self.plan.group
+
+    async def open(self) -> None:
+        """Commit the group row while sampling begins, and wait for the first tokens (or the failure) to come."""
+        row = asyncio.wrap_future(self._store.submit(lambda c: groups.insert(c, self.group)))
+        self._task = asyncio.create_task(self._sampling())
+        self._task.add_done_callback(self._ended)
+        try:
+            await asyncio.shield(row)
+            self._first = await self._next_batch()
+            if not self._first:
+                await self._task
+        except BaseException:
+            self.abandon()
+            raise
+
+    async def batches(self) -> AsyncIterator[list[TokenEvent]]:
+        """Token events as they come, all that are waiting at once."""
+        batch = self._first
+        while batch:
+            yield batch
+            batch = await self._next_batch()
+
+    async def finish(self) -> Answer:
+        """The completions, durable on return; EngineError where sampling failed."""
+        assert self._task is not None, "open() comes first"
+        completions = await self._task
+        self._closed = True  # from here on the group is whole, also when the client goes away before the last chunk
+        await asyncio.wrap_future(self._store.submit(lambda c: groups.finish(c, self.group.group_id, completions)))
+        return Answer(replace(self.group, completions=completions), self._events.by_index())
+
+    def abandon(self) -> None:
+        """Stop sampling and record what was sampled so far as abandoned; does nothing after ``finish``."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+        completions = tuple(
+            Completion(
+                text="".join(event.text for event in events),
+                token_ids=tuple(event.token_id for event in events),
+                logps=tuple(event.logp for event in events),
+                version=number,
+                finish_reason=FinishReason.ABANDONED,
+            )
+            for number, events in zip(self.plan.versions, self._events.by_index(), strict=True)
+        )
+        self._store.submit(lambda c: groups.finish(c, self.group.group_id, completions)).add_done_callback(_log_failure)
+
+    async def _sampling(self) -> tuple[Completion, ...]:
+        return await self._draw(self.plan, self._events, self._sink)
+
+    def _ended(self, task: asyncio.Task[tuple[Completion, ...]]) -> None:
+        if not task.cancelled():
+            task.exception()  # marked as seen: whoever still listens meets it in finish()
+        self._queue.put_nowait(None)
+
+    def _sink(self, event: TokenEvent) -> None:
+        """Called from the sampler's thread."""
+        if not self._closed:
+            self._events.add(event)
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+
+    async def _next_batch(self) -> list[TokenEvent]:
+        batch: list[TokenEvent] = []
+        event = await self._queue.get()
+        while event is not None:
+            batch.append(event)
+            if self._queue.empty():
+                return batch
+            event = self._queue.get_nowait()
+        self._queue.put_nowait(None)  # the end stays the end, also for the next call
+        return batch
+
+
+def _log_failure(future: Future[None]) -> None:
+    error = future.exception()
+    if error is not None:
+        logger.error("an abandoned group could not be closed: %s", error)

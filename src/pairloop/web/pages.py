@@ -1,0 +1,177 @@
+"""The first page: two answers to pick from, the curve of versions, and the loop as it turns. Rendered here, no build step."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.staticfiles import StaticFiles
+
+from pairloop import __version__
+from pairloop.types import Cycle, Interval
+from pairloop.web.context import Here
+from pairloop.web.curve import chart
+from pairloop.web.status import STAGES, Status
+
+HERE = Path(__file__).parent
+HTML = "text/html; charset=utf-8"
+VISITOR_COOKIE = "pairloop_visitor"
+VISITOR_MAX_AGE_S = 365 * 24 * 3600
+_VISITOR = re.compile(r"visitor-[0-9a-f]{32}")
+
+SECURITY_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+
+STAGE_WORDS: Mapping[str, str] = {
+    "building": "pairs",
+    "training": "DPO",
+    "checking": "check",
+    "duelling": "duel",
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+def mount_static(app: FastAPI) -> None:
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+
+
+@router.get("/")
+async def first_page(request: Request, context: Here) -> Response:
+    visitor = request.cookies.get(VISITOR_COOKIE, "")
+    known = _VISITOR.fullmatch(visitor) is not None
+    visitor = visitor if known else f"visitor-{uuid4().hex}"
+    status = await asyncio.to_thread(context.board.read)
+    settings = {"visitor": visitor, "min_latency_ms": context.config.feedback.min_latency_ms}
+    response = _html("page.html", status, **settings)
+    if not known:
+        response.set_cookie(VISITOR_COOKIE, visitor, max_age=VISITOR_MAX_AGE_S, httponly=True, samesite="strict")
+    return response
+
+
+@router.get("/page/live")
+async def live(context: Here) -> Response:
+    """The running cycle and the last verdict; the page fetches it every second."""
+    return _html("_live.html", await asyncio.to_thread(context.board.read))
+
+
+@router.get("/page/curve")
+async def curve(context: Here) -> Response:
+    """The curve and the list of cycles; fetched when their revision changed."""
+    return _html("_curve.html", await asyncio.to_thread(context.board.read))
+
+
+@router.get("/docs")
+async def docs(request: Request) -> Response:
+    """The API for people: every route, what it takes and what it is for."""
+    schema = request.app.openapi()
+    body = _environment().get_template("docs.html").render(title=schema["info"]["title"], sections=_sections(schema))
+    return Response(body, media_type=HTML, headers=SECURITY_HEADERS)
+
+
+@router.get("/favicon.ico")
+async def favicon() -> Response:
+    return Response(status_code=308, headers={"location": "/static/favicon.svg"})
+
+
+def _html(template: str, status: Status, **more: Any) -> Response:
+    body = _environment().get_template(template).render(**_view(status), **more)
+    return Response(body, media_type=HTML, headers=SECURITY_HEADERS)
+
+
+def _view(status: Status) -> dict[str, Any]:
+    running = status.running.cycle if status.running is not None else None
+    return {
+        "status": status,
+        "stages": _stages(running),
+        "chart": chart(status.points, champion=status.champion),
+        "points": {point.contest.challenger: point for point in status.points},
+    }
+
+
+def _stages(cycle: Cycle | None) -> list[dict[str, str]]:
+    """Each stage with its word and whether it is done, now or still to come."""
+    reached = STAGES.index(cycle.state) if cycle is not None and cycle.state in STAGES else -1
+    names = []
+    for position, stage in enumerate(STAGES):
+        when = "now" if position == reached else "done" if position < reached else "todo"
+        names.append({"word": STAGE_WORDS[stage.value], "when": when})
+    return names
+
+
+def _sections(schema: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    sections: dict[str, list[dict[str, Any]]] = {}
+    shapes = schema["components"]["schemas"]
+    for path, methods in schema["paths"].items():
+        for method, route in methods.items():
+            shape = route.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+            name = _reference(shape)
+            known = shapes.get(name, {})
+            fields = [
+                {"name": field, "type": _type_words(about), "required": field in known.get("required", [])}
+                for field, about in known.get("properties", {}).items()
+                if about.get("type") != "null"
+            ]
+            entry = {"method": method.upper(), "path": path, "summary": route.get("summary", ""), "fields": fields}
+            entry["query"] = [parameter["name"] for parameter in route.get("parameters", []) if parameter["in"] == "query"]
+            sections.setdefault(route.get("tags", ["other"])[0], []).append(entry)
+    return sections
+
+
+def _reference(shape: Mapping[str, Any]) -> str:
+    """The name of a schema, also where it may be null."""
+    options = [shape, *shape.get("anyOf", [])]
+    return next((str(option["$ref"]).rsplit("/", 1)[-1] for option in options if "$ref" in option), "")
+
+
+def _type_words(about: Mapping[str, Any]) -> str:
+    if "anyOf" in about:
+        return " or ".join(dict.fromkeys(_type_words(option) for option in about["anyOf"] if option.get("type") != "null"))
+    if "enum" in about:
+        return " | ".join(map(str, about["enum"]))
+    if "const" in about:
+        return str(about["const"])
+    if about.get("type") == "array":
+        return f"list of {_type_words(about.get('items', {}))}"
+    return str(about.get("type") or _reference(about) or "any")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _interval(interval: Interval) -> str:
+    return f"{100 * interval.mean:.0f} % ({100 * interval.lo:.0f}–{100 * interval.hi:.0f})"
+
+
+def _clock(at: datetime) -> str:
+    return at.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+@cache
+def _environment() -> Environment:
+    """One environment for the process: escaped output, and an unknown name is an error."""
+    loader = FileSystemLoader(HERE / "templates")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": _percent, "interval": _interval, "clock": _clock, "number": _number}
+    environment.globals["version"] = __version__
+    return environment

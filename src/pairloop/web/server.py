@@ -1,0 +1,112 @@
+"""The serving process: opens store, policy and scheduler, listens, says so in one line, and ends in order."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from pairloop.config import Config
+from pairloop.errors import ConfigError
+from pairloop.loop.cycle import Loop, ensure_base
+from pairloop.loop.schedule import Scheduler
+from pairloop.policy.engine import open_policy
+from pairloop.store import Store
+from pairloop.web.app import create_app
+from pairloop.web.context import Context
+
+DRAIN_S = 20
+"""How long requests in flight may take to end after a signal."""
+
+
+def run(config: Config, *, say: Callable[[str], None] = print) -> None:
+    """Serve until SIGTERM or SIGINT; returns after a graceful end. ConfigError where host or port cannot be listened on."""
+    with ExitStack() as closers:
+        listener = closers.enter_context(closing(listen(config.serve.host, config.serve.port)))
+        store = closers.enter_context(Store.open(config))
+        policy = closers.enter_context(closing(open_policy(config)))
+        ensure_base(store, policy, config)
+        scheduler = Scheduler(Loop(store, policy, config, owner=f"{socket.gethostname()}:{os.getpid()}"))
+        app = create_app(store, policy, config, scheduler)
+        Server(app, lambda: say(f"pairloop is listening on {url_of(listener)}")).run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket on loopback; port 0 takes a free one. ConfigError names what is wrong, and with which port."""
+    family, address = _loopback(host)
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            hint = "another process listens there; stop it, or choose another port with --port (0 takes a free one)"
+            raise ConfigError(f"port {port} on {host} is in use: {hint}") from error
+        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _loopback(host: str) -> tuple[socket.AddressFamily, str]:
+    """Family and address of a loopback host. No keys exist, so whoever can connect can train and roll back."""
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError as error:
+        raise ConfigError(f"serve.host = {host!r} is not an address; use 127.0.0.1, ::1 or localhost") from error
+    if not address.is_loopback:
+        raise ConfigError(f"serve.host = {host!r} is not loopback: without API keys pairloop listens on 127.0.0.1 or ::1 only")
+    return (socket.AF_INET6 if address.version == 6 else socket.AF_INET), str(address)
+
+
+class Server(uvicorn.Server):
+    """uvicorn with our own signals: the first one drains and ends, the second one ends at once; none kills the process."""
+
+    def __init__(self, app: FastAPI, listening: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="on",
+                timeout_graceful_shutdown=DRAIN_S,
+                server_header=False,
+                ws="none",
+            )
+        )
+        self._context: Context = app.state.context
+        self._listening = listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._listening()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _signalled(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self._context.draining = True

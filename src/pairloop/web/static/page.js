@@ -1,0 +1,226 @@
+// The arena: ask, watch two answers arrive, pick one by button or key, go on with the chosen one.
+"use strict";
+
+const { policy, visitor, minLatencyMs } = document.body.dataset;
+const byId = (id) => document.getElementById(id);
+const prompt = byId("prompt");
+const pickButtons = [...document.querySelectorAll("[data-pick]")];
+const PICK_BY_KEY = { 1: "a", 2: "b", 3: "tie", 4: "both_bad", 0: "skip" };
+const OUTCOMES = {
+  a: { outcome: "chosen", chosen_index: 0, rejected_index: 1 },
+  b: { outcome: "chosen", chosen_index: 1, rejected_index: 0 },
+  tie: { outcome: "tie" },
+  both_bad: { outcome: "both_bad" },
+  skip: { outcome: "skip" },
+};
+
+let messages = [];
+let open = null; // the comparison that waits for a pick: {id, texts, shownAt, sending}
+let asking = false;
+
+function note(text, isError = false) {
+  byId("note").textContent = text;
+  byId("note").classList.toggle("error", isError);
+}
+
+function setPickable(pickable) {
+  for (const button of pickButtons) button.disabled = !pickable;
+}
+
+function addTurn(role, text, detail = "") {
+  const turn = document.createElement("li");
+  turn.className = `turn ${role}`;
+  turn.textContent = text;
+  if (detail) {
+    const small = document.createElement("small");
+    small.textContent = detail;
+    turn.append(small);
+  }
+  byId("conversation").append(turn);
+}
+
+function showComparison(question) {
+  byId("comparison").hidden = false;
+  byId("question").textContent = question;
+  for (const index of [0, 1]) {
+    byId(`answer-${index}`).className = "answer busy";
+    byId(`text-${index}`).textContent = "";
+    byId(`version-${index}`).textContent = "";
+  }
+  setPickable(false);
+}
+
+// Server-sent events of one reply, as parsed chunks.
+async function* chunksOf(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const events = (rest + value).split("\n\n");
+    rest = events.pop();
+    for (const event of events) {
+      const data = event.replace(/^data: /, "");
+      if (data !== "[DONE]") yield JSON.parse(data);
+    }
+  }
+}
+
+async function ask(question) {
+  asking = true;
+  byId("send").disabled = true;
+  note("");
+  showComparison(question);
+  const asked = [...messages, { role: "user", content: question }];
+  try {
+    const response = await post("/v1/chat/completions", { model: policy, messages: asked, n: 2, stream: true, user: visitor });
+    const texts = ["", ""];
+    let id = null;
+    for await (const chunk of chunksOf(response)) {
+      if (chunk.error) throw new Error(chunk.error.message);
+      id = chunk.id;
+      for (const choice of chunk.choices) {
+        texts[choice.index] += choice.delta.content || "";
+        byId(`text-${choice.index}`).textContent = texts[choice.index];
+        if (choice.finish_reason) byId(`answer-${choice.index}`).classList.remove("busy");
+      }
+    }
+    messages = asked;
+    open = { id, texts, shownAt: performance.now(), sending: false };
+    prompt.value = "";
+    setPickable(true);
+    byId("answer-0").focus({ preventScroll: true });
+    byId("comparison").scrollIntoView({ block: "nearest" });
+    note("Pick with a button, or with the keys 1, 2, 3, 4 and 0.");
+  } catch (error) {
+    byId("comparison").hidden = true;
+    note(`No answer: ${error.message}`, true);
+    prompt.focus();
+  } finally {
+    asking = false;
+    byId("send").disabled = open !== null;
+  }
+}
+
+async function pick(name) {
+  if (open === null || open.sending) return;
+  open.sending = true;
+  setPickable(false);
+  const outcome = OUTCOMES[name];
+  const latency = Math.round(performance.now() - open.shownAt);
+  try {
+    const response = await post("/v1/preferences", {
+      inference_id: open.id,
+      ...outcome,
+      shown_order: [0, 1],
+      rater_id: visitor,
+      latency_ms: latency,
+      tags: { via: "page" },
+    });
+    settle(name, outcome, latency, await response.json());
+  } catch (error) {
+    open.sending = false;
+    setPickable(true);
+    note(`The pick was not recorded: ${error.message}`, true);
+  }
+}
+
+// The pick is stored: show who answered, and go on with the chosen answer (the left one of a tie).
+function settle(name, outcome, latency, reply) {
+  const goesOn = name === "tie" ? 0 : outcome.chosen_index;
+  const versions = reply.versions || [];
+  const question = messages[messages.length - 1].content;
+  if (goesOn === undefined) {
+    messages.pop();
+  } else {
+    byId(`answer-${goesOn}`).classList.add("chosen");
+    messages.push({ role: "assistant", content: open.texts[goesOn] });
+  }
+  versions.forEach((version, index) => { byId(`version-${index}`).textContent = version; });
+  const told = versions.length === 2 ? ` A was ${versions[0]}, B was ${versions[1]}.` : "";
+  const fast = latency < Number(minLatencyMs) ? " It was very fast, so it is kept but not trained on." : "";
+  const next = goesOn === undefined ? " Ask again, or something else." : " Go on with the chosen answer.";
+  note(`Recorded.${told}${fast}${next}`);
+  settled = goesOn === undefined ? null : { question, answer: open.texts[goesOn], version: versions[goesOn] };
+  open = null;
+  byId("send").disabled = false;
+  prompt.focus();
+  refreshLive();
+}
+
+let settled = null; // the last turn, still shown as a comparison until the next question is sent
+
+function fold() {
+  if (settled !== null) {
+    addTurn("user", settled.question);
+    addTurn("assistant", settled.answer, settled.version);
+    settled = null;
+  }
+}
+
+function restart() {
+  if (asking) return;
+  messages = [];
+  settled = null;
+  open = null;
+  byId("conversation").replaceChildren();
+  byId("comparison").hidden = true;
+  byId("send").disabled = false;
+  note("");
+  prompt.focus();
+}
+
+async function post(url, body) {
+  const response = await fetch(url, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify(body),
+  });
+  if (response.ok) return response;
+  const { error } = await response.json();
+  throw new Error(error.message);
+}
+
+// What the server renders about the loop: fetched every second, the curve only when something moved.
+async function refreshLive() {
+  try {
+    const response = await fetch("/page/live");
+    if (!response.ok) return;
+    const html = await response.text();
+    if (html !== refreshLive.shown) byId("live").innerHTML = html;
+    refreshLive.shown = html;
+    const revision = byId("live").firstElementChild.dataset.revision;
+    if (revision === byId("curve").dataset.revision) return;
+    const curve = await fetch("/page/curve");
+    if (!curve.ok) return;
+    byId("curve").innerHTML = await curve.text();
+    byId("curve").dataset.revision = revision;
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error; // the server is away; the next second tries again
+  }
+}
+
+byId("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const question = prompt.value.trim();
+  if (!question || asking || open !== null) return;
+  fold();
+  ask(question);
+});
+prompt.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    byId("ask").requestSubmit();
+  }
+});
+document.addEventListener("keydown", (event) => {
+  const typing = event.target === prompt && prompt.value !== "";
+  if (typing || event.repeat || event.ctrlKey || event.metaKey || event.altKey || open === null) return;
+  if (event.key in PICK_BY_KEY) {
+    event.preventDefault();
+    pick(PICK_BY_KEY[event.key]);
+  }
+});
+for (const button of pickButtons) button.addEventListener("click", () => pick(button.dataset.pick));
+byId("restart").addEventListener("click", restart);
+setInterval(() => { if (!document.hidden) refreshLive(); }, 1000);

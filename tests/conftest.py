@@ -1,0 +1,59 @@
+"""What all tests share: sockets only to loopback, one thread per test process, and real servers on a free port."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.server import RunningServer
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+REACHED = {"socket.connect", "socket.sendto"}
+RESOLVED = {"socket.getaddrinfo", "socket.gethostbyname"}
+LOCAL_NAMES = {"localhost", "", None}
+
+
+class NetworkIsOff(RuntimeError):
+    """A test reached for something beyond loopback."""
+
+
+def _is_local(host: object) -> bool:
+    if isinstance(host, bytes):
+        host = host.decode()
+    if host in LOCAL_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(str(host)).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse_the_network(event: str, args: tuple[Any, ...]) -> None:
+    """An audit hook: Python tells it of every connection before it is made."""
+    if event in REACHED and isinstance(args[1], tuple):
+        host = args[1][0]
+    elif event in RESOLVED:
+        host = args[0]
+    else:
+        return
+    if not _is_local(host):
+        raise NetworkIsOff(f"{event} to {host!r}: tests talk to loopback only")
+
+
+sys.addaudithook(_refuse_the_network)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
+    """Starts real servers (see RunningServer for the options) that end with the test."""
+    numbers = count()
+    with ExitStack() as running:
+        yield lambda **options: running.enter_context(RunningServer(tmp_path / f"server-{next(numbers)}", **options))

@@ -1,0 +1,168 @@
+"""The doctor: silent about a healthy store, and each planted fault is named."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from tests.store_rows import BOT, NOW, a_cycle, a_dataset, a_group, a_pick, a_version
+
+from pairloop.config import Config
+from pairloop.store import Artifact, Store, cycles, datasets, doctor, duels, feedback, groups, versions
+from pairloop.types import Alias, CycleState, CycleStep, Duel, VersionKind
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A store after one promoted cycle: a dataset of one pair, a version of it, the champion."""
+    with Store.open(Config(state_dir=tmp_path)) as opened:
+        snapshot, weights = publish(opened, "train.jsonl"), publish(opened, "adapter.safetensors")
+        dataset = replace(a_dataset("data_1"), path=str(snapshot.path))
+        trained = a_version(1, path=str(weights.path), artifact_hash=weights.hash, dataset_id="data_1")
+        pick = a_pick("g", feedback_id="pick")
+        write = opened.write
+        write(partial(groups.insert, group=a_group("g")))
+        write(partial(feedback.insert, row=pick))
+        write(partial(cycles.insert, cycle=a_cycle()))
+        pairs = [("pair_1", ["g"], ["pick"])]
+        write(partial(datasets.insert, dataset=dataset, feedback_seq=1, cycle_id="cycle_bot_1", pairs=pairs))
+        # The base is a model folder of the user's, not an artifact.
+        write(partial(versions.insert, version=a_version(0, path="/nowhere", kind=VersionKind.BASE)))
+        write(partial(versions.insert, version=trained))
+        write(partial(versions.set_alias, policy=BOT, alias=Alias.CHAMPION, number=1))
+        duel = Duel("duel_1", "cycle_bot_1", BOT, 0, 1, NOW)
+        write(partial(duels.open, duel=duel))
+        write(partial(duels.close, duel_id="duel_1", at=NOW))
+        write(partial(cycles.step, cycle_id="cycle_bot_1", step=CycleStep(CycleState.PROMOTED, {}, NOW)))
+        yield opened
+
+
+def publish(store: Store, name: str) -> Artifact:
+    with store.artifacts.stage() as folder:
+        (folder / name).write_text(name)
+        return store.artifacts.publish(folder, {})
+
+
+def plant(store: Store, sql: str) -> None:
+    """Change the file behind the store's back, as a person with a SQLite shell would: no foreign keys are checked."""
+    connection = sqlite3.connect(store.name)
+    with connection:
+        connection.execute(sql)
+    connection.close()
+
+
+def codes(store: Store) -> list[str]:
+    return [problem.code for problem in doctor.check(store)]
+
+
+def only_problem(store: Store) -> doctor.Problem:
+    (problem,) = doctor.check(store)
+    return problem
+
+
+def artifact_of(store: Store, table: str) -> Path:
+    connection = sqlite3.connect(store.name)
+    (path,) = connection.execute(f"SELECT path FROM {table} ORDER BY created_at DESC").fetchone()
+    connection.close()
+    return Path(path)
+
+
+def test_a_healthy_store_has_no_problems(store: Store) -> None:
+    assert doctor.check(store) == []
+
+
+def test_an_empty_store_has_no_problems(tmp_path: Path) -> None:
+    with Store.in_memory(tmp_path / "artifacts") as empty:
+        assert doctor.check(empty) == []
+
+
+def test_an_alias_of_no_version(store: Store) -> None:
+    plant(store, "UPDATE aliases SET number = 7")
+    problem = only_problem(store)
+    assert problem.code == "dangling_alias"
+    assert "alias champion of bot names version 7" in problem.text
+
+
+def test_a_policy_without_champion(store: Store) -> None:
+    plant(store, "DELETE FROM aliases")
+    assert codes(store) == ["no_champion"]
+
+
+@pytest.mark.parametrize(("table", "file"), [("versions", "adapter.safetensors"), ("datasets", "train.jsonl")])
+def test_a_tampered_artifact_file(store: Store, table: str, file: str) -> None:
+    (artifact_of(store, table) / file).write_text("tampered with")
+    problem = only_problem(store)
+    assert problem.code == "broken_artifact"
+    assert f"{file}: was changed" in problem.text
+    assert ("version bot@1" if table == "versions" else "dataset data_1") in problem.text
+
+
+def test_an_artifact_folder_that_is_gone(store: Store) -> None:
+    path = artifact_of(store, "versions")
+    path.rename(path.with_name("moved"))
+    problem = only_problem(store)
+    assert problem.code == "missing_artifact"
+    assert str(path) in problem.text
+
+
+def test_a_version_that_names_another_hash(store: Store) -> None:
+    plant(store, "UPDATE versions SET artifact_hash = 'ffff' WHERE number = 1")
+    assert codes(store) == ["broken_artifact"]
+
+
+def test_a_pair_without_feedback(store: Store) -> None:
+    plant(store, "DELETE FROM pair_feedback")
+    problem = only_problem(store)
+    assert problem.code == "pair_without_feedback"
+    assert "dataset data_1: pair pair_1" in problem.text
+
+
+def test_a_pair_without_group(store: Store) -> None:
+    plant(store, "DELETE FROM pair_groups")
+    assert codes(store) == ["pair_without_group"]
+
+
+def test_a_dataset_without_pairs(store: Store) -> None:
+    plant(store, "DELETE FROM dataset_pairs")
+    assert codes(store) == ["dataset_without_pairs"]
+
+
+def test_rows_whose_parents_are_gone(store: Store) -> None:
+    plant(store, "DELETE FROM groups")
+    problems = doctor.check(store)
+    assert {problem.code for problem in problems} == {"orphan"}
+    found = sorted(problem.text.split()[0] for problem in problems)
+    assert found == ["completions", "completions", "feedback", "pair_groups"]
+    assert all("names no row of groups" in problem.text for problem in problems)
+
+
+def test_a_duel_left_open_by_a_cycle_that_ended(store: Store) -> None:
+    plant(store, "UPDATE duels SET closed_at = NULL")
+    problem = only_problem(store)
+    assert problem.code == "open_duel"
+    assert "duel_1" in problem.text
+
+
+def test_a_stale_temporary_folder(store: Store) -> None:
+    folder = store.artifacts.root / "tmp" / "stage-gone"
+    folder.mkdir()
+    assert doctor.check(store) == []  # someone may be writing there now
+    os.utime(folder, (0, 0))
+    assert codes(store) == ["stale_folder"]
+
+
+def test_a_damaged_database_file(store: Store) -> None:
+    """One byte flips inside the file, past SQLite: a row names a cycle that never was."""
+    name = store.name
+    store.close()
+    file = Path(name)
+    raw = file.read_bytes()
+    where = raw.rindex(b"cycle_bot_1")
+    file.write_bytes(raw[:where] + b"cycle_bot_9" + raw[where + len(b"cycle_bot_1") :])
+    with Store.open(Config(state_dir=file.parent)) as damaged:
+        assert doctor.check(damaged) != []

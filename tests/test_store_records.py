@@ -1,0 +1,468 @@
+"""The query modules: what each noun's functions write and find."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.store_rows import (
+    BOT,
+    NOW,
+    a_cycle,
+    a_dataset,
+    a_group,
+    a_pick,
+    a_run,
+    a_version,
+    minutes,
+    put_groups,
+    put_picks,
+    read,
+)
+
+from pairloop.errors import ConflictError, InvalidRequestError, NotFoundError
+from pairloop.store import (
+    Store,
+    cycles,
+    datasets,
+    duels,
+    feedback,
+    groups,
+    leases,
+    new_group_id,
+    new_id,
+    runs,
+    triggers,
+    verdicts,
+    versions,
+)
+from pairloop.types import (
+    Alias,
+    Completion,
+    CycleState,
+    CycleStep,
+    Duel,
+    FinishReason,
+    Group,
+    GroupKind,
+    Label,
+    LabelledGroup,
+    Message,
+    Pool,
+    Reason,
+    RunStatus,
+    Verdict,
+    VerdictKind,
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.in_memory(tmp_path / "artifacts") as opened:
+        yield opened
+
+
+def test_a_streamed_group_gets_its_completions_once(store: Store) -> None:
+    put_groups(store, a_group("g", answers=()))
+    assert read(store, groups.get, "g").is_abandoned
+    answers = (Completion("a", version=0), Completion("b", version=0))
+    store.write(lambda c: groups.finish(c, "g", answers))
+    assert read(store, groups.get, "g").completions == answers
+    with pytest.raises(ConflictError, match="written once"):
+        store.write(lambda c: groups.finish(c, "g", answers))
+    with pytest.raises(NotFoundError, match="no group nobody"):
+        store.write(lambda c: groups.finish(c, "nobody", answers))
+    assert read(store, groups.latest_answer, BOT, None, "b") == ("g", 1)
+
+
+def test_latest_answer_is_the_newest_of_that_user_with_that_text(store: Store) -> None:
+    put_groups(
+        store,
+        a_group("old", 1, user="ann"),
+        a_group("new", 2, user="ann", answers=("maybe", "yes")),
+        a_group("other user", 3, user="bob"),
+        a_group("other policy", 4, user="ann", policy="x"),
+        a_group("no user", 5),
+    )
+    assert read(store, groups.latest_answer, BOT, "ann", "yes") == ("new", 1)
+    assert read(store, groups.latest_answer, BOT, "ann", "no") == ("old", 1)
+    assert read(store, groups.latest_answer, BOT, None, "yes") == ("no user", 0)
+    assert read(store, groups.latest_answer, BOT, "ann", "Yes") is None
+
+
+def test_unlabelled_leaves_out_labelled_abandoned_young_and_other_groups(store: Store) -> None:
+    gone = (Completion("a", version=0), Completion("", finish_reason=FinishReason.ABANDONED))
+    put_groups(
+        store,
+        a_group("second", 2),
+        a_group("first", 1),
+        a_group("picked", 1),
+        a_group("abandoned", 1, completions=gone),
+        a_group("streaming", 1, answers=()),
+        a_group("young", 9),
+        a_group("gate", 1, pool=Pool.GATE),
+        a_group("duel", 1, kind=GroupKind.HELDOUT),
+        a_group("other", 1, policy="x"),
+    )
+    put_picks(store, a_pick("picked"))
+
+    def found(pool: Pool | None = Pool.TRAIN, limit: int = 10) -> list[str]:
+        kinds = [GroupKind.TRAIN]
+        rows = read(store, groups.unlabelled, BOT, pool=pool, before=minutes(5), limit=limit, kinds=kinds)
+        return [group.group_id for group in rows]
+
+    assert found() == ["first", "second"]
+    assert found(limit=1) == ["first"]
+    assert found(pool=None) == ["first", "gate", "second"]
+
+
+def test_recent_prompts_are_the_newest_distinct_ones(store: Store) -> None:
+    def asked(name: str, at: float, prompt: str, **other: Any) -> Group:
+        return a_group(name, at, prompt=(Message("user", prompt),), **other)
+
+    put_groups(
+        store,
+        asked("a1", 1, "a"),
+        asked("b1", 2, "b"),
+        asked("a2", 3, "a"),
+        asked("c1", 4, "c", pool=Pool.GATE),
+        asked("d1", 0, "d"),
+    )
+    newest = read(store, groups.recent_prompts, BOT, pool=Pool.TRAIN, limit=2)
+    assert [group.group_id for group in newest] == ["a2", "b1"]
+    assert len(read(store, groups.recent_prompts, BOT, pool=Pool.TRAIN, limit=9)) == 3
+    assert read(store, groups.recent_prompts, BOT, pool=Pool.TRAIN, limit=0) == []
+
+
+def test_more_groups_than_one_query_takes_ids(store: Store) -> None:
+    many = [a_group(f"g{n:04}", n) for n in range(1100)]
+    put_groups(store, *many)
+    for future in [store.submit(partial(feedback.insert, row=a_pick(group.group_id))) for group in many]:
+        future.result()
+    rows, seq = read(store, feedback.labelled_since, BOT, after_seq=0, kinds=[GroupKind.TRAIN])
+    assert [row.group for row in rows] == many
+    assert all(len(row.feedback) == 1 for row in rows)
+    assert seq == 1100
+
+
+def test_a_replay_changes_nothing_and_another_body_is_a_conflict(store: Store) -> None:
+    put_groups(store, a_group("g"))
+    pick = a_pick("g", value=True)
+    assert store.write(lambda c: feedback.insert(c, pick)) == (pick, False)
+    replay = dataclasses.replace(pick, created_at=minutes(5))
+    assert store.write(lambda c: feedback.insert(c, replay)) == (pick, True)
+    changes: list[dict[str, Any]] = [
+        {"label": Label.B},
+        {"rater_id": "bob"},
+        {"value": 1.0},
+        {"tags": {"a": "b"}},
+        {"choice_index": 0},
+    ]
+    for other in changes:
+        changed = dataclasses.replace(pick, **other)
+        with pytest.raises(ConflictError, match="another body"):
+            store.write(partial(feedback.insert, row=changed))
+    assert read(store, feedback.history, "g") == [pick]
+
+
+def test_a_later_pick_revises_the_earlier_and_both_stay(store: Store) -> None:
+    put_groups(store, a_group("g"))
+    first, other, again, same = put_picks(
+        store, a_pick("g"), a_pick("g", "bob"), a_pick("g", label=Label.B), a_pick("g", label=Label.B)
+    )
+    assert [row.revision for row in (first, other, again, same)] == [0, 0, 1, 2]
+    assert read(store, feedback.for_group, "g") == [other, same]
+    assert read(store, feedback.history, "g") == [first, other, again, same]
+
+
+def test_other_metrics_and_choices_are_no_revisions(store: Store) -> None:
+    put_groups(store, a_group("g"), a_group("h"))
+    rows = put_picks(
+        store,
+        a_pick("g"),
+        a_pick("g", metric="thumbs", choice_index=0, value=True),
+        a_pick("g", metric="thumbs", choice_index=1, value=False),
+        a_pick("h"),
+    )
+    assert [row.revision for row in rows] == [0, 0, 0, 0]
+    assert read(store, feedback.for_group, "g") == rows[:3]
+
+
+def test_feedback_needs_a_group_and_a_finite_value(store: Store) -> None:
+    with pytest.raises(NotFoundError, match="no group nobody") as unknown:
+        put_picks(store, a_pick("nobody"))
+    assert unknown.value.param == "group_id"
+    put_groups(store, a_group("g"))
+    with pytest.raises(InvalidRequestError, match="finite"):
+        put_picks(store, a_pick("g", value=float("nan")))
+
+
+def test_labelled_since_gives_new_groups_with_all_that_counts(store: Store) -> None:
+    put_groups(store, a_group("b", 2), a_group("a", 1), a_group("c", 3), a_group("d", 0, kind=GroupKind.HELDOUT))
+    put_groups(store, a_group("x", policy="other"))
+    old = put_picks(store, a_pick("a"), a_pick("c"), a_pick("a", "bob"))
+    seq = read(store, feedback.max_seq, BOT)
+    assert seq == 3
+    kinds = [GroupKind.TRAIN]
+    assert read(store, feedback.labelled_since, BOT, after_seq=seq, kinds=kinds) == ([], seq)
+    new = put_picks(store, a_pick("b"), a_pick("a", label=Label.TIE), a_pick("d"), a_pick("x"))
+    rows, highest = read(store, feedback.labelled_since, BOT, after_seq=seq, kinds=kinds)
+    expected = [
+        LabelledGroup(read(store, groups.get, "a"), (old[2], new[1])),
+        LabelledGroup(read(store, groups.get, "b"), (new[0],)),
+    ]
+    assert rows == expected
+    assert highest == 6
+    assert read(store, feedback.max_seq, "other") == 7
+    assert read(store, feedback.max_seq, "nobody") == 0
+    assert [row.feedback_id for row in read(store, feedback.recent, BOT, 2)] == [new[2].feedback_id, new[1].feedback_id]
+
+
+def test_count_new_picks_counts_decisive_picks_that_still_count(store: Store) -> None:
+    put_groups(store, *(a_group(f"g{n}") for n in range(4)), a_group("gate", pool=Pool.GATE))
+    put_picks(store, a_pick("g0"))
+    seq = read(store, feedback.max_seq, BOT)
+    put_picks(
+        store,
+        a_pick("g1"),
+        a_pick("g2", label=Label.TIE),
+        a_pick("g3"),
+        a_pick("g3", label=Label.SKIP),  # taken back
+        a_pick("g0", label=Label.B),  # revised
+        a_pick("g1", metric="thumbs", label=None, value=True, choice_index=0),
+        a_pick("gate"),
+    )
+    assert read(store, feedback.count_new_picks, BOT, after_seq=seq, pool=Pool.TRAIN) == 2
+    assert read(store, feedback.count_new_picks, BOT, after_seq=seq, pool=Pool.GATE) == 1
+    assert read(store, feedback.count_new_picks, BOT, after_seq=0, pool=Pool.TRAIN) == 2
+
+
+def test_duels_one_at_a_time_with_their_picks(store: Store) -> None:
+    store.write(lambda c: cycles.insert(c, a_cycle()))
+    duel = Duel("duel_1", "cycle_bot_1", BOT, 0, 1, NOW)
+    store.write(lambda c: duels.open(c, duel))
+    assert read(store, duels.current, BOT) == duel == read(store, duels.get, "duel_1")
+    with pytest.raises(ConflictError, match="duel_1"):
+        store.write(lambda c: duels.open(c, Duel("duel_2", "cycle_bot_1", BOT, 0, 2, NOW)))
+    fields: dict[str, Any] = {"kind": GroupKind.DUEL, "pool": Pool.GATE, "duel_id": "duel_1"}
+    put_groups(store, a_group("b", 2, **fields), a_group("a", 1, **fields), a_group("c", 3, **fields), a_group("d", 0))
+    put_picks(store, a_pick("b"), a_pick("a"), a_pick("d"))
+    last = put_picks(store, a_pick("b", label=Label.B), a_pick("b", "bob", Label.TIE), a_pick("b", metric="comment"))
+    picks = read(store, duels.picks, "duel_1")
+    assert [row.group.group_id for row in picks] == ["a", "b"]
+    assert picks[1].feedback == tuple(last)
+    assert read(store, duels.count_picks, "duel_1") == 3
+    store.write(lambda c: duels.close(c, "duel_1", minutes(9)))
+    store.write(lambda c: duels.close(c, "duel_1", minutes(10)))
+    assert read(store, duels.get, "duel_1").closed_at == minutes(9)
+    assert read(store, duels.current, BOT) is None
+    with pytest.raises(NotFoundError):
+        store.write(lambda c: duels.close(c, "duel_9", NOW))
+    store.write(lambda c: duels.open(c, Duel("duel_2", "cycle_bot_1", BOT, 0, 2, minutes(11))))
+    assert [row.duel_id for row in read(store, duels.list_, BOT)] == ["duel_2", "duel_1"]
+    assert [row.duel_id for row in read(store, duels.list_, BOT, limit=1)] == ["duel_2"]
+
+
+def test_versions_count_up_and_aliases_move(store: Store) -> None:
+    assert read(store, versions.next_number, BOT) == 0
+    for number in (0, 1, 2):
+        store.write(partial(versions.insert, version=a_version(number)))
+    assert read(store, versions.next_number, BOT) == 3
+    assert read(store, versions.get, BOT, 1) == a_version(1)
+    assert read(store, versions.get, BOT, 9) is None
+    assert read(store, versions.list_, BOT) == [a_version(0), a_version(1), a_version(2)]
+    with pytest.raises(ConflictError, match="versions"):
+        store.write(lambda c: versions.insert(c, a_version(1)))
+    with pytest.raises(ConflictError, match="FOREIGN KEY"):
+        store.write(lambda c: versions.insert(c, a_version(3, parent=8)))
+    assert read(store, versions.alias, BOT, Alias.CHAMPION) is None
+    for number in (0, 1):
+        store.write(partial(versions.set_alias, policy=BOT, alias=Alias.CHAMPION, number=number))
+        assert read(store, versions.alias, BOT, Alias.CHAMPION) == number
+    with pytest.raises(NotFoundError, match="bot@7"):
+        store.write(lambda c: versions.set_alias(c, BOT, Alias.CHAMPION, 7))
+    store.write(lambda c: versions.set_alias(c, BOT, Alias.CHALLENGER, 2))
+    store.write(lambda c: versions.set_alias(c, BOT, Alias.CHALLENGER, None))
+    assert read(store, versions.alias, BOT, Alias.CHALLENGER) is None
+    assert read(store, versions.policies) == [BOT]
+
+
+def test_promotions_are_a_history(store: Store) -> None:
+    store.write(lambda c: versions.insert(c, a_version(0)))
+    store.write(lambda c: versions.insert(c, a_version(1)))
+    moves: list[tuple[int, int | None, versions.PromotionAction]] = [
+        (0, None, "promote"),
+        (1, 0, "promote"),
+        (0, 1, "rollback"),
+    ]
+    for number, previous, action in moves:
+        store.write(
+            partial(
+                versions.record_promotion,
+                policy=BOT,
+                number=number,
+                previous=previous,
+                action=action,
+                reason="why",
+                cycle_id=None,
+                at=NOW,
+            )
+        )
+    history = read(store, versions.promotions, BOT)
+    assert [(row.number, row.previous, row.action) for row in history] == moves
+    assert history[0] == versions.Promotion(BOT, 0, None, "promote", "why", None, NOW)
+
+
+def test_datasets_keep_their_lineage(store: Store) -> None:
+    put_groups(store, a_group("g"), a_group("h"))
+    one, two = (pick.feedback_id for pick in put_picks(store, a_pick("g"), a_pick("h")))
+    store.write(lambda c: cycles.insert(c, a_cycle(1)))
+    first = [("pair_1", ["g"], [one])]
+    store.write(lambda c: datasets.insert(c, a_dataset("data_1", 1), feedback_seq=1, cycle_id="cycle_bot_1", pairs=first))
+    # A held cycle's pairs train again; the second snapshot adds a group and a pick to the first pair.
+    second = [("pair_1", ["g", "h"], [one, two]), ("pair_2", ["h"], [two, two])]
+    store.write(lambda c: datasets.insert(c, a_dataset("data_2", 2), feedback_seq=2, cycle_id=None, pairs=second))
+    assert read(store, datasets.lineage, "pair_1") == (["g", "h"], sorted([one, two]))
+    assert read(store, datasets.lineage, "pair_2") == (["h"], [two])
+    assert read(store, datasets.lineage, "pair_9") == ([], [])
+    assert read(store, datasets.containing_feedback, one) == ["data_1", "data_2"]
+    assert read(store, datasets.containing_feedback, "nobody") == []
+    assert read(store, datasets.get, "data_1") == a_dataset("data_1", 1)
+    assert read(store, datasets.get, "data_9") is None
+    assert [row.dataset_id for row in read(store, datasets.list_, BOT)] == ["data_2", "data_1"]
+    lost = [("pair_3", ["g"], ["nobody"])]
+    with pytest.raises(ConflictError, match="FOREIGN KEY"):
+        store.write(lambda c: datasets.insert(c, a_dataset("data_3"), feedback_seq=2, cycle_id=None, pairs=lost))
+    assert read(store, datasets.get, "data_3") is None
+
+
+def test_last_seq_of_all_and_of_promoted_datasets(store: Store) -> None:
+    assert read(store, datasets.last_seq, BOT, promoted_only=False) == 0
+    for number, end in ((1, CycleState.PROMOTED), (2, CycleState.HELD)):
+        store.write(partial(cycles.insert, cycle=a_cycle(number)))
+        store.write(
+            partial(
+                datasets.insert,
+                dataset=a_dataset(f"data_{number}", number),
+                feedback_seq=10 * number,
+                cycle_id=f"cycle_bot_{number}",
+                pairs=(),
+            )
+        )
+        store.write(partial(cycles.step, cycle_id=f"cycle_bot_{number}", step=CycleStep(end, {}, NOW)))
+    assert read(store, datasets.last_seq, BOT, promoted_only=False) == 20
+    assert read(store, datasets.last_seq, BOT, promoted_only=True) == 10
+    assert read(store, datasets.last_seq, "other", promoted_only=True) == 0
+
+
+def test_cycles_one_at_a_time_step_by_step(store: Store) -> None:
+    assert read(store, cycles.next_number, BOT) == 1
+    store.write(lambda c: cycles.insert(c, a_cycle(1)))
+    assert read(store, cycles.current, BOT) == a_cycle(1) == read(store, cycles.get, "cycle_bot_1")
+    with pytest.raises(ConflictError, match="one cycle at a time"):
+        store.write(lambda c: cycles.insert(c, a_cycle(2)))
+    store.write(lambda c: cycles.insert(c, a_cycle(1, policy="other")))
+    step = CycleStep(CycleState.TRAINING, {"run_id": "r"}, minutes(1))
+    store.write(lambda c: cycles.step(c, "cycle_bot_1", step))
+    found = read(store, cycles.current, BOT)
+    assert found.steps == (*a_cycle(1).steps, step)
+    assert found.record(CycleState.TRAINING) == {"run_id": "r"}
+    store.write(lambda c: cycles.step(c, "cycle_bot_1", CycleStep(CycleState.HELD, {}, minutes(2))))
+    assert read(store, cycles.current, BOT) is None
+    with pytest.raises(ConflictError, match="has ended"):
+        store.write(lambda c: cycles.step(c, "cycle_bot_1", step))
+    with pytest.raises(NotFoundError):
+        store.write(lambda c: cycles.step(c, "cycle_9", step))
+    with pytest.raises(ValueError, match="first step"):
+        store.write(lambda c: cycles.insert(c, dataclasses.replace(a_cycle(2), steps=())))
+    assert read(store, cycles.next_number, BOT) == 2
+    store.write(lambda c: cycles.insert(c, a_cycle(2)))
+    assert [row.number for row in read(store, cycles.list_, BOT)] == [2, 1]
+    assert [row.number for row in read(store, cycles.list_, BOT, limit=1)] == [2]
+
+
+def test_verdicts_keep_their_reasons(store: Store) -> None:
+    store.write(lambda c: cycles.insert(c, a_cycle()))
+    reasons = (Reason("e_value", None, "e = 3.1 of 20", 3.1, 20.0), Reason("length", True, "1.02 of 1.4"))
+    going = Verdict(VerdictKind.CONTINUE, reasons, 3.1, 12, 4, 3, 19)
+    done = Verdict(VerdictKind.PROMOTE, (), float("inf"), 70, 4, 3, 70)
+    store.write(lambda c: verdicts.insert(c, "cycle_bot_1", None, going, NOW))
+    store.write(lambda c: verdicts.insert(c, "cycle_bot_1", None, done, NOW))
+    assert read(store, verdicts.for_cycle, "cycle_bot_1") == [(NOW, going), (NOW, done)]
+    assert read(store, verdicts.for_cycle, "cycle_9") == []
+
+
+def test_runs_beat_and_end_for_their_owner_only(store: Store) -> None:
+    store.write(lambda c: cycles.insert(c, a_cycle()))
+    store.write(lambda c: datasets.insert(c, a_dataset("data_1"), feedback_seq=0, cycle_id=None, pairs=()))
+    store.write(lambda c: runs.insert(c, a_run()))
+    assert read(store, runs.get, "run_1") == a_run()
+
+    def beat(owner: str, run_id: str = "run_1") -> None:
+        step = {"step": 7}
+        store.write(lambda c: runs.heartbeat(c, run_id, owner=owner, at=minutes(1), lease_expires_at=minutes(2), progress=step))
+
+    beat("me")
+    beaten = read(store, runs.get, "run_1")
+    assert beaten == dataclasses.replace(a_run(), heartbeat_at=minutes(1), lease_expires_at=minutes(2), progress={"step": 7})
+    with pytest.raises(ConflictError, match="held by me"):
+        beat("someone else")
+    with pytest.raises(NotFoundError):
+        beat("me", "run_9")
+    store.write(lambda c: runs.end(c, "run_1", RunStatus.SYSTEM_ERROR, {}, "killed", minutes(3)))
+    ended = read(store, runs.get, "run_1")
+    assert (ended.status, ended.error, ended.heartbeat_at) == (RunStatus.SYSTEM_ERROR, "killed", minutes(3))
+    with pytest.raises(ConflictError, match="system_error"):
+        beat("me")
+    with pytest.raises(ConflictError):
+        store.write(lambda c: runs.end(c, "run_1", RunStatus.SUCCEEDED, {}, None, minutes(4)))
+    store.write(lambda c: runs.insert(c, a_run("run_2", attempt=2)))
+    assert read(store, runs.for_cycle, "cycle_bot_1").run_id == "run_2"
+    assert read(store, runs.for_cycle, "cycle_9") is None
+    assert [run.run_id for run in read(store, runs.list_, BOT)] == ["run_2", "run_1"]
+
+
+def test_leases_have_one_owner_and_rising_tokens(store: Store) -> None:
+    def acquire(owner: str, at: float) -> int | None:
+        return store.write(lambda c: leases.acquire(c, "cycle:bot", owner, now=minutes(at), ttl_s=60))
+
+    assert acquire("a", 0) == 1
+    assert acquire("b", 0.5) is None
+    assert acquire("a", 0.5) == 1  # renewed until 1.5
+    assert acquire("b", 1.4) is None
+    assert acquire("b", 1.5) == 2  # expired
+    assert acquire("a", 1.6) is None
+    store.write(lambda c: leases.release(c, "cycle:bot", "a"))  # not the owner
+    assert acquire("a", 1.6) is None
+    store.write(lambda c: leases.release(c, "cycle:bot", "b"))
+    assert acquire("b", 1.6) == 3  # never reused, not even by the same owner
+
+
+def test_one_of_many_threads_gets_the_lease(store: Store) -> None:
+    futures = [
+        store.submit(partial(leases.acquire, name="cycle:bot", owner=f"worker {n}", now=NOW, ttl_s=60)) for n in range(20)
+    ]
+    assert sorted(token is None for token in (future.result() for future in futures)) == [False] + [True] * 19
+
+
+def test_one_pending_trigger_per_policy(store: Store) -> None:
+    assert store.write(lambda c: triggers.take(c, BOT)) is None
+    store.write(lambda c: triggers.put(c, BOT, "every", NOW))
+    store.write(lambda c: triggers.put(c, BOT, "min_pairs", minutes(1)))
+    store.write(lambda c: triggers.put(c, "other", "cron", NOW))
+    assert read(store, triggers.peek, BOT) == "min_pairs"
+    assert store.write(lambda c: triggers.take(c, BOT)) == "min_pairs"
+    assert store.write(lambda c: triggers.take(c, BOT)) is None
+    assert read(store, triggers.peek, "other") == "cron"
+
+
+def test_ids_sort_by_time_and_carry_their_noun() -> None:
+    many = [new_id("feedback") for _ in range(50)]
+    assert many == sorted(many)
+    assert all(re.fullmatch(r"feedback_[0-9a-f]{12}7[0-9a-f]{19}", one) for one in many)
+    assert re.fullmatch(r"chatcmpl-[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}", new_group_id())
