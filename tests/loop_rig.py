@@ -101,10 +101,10 @@ class Rig:
         assert duel is not None
         return duel
 
-    def serve(self, n: int, *, train: Picker | None = better, gate: Picker | None = better) -> None:
+    def serve(self, n: int, *, train: Picker | None = better, gate: Picker | None = better, gate_n: int | None = None) -> None:
         """``n`` comparisons of the champion with itself in the train pool, and a fifth as many in the gate pool, with picks."""
         self._compare(n, (self.champion, self.champion), GroupKind.TRAIN, Pool.TRAIN, train)
-        self._compare(max(1, n // 5), (self.champion, self.champion), GroupKind.HELDOUT, Pool.GATE, gate)
+        self._compare(n // 5 if gate_n is None else gate_n, (self.champion, self.champion), GroupKind.HELDOUT, Pool.GATE, gate)
 
     def judge(self, n: int, picker: Picker = better) -> None:
         """``n`` comparisons of the open duel, sides by coin."""

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import httpx
 import uvicorn
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 from sqlalchemy import Connection
 
 from pairloop.config import Config, parse_config
@@ -139,7 +139,7 @@ class RunningServer(World):
             base_url=f"{self.url}/v1",
             api_key="any",
             max_retries=0,
-            http_client=httpx.Client(timeout=20.0, trust_env=False),
+            http_client=DefaultHttpxClient(timeout=20.0, trust_env=False),
         )
 
     def __enter__(self) -> Self:

@@ -20,7 +20,7 @@ import pytest
 import sqlalchemy as sa
 
 from pairloop.config import load_config
-from pairloop.demo.run import follow
+from pairloop.demo.run import run_cycle
 from pairloop.demo.server import ServerProcess, start_server
 from pairloop.demo.traffic import Crowd, Shop, Tally, open_shop, send
 from pairloop.scaffold import starter_recipe, write_config
@@ -90,8 +90,7 @@ async def _live(executioner: Executioner, crowd: Crowd) -> tuple[Tally, list[dic
         while not is_last:
             is_last = killing.done()
             await send(shop, crowd, [*islice(train_pool, CUSTOMERS), *islice(gate_pool, 12)], tally)
-            begun = await shop.post("/v1/cycles", {})
-            ended.append(dict(await follow(shop, begun, crowd, gate_pool, tally, "crash", Silent())))
+            ended.append(dict(await run_cycle(shop, crowd, gate_pool, tally, "crash", Silent(), {})))
         await killing
     return tally, ended
 

@@ -94,7 +94,7 @@ def test_a_comparison_may_carry_the_picks_of_several_raters(file: Path) -> None:
     unnamed, ann_and_bob = ([(row.rater_id, row.label) for row in labelled.feedback] for labelled in result.groups)
     assert unnamed == [("rater-1", Label.A), ("rater-2", Label.A)]
     assert ann_and_bob == [("ann", Label.B), ("bob", Label.TIE)]
-    assert result.counts == {"prompts": 1, "unanimous": 1}
+    assert result.counts == {"prompts_in_file": 1, "unanimous_in_file": 1}
 
 
 def test_a_row_may_name_its_source_and_rater(file: Path) -> None:

@@ -25,8 +25,8 @@ def skilled(folder: Path, number: int, skill: int) -> Version:
     return Version("bot", number, VersionKind.ADAPTER, str(folder), "0" * 64, 0, None, None, datetime(2026, 1, 1, tzinfo=UTC))
 
 
-def sample(policy: Policy, *, n: int = 1, version: int = 0, params: SamplingParams = SamplingParams()) -> tuple[Completion, ...]:
-    return policy.sample(SampleRequest(PROMPT, version, n, params)).result(timeout=10)
+def sample(policy: Policy, *, n: int = 1, version: int = 0, params: SamplingParams | None = None) -> tuple[Completion, ...]:
+    return policy.sample(SampleRequest(PROMPT, version, n, params or SamplingParams())).result(timeout=10)
 
 
 def test_skill_raises_quality_and_a_better_version_wins_more_often(tmp_path: Path) -> None:

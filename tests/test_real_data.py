@@ -98,10 +98,10 @@ def _count_pandalm(read: ReadResult, compiled: CompiledPairs) -> dict[str, Any]:
     return {
         "rows": read.rows,
         "majority_tie": compiled.counts["majority_tie"],
-        "unanimous": read.counts["unanimous"],
+        "unanimous": read.counts["unanimous_in_file"],
         "rows_with_empty_response": read.refused["empty_answer"],
         "rows_with_non_string_response": read.refused["not_a_string"],
-        "prompts": read.counts["prompts"],
+        "prompts": read.counts["prompts_in_file"],
         "kept_pairs": compiled.counts["decided"],
     }
 

@@ -158,10 +158,8 @@ def test_an_explicit_version_answers_but_never_trains_nor_duels(world: World, mo
         assert {completion.version for completion in group.completions} == {number}
 
 
-@pytest.mark.parametrize(
-    "model", ["gpt-4", f"{POLICY}@7", f"{POLICY}@", f"{POLICY}@challenger", f"{POLICY}@١", f"{POLICY}@-1", ""]
-)
-def test_unknown_models_are_named(world: World, model: str) -> None:
+@pytest.mark.parametrize("selector", ["@7", "@", "@challenger", "@١", "@-1", "2"])
+def test_unknown_models_are_named(world: World, selector: str) -> None:
     with pytest.raises(NotFoundError, match="does not exist") as refused:
         answer(world, model=POLICY + selector)
     assert refused.value.param == "model"

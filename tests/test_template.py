@@ -120,7 +120,7 @@ def test_a_template_that_strips_white_space_leaves_the_completion_as_sampled(tmp
 def test_a_template_that_breaks_the_prefix_rule_is_refused_not_cut(tmp_path: Path) -> None:
     chat = ChatTemplate.load(write(tmp_path, BREAKING))
     assert chat.encode_prompt(CHAT)
-    with pytest.raises(ModelError, match="breaks the prefix rule.*part at character"):
+    with pytest.raises(ModelError, match=r"breaks the prefix rule.*part at character"):
         chat.encode_completion(CHAT, "Tomorrow.")
     assert chat.encode_completion("a string", "Tomorrow.")
 

@@ -204,8 +204,8 @@ class ScheduleSection(Section):
     enabled: bool = True
     every: str | None = None
     cron: str | None = None
-    min_pairs: int | None = Field(default=500, ge=1)
-    """New usable pairs since the last snapshot that start a cycle."""
+    min_pairs: int = Field(default=500, ge=0)
+    """New usable pairs since the last snapshot that start a cycle; 0 never starts one by count."""
     poll: str = "1s"
     lease: str = "60s"
 

@@ -50,7 +50,7 @@ def serve(
     from pairloop.web.server import run
 
     config = _overridden(config_path, host=host, port=port, model=model, no_scheduler=no_scheduler)
-    run(config, on_listening=(lambda url: emit({"url": url})) if as_json else None)
+    run(config, say=(lambda text: emit({"message": text})) if as_json else click.echo)
 
 
 @click.command()
@@ -58,12 +58,22 @@ def serve(
 @verb
 def worker(config_path: Path, as_json: bool) -> None:
     """Turn the loop without serving: for a server started with --no-scheduler on the same database and artifacts."""
-    from pairloop.config import load_config
-    from pairloop.web.server import run_worker
+    import signal
+    from threading import Event
 
-    run_worker(load_config(config_path))
-    if as_json:
-        emit({"stopped": True})
+    from pairloop.cli.opening import open_loop
+    from pairloop.loop.schedule import Scheduler
+
+    stopped = Event()
+    with open_loop(config_path) as loop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopped.set())
+        scheduler = Scheduler(loop)
+        scheduler.start()
+        message = f"turning the loop of {loop.config.policy.name}"
+        show({"message": message}, message, as_json=as_json)
+        stopped.wait()
+        scheduler.stop()
 
 
 @click.command()

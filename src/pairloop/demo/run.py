@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,8 +27,11 @@ from pairloop.policy.engine import open_policy
 from pairloop.policy.protocols import Policy
 from pairloop.scaffold import starter_recipe, write_config
 from pairloop.starter.customers import Behaviour
-from pairloop.types import BASE_VERSION, CycleState, Pool, Version, VersionKind
+from pairloop.store import Artifacts
+from pairloop.types import BASE_VERSION, CycleState, Pool, VerdictKind, Version, VersionKind
 
+CONTROL_NUMBER = -1
+"""The number under which the ruler's engine holds the control, which is no version of the policy."""
 DUEL_CUSTOMERS = 600
 DUEL_WAVE = 32
 CYCLE_TIMEOUT_S = 600.0
@@ -76,12 +79,12 @@ def run_demo(options: DemoOptions, watcher: Watcher) -> DemoResult:
     server = start_server(config_path, log=options.out / "server.log")
     try:
         watcher.stage(f"serving {config.policy.name} on {server.url}")
-        bench = _Bench(open_policy(config), options.seed)
-        rounds, paths, champion = asyncio.run(_rounds(options, config, server, bench, watcher))
+        bench = _Bench(open_policy(config), Artifacts(config.artifacts_dir), options.seed)
+        rounds, datasets, champion = asyncio.run(_rounds(options, config, server, bench, watcher))
         cpu_s = server.cpu_s()
     finally:
         server.stop()
-    control = bench.score_path(train_control(config, options, paths, watcher), None) if options.control else None
+    control = bench.score_path(train_control(config, datasets, options.out, watcher), None) if options.control else None
     final, base = bench.scores[champion], bench.scores[BASE_VERSION]
     before, after = bench.measured[BASE_VERSION], bench.measured[champion]
     result = DemoResult(
@@ -108,7 +111,7 @@ def _write_demo_config(options: DemoOptions) -> Path:
     settings["gate"] = {"max_picks": DUEL_CUSTOMERS}
     settings["train"]["seed"] = options.seed
     # The demo starts each cycle when its customers are through; a count would start it in the middle of the crowd.
-    settings["schedule"] = {"min_pairs": 0, "poll": "100s"}
+    settings["schedule"] = {"min_pairs": 0}
     if options.verifier:
         settings["label"] = {"verifier": VERIFIER}
         settings["gate"]["offline"] = True
@@ -120,6 +123,7 @@ class _Bench:
     """Measures versions once each, with the same prompts."""
 
     policy: Policy
+    artifacts: Artifacts
     seed: int
     cases: list[Any] = field(default_factory=ruler.held_out_cases)
     measured: dict[int, ruler.Measured] = field(default_factory=dict)
@@ -128,14 +132,14 @@ class _Bench:
     def score(self, version: Mapping[str, Any]) -> Score:
         number = int(version["number"])
         if number not in self.scores:
-            self.scores[number] = self.score_path(Path(version["path"]), number)
+            path = None if number == BASE_VERSION else self.artifacts.path(str(version["artifact_hash"]))
+            self.scores[number] = self.score_path(path, number)
         return self.scores[number]
 
     def score_path(self, path: Path | None, number: int | None) -> Score:
         """Samples the model in ``path`` (None: the base) and compares it with the base."""
-        loaded = BASE_VERSION if path is None or number == BASE_VERSION else -1 if number is None else number
-        if loaded != BASE_VERSION:
-            self.policy.load(_as_version(loaded, str(path)))
+        loaded = CONTROL_NUMBER if number is None else number
+        self.policy.load(_as_version(loaded, path))
         measured = ruler.measure(self.policy, loaded, self.cases, seed=self.seed)
         self.measured[loaded] = measured
         if loaded != BASE_VERSION:
@@ -144,15 +148,16 @@ class _Bench:
         return Score(number, rate, measured.utility, measured.fidelity)
 
 
-def _as_version(number: int, path: str) -> Version:
-    now = datetime.now().astimezone()
-    return Version("demo", number, VersionKind.FULL, path, "", BASE_VERSION, None, None, now)
+def _as_version(number: int, path: Path | None) -> Version:
+    """A version as the engine loads it; the base needs no path."""
+    kind = VersionKind.BASE if path is None else VersionKind.FULL
+    return Version("demo", number, kind, str(path or ""), "", BASE_VERSION, None, None, datetime.now(UTC))
 
 
 async def _rounds(
     options: DemoOptions, config: Config, server: ServerProcess, bench: _Bench, watcher: Watcher
-) -> tuple[list[Round], list[Mapping[str, Any]], int]:
-    """All rounds; the cycles as the server tells them; the champion at the end."""
+) -> tuple[list[Round], list[Path], int]:
+    """All rounds; the folders of the datasets whose cycles were promoted, in order; the champion at the end."""
     crowd = Crowd(
         options.seed,
         Behaviour(random_share=options.noise, position_bias=options.position_bias),
@@ -160,15 +165,17 @@ async def _rounds(
         picks=not options.verifier,
     )
     train_pool, gate_pool = crowd.members(Pool.TRAIN), crowd.members(Pool.GATE)
-    rounds, cycles = [], []
+    rounds, datasets = [], []
     async with open_shop(config.policy.name, lambda: server.url) as shop:
         bench.score((await _version(shop, config.policy.name, BASE_VERSION)))
         for number in range(1, options.rounds + 1):
             round_, cycle = await _round(number, options, shop, crowd, train_pool, gate_pool, bench, watcher)
             rounds.append(round_)
-            cycles.append(cycle)
+            if round_.verdict == VerdictKind.PROMOTE:
+                dataset_id = step_record(cycle, CycleState.TRAINING)["dataset_id"]
+                datasets.append(Path((await shop.get(f"/v1/datasets/{dataset_id}"))["path"]))
         policy = await shop.get(f"/v1/policies/{config.policy.name}")
-    return rounds, cycles, int(policy["champion"])
+    return rounds, datasets, int(str(policy["champion"]).rsplit("@", 1)[1])
 
 
 async def _round(
@@ -187,14 +194,12 @@ async def _round(
         numbers = [*islice(train_pool, options.customers), *islice(gate_pool, options.gate_customers)]
         await _send(shop, crowd, numbers, tally, f"{label}: customers ask and pick", watcher)
     watcher.stage(f"{label}: {tally.groups} answers in pairs, {len(tally.picks)} picks, {seconds['collect']:.1f} s")
-    begun = await shop.post("/v1/cycles", {})
     duel = Tally()
-    cycle = await follow(shop, begun, crowd, gate_pool, duel, label, watcher)
-    seconds |= _phases(cycle)
-    verdict, reasons, e_value = _verdict(cycle)
+    cycle = await run_cycle(shop, crowd, gate_pool, duel, label, watcher, seconds)
+    verdict, reasons, e_value = await _verdict(shop, cycle)
     with _timed(seconds, "measure"):
         score = None
-        if (challenger := cycle.get("challenger")) is not None:
+        if (challenger := step_record(cycle, CycleState.CHECKING).get("version")) is not None:
             score = bench.score(await _version(shop, shop.policy, int(challenger)))
     watcher.stage(f"{label}: {verdict}: {'; '.join(reasons)}")
     if score is not None:
@@ -217,61 +222,73 @@ async def _send(shop: Shop, crowd: Crowd, numbers: list[int], tally: Tally, text
     await send(shop, crowd, numbers, tally, on_done=one_more)
 
 
-async def follow(
+async def run_cycle(
     shop: Shop,
-    begun: Mapping[str, Any],
     crowd: Crowd,
     gate_pool: Iterator[int],
     duel: Tally,
     label: str,
     watcher: Watcher,
+    seconds: dict[str, float],
 ) -> Mapping[str, Any]:
-    """Watches the cycle to its end; while it duels, sends customers of the gate pool."""
+    """Asks for a cycle and watches it to its end; while it duels, sends customers of the gate pool.
+
+    ``seconds`` gets the time spent in each state, as seen from here.
+    """
     clock = asyncio.get_running_loop()
     deadline = clock.time() + CYCLE_TIMEOUT_S
+    newest = await _newest_cycle(shop)
+    await shop.post("/v1/cycles", {"reason": label})
     sent, last_state = 0, ""
-    while clock.time() < deadline:
-        cycle = await _cycle_after(shop, begun)
-        state = CycleState(cycle["state"]) if cycle is not None else CycleState.BUILDING
+    while (now := clock.time()) < deadline:
+        cycle = await _newest_cycle(shop)
+        if cycle is None or (newest is not None and cycle["number"] == newest["number"]):
+            await asyncio.sleep(POLL_S)
+            continue
+        state = CycleState(cycle["state"])
         if state != last_state:
-            last_state = state
             watcher.stage(f"{label}: {state}")
-        if cycle is not None and state.is_terminal:
+            last_state, entered_at = state, now
+        if state.is_terminal:
             return cycle
         if state is CycleState.DUELLING and sent < DUEL_CUSTOMERS:
             wave = list(islice(gate_pool, min(DUEL_WAVE, DUEL_CUSTOMERS - sent)))
             await send(shop, crowd, wave, duel)
             sent += len(wave)
             watcher.bar(f"{label}: champion against challenger, customers of the gate pool", sent, DUEL_CUSTOMERS)
-            continue
-        if cycle is not None and (progress := cycle.get("progress")) and progress.get("of"):
-            watcher.bar(f"{label}: {state}", int(progress.get("step", 0)), int(progress["of"]))
-        await asyncio.sleep(POLL_S)
+        else:
+            await _show_progress(shop, label, state, watcher)
+            await asyncio.sleep(POLL_S)
+        seconds[state.value] = clock.time() - entered_at
     raise SystemFailure(f"{label}: the cycle did not end within {CYCLE_TIMEOUT_S:.0f} s; it is {last_state}")
 
 
-async def _cycle_after(shop: Shop, begun: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The cycle that the trigger started, once it exists."""
+async def _show_progress(shop: Shop, label: str, state: CycleState, watcher: Watcher) -> None:
+    progress = (await shop.get("/v1/status"))["progress"]
+    if progress is not None:
+        watcher.bar(f"{label}: {state}", int(progress["done"]), int(progress["of"]))
+
+
+async def _newest_cycle(shop: Shop) -> Mapping[str, Any] | None:
     newest = (await shop.get("/v1/cycles?limit=1"))["data"]
-    return newest[0] if newest and newest[0]["number"] > begun["after"] else None
+    return newest[0] if newest else None
 
 
 async def _version(shop: Shop, policy: str, number: int) -> Mapping[str, Any]:
     return await shop.get(f"/v1/versions/{policy}@{number}")
 
 
-def _phases(cycle: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds the cycle spent in each state, from its own records."""
-    steps = [(str(step["state"]), datetime.fromisoformat(step["created_at"])) for step in cycle["steps"]]
-    following = [at for _, at in steps[1:]]
-    return {state: (end - start).total_seconds() for (state, start), end in zip(steps, following, strict=False)}
+def step_record(cycle: Mapping[str, Any], state: CycleState) -> Mapping[str, Any]:
+    """The record with which a cycle entered a state; empty where it has not been there."""
+    return next((dict(step["record"]) for step in cycle["steps"] if step["state"] == state), {})
 
 
-def _verdict(cycle: Mapping[str, Any]) -> tuple[str, tuple[str, ...], float]:
-    verdict = cycle.get("verdict")
-    if verdict is None:
+async def _verdict(shop: Shop, cycle: Mapping[str, Any]) -> tuple[str, tuple[str, ...], float]:
+    """The gate's last word, its reasons and e-value; where no gate was asked, the cycle's own end."""
+    if not step_record(cycle, CycleState.CHECKING):
         record = cycle["steps"][-1]["record"]
-        return str(cycle["state"]).upper(), (str(record.get("reason") or record.get("error") or cycle["state"]),), 1.0
+        return str(cycle["state"]).upper(), (str(record.get("reason", cycle["state"])),), 1.0
+    verdict = (await shop.get(f"/v1/gates/{cycle['id']}"))["verdict"]
     return str(verdict["kind"]), tuple(str(reason["text"]) for reason in verdict["reasons"]), float(verdict["e_value"])
 
 

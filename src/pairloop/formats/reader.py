@@ -31,7 +31,7 @@ class ReadResult:
     """What a file holds: ``rows`` = ``len(groups)`` + the sum of ``refused``.
 
     ``refused`` counts each refused row once, under its first problem. ``counts`` describes all rows, refused ones
-    included, as far as they could be read: ``prompts`` (distinct) and ``unanimous`` (comparisons on which at least two
+    included, as far as they could be read: ``prompts_in_file`` (distinct) and ``unanimous_in_file`` (comparisons on which at least two
     raters picked, all the same).
     """
 
@@ -120,8 +120,8 @@ def _check_length(row: Row, draft: Draft, max_chars: int) -> None:
 def _counts(drafts: list[Draft]) -> dict[str, int]:
     votes = [[mark.label for mark in draft.marks if mark.label is not None] for draft in drafts]
     return {
-        "prompts": len({draft.prompt for draft in drafts if draft.prompt is not None}),
-        "unanimous": sum(len(labels) > 1 and len(set(labels)) == 1 for labels in votes),
+        "prompts_in_file": len({draft.prompt for draft in drafts if draft.prompt is not None}),
+        "unanimous_in_file": sum(len(labels) > 1 and len(set(labels)) == 1 for labels in votes),
     }
 
 

@@ -64,7 +64,7 @@ def check_weights(path: Path) -> None:
         _refuse_pointer(index)
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{index}: is not a safetensors index: {error}") from error
     for name in names:
         if not (path / name).is_file():

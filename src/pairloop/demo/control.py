@@ -1,0 +1,35 @@
+"""The chosen-only control: fine-tuning on the picked answers, with the same data and the same budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pairloop.config import Config, override
+from pairloop.formats import snapshot
+from pairloop.loop.train import train_file
+
+if TYPE_CHECKING:
+    from pairloop.demo.run import Watcher
+
+
+def train_control(config: Config, datasets: Sequence[Path], out: Path, watcher: Watcher) -> Path | None:
+    """Trains the base on each promoted dataset in turn, as the champion was, on the chosen answers alone.
+
+    Returns the last model's folder, or None (the base itself) where nothing was promoted.
+    """
+    settings = override(config, {"train": {"objective": "sft"}})
+    model: Path | None = None
+    for number, dataset in enumerate(datasets, start=1):
+        text = f"control: fine-tuning on the chosen answers of dataset {number} of {len(datasets)}"
+        target = out / "control" / str(number)
+        train_file(
+            list(snapshot.read(dataset / "train.jsonl")),
+            config.policy.model if model is None else str(model),
+            target,
+            settings,
+            on_progress=lambda row, text=text: watcher.bar(text, int(row["step"]), int(row["of"])),
+        )
+        model = target
+    return model

@@ -1,0 +1,104 @@
+"""Runs one cycle again and again, killed -9 at its n-th write for every n, and resumed in a new process: see test_cycle.py.
+
+``python dying_loop.py CONFIG.json before|after FOLDER``: FOLDER holds a prepared state directory, copied for each n. Forks
+instead of starting Python anew; this process itself stays without threads. Prints one JSON line per n.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from pairloop.config import Config, parse_config
+from pairloop.loop import cycle
+from pairloop.policy.fake import FakePolicy
+from pairloop.store import Store, cycles, doctor, versions
+
+T = TypeVar("T")
+
+
+class DyingStore(Store):
+    """Kills its own process right before, or right after, its n-th awaited write."""
+
+    fuse = 0
+    after = False
+
+    def write(self, fn: Callable[[Connection], T]) -> T:
+        self.fuse -= 1
+        if self.fuse == 0 and not self.after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = super().write(fn)
+        if self.fuse == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+
+def live(config: Config, fuse: int, *, after: bool) -> None:
+    """Turn the loop until the cycle ended, or until the fuse burnt down; 0 never burns."""
+    with DyingStore.open(config) as store:
+        assert isinstance(store, DyingStore)
+        policy = FakePolicy(7)
+        cycle.ensure_base(store, policy, config)
+        with store.reading() as c:
+            ended = any(one.state.is_terminal for one in cycles.list_(c, config.policy.name))
+        store.fuse, store.after = fuse, after
+        if not ended:
+            cycle.run(cycle.Loop(store, policy, config, f"{socket.gethostname()}:{os.getpid()}"), trigger="test")
+        policy.close()
+
+
+def tell(config: Config, *, died: bool, fuse: int) -> None:
+    """What the store says after the second life."""
+    with Store.open(config) as store, store.reading() as c:
+        line = {
+            "fuse": fuse,
+            "died": died,
+            "cycles": [[str(step.state) for step in one.steps] for one in cycles.list_(c, config.policy.name)],
+            "versions": len(versions.list_(c, config.policy.name)),
+            "moves": [move.action for move in versions.promotions(c, config.policy.name)],
+            "problems": [problem.text for problem in doctor.check(store)],
+        }
+    print(json.dumps(line), flush=True)
+
+
+def in_child(act: Callable[[], None]) -> int:
+    """Run ``act`` in a forked process; its exit status, or minus the signal that killed it."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            act()
+            code = 0
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def main(config_json: str, when: str, prepared: str) -> None:
+    died, fuse = True, 0
+    while died:
+        fuse += 1
+        folder = Path(prepared).with_name(f"life-{when}-{fuse}")
+        shutil.copytree(prepared, folder)
+        config = parse_config({**json.loads(config_json), "state_dir": folder})
+        code = in_child(lambda config=config, fuse=fuse: live(config, fuse, after=when == "after"))  # type: ignore[misc]
+        assert code in (0, -signal.SIGKILL), code
+        died = code != 0
+        assert in_child(lambda config=config: live(config, 0, after=False)) == 0  # type: ignore[misc]
+        assert in_child(lambda config=config, died=died, fuse=fuse: tell(config, died=died, fuse=fuse)) == 0  # type: ignore[misc]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
