@@ -1,6 +1,6 @@
 """Runs one cycle again and again, killed -9 at its n-th write for every n, and resumed in a new process: see test_cycle.py.
 
-``python dying_loop.py CONFIG.json before|after FOLDER``: FOLDER holds a prepared state directory, copied for each n. Forks
+``python dying_loop.py CONFIG.json FOLDER``: FOLDER holds a prepared state directory, copied for each n. Forks
 instead of starting Python anew; this process itself stays without threads. Prints one JSON line per n.
 """
 
@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,22 +28,18 @@ T = TypeVar("T")
 
 
 class DyingStore(Store):
-    """Kills its own process right before, or right after, its n-th awaited write."""
+    """Kills its own process right before its n-th awaited write: all that led to it is done, and it is not recorded."""
 
     fuse = 0
-    after = False
 
     def write(self, fn: Callable[[Connection], T]) -> T:
         self.fuse -= 1
-        if self.fuse == 0 and not self.after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = super().write(fn)
         if self.fuse == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return result
+        return super().write(fn)
 
 
-def live(config: Config, fuse: int, *, after: bool) -> None:
+def live(config: Config, fuse: int) -> None:
     """Turn the loop until the cycle ended, or until the fuse burnt down; 0 never burns."""
     with DyingStore.open(config) as store:
         assert isinstance(store, DyingStore)
@@ -50,7 +47,7 @@ def live(config: Config, fuse: int, *, after: bool) -> None:
         cycle.ensure_base(store, policy, config)
         with store.reading() as c:
             ended = any(one.state.is_terminal for one in cycles.list_(c, config.policy.name))
-        store.fuse, store.after = fuse, after
+        store.fuse = fuse
         if not ended:
             cycle.run(cycle.Loop(store, policy, config, f"{socket.gethostname()}:{os.getpid()}"), trigger="test")
         policy.close()
@@ -86,18 +83,22 @@ def in_child(act: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def main(config_json: str, when: str, prepared: str) -> None:
+def resume_and_tell(config: Config, *, died: bool, fuse: int) -> None:
+    live(config, 0)
+    tell(config, died=died, fuse=fuse)
+
+
+def main(config_json: str, prepared: str) -> None:
     died, fuse = True, 0
     while died:
         fuse += 1
-        folder = Path(prepared).with_name(f"life-{when}-{fuse}")
+        folder = Path(prepared).with_name(f"life-{fuse}")
         shutil.copytree(prepared, folder)
         config = parse_config({**json.loads(config_json), "state_dir": folder})
-        code = in_child(lambda config=config, fuse=fuse: live(config, fuse, after=when == "after"))  # type: ignore[misc]
+        code = in_child(partial(live, config, fuse))
         assert code in (0, -signal.SIGKILL), code
         died = code != 0
-        assert in_child(lambda config=config: live(config, 0, after=False)) == 0  # type: ignore[misc]
-        assert in_child(lambda config=config, died=died, fuse=fuse: tell(config, died=died, fuse=fuse)) == 0  # type: ignore[misc]
+        assert in_child(partial(resume_and_tell, config, died=died, fuse=fuse)) == 0
 
 
 if __name__ == "__main__":

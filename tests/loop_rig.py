@@ -50,7 +50,7 @@ def coin(rng: random.Random, _a: Completion, _b: Completion) -> Label:
 
 
 def score(_messages: list[dict[str, str]], completion: str) -> float:
-    """A verifier: ``loop_rig:score``."""
+    """A verifier: ``tests.loop_rig:score``."""
     return float(quality(completion))
 
 

@@ -82,6 +82,8 @@ def test_override_is_checked_as_a_whole() -> None:
         override(Config(), {"serve": {"port": 70_000}})
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90.0), ("15m", 900.0), ("6h", 21_600.0), ("1.5d", 129_600.0), ("2w", 1_209_600.0)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90.0), ("15m", 900.0), ("6h", 21_600.0), ("1.5d", 129_600.0), ("2w", 1_209_600.0)]
+)
 def test_durations(text: str, seconds: float) -> None:
     assert duration_s(text) == seconds

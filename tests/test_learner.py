@@ -175,6 +175,17 @@ def test_lora_goes_on_from_the_parents_adapter_and_stacks_nothing(make_job: Make
     assert (config["r"], config["target_modules"]) == (4, sorted(config["target_modules"]))
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_bfloat16_trains_float32_weights(make_job: MakeJob, base: Path, method: str) -> None:
+    """Full: float32 while training, bfloat16 on disk. LoRA: a bfloat16 base under a float32 adapter."""
+    job = make_job(recorded(text_pairs(16), base), method=method, dtype="bfloat16")
+    result = train(job)
+    assert result.error is None
+    assert result.reference["token_tolerance"] == 0.03
+    assert rows_of(job)[-1]["margin"] > 0
+    assert {tensor.dtype for tensor in weights_of(job).values()} == {torch.bfloat16 if method == "full" else torch.float32}
+
+
 def test_another_rank_than_the_chains_is_refused(make_job: MakeJob, base: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "parent", base, seed=3, rank=4, alpha=8)
     job = make_job(text_pairs(8), method="lora", lora_rank=8, parent_path=str(adapter), parent_kind=VersionKind.ADAPTER)

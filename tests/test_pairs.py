@@ -18,7 +18,7 @@ from pairloop.formats import snapshot
 from pairloop.loop import pairs
 from pairloop.loop.pairs import CompiledPairs, Dropped, PairRules, compile_pairs, promotions_between
 from pairloop.policy.fake import FakePolicy
-from pairloop.store import Store, cycles, datasets, doctor, feedback, groups, versions
+from pairloop.store import Store, cycles, datasets, doctor, feedback, groups, runs, versions
 from pairloop.types import (
     Alias,
     Completion,
@@ -35,6 +35,8 @@ from pairloop.types import (
     Pool,
     PreferencePair,
     Prompt,
+    Run,
+    RunStatus,
     SamplingParams,
     Source,
     Version,
@@ -397,13 +399,18 @@ def put(store: Store, *labelled: LabelledGroup) -> None:
     store.write(insert)
 
 
-def run_cycle(store: Store, number: int, end: CycleState) -> str:
-    """Build the dataset of a new cycle, and let the cycle end so."""
+def start_cycle(store: Store, number: int) -> str:
     steps = (CycleStep(CycleState.BUILDING, {}, NOW),)
     cycle = Cycle(f"cycle_{number}", POLICY, number, 0, "test", NOW, steps)
     store.write(lambda c: cycles.insert(c, cycle))
-    dataset = pairs.run(store, None, Config(), cycle_id=cycle.cycle_id, parent=0)
-    store.write(lambda c: cycles.step(c, cycle.cycle_id, CycleStep(end, {}, NOW)))
+    return cycle.cycle_id
+
+
+def run_cycle(store: Store, number: int, end: CycleState) -> str:
+    """Build the dataset of a new cycle, and let the cycle end so."""
+    cycle_id = start_cycle(store, number)
+    dataset = pairs.run(store, None, Config(), cycle_id=cycle_id, parent=0)
+    store.write(lambda c: cycles.step(c, cycle_id, CycleStep(end, {}, NOW)))
     return "" if dataset is None else dataset.dataset_id
 
 
@@ -446,6 +453,18 @@ def test_held_picks_come_again_and_promoted_ones_do_not(store: Store) -> None:
         sizes = [found.n_train for name in (held, promoted, last) if (found := datasets.get(c, name)) is not None]
     assert sizes == [1, 2, 1]
     assert doctor.check(store) == []
+
+
+def test_a_dataset_that_was_there_before_its_cycle_counts_as_the_cycles_own(store: Store) -> None:
+    put(store, said("a", "b", rows=[pick(Label.A)]))
+    built = pairs.run(store, None, Config(), cycle_id=None, parent=0)
+    assert built is not None
+    start_cycle(store, 1)
+    assert pairs.run(store, None, Config(), cycle_id="cycle_1", parent=0) == built
+    run = Run("run_1", POLICY, "cycle_1", built.dataset_id, 0, RunStatus.SUCCEEDED, "me", 1, NOW, NOW, {}, {}, None, NOW)
+    store.write(lambda c: runs.insert(c, run))
+    store.write(lambda c: cycles.step(c, "cycle_1", CycleStep(CycleState.PROMOTED, {}, NOW)))
+    assert pairs.run(store, None, Config(), cycle_id=None, parent=0) is None
 
 
 def test_duels_and_undecided_picks_are_nothing_to_train(store: Store) -> None:

@@ -285,6 +285,23 @@ def test_a_broken_version_is_refused_and_changes_nothing(byte_model: Path, tmp_p
         policy.close()
 
 
+def test_an_adapter_of_another_base_leaves_no_trace(byte_model: Path, tmp_path: Path) -> None:
+    foreign = write_adapter(tmp_path / "foreign", write_model(tmp_path / "wide", hidden=32), seed=1)
+    good = write_adapter(tmp_path / "good", byte_model, seed=2)
+    policy = open_local(byte_model, lora_rank=4, lora_alpha=8)
+    try:
+        # The very first adapter is the one that does not fit: PEFT would have put its layers into the base by then.
+        with pytest.raises(ModelError, match="does not fit the base model"):
+            policy.load(version(1, VersionKind.ADAPTER, foreign))
+        policy.load(version(2, VersionKind.ADAPTER, good))
+        (completion,) = sample(policy, (9, 8), version=2, max_tokens=10, seed=1)
+        alone = load_causal_lm(byte_model, good, VersionKind.ADAPTER)
+        logp, _ = completion_logps(alone, [(9, 8)], [completion.token_ids])
+        assert logp[0].tolist() == pytest.approx(completion.logps, abs=1e-4)
+    finally:
+        policy.close()
+
+
 def test_streamed_texts_add_up_to_the_text_in_whole_characters(byte_model: Path) -> None:
     policy = open_local(byte_model)
     events: list[TokenEvent] = []

@@ -267,8 +267,12 @@ def test_waiting_for_a_write_inside_a_write_is_refused_instead_of_hanging(store:
 
 
 def test_a_function_that_commits_by_itself_fails_and_hangs_nobody(store: Store) -> None:
-    with pytest.raises(StoreError, match="transaction"):
-        store.write(lambda c: c.commit())
+    blocked = Blocked(store)
+    futures = [store.submit(lambda c: c.commit()), store.submit(partial(groups.insert, group=a_group("same batch")))]
+    blocked.release()
+    with pytest.raises(StoreError, match="nothing of this was stored"):
+        futures[1].result()
+    assert isinstance(futures[0].exception(), StoreError)
     put_groups(store, a_group("after"))
     assert read(store, groups.count, BOT) == 1
 

@@ -19,7 +19,7 @@ import pytest
 from tests.tiny_models import byte_tokenizer, write_model
 
 from pairloop.config import Config, parse_config
-from pairloop.errors import ConfigError, StoreError, UserError
+from pairloop.errors import ConfigError, StoreError, TrainingError, UserError
 from pairloop.formats import snapshot
 from pairloop.learner.child import read_rows
 from pairloop.learner.job import TrainStatus, last_checkpoint
@@ -317,6 +317,25 @@ def test_train_file_with_too_few_pairs_leaves_nothing(tmp_path: Path) -> None:
     result = train_file(some_pairs(2), "fake", tmp_path / "out")
     assert (result.status, result.pairs) == (TrainStatus.NOTHING_TO_TRAIN, 2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_train_file_that_died_can_be_resumed(tmp_path: Path) -> None:
+    folder = tmp_path / ".out.training"
+    folder.mkdir()
+    (folder / "checkpoints").write_text("in the way")
+    with pytest.raises(TrainingError, match=r"(?s)3 times in a row.*FileExistsError.*`resume` goes on with"):
+        train_file(some_pairs(20), "fake", tmp_path / "out", resume=True)
+    (folder / "checkpoints").unlink()
+    assert train_file(some_pairs(20), "fake", tmp_path / "out", resume=True).steps == 2
+
+
+@pytest.mark.slow
+def test_train_file_raises_what_the_child_found(tmp_path: Path, base: Path) -> None:
+    shutil.copytree(base, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be loaded as a causal language model"):
+        train_file(some_pairs(20), str(tmp_path / "model"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_train_file_says_what_is_wrong_with_the_model(tmp_path: Path) -> None:

@@ -7,19 +7,21 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import openai
 import pytest
 from tests.server import POLICY, RunningServer, chat_body, fake_config, sse_chunks, user_of
 
 from pairloop.errors import EngineError
 from pairloop.policy.fake import FakePolicy
+from pairloop.policy.protocols import TokenEvent
 from pairloop.types import Alias, FinishReason, Group, GroupKind, Pool
 
 DATA = Path(os.environ.get("PAIRLOOP_TEST_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
@@ -32,6 +34,13 @@ Serve = Callable[..., RunningServer]
 @pytest.fixture
 def server(serve: Serve) -> RunningServer:
     return serve()
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One server for all tests that only send it what it must refuse."""
+    with RunningServer(tmp_path_factory.mktemp("shared") / "server") as server:
+        yield server
 
 
 # --- the official client
@@ -255,26 +264,26 @@ def test_content_parts_echoed_messages_and_neutral_fields_are_taken(server: Runn
         ({"no_such_field": 1}, "no_such_field"),
     ],
 )
-def test_bad_fields_are_refused_by_name(server: RunningServer, fields: dict[str, Any], param: str) -> None:
-    response = server.http.post("/v1/chat/completions", json={**chat_body(), **fields})
+def test_bad_fields_are_refused_by_name(shared_server: RunningServer, fields: dict[str, Any], param: str) -> None:
+    response = shared_server.http.post("/v1/chat/completions", json={**chat_body(), **fields})
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
     assert (error["param"] or "").startswith(param)
     assert error["message"]
-    assert server.chat().status_code == 200
+    assert shared_server.chat().status_code == 200
 
 
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000, b'{"messages": "\\ud800"}'],
 )
-def test_bodies_that_are_no_request(server: RunningServer, body: bytes) -> None:
-    response = server.http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+def test_bodies_that_are_no_request(shared_server: RunningServer, body: bytes) -> None:
+    response = shared_server.http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400, response.text
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
-    assert server.chat().status_code == 200
+    assert shared_server.chat().status_code == 200
 
 
 # --- OpenAI's schema
@@ -372,8 +381,7 @@ class SpeaksSlowly(FakePolicy):
         self.go_on = threading.Event()
 
     def sample(self, request: Any) -> Any:
-        said = 0
-        inner = request.on_token
+        said, inner = 0, request.on_token
 
         def slowly(event: Any) -> None:
             nonlocal said
@@ -382,13 +390,7 @@ class SpeaksSlowly(FakePolicy):
                 self.go_on.wait(20)
             inner(event)
 
-        return super().sample(request if inner is None else _with_sink(request, slowly))
-
-
-def _with_sink(request: Any, sink: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(request, on_token=sink)
+        return super().sample(request if inner is None else replace(request, on_token=slowly))
 
 
 def test_a_client_that_goes_away_leaves_an_abandoned_group(serve: Serve) -> None:
@@ -397,8 +399,8 @@ def test_a_client_that_goes_away_leaves_an_abandoned_group(serve: Serve) -> None
     body = json.dumps(chat_body(n=2, stream=True)).encode()
     host, port = server.http.base_url.host, server.http.base_url.port
     with socket.create_connection((host, port or 80), timeout=10) as client:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-        client.sendall(f"{head}\r\n\r\n".encode() + body)
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(body)}"
+        client.sendall(f"{head}\r\ncontent-type: application/json\r\n\r\n".encode() + body)
         received = b""
         while b'"content":"a' not in received:
             received += client.recv(4096)
@@ -419,10 +421,6 @@ class BreaksMidway(FakePolicy):
     """The engine dies while it speaks."""
 
     def sample(self, request: Any) -> Any:
-        from concurrent.futures import Future
-
-        from pairloop.policy.protocols import TokenEvent
-
         broken: Future[Any] = Future()
         if request.on_token is not None:
             request.on_token(TokenEvent(0, 97, -1.0, "a"))

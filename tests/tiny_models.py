@@ -69,14 +69,15 @@ def write_model(
     seed: int = 0,
     gain: float = 12.0,
     context: int = 128,
+    hidden: int = 16,
 ) -> Path:
-    """A random model of hidden size 16; ``gain`` scales its weights, so that its distribution is far from uniform."""
+    """A random two-layer model; ``gain`` scales its weights, so that its distribution is far from uniform."""
     tokenizer = tokenizer or byte_tokenizer()
     write_tokenizer(folder, tokenizer)
     quiet: Any = transformers_logging
     quiet.disable_progress_bar()
     torch.manual_seed(seed)
-    model = _model(family, int(tokenizer.get_vocab_size()), context)
+    model = _model(family, int(tokenizer.get_vocab_size()), context, hidden)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2 and not name.endswith(("A_log", "time_decay")):
@@ -102,8 +103,8 @@ def version(number: int, kind: VersionKind, path: Path) -> Version:
     return Version("bot", number, kind, str(path), "0" * 64, number - 1, None, None, datetime(2026, 1, 1, tzinfo=UTC))
 
 
-def _model(family: str, vocab: int, context: int) -> Any:
-    common: dict[str, Any] = {"vocab_size": vocab, "hidden_size": 16, "num_hidden_layers": 2}
+def _model(family: str, vocab: int, context: int, hidden: int) -> Any:
+    common: dict[str, Any] = {"vocab_size": vocab, "hidden_size": hidden, "num_hidden_layers": 2}
     common |= {"eos_token_id": 0, "pad_token_id": 0}
     heads: dict[str, Any] = {**common, "num_attention_heads": 2, "bos_token_id": 0}
     wide: dict[str, Any] = {**heads, "intermediate_size": 32, "max_position_embeddings": context}
@@ -111,9 +112,11 @@ def _model(family: str, vocab: int, context: int) -> Any:
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**wide, num_key_value_heads=2, tie_word_embeddings=True)),
         "sliding": lambda: MistralForCausalLM(MistralConfig(**wide, num_key_value_heads=1, sliding_window=4)),
         "gpt2": lambda: GPT2LMHeadModel(
-            GPT2Config(vocab_size=vocab, n_embd=16, n_layer=2, n_head=2, n_positions=context, bos_token_id=0, eos_token_id=0)
+            GPT2Config(
+                vocab_size=vocab, n_embd=hidden, n_layer=2, n_head=2, n_positions=context, bos_token_id=0, eos_token_id=0
+            )
         ),
-        "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=vocab, hidden_size=16, n_layer=2, n_head=2)),
+        "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=vocab, hidden_size=hidden, n_layer=2, n_head=2)),
         "rwkv": lambda: RwkvForCausalLM(RwkvConfig(**common, context_length=context, rescale_every=0)),
         "mamba": lambda: MambaForCausalLM(MambaConfig(**common, state_size=4, time_step_rank=2)),
     }

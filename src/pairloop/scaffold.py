@@ -48,7 +48,7 @@ def render_config(settings: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _render_keys(section: type[Section], values: Mapping[str, Any]) -> list[str]:
-    lines = []
+    lines: list[str] = []
     for key, field in section.model_fields.items():
         if field.description:
             lines.extend(f"# {line}" for line in field.description.splitlines())

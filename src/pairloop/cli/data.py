@@ -37,7 +37,7 @@ def data_import(file: Path, config_path: Path, family: str | None, skip_refused:
         read = read_rows(file, family=family, max_chars=config.pairs.max_chars, policy=config.policy.name)
         if not skip_refused:
             read.or_raise()
-        new = sum(store.write(lambda c, one=one: _insert(c, one)) for one in read.groups)
+        new = store.write(lambda c: sum(_insert(c, one) for one in read.groups))
     document = {"rows": read.rows, "imported": new, "known": len(read.groups) - new, "refused": read.refused}
     text = f"{read.rows} rows: {new} imported, {len(read.groups) - new} known already"
     show(document, _with_reasons(text, read.refused), as_json=as_json)
@@ -148,9 +148,7 @@ def _dataset(store: Any, policy: str, dataset_id: str | None) -> Dataset:
     from pairloop.store import datasets
 
     with store.reading() as c:
-        found: Dataset | None = (
-            datasets.get(c, dataset_id) if dataset_id else next(iter(datasets.list_(c, policy)), None)
-        )
+        found: Dataset | None = datasets.get(c, dataset_id) if dataset_id else next(iter(datasets.list_(c, policy)), None)
     if found is None:
         raise NotFoundError(f"no dataset {dataset_id or ''} of {policy}; `pairloop pairs build` makes one")
     return found

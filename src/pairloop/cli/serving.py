@@ -80,7 +80,9 @@ def worker(config_path: Path, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for everything the demo makes.")
 @click.option("--seed", default=0, show_default=True, help="Names the crowd, its cases and the training order.")
 @click.option("--rounds", default=4, show_default=True, type=click.IntRange(1, 50), help="Cycles to run.")
-@click.option("--noise", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Share of picks that are a coin toss.")
+@click.option(
+    "--noise", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Share of picks that are a coin toss."
+)
 @click.option("--position-bias", default=0.0, show_default=True, help="Logits that customers add for the left answer.")
 @click.option("--verifier", is_flag=True, help="No picks at all: a verifier labels the answers and judges the duel.")
 @click.option("--control", is_flag=True, help="Add chosen-only fine-tuning on the same data and budget as a row.")
@@ -139,9 +141,7 @@ def doctor(config_path: Path, as_json: bool) -> None:
         raise SystemExit(EXIT_SYSTEM_FAILURE)
 
 
-def _overridden(
-    config_path: Path | None, *, host: str | None, port: int | None, model: str | None, no_scheduler: bool
-) -> Any:
+def _overridden(config_path: Path | None, *, host: str | None, port: int | None, model: str | None, no_scheduler: bool) -> Any:
     """The configuration with what the command line changes, checked as a whole."""
     from pairloop.config import load_config, override
 

@@ -11,10 +11,14 @@ from pairloop.cli.output import show, table, verb
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Preference rows (JSONL or JSON array).")
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Preference rows (JSONL or JSON array)."
+)
 @click.option("--model", help="starter, a Hugging Face model directory, or a hub id.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the trained model.")
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="pairloop.toml: its [train], [pairs] and [policy].")
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="pairloop.toml: its [train], [pairs] and [policy]."
+)
 @click.option("--dataset", "dataset_id", help="Without --data: train the champion on this dataset and register the version.")
 @click.option("--family", help="The rows' family, where the file does not show it.")
 @click.option("--method", type=click.Choice(["full", "lora"]), help="All weights, or a LoRA adapter.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pairloop.config import Config, override
 from pairloop.formats import snapshot
@@ -22,14 +22,17 @@ def train_control(config: Config, datasets: Sequence[Path], out: Path, watcher: 
     settings = override(config, {"train": {"objective": "sft"}})
     model: Path | None = None
     for number, dataset in enumerate(datasets, start=1):
-        text = f"control: fine-tuning on the chosen answers of dataset {number} of {len(datasets)}"
         target = out / "control" / str(number)
         train_file(
             list(snapshot.read(dataset / "train.jsonl")),
             config.policy.model if model is None else str(model),
             target,
             settings,
-            on_progress=lambda row, text=text: watcher.bar(text, int(row["step"]), int(row["of"])),
+            on_progress=_bar(watcher, f"control: the chosen answers of dataset {number} of {len(datasets)}"),
         )
         model = target
     return model
+
+
+def _bar(watcher: Watcher, text: str) -> Callable[[Mapping[str, Any]], None]:
+    return lambda row: watcher.bar(text, int(row["step"]), int(row["of"]))

@@ -86,7 +86,17 @@ def write_report(result: DemoResult, out: Path) -> None:
     (out / PAGE_FILE).write_text(_page(result, (out / CURVE_FILE).read_bytes()), encoding="utf-8")
 
 
-HEADERS = ("round", "version", "verdict", "win rate vs base", "utility", "fidelity (n)", "picks", "duel picks", "seconds per phase")
+HEADERS = (
+    "round",
+    "version",
+    "verdict",
+    "win rate vs base",
+    "utility",
+    "fidelity (n)",
+    "picks",
+    "duel picks",
+    "seconds per phase",
+)
 
 
 def table_rows(result: DemoResult) -> list[tuple[str, ...]]:
@@ -172,7 +182,9 @@ def draw_curve(result: DemoResult, path: Path) -> None:
     if result.control is not None:
         axes.axhline(result.control.win_rate.mean, ls="--", lw=1, color="#3b6fb6", label="control: chosen-only fine-tuning")
     axes.axhline(0.5, lw=0.8, color="#cbd2d9", zorder=0)
-    axes.set(xlabel="round", ylabel=f"win rate against the base (n = {result.final.win_rate.n} held-out prompts)", ylim=(0.3, 1.0))
+    axes.set(
+        xlabel="round", ylabel=f"win rate against the base (n = {result.final.win_rate.n} held-out prompts)", ylim=(0.3, 1.0)
+    )
     axes.set_xticks(range(len(result.rounds) + 1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right", fontsize=9)

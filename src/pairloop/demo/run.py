@@ -299,8 +299,6 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     seconds[phase] = time.monotonic() - started
 
 
-
-
 def free_folder(out: Path | None) -> Path:
     """``out``, or ``demo-out`` here; where that holds an earlier demo, the next ``demo-out-2``, ``-3``, … that does not."""
     if out is not None:

@@ -31,8 +31,8 @@ class ReadResult:
     """What a file holds: ``rows`` = ``len(groups)`` + the sum of ``refused``.
 
     ``refused`` counts each refused row once, under its first problem. ``counts`` describes all rows, refused ones
-    included, as far as they could be read: ``prompts_in_file`` (distinct) and ``unanimous_in_file`` (comparisons on which at least two
-    raters picked, all the same).
+    included, as far as they could be read: ``prompts_in_file`` (distinct) and ``unanimous_in_file`` (comparisons on which
+    at least two raters picked, all the same).
     """
 
     family: str | None

@@ -14,7 +14,14 @@ from pairloop.learner.files import whole_folder
 from pairloop.learner.job import TrainJob
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
-_NOT_COPIED = {"config.json", "generation_config.json", "manifest.json", "model.safetensors.index.json"}
+_NOT_COPIED = {
+    "config.json",
+    "generation_config.json",
+    "manifest.json",
+    "model.safetensors.index.json",
+    "README.md",
+    "MODEL_CARD.md",
+}
 
 
 def export(job: TrainJob, model: nn.Module) -> None:
@@ -25,9 +32,12 @@ def export(job: TrainJob, model: nn.Module) -> None:
             # Without this, PEFT asks the hub whether the base's vocabulary was changed.
             saver.save_pretrained(folder, save_embedding_layers=False)
             _sort_config(folder / "adapter_config.json")
-            return
-        saver.to(getattr(torch, job.dtype)).save_pretrained(folder)
-        _copy_tokenizer(Path(job.base_dir), folder)
+            (folder / "README.md").unlink(missing_ok=True)  # a form, with nothing filled in
+        else:
+            saver.to(getattr(torch, job.dtype)).save_pretrained(folder)
+            _copy_tokenizer(Path(job.base_dir), folder)
+        for path in folder.iterdir():
+            path.chmod(0o644)  # weights are written for the owner alone, and an engine may be another user
 
 
 def _sort_config(path: Path) -> None:
@@ -38,7 +48,7 @@ def _sort_config(path: Path) -> None:
 
 
 def _copy_tokenizer(base_dir: Path, folder: Path) -> None:
-    """Tokenizer, chat template, licence: every plain file of the base that is neither weights nor written by the export."""
+    """Tokenizer, chat template, licence: the base's plain files, but for weights, prose, and what the export wrote itself."""
     for path in sorted(base_dir.iterdir()):
         if path.is_file() and path.suffix not in _WEIGHTS and path.name not in _NOT_COPIED and not path.name.startswith("."):
             shutil.copyfile(path, folder / path.name)

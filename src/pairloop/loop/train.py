@@ -110,15 +110,13 @@ def train_file(
     snapshot.write(data / HELDOUT_FILE, heldout)
     job = TrainJob.in_folder(folder, base_dir=base_dir, snapshot_dir=str(data), **_base_settings(), **_settings(config))
     result = _attempts(job, folder, _Listener(on_progress), lambda: False)
-    if result is None or result.status is not TrainStatus.SUCCEEDED:
-        error = result.error if result else None
-        if error is None or error.kind == "user_error":
-            shutil.rmtree(folder)
-        if error is not None:
-            raise UserError(error.message) if error.kind == "user_error" else TrainingError(f"{error.message}; see {folder}")
-    else:
-        _deliver(job, folder, out)
     assert result is not None  # nobody could stop it
+    if result.status is TrainStatus.SUCCEEDED:
+        _deliver(job, folder, out)
+    elif result.error is None:
+        shutil.rmtree(folder)
+    else:
+        _raise(result.error, folder)
     return result
 
 
@@ -353,6 +351,15 @@ def _refuse_occupied(out: Path, folder: Path, *, resume: bool) -> None:
         raise UserError(f"{out}: is not empty; name a new folder for the trained model")
     if folder.exists() and not resume:
         raise UserError(f"{out}: an earlier run was interrupted; go on with it (resume), or remove {folder}")
+
+
+def _raise(error: TrainError, folder: Path) -> None:
+    """The child's error as an exception; the folder stays where another attempt can go on with it."""
+    if error.kind == "system_error":
+        raise TrainingError(f"{error.message}; `resume` goes on with {folder}")
+    if error.code != "checkpoint_mismatch":
+        shutil.rmtree(folder)
+    raise UserError(error.message)
 
 
 def _deliver(job: TrainJob, folder: Path, out: Path) -> None:

@@ -32,6 +32,8 @@ BURST_S = 0.02
 """How long one version decodes before waiting rows, other versions and jobs get their turn."""
 SCORE_TOKENS = 4_096
 """Padded tokens scored by one job, so that scoring never holds up serving for long."""
+SCORE_LOGITS = 1 << 26
+"""And their float32 logits, for large vocabularies (256 MiB)."""
 DEFAULT_CONTEXT = 4_096
 """For models whose configuration states no limit."""
 
@@ -145,7 +147,7 @@ class LocalPolicy:
                 raise EngineError(problem)
             self._scoring[version] += 1
         try:
-            chunks = _chunks(sequences)
+            chunks = _chunks(sequences, min(SCORE_TOKENS, SCORE_LOGITS // self._vocab_size))
             jobs = [self._submit(partial(self._score, version, [sequences[i] for i in chunk])) for chunk in chunks]
             scored = [job.result() for job in jobs]
         finally:
@@ -288,8 +290,8 @@ def _context_of(shelf: Shelf) -> int:
     return max_context(shelf.base) or DEFAULT_CONTEXT
 
 
-def _chunks(sequences: Sequence[TokenSequence]) -> list[list[int]]:
-    """Indices of the sequences with a completion, grouped by length into chunks of at most SCORE_TOKENS padded tokens."""
+def _chunks(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]]:
+    """Indices of the sequences with a completion, grouped by length into chunks of at most ``budget`` padded tokens."""
 
     def size(i: int) -> int:
         return len(sequences[i].prompt_token_ids) + len(sequences[i].completion_token_ids)
@@ -297,7 +299,7 @@ def _chunks(sequences: Sequence[TokenSequence]) -> list[list[int]]:
     order = sorted((i for i, sequence in enumerate(sequences) if sequence.completion_token_ids), key=size)
     chunks: list[list[int]] = []
     for i in order:
-        if chunks and size(i) * (len(chunks[-1]) + 1) <= SCORE_TOKENS:
+        if chunks and size(i) * (len(chunks[-1]) + 1) <= budget:
             chunks[-1].append(i)
         else:
             chunks.append([i])

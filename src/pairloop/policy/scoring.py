@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
@@ -31,6 +32,7 @@ from pairloop.types import VersionKind
 CACHE_NAMES = ("past_key_values", "cache_params", "state")
 """How models call what they carry from token to token."""
 
+_LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 
 
@@ -131,7 +133,7 @@ def load_adapter(model: nn.Module, folder: Path, name: str, *, device: torch.dev
     ModelError where it cannot be read or does not fit; a broken folder leaves the adapters that are on the base as they were.
     """
     read_adapter_config(folder)
-    check_adapter_weights(folder)
+    check_adapter_weights(folder, bare(model))
     options: dict[str, Any] = {"adapter_name": name, "is_trainable": trainable, "torch_device": str(device)}
     wrapped: Any = PeftModel
     try:
@@ -161,20 +163,33 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_adapter_weights(folder: Path) -> None:
-    """ModelError unless adapter_model.safetensors is there and whole."""
-    from safetensors import safe_open
+def check_adapter_weights(folder: Path, base: nn.Module) -> None:
+    """ModelError unless adapter_model.safetensors is whole and its matrices fit ``base``.
 
+    Looked at beforehand, as PEFT puts its layers into the base before it finds that the weights do not fit them.
+    """
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         raise ModelError(f"{folder}: adapter_model.safetensors is missing")
     try:
         with safe_open(path, framework="pt") as file:
-            empty = not file.keys()
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise ModelError(f"{path}: cannot be read: {error}") from error
-    if empty:
+    if not shapes:
         raise ModelError(f"{path}: holds no weights")
+    modules = dict(base.named_modules())
+    for key, shape in shapes.items():
+        match = _LORA_KEY.fullmatch(key)
+        if match is None:
+            continue
+        module: Any = modules.get(match["module"])
+        weight = getattr(getattr(module, "base_layer", module), "weight", None)
+        size = shape[1] if match["side"] == "A" else shape[0]
+        # Linear keeps [out, in] and Conv1D [in, out]; PEFT knows which, here it is enough that the size occurs.
+        if weight is None or size not in weight.shape:
+            found = "no such layer" if weight is None else f"a layer of shape {tuple(weight.shape)}"
+            raise ModelError(f"{path}: the adapter does not fit the base model: {key} {shape} meets {found}")
 
 
 def check_adapter(folder: Path, lora: LoraSettings) -> None:
@@ -201,7 +216,9 @@ def check_adapter(folder: Path, lora: LoraSettings) -> None:
 def bare(model: nn.Module) -> nn.Module:
     """The transformers module inside a PEFT wrapper (its adapters stay in it)."""
     if isinstance(model, PeftModel):
-        inner: nn.Module = model.get_base_model()
+        # Not get_base_model(): after the last adapter was taken off, PEFT looks for its configuration and fails.
+        tuner: Any = model.base_model
+        inner: nn.Module = tuner.model
         return inner
     return model
 

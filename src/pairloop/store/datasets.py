@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column, Connection, Row, Table
 
 from pairloop.store.groups import chunked
-from pairloop.store.schema import cycle_steps, dataset_pairs, datasets, pair_feedback, pair_groups
+from pairloop.store.schema import cycle_steps, dataset_pairs, datasets, pair_feedback, pair_groups, runs
 from pairloop.types import CycleState, Dataset
 
 PairLineage = tuple[str, Sequence[str], Sequence[str]]
@@ -55,12 +55,15 @@ def list_(c: Connection, policy: str) -> list[Dataset]:
 def last_seq(c: Connection, policy: str, *, promoted_only: bool) -> int:
     """The feedback sequence number up to which the newest dataset looked; 0 without a dataset.
 
-    With ``promoted_only``, the newest one whose cycle was promoted: later picks are still on-policy for the champion.
+    With ``promoted_only``, the newest one whose cycle was promoted: later picks are still on-policy for the champion. A
+    dataset belongs to each cycle that trained on it: the same evidence is the same dataset, whoever recorded it first.
     """
     statement = sa.select(datasets.c.feedback_seq).where(datasets.c.policy == policy)
     if promoted_only:
+        trained_on = sa.select(runs.c.cycle_id).where(runs.c.policy == policy, runs.c.dataset_id == datasets.c.dataset_id)
         promoted = sa.exists().where(
-            cycle_steps.c.cycle_id == datasets.c.cycle_id, cycle_steps.c.state == CycleState.PROMOTED.value
+            sa.or_(cycle_steps.c.cycle_id == datasets.c.cycle_id, cycle_steps.c.cycle_id.in_(trained_on)),
+            cycle_steps.c.state == CycleState.PROMOTED.value,
         )
         statement = statement.where(promoted)
     return c.execute(statement.order_by(*_NEWEST_FIRST).limit(1)).scalar() or 0

@@ -26,6 +26,10 @@ class _Job:
     future: Future[Any]
 
 
+_Outcome = tuple[Any, BaseException | None]
+"""What a function returned, or what its future raises."""
+
+
 class GroupCommitWriter:
     """Runs functions of a connection, one after the other; their futures resolve after the commit that holds them.
 
@@ -99,25 +103,29 @@ class GroupCommitWriter:
         return batch, False
 
     def _commit(self, batch: list[_Job]) -> None:
+        outcomes: list[_Outcome] = [(None, StoreError(f"{self._name}: the writer stopped"))] * len(batch)
         try:
             with self._engine.begin() as connection:
-                outcomes = [self._attempt(connection, job.fn) for job in batch]
+                attempted = [self._attempt(connection, job.fn) for job in batch]
+            outcomes = attempted  # only now: the commit is through
         except (SQLAlchemyError, OSError) as error:
-            outcomes = [(None, self._store_error(error))] * len(batch)
-        for job, (result, problem) in zip(batch, outcomes, strict=True):
-            if problem is None:
-                job.future.set_result(result)
-            else:
-                job.future.set_exception(problem)
+            outcomes = [(None, self._store_error(error)) for _ in batch]
+        finally:
+            for job, (result, problem) in zip(batch, outcomes, strict=True):
+                if problem is None:
+                    job.future.set_result(result)
+                else:
+                    job.future.set_exception(problem)
 
-    def _attempt(self, connection: Connection, fn: Callable[[Connection], Any]) -> tuple[Any, BaseException | None]:
+    def _attempt(self, connection: Connection, fn: Callable[[Connection], Any]) -> _Outcome:
         """The function's result or what it raised, its writes undone. Raises only where the transaction itself is gone."""
         savepoint = connection.begin_nested()
         try:
             result = fn(connection)
             savepoint.commit()
         except BaseException as error:  # noqa: BLE001 - the supervisor's line: it goes to whoever waits on the future
-            savepoint.rollback()
+            if savepoint.is_active:
+                savepoint.rollback()
             return None, self._explained(error)
         return result, None
 

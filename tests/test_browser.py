@@ -1,0 +1,181 @@
+"""A real browser on a real ``pairloop serve --model fake``: a pick by key, a whole cycle watched on the page, screenshots."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from tests.server import POLICY, user_of
+
+from pairloop.loop.serve import pool_of
+from pairloop.policy.fake import quality
+from pairloop.types import Pool
+
+CHROMIUM = shutil.which("chromium")
+ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+CONFIG = """
+[policy]
+model = "fake"
+method = "full"
+[train]
+min_pairs = 4
+[schedule]
+min_pairs = 1000
+poll = "0.2s"
+[gate]
+min_picks = 5
+min_raters = 5
+[evaluate]
+prompts = 8
+"""
+SERVE = """
+import sys
+from pathlib import Path
+from pairloop.config import load_config
+from pairloop.web.server import run
+config = load_config(Path(sys.argv[1]), env={})
+run(config.model_copy(update={"serve": config.serve.model_copy(update={"port": 0})}))
+"""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed; the page is tested as text in test_pages.py"),
+]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    """A serving process on a free port."""
+    (tmp_path / "pairloop.toml").write_text(CONFIG, encoding="utf-8")
+    command = [sys.executable, "-c", SERVE, str(tmp_path)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    with process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline().decode().strip()
+            assert "listening on" in line, (tmp_path / "log").read_text()
+            yield line.rsplit(" ", 1)[1]
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield browser
+        browser.close()
+
+
+def visitor(pool: Pool) -> str:
+    names = (f"visitor-{number:032x}" for number in range(10_000))
+    return next(name for name in names if pool_of(name, 0.2) is pool)
+
+
+def open_page(browser: Browser, url: str, problems: list[str], **options: Any) -> Page:
+    """The first page for a visitor of the train pool; what the console complains about goes to ``problems``."""
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            problems.append(message.text)
+
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+    context.add_cookies([{"name": "pairloop_visitor", "value": visitor(Pool.TRAIN), "url": url}])
+    page = context.new_page()
+    page.on("console", note)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(url)
+    return page
+
+
+def customer_picks(http: httpx.Client, user: str, better: Callable[[list[str]], int]) -> None:
+    body = {"model": POLICY, "n": 2, "user": user, "messages": [{"role": "user", "content": f"I am {user}"}]}
+    reply = http.post("/v1/chat/completions", json=body).json()
+    index = better([choice["message"]["content"] for choice in reply["choices"]])
+    pick = {"inference_id": reply["id"], "outcome": "chosen", "chosen_index": index, "latency_ms": 4_000}
+    assert http.post("/v1/preferences", json=pick).status_code == 201
+
+
+def the_higher(texts: list[str]) -> int:
+    return max(range(len(texts)), key=lambda index: quality(texts[index]))
+
+
+def test_a_pick_by_key_and_a_cycle_on_the_page(browser: Browser, url: str, tmp_path: Path) -> None:
+    shots = Path(os.environ.get("PAIRLOOP_SCREENSHOTS") or tmp_path / "screenshots")
+    shots.mkdir(parents=True, exist_ok=True)
+    problems: list[str] = []
+    page = open_page(browser, url, problems)
+    page.screenshot(path=shots / "1-idle.png", full_page=True)
+
+    # Asked with Enter, picked with a key; the conversation goes on with the chosen answer.
+    page.keyboard.type("Where is my order?")
+    page.keyboard.press("Enter")
+    expect(page.locator("#note")).to_contain_text("Pick with a button")
+    page.screenshot(path=shots / "2-answers.png", full_page=True)
+    chosen = page.locator("#text-1").inner_text()
+    page.wait_for_timeout(1_100)  # a person needs a second; faster picks are set aside
+    page.keyboard.press("2")
+    expect(page.locator("#note")).to_contain_text(f"A was {POLICY}@0, B was {POLICY}@0")
+    expect(page.locator("#answer-1")).to_have_class("answer chosen")
+    page.screenshot(path=shots / "3-picked.png", full_page=True)
+    page.keyboard.type("And when will it come?")
+    page.keyboard.press("Enter")
+    expect(page.locator("#conversation .assistant")).to_contain_text(chosen)
+    expect(page.locator("#note")).to_contain_text("Pick with a button")
+    page.locator("[data-pick=tie]").click()
+    expect(page.locator("#note")).to_contain_text("Recorded")
+
+    with httpx.Client(base_url=url, timeout=30.0, trust_env=False) as http:
+        feedback = http.get("/metrics").text
+        assert 'pairloop_picks_total{label="B"} 1.0' in feedback
+        assert 'pairloop_picks_total{label="TIE"} 1.0' in feedback
+        for number in range(16):
+            customer_picks(http, user_of(Pool.TRAIN, number), the_higher)
+        for number in range(8):
+            customer_picks(http, user_of(Pool.GATE, number), the_higher)
+
+        # A cycle is asked for; the page follows it without being touched.
+        assert http.post("/v1/cycles", json={"reason": "the browser test"}).status_code == 202
+        expect(page.locator("#live")).to_contain_text("duelling", timeout=60_000)
+        page.screenshot(path=shots / "4-duelling.png", full_page=True)
+        judges = 0
+        while http.get("/v1/status").json()["cycle"] is not None and judges < 400:
+            customer_picks(http, user_of(Pool.GATE, judges), the_higher)
+            judges += 1
+        expect(page.locator("#live .chip")).to_have_text("PROMOTE", timeout=30_000)
+        expect(page.locator("#live .badge")).to_have_text(f"champion {POLICY}@1")
+        expect(page.locator("#curve svg .mark.promote")).to_have_count(1)
+    page.screenshot(path=shots / "5-promoted.png", full_page=True)
+
+    dark = open_page(browser, url, problems, color_scheme="dark")
+    dark.screenshot(path=shots / "6-dark.png", full_page=True)
+    phone = open_page(browser, url, problems)
+    phone.set_viewport_size({"width": 390, "height": 844})
+    phone.keyboard.type("Where is my order?")
+    phone.keyboard.press("Enter")
+    expect(phone.locator("#note")).to_contain_text("Pick with a button")
+    phone.screenshot(path=shots / "7-phone.png", full_page=True)
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.goto(f"{url}/docs")
+    phone.set_viewport_size({"width": 1000, "height": 800})
+    phone.locator("summary", has_text="/v1/preferences").click()
+    phone.screenshot(path=shots / "8-docs.png", full_page=True)
+    assert problems == []

@@ -1,0 +1,161 @@
+"""The curve of versions as numbers, and the pages as text: escaped, self-contained, guarded by their headers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from tests.server import POLICY, RunningServer
+
+from pairloop.store import verdicts
+from pairloop.types import Alias, CycleState, Reason, Verdict, VerdictKind
+from pairloop.web.curve import Contest, chart, curve
+
+EVIL = "<script>alert('x')</script>"
+
+
+@pytest.fixture
+def server(serve: Callable[..., RunningServer]) -> RunningServer:
+    return serve()
+
+
+def test_one_duel_tells_the_same_against_champion_and_base() -> None:
+    (point,) = curve([Contest(1, 0, wins=60, losses=40, ties=0, verdict="PROMOTE")])
+    assert point.rate.mean == pytest.approx(0.6)
+    assert point.against_base.mean == pytest.approx(60.5 / 101)
+    assert point.rate.lo == pytest.approx(point.against_base.lo, abs=0.01)
+    assert point.rate.hi == pytest.approx(point.against_base.hi, abs=0.01)
+    assert 0.5 < point.rate.lo < 0.6 < point.rate.hi < 0.7
+
+
+def test_strength_adds_up_along_the_chain_of_champions() -> None:
+    first, second, third = curve(
+        [
+            Contest(1, 0, wins=75, losses=25, ties=0, verdict="PROMOTE"),
+            Contest(2, 1, wins=40, losses=60, ties=0, verdict="REJECT"),
+            Contest(3, 1, wins=60, losses=20, ties=20, verdict="PROMOTE"),
+        ]
+    )
+    odds = (75.5 / 25.5) * (70.5 / 30.5)
+    assert third.against_base.mean == pytest.approx(odds / (1 + odds))
+    assert second.against_base.mean < first.against_base.mean < third.against_base.mean
+    assert third.rate.mean == pytest.approx(0.7)  # ties half
+    assert third.against_base.hi - third.against_base.lo > 0
+
+
+def test_an_empty_duel_is_all_doubt_and_the_chart_stays_in_its_box() -> None:
+    contests = [Contest(number, 0, 0, 0, 0, None) for number in range(1, 41)]
+    points = curve(contests)
+    assert (points[0].rate.lo, points[0].rate.hi) == (0.0, 1.0)
+    drawn = chart(points, champion=0)
+    assert len(drawn.marks) == 40
+    for mark in drawn.marks:
+        assert drawn.left <= mark.x <= drawn.right
+        assert 0 <= mark.y_hi <= mark.y <= mark.y_lo <= drawn.height
+    assert chart([], champion=0).marks == ()
+
+
+class Collector(HTMLParser):
+    """Every tag with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_the_page_is_self_contained_and_guarded(server: RunningServer) -> None:
+    for path in ("/", "/docs"):
+        response = server.http.get(path)
+        assert response.status_code == 200
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert response.headers["x-content-type-options"] == "nosniff"
+        for tag, attributes in Collector(response.text).tags:
+            assert not [name for name in attributes if name.startswith("on") or name == "style"]
+            if tag == "script":
+                assert attributes.get("src")
+            for name in ("src", "href"):
+                address = attributes.get(name) or ""
+                assert not re.match(r"(https?:)?//|data:|javascript:", address)
+                if address.startswith("/static/"):
+                    assert server.http.get(address.split("#")[0]).status_code == 200
+
+
+def test_the_visitor_keeps_an_id_and_a_forged_one_is_replaced(server: RunningServer) -> None:
+    first = server.http.get("/")
+    visitor = first.cookies["pairloop_visitor"]
+    assert f'data-visitor="{visitor}"' in first.text
+    cookie = first.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    again = server.http.get("/")  # the client sends its cookie
+    assert f'data-visitor="{visitor}"' in again.text
+    assert "set-cookie" not in again.headers
+    server.http.cookies.set("pairloop_visitor", f'"{EVIL}"')
+    forged = server.http.get("/")
+    assert EVIL not in forged.text
+    assert "set-cookie" in forged.headers
+
+
+def judged(server: RunningServer) -> None:
+    server.add_version(1)
+    duel = server.open_duel(1)
+    reasons = (
+        Reason("evidence", True, f"E reached 20 {EVIL}", 21.0, 20.0),
+        Reason("length", False, "answers grew by 60 %", 1.6, 1.4),
+        Reason("picks", None, "12 more picks are needed"),
+    )
+    verdict = Verdict(VerdictKind.PROMOTE, reasons, e_value=21.0, wins=30, losses=10, ties=4, raters=12)
+    server.store.write(lambda c: verdicts.insert(c, duel.cycle_id, duel.duel_id, verdict, datetime.now(UTC)))
+    server.close_duel(duel, CycleState.PROMOTED, {"reason": "x"})
+    server.alias(Alias.CHAMPION, 1)
+
+
+def test_verdicts_and_the_curve_are_shown_and_escaped(server: RunningServer) -> None:
+    judged(server)
+    live, curve_text = server.http.get("/page/live").text, server.http.get("/page/curve").text
+    assert EVIL not in live
+    assert "&lt;script&gt;" in live
+    assert "PROMOTE" in live
+    for text in ("answers grew by 60 %", "12 more picks are needed", f"champion {POLICY}@1"):
+        assert text in live
+    classes = [attributes.get("class") for tag, attributes in Collector(live).tags if tag == "li"]
+    assert classes[-3:] == ["passed", "failed", "open"]
+    assert "73 % (58–84)" in curve_text
+    assert 'class="mark promote"' in curve_text
+    assert server.http.get("/").text.count("73 % (58–84)") == curve_text.count("73 % (58–84)")
+
+
+def test_a_running_cycle_shows_its_stage_and_progress(server: RunningServer) -> None:
+    server.add_version(1)
+    server.open_duel(1)
+    live = server.http.get("/page/live").text
+    assert "is <strong>duelling</strong>: 0 picks, about" in live
+    stages = [attributes["class"] for tag, attributes in Collector(live).tags if tag == "li"][:4]
+    assert stages == ["done", "done", "done", "now"]
+    progress: Any = next(attributes for tag, attributes in Collector(live).tags if tag == "progress")
+    assert int(progress["value"]) == 0 < int(progress["max"])
+
+
+def test_an_idle_loop_says_what_it_waits_for(server: RunningServer) -> None:
+    live = server.http.get("/page/live").text
+    assert "0 new pairs of the 500 that start the next cycle" in live
+    assert "The gate has not spoken yet" in live
+    assert "No version has been compared" in server.http.get("/page/curve").text
+
+
+def test_docs_name_every_route_with_its_fields(server: RunningServer) -> None:
+    docs = server.http.get("/docs").text
+    for path in server.http.get("/openapi.json").json()["paths"]:
+        assert f"<code>{path}</code>" in docs
+    for field in ("chosen_index", "shown_order", "metric_name", "max_completion_tokens"):
+        assert f"<code>{field}</code>" in docs

@@ -1,0 +1,295 @@
+"""When cycles start: the pure rules, and the thread that follows them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from tests.loop_rig import Rig, better, open_rig, settings
+
+from pairloop.config import ScheduleSection
+from pairloop.loop import cycle
+from pairloop.loop.cycle.context import CycleLease
+from pairloop.loop.schedule import Scheduler, backoff, due
+from pairloop.policy.fake import FakePolicy
+from pairloop.store import cycles, runs, triggers
+from pairloop.types import Cycle, CycleState, CycleStep, RunStatus
+
+T0 = datetime(2026, 1, 5, 8, tzinfo=UTC)
+NOTHING = ScheduleSection(min_pairs=0)
+
+
+def asked(
+    section: ScheduleSection,
+    *,
+    after: timedelta = timedelta(0),
+    new_pairs: int = 0,
+    pending: str | None = None,
+    hold_until: datetime | None = None,
+    retry: bool = False,
+) -> str | None:
+    return due(
+        section,
+        now=T0 + after,
+        last_started_at=T0,
+        new_pairs=new_pairs,
+        pending=pending,
+        hold_until=hold_until,
+        retry=retry,
+    )
+
+
+def test_every() -> None:
+    section = ScheduleSection(every="6h", min_pairs=0)
+    assert asked(section, after=timedelta(hours=5, minutes=59)) is None
+    assert asked(section, after=timedelta(hours=6)) == "the clock (every = 6h)"
+    assert asked(section, after=timedelta(days=3)) is not None
+
+
+def test_cron_is_in_utc_and_fires_once_per_time() -> None:
+    section = ScheduleSection(cron="30 9 * * *", min_pairs=0)
+    assert asked(section, after=timedelta(hours=1, minutes=29)) is None
+    assert asked(section, after=timedelta(hours=1, minutes=30)) == "the clock (cron = 30 9 * * *)"
+    begun = T0 + timedelta(hours=1, minutes=30)
+    later = due(section, now=begun + timedelta(hours=2), last_started_at=begun, new_pairs=0, pending=None)
+    assert later is None
+
+
+def test_new_pairs() -> None:
+    section = ScheduleSection(min_pairs=500)
+    assert asked(section, new_pairs=499) is None
+    assert asked(section, new_pairs=512) == "512 new pairs (min_pairs = 500)"
+    assert asked(NOTHING, new_pairs=10_000, after=timedelta(days=9)) is None
+
+
+def test_the_first_of_any_mix() -> None:
+    section = ScheduleSection(every="6h", cron="0 9 * * *", min_pairs=100)
+    assert asked(section, after=timedelta(minutes=59), new_pairs=99) is None
+    assert "new pairs" in (asked(section, after=timedelta(minutes=59), new_pairs=100) or "")
+    assert "clock" in (asked(section, after=timedelta(minutes=60), new_pairs=0) or "")
+    assert cycle.next_run_at(section, T0, T0) == T0 + timedelta(hours=1)
+    assert cycle.next_run_at(ScheduleSection(every="10m", cron="0 9 * * *"), T0, T0) == T0 + timedelta(minutes=10)
+    assert cycle.next_run_at(NOTHING, T0, T0) is None
+
+
+def test_a_pending_trigger_goes_first_whatever_else_holds() -> None:
+    assert asked(NOTHING, pending="by hand") == "by hand"
+    off = ScheduleSection(enabled=False, min_pairs=1)
+    assert asked(off, new_pairs=5) is None
+    assert asked(off, pending="by hand") == "by hand"
+    assert asked(NOTHING, pending="by hand", hold_until=T0 + timedelta(hours=1)) == "by hand"
+
+
+def test_after_fruitless_cycles_the_clock_waits() -> None:
+    section = ScheduleSection(min_pairs=1)
+    hold = T0 + timedelta(seconds=30)
+    assert asked(section, new_pairs=9, hold_until=hold, retry=True) is None
+    assert (
+        asked(section, new_pairs=0, hold_until=hold, retry=True, after=timedelta(seconds=30)) == "trying again after a failure"
+    )
+    assert asked(section, new_pairs=0, hold_until=hold, after=timedelta(seconds=30)) is None
+
+
+def ended(state: CycleState, number: int = 1) -> Cycle:
+    return Cycle(f"cycle_{number}", "bot", number, 0, "test", T0, (CycleStep(state, {}, T0),))
+
+
+def test_backoff_doubles_up_to_an_hour() -> None:
+    failed, held, nothing = (ended(s) for s in (CycleState.FAILED, CycleState.HELD, CycleState.NOTHING_TO_TRAIN))
+    assert backoff([]) is None
+    assert backoff([held, failed]) is None
+    assert backoff([failed, held]) == T0 + timedelta(seconds=30)
+    assert backoff([failed, nothing, failed, held]) == T0 + timedelta(seconds=120)
+    assert backoff([failed] * 16) == T0 + timedelta(hours=1)
+
+
+# --- the thread
+
+
+@contextmanager
+def scheduling(rig: Rig, loop: cycle.Loop | None = None) -> Iterator[Scheduler]:
+    scheduler = Scheduler(loop or rig.loop)
+    scheduler.start()
+    try:
+        yield scheduler
+    finally:
+        scheduler.stop()
+
+
+class Watch:
+    """Waits for something the scheduler writes, on a condition instead of a sleep."""
+
+    def __init__(self, rig: Rig, *, timeout_s: float = 30.0) -> None:
+        self._rig = rig
+        self._timeout_s = timeout_s
+        self._tick = threading.Event()
+
+    def until(self, what: Callable[[Cycle | None], bool]) -> Cycle | None:
+        for _ in range(int(self._timeout_s / 0.02)):
+            with self._rig.store.reading() as c:
+                newest = next(iter(cycles.list_(c, "bot", limit=1)), None)
+            if what(newest):
+                return newest
+            self._tick.wait(0.02)
+        raise AssertionError(f"not seen within {self._timeout_s} s; the newest cycle is {newest}")
+
+    def state(self, *wanted: CycleState, number: int = 1) -> Cycle:
+        found = self.until(lambda one: one is not None and one.number == number and one.state in wanted)
+        assert found is not None
+        return found
+
+
+def test_picks_start_a_cycle_and_decide_its_duel(tmp_path: Path) -> None:
+    with open_rig(settings(tmp_path, schedule={"poll": "60s"})) as rig, scheduling(rig) as scheduler:
+        watch = Watch(rig)
+        scheduler.notify()
+        rig.serve(60)
+        scheduler.notify()
+        duelling = watch.state(CycleState.DUELLING)
+        assert "new pairs (min_pairs = 30)" in duelling.trigger
+        for _ in range(15):
+            rig.judge(20, better)
+            scheduler.notify()
+            if watch.until(lambda one: one is not None).state.is_terminal:  # type: ignore[union-attr]
+                break
+        assert watch.state(CycleState.PROMOTED, CycleState.HELD).state is CycleState.PROMOTED
+        assert scheduler.status() == {"running": True, "enabled": True, "error": None}
+    assert scheduler.status()["running"] is False
+
+
+def test_a_trigger_starts_a_cycle_and_during_a_duel_it_waits(tmp_path: Path) -> None:
+    config = settings(tmp_path, schedule={"poll": "60s", "min_pairs": 0}, gate={"max_picks": 60})
+    with open_rig(config) as rig, scheduling(rig) as scheduler:
+        watch = Watch(rig)
+        rig.serve(60)
+        scheduler.trigger("by hand")
+        assert watch.state(CycleState.DUELLING).trigger == "by hand"
+        scheduler.trigger("by hand again")
+        with rig.store.reading() as c:
+            assert triggers.peek(c, "bot") == "by hand again"
+        rig.judge(60)
+        scheduler.notify()
+        assert watch.until(lambda one: one is not None and one.number == 2).trigger == "by hand again"  # type: ignore[union-attr]
+
+
+def test_what_falls_due_during_a_duel_is_kept(tmp_path: Path) -> None:
+    with open_rig(settings(tmp_path, schedule={"poll": "60s"})) as rig, scheduling(rig) as scheduler:
+        watch = Watch(rig)
+        rig.serve(60)
+        scheduler.notify()
+        watch.state(CycleState.DUELLING)
+        rig.serve(60)
+        scheduler.notify()
+
+        def kept(_: Cycle | None) -> bool:
+            scheduler.notify()
+            with rig.store.reading() as c:
+                return triggers.peek(c, "bot") is not None
+
+        watch.until(kept)
+
+
+def test_the_deadline_ends_a_duel_without_picks(tmp_path: Path) -> None:
+    config = settings(tmp_path, schedule={"poll": "100s"}, gate={"max_hours": 1 / 3600})
+    with open_rig(config) as rig, scheduling(rig) as scheduler:
+        rig.serve(60)
+        scheduler.notify()
+        watch = Watch(rig)
+
+        def over(one: Cycle | None) -> bool:
+            scheduler.notify()
+            return one is not None and one.state is CycleState.HELD
+
+        watch.until(over)
+
+
+def test_a_cycle_that_was_interrupted_goes_on_at_the_start(tmp_path: Path) -> None:
+    with open_rig(settings(tmp_path)) as rig:
+        rig.serve(60)
+        answers = iter([False, True])
+        assert cycle.run(rig.loop, trigger="test", should_stop=lambda: next(answers)).state is CycleState.TRAINING
+        with scheduling(rig):
+            assert Watch(rig).state(CycleState.DUELLING).trigger == "test"
+
+
+def test_stopping_in_the_middle_of_training_is_prompt_and_loses_nothing(tmp_path: Path) -> None:
+    with open_rig(settings(tmp_path)) as rig:
+        rig.serve(60)
+        watch = Watch(rig)
+        scheduler = Scheduler(rig.loop)
+        scheduler.start()
+
+        def training(one: Cycle | None) -> bool:
+            with rig.store.reading() as c:
+                return one is not None and runs.for_cycle(c, one.cycle_id) is not None
+
+        watch.until(training)
+        scheduler.stop()
+        stopped = watch.until(lambda one: one is not None)
+        assert stopped is not None
+        if stopped.state is CycleState.TRAINING:  # the child may have been quicker
+            with rig.store.reading() as c:
+                run = runs.for_cycle(c, stopped.cycle_id)
+            assert run is not None
+            assert run.status is RunStatus.RUNNING
+        assert not stopped.state.is_terminal
+        with scheduling(rig):
+            assert watch.state(CycleState.DUELLING).cycle_id == stopped.cycle_id
+
+
+def test_a_failed_cycle_is_not_started_again_at_once(tmp_path: Path) -> None:
+    with open_rig(settings(tmp_path, train={"min_pairs": 1_000})) as rig, scheduling(rig) as scheduler:
+        rig.serve(60)
+        scheduler.notify()
+        watch = Watch(rig)
+        watch.state(CycleState.NOTHING_TO_TRAIN)
+        rig.serve(60)
+        for _ in range(20):
+            scheduler.notify()
+            watch._tick.wait(0.05)
+        with rig.store.reading() as c:
+            assert len(cycles.list_(c, "bot")) == 1
+        scheduler.trigger("by hand")
+        watch.state(CycleState.NOTHING_TO_TRAIN, number=2)
+
+
+def test_another_process_that_turns_the_loop_is_left_in_peace(tmp_path: Path) -> None:
+    with open_rig(settings(tmp_path)) as rig:
+        rig.serve(60)
+        with CycleLease(rig.loop), scheduling(rig) as scheduler:
+            for _ in range(10):
+                scheduler.notify()
+                threading.Event().wait(0.05)
+            assert scheduler.status()["error"] is None
+            with rig.store.reading() as c:
+                assert cycles.list_(c, "bot") == []
+
+
+class Explosive(FakePolicy):
+    """An engine with a bug in it."""
+
+    def load(self, version: object) -> None:  # noqa: ARG002
+        raise ZeroDivisionError("a bug in the engine")
+
+
+def test_an_error_nobody_foresaw_is_recorded_and_the_thread_lives(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with open_rig(settings(tmp_path)) as rig:
+        rig.serve(60)
+        loop = cycle.Loop(rig.store, Explosive(), rig.loop.config, "tester:1")
+        with scheduling(rig, loop) as scheduler:
+            failed = Watch(rig).state(CycleState.FAILED)
+            assert failed.steps[-1].record["error"] == "ZeroDivisionError: a bug in the engine"
+            assert failed.steps[-1].record["stage"] == "checking"
+            Watch(rig).until(lambda _: scheduler.status()["error"] is not None)
+            assert scheduler.status()["running"] is True
+        assert "the cycle broke" in caplog.text
+        loop.policy.close()
+
+
+def test_a_scheduler_that_was_never_started_can_be_stopped(tmp_path: Path) -> None:
+    with open_rig(settings(tmp_path)) as rig:
+        Scheduler(rig.loop).stop()
