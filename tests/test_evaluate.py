@@ -85,6 +85,7 @@ def test_truncated_answers_are_counted(rig: Rig, tmp_path: Path) -> None:
     found = report(rig, 1, config=short)
     assert found.metrics["bad_share"].mean == 1.0
     assert found.metrics["bad_share_increase"].mean == 0.0
+    assert found.errors == {"entropy_ratio": "the ratio is undefined: its denominator is 0"}  # the first five bytes are certain
 
 
 def test_without_gate_prompts_the_train_pools_are_taken_and_said_so(rig: Rig) -> None:

@@ -15,7 +15,7 @@ from pairloop.errors import ModelError
 from pairloop.policy.scoring import LoraSettings, completion_logps, load_causal_lm
 from pairloop.types import VersionKind
 
-DATA = Path(os.environ.get("PAIRLOOP_TEST_DATA", "../shared/data"))
+DATA = Path(os.environ.get("PAIRLOOP_TEST_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data")
 RWKV = DATA / "models" / "tiny-rwkv-4v0-660K"
 PROMPTS = ((5,), (9, 8, 7, 6, 5, 4), (3, 2, 1))
 COMPLETIONS = ((1, 2, 3, 4), (8,), (7, 7, 0))

@@ -136,7 +136,7 @@ def run(
         if len(prompts) < n:
             notes.append(f"{len(prompts)} prompts sampled in turn until there were {n} samples")
         with _recorded(errors, SAMPLE_METRICS + KL_METRICS):
-            metrics |= _sampled_metrics(policy, config, prompts, challenger=challenger, champion=champion, base=base)
+            metrics |= _sampled_metrics(policy, config, prompts, errors, challenger=challenger, champion=champion, base=base)
     if dataset is not None and dataset.n_heldout:
         folder = store.artifacts.root / dataset.path
         with _recorded(errors, HELDOUT_METRICS):
@@ -204,7 +204,14 @@ def _labeller(config: Config) -> Iterator[tuple[str, _Compare]]:
 
 
 def _sampled_metrics(
-    policy: Policy, config: Config, prompts: Sequence[Group], *, challenger: Version, champion: Version, base: Version
+    policy: Policy,
+    config: Config,
+    prompts: Sequence[Group],
+    errors: dict[str, str],
+    *,
+    challenger: Version,
+    champion: Version,
+    base: Version,
 ) -> dict[str, Interval]:
     """Length, entropy, truncation and KL from one sample each of challenger, champion and base per prompt, in turn."""
     asked = list(itertools.islice(itertools.cycle(prompts), config.evaluate.prompts))
@@ -214,15 +221,18 @@ def _sampled_metrics(
     )
     bad_new, bad_old = (_mean([float(_is_bad(answer)) for answer in answers]) for answers in (new, old))
     entropy = _entropy(new)
-    return {
-        "length_ratio": _ratio(_length(new), _length(old)).interval(),
+    metrics = {
         "entropy": entropy.interval(),
-        "entropy_ratio": _ratio(entropy, _entropy(seed)).interval(),
         "bad_share": _share(bad_new),
         "bad_share_increase": _difference(bad_new, bad_old).interval(),
         "kl_parent": _kl(policy, champion, asked, new).interval(),
         "kl_base": _kl(policy, base, asked, new).interval(),
     }
+    with _recorded(errors, ("length_ratio",)):
+        metrics["length_ratio"] = _ratio(_length(new), _length(old)).interval()
+    with _recorded(errors, ("entropy_ratio",)):
+        metrics["entropy_ratio"] = _ratio(entropy, _entropy(seed)).interval()
+    return metrics
 
 
 def _sample(policy: Policy, config: Config, asked: Sequence[Group], version: Version, *, role: str) -> list[Completion]:
@@ -273,7 +283,7 @@ def _length(answers: Sequence[Completion]) -> _Estimate:
 
 
 def _entropy(answers: Sequence[Completion]) -> _Estimate:
-    """Nats per token: -log p of a policy's own samples estimates its entropy."""
+    """Nats per token: -log p of a policy's own samples estimates its entropy. UserError where no token was sampled."""
     return _ratio(_mean([-math.fsum(answer.logps) for answer in answers]), _length(answers))
 
 
@@ -362,7 +372,7 @@ def _mean(values: Sequence[float]) -> _Estimate:
 
 def _ratio(a: _Estimate, b: _Estimate) -> _Estimate:
     if b.value == 0:
-        raise UserError("the version it is compared with has none: the ratio is undefined")
+        raise UserError("the ratio is undefined: its denominator is 0")
     ratio = a.value / b.value
     return _Estimate(ratio, tuple((i - ratio * j) / b.value for i, j in zip(a.influence, b.influence, strict=True)))
 

@@ -100,6 +100,7 @@ class Scheduler:
         self._seen: _Look | None = None
         self._trouble: str | None = None
         self._new_pairs = (float("-inf"), 0)
+        self._recount = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
     def start(self) -> None:
@@ -138,7 +139,7 @@ class Scheduler:
             try:
                 self._tick()
                 failures, self._trouble = 0, None
-                wait_s = self._poll_s
+                wait_s = min(self._poll_s, COUNT_EVERY_S) if self._recount else self._poll_s
             except ConflictError as error:  # another process turns this loop; its turn will end
                 logger.info("%s", error)
                 wait_s = self._poll_s
@@ -168,7 +169,7 @@ class Scheduler:
 
     def _tick(self) -> None:
         """Move the open cycle if there is something to do, or begin one if it is due."""
-        loop = self._loop
+        loop, self._recount = self._loop, False
         with loop.store.reading() as c:
             current = cycles.current(c, loop.name)
         if current is None:
@@ -229,8 +230,12 @@ class Scheduler:
         return changed or duel is None or _is_over(duel, loop.config.gate.max_hours)
 
     def _count_new(self) -> int:
+        """New pairs, as of a moment ago; where that count is kept, ``_recount`` has the thread come back for a new one."""
+        if not self._loop.config.schedule.min_pairs:
+            return 0
         counted_at, found = self._new_pairs
-        if self._loop.config.schedule.min_pairs and time.monotonic() - counted_at >= COUNT_EVERY_S:
+        self._recount = time.monotonic() - counted_at < COUNT_EVERY_S
+        if not self._recount:
             found = pairs.count_new(self._loop.store, self._loop.config)
             self._new_pairs = (time.monotonic(), found)
         return found

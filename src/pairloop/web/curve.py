@@ -11,8 +11,8 @@ from pairloop.types import BASE_VERSION, Interval
 
 Z95 = 1.96
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 16.0, 18.0, 34.0
-WIDTH, HEIGHT = 640.0, 250.0
-MAX_STEP = 96.0
+WIDTH, HEIGHT = 820.0, 240.0
+MAX_STEP = 110.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ function addTurn(role, text, detail = "") {
 
 function showComparison(question) {
   byId("comparison").hidden = false;
+  byId("empty").hidden = true;
   byId("question").textContent = question;
   for (const index of [0, 1]) {
     byId(`answer-${index}`).className = "answer busy";
@@ -165,6 +166,7 @@ function restart() {
   open = null;
   byId("conversation").replaceChildren();
   byId("comparison").hidden = true;
+  byId("empty").hidden = false;
   byId("send").disabled = false;
   note("");
   prompt.focus();
