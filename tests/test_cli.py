@@ -24,7 +24,7 @@ def run_json(*args: str) -> Any:
     return json.loads(result.stdout)
 
 
-@pytest.fixture()
+@pytest.fixture
 def bot(tmp_path: Path) -> Path:
     """A folder made by ``pairloop init`` for the policy without a model."""
     directory = tmp_path / "bot"

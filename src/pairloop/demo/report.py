@@ -140,7 +140,7 @@ def _score_json(score: Score) -> dict[str, Any]:
     }
 
 
-_NO_SCORE = {key: None for key in ("version", "win_rate", "ci95", "n", "utility", "fidelity", "fidelity_n")}
+_NO_SCORE = dict.fromkeys(("version", "win_rate", "ci95", "n", "utility", "fidelity", "fidelity_n"))
 
 
 def _round_json(round_: Round) -> dict[str, Any]:
@@ -218,8 +218,8 @@ def _page(result: DemoResult, curve: bytes) -> str:
         f"<h2>Rounds</h2><table><tr>{head}</tr>{rows}</table><h2>Why</h2><ul>{reasons}</ul>"
         f"<h2>The same questions, before and after</h2>{examples}"
         f"<h2>Go on</h2><p>Open this loop: <code>{html.escape(result.open_command)}</code></p>"
-        f"<p>{result.wall_s:.0f} s on the clock, {result.cpu_s:.0f} CPU seconds. Held-out prompts have names and order numbers that "
-        "no training text had; they come from the same generator, so this shows generalisation inside its world only.</p></html>"
+        f"<p>{result.wall_s:.0f} s on the clock, {result.cpu_s:.0f} CPU seconds. Held-out prompts join names and order numbers "
+        "that no training text joined; they come from the same generator, so this shows generalisation inside its world only.</p>"
     )
 
 

@@ -167,7 +167,7 @@ async def _rounds(
     train_pool, gate_pool = crowd.members(Pool.TRAIN), crowd.members(Pool.GATE)
     rounds, datasets = [], []
     async with open_shop(config.policy.name, lambda: server.url) as shop:
-        bench.score((await _version(shop, config.policy.name, BASE_VERSION)))
+        bench.score(await _version(shop, config.policy.name, BASE_VERSION))
         for number in range(1, options.rounds + 1):
             round_, cycle = await _round(number, options, shop, crowd, train_pool, gate_pool, bench, watcher)
             rounds.append(round_)
