@@ -193,7 +193,8 @@ def draw_curve(result: DemoResult, path: Path) -> None:
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:68rem;margin:2rem auto;padding:0 1rem;color:#1f2933;background:#fff}
-table{border-collapse:collapse;width:100%;font-size:.9rem}th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid #e4e7eb}
+table{border-collapse:collapse;width:100%;font-size:.9rem}
+th,td{text-align:left;padding:.4rem .6rem;border-bottom:1px solid #e4e7eb}
 img{max-width:100%}blockquote{margin:.3rem 0;padding:.3rem .8rem;border-left:3px solid #cbd2d9}.after{border-color:#1a7f5a}
 code{background:#f0f4f8;padding:.15rem .35rem;border-radius:.25rem}h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2rem}
 @media(prefers-color-scheme:dark){body{background:#11181f;color:#e4e7eb}th,td{border-color:#323f4b}code{background:#1f2933}
@@ -219,7 +220,7 @@ def _page(result: DemoResult, curve: bytes) -> str:
         f"<h2>The same questions, before and after</h2>{examples}"
         f"<h2>Go on</h2><p>Open this loop: <code>{html.escape(result.open_command)}</code></p>"
         f"<p>{result.wall_s:.0f} s on the clock, {result.cpu_s:.0f} CPU seconds. Held-out prompts join names and order numbers "
-        "that no training text joined; they come from the same generator, so this shows generalisation inside its world only.</p>"
+        "that no training text joined; they come from the same generator, so this is generalisation inside its world only.</p></html>"
     )
 
 

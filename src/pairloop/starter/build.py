@@ -1,6 +1,6 @@
 """Rebuilds the starter model from nothing: corpus -> tokenizer -> a tiny Llama -> the plain Hugging Face layout.
 
-    python -m pairloop.starter.build --out DIR [--steps 5000] [--seed 0]
+    python -m pairloop.starter.build --out DIR [--steps 7000] [--seed 0]
     python -m pairloop.starter.build --measure DIR
 
 The model is meant to be fluent, sound at copying order numbers, and of mixed quality: it has learnt every style of
@@ -57,7 +57,7 @@ CHAT_TEMPLATE = """\
 class Recipe:
     """The settings of a build; the defaults made the packaged model."""
 
-    steps: int = 5000
+    steps: int = 7000
     seed: int = 0
     batch: int = 16
     matrix_lr: float = 0.02

@@ -60,7 +60,12 @@ def last_seq(c: Connection, policy: str, *, promoted_only: bool) -> int:
     """
     statement = sa.select(datasets.c.feedback_seq).where(datasets.c.policy == policy)
     if promoted_only:
-        trained_on = sa.select(runs.c.cycle_id).where(runs.c.policy == policy, runs.c.dataset_id == datasets.c.dataset_id)
+        # Correlated by name: two levels down it would otherwise mean any dataset, and one promotion would use up all evidence.
+        trained_on = (
+            sa.select(runs.c.cycle_id)
+            .where(runs.c.policy == policy, runs.c.dataset_id == datasets.c.dataset_id)
+            .correlate(datasets)
+        )
         promoted = sa.exists().where(
             sa.or_(cycle_steps.c.cycle_id == datasets.c.cycle_id, cycle_steps.c.cycle_id.in_(trained_on)),
             cycle_steps.c.state == CycleState.PROMOTED.value,

@@ -90,7 +90,7 @@ async function ask(question) {
     open = { id, texts, shownAt: performance.now(), sending: false };
     prompt.value = "";
     setPickable(true);
-    byId("answer-0").focus({ preventScroll: true });
+    byId("comparison").focus({ preventScroll: true }); // neither answer: a highlighted one would be picked more often
     byId("comparison").scrollIntoView({ block: "nearest" });
     note("Pick with a button, or with the keys 1, 2, 3, 4 and 0.");
   } catch (error) {
