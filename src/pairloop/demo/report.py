@@ -220,7 +220,7 @@ def _page(result: DemoResult, curve: bytes) -> str:
         f"<h2>The same questions, before and after</h2>{examples}"
         f"<h2>Go on</h2><p>Open this loop: <code>{html.escape(result.open_command)}</code></p>"
         f"<p>{result.wall_s:.0f} s on the clock, {result.cpu_s:.0f} CPU seconds. Held-out prompts join names and order numbers "
-        "that no training text joined; they come from the same generator, so this is generalisation inside its world only.</p></html>"
+        "that no training text joined; they come from the same generator: generalisation inside its world only.</p></html>"
     )
 
 
