@@ -54,17 +54,17 @@ def holds(interval: Interval, truth: float) -> bool:
 def test_entropy_and_kl_are_those_of_the_rule(rig: Rig, skill: int) -> None:
     rig.serve(0, gate_n=50)
     found = report(rig, skill)
-    entropy = (math.log(10) - sum(p * math.log(p) for p in tens(skill))) / 10  # two random digits in ten tokens
+    entropy = math.log(10) - sum(p * math.log(p) for p in tens(skill))  # two random digits
     kl = sum(p * math.log(p / q) for p, q in zip(tens(skill), tens(0), strict=True))
     assert holds(found.metrics["entropy"], entropy)
-    assert holds(found.metrics["entropy_ratio"], entropy / (2 * math.log(10) / 10))
+    assert holds(found.metrics["entropy_ratio"], entropy / (2 * math.log(10)))
     assert holds(found.metrics["kl_parent"], kl)
     assert found.metrics["kl_parent"] == found.metrics["kl_base"]  # the champion is the base here
-    assert found.metrics["length_ratio"] == Interval(1.0, 1.0, 1.0, 400)
+    assert found.metrics["length_ratio"] == Interval(1.0, 1.0, 1.0, 1_600)
     assert found.metrics["bad_share"].mean == 0
-    assert 0 < found.metrics["bad_share"].hi < 0.02  # none of 400 does not mean none
-    assert (found.prompts, found.samples, found.prompts_from, found.errors) == (50, 400, "gate", {})
-    assert found.notes[0] == "50 prompts sampled in turn until there were 400 samples"
+    assert 0 < found.metrics["bad_share"].hi < 0.01  # none of 1,600 does not mean none
+    assert (found.prompts, found.samples, found.prompts_from, found.errors) == (50, 1_600, "gate", {})
+    assert found.notes[0] == "only 50 prompts, sampled in turn until there were 1600 samples of each version"
 
 
 def test_a_report_made_again_is_the_same_report(rig: Rig) -> None:
@@ -99,7 +99,7 @@ def test_without_gate_prompts_the_train_pools_are_taken_and_said_so(rig: Rig) ->
 def test_without_any_prompt_the_gate_holds(rig: Rig) -> None:
     found = report(rig, 1)
     assert found.metrics == {}
-    assert found.errors["length_ratio"] == "no prompts were recorded yet"
+    assert found.errors["length_ratio"] == "no prompts were recorded yet; it takes several to know a spread"
     now = datetime.now(UTC)
     assert gate.decide(found, (), rig.loop.config.gate, opened_at=now, now=now).kind is VerdictKind.HOLD
 
@@ -200,6 +200,20 @@ def test_the_ratios_interval_covers_the_truth() -> None:
         interval = evaluate._ratio(evaluate._mean(challenger), evaluate._mean(champion)).interval()
         covered += interval.lo <= 1.25 <= interval.hi
     assert 0.925 <= covered / 1_000 <= 0.975
+
+
+def test_samples_of_one_prompt_are_one_observation() -> None:
+    """Four samples each of 40 prompts whose means differ: 95 % of the intervals hold the mean over all prompts."""
+    rng = random.Random(6)
+    covered, naive = 0, 0
+    for _ in range(1_000):
+        prompts = [rng.gauss(10, 3) for _ in range(40)]
+        estimate = evaluate._mean([mean + rng.gauss(0, 2) for _ in range(4) for mean in prompts])
+        clustered, plain = estimate.interval(40), estimate.interval()
+        covered += clustered.lo <= 10 <= clustered.hi
+        naive += plain.lo <= 10 <= plain.hi
+    assert 0.92 <= covered / 1_000 <= 0.975
+    assert naive / 1_000 < 0.85  # what it would be without
 
 
 # --- the offline duel

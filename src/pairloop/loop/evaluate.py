@@ -1,6 +1,6 @@
 """Evaluate: challenger against champion and base, before any traffic is spent.
 
-One sample each at T = 1 on recent prompts of the gate pool (which never train), so that length, entropy, KL and truncation
+Samples of each at T = 1 on recent prompts of the gate pool (which never train), so that length, entropy, KL and truncation
 are known with intervals; and the held-out pairs of the round's snapshot under both. A metric that could not be computed is
 an entry in ``errors`` with the reason, never a number. Left out on purpose: any judgement, which is the gate's.
 
@@ -45,6 +45,8 @@ from pairloop.types import (
 HELDOUT_FILE = "heldout.jsonl"
 HELDOUT_PAIRS = 256
 """The newest held-out pairs that one report scores."""
+SAMPLES_PER_PROMPT = 4
+"""One would do for an estimate; the gate asks that the whole interval keeps within a limit, and a good challenger must pass."""
 _SCORED_TOGETHER = 32
 _Z95 = 1.959963984540054
 
@@ -57,8 +59,8 @@ HELDOUT_METRICS = ("heldout_accuracy", "heldout_loss", "d_chosen", "d_rejected")
 class Report:
     """What was measured: metrics with 95 % intervals, errors by metric, and notes for the reader.
 
-    ``length_ratio`` tokens per answer over the champion's · ``entropy`` nats per token of the challenger's own samples ·
-    ``entropy_ratio`` that over the base's · ``bad_share`` truncated or empty answers · ``bad_share_increase`` over the
+    ``length_ratio`` tokens per answer over the champion's · ``entropy`` nats per answer of the challenger's own
+    samples · ``entropy_ratio`` that over the base's · ``bad_share`` truncated or empty answers · ``bad_share_increase`` over the
     champion's · ``kl_parent``, ``kl_base`` nats per answer · ``heldout_accuracy``, ``heldout_loss`` of held-out pairs with
     the champion as reference · ``d_chosen``, ``d_rejected`` log-ratio challenger to champion in nats per answer.
     """
@@ -127,14 +129,15 @@ def run(
     errors: dict[str, str] = {}
     notes: list[str] = []
     prompts, prompts_from = _prompts(store, config, limit=config.evaluate.prompts)
-    n = config.evaluate.prompts if prompts else 0
-    if not prompts:
-        errors |= dict.fromkeys(SAMPLE_METRICS + KL_METRICS, "no prompts were recorded yet")
+    n = SAMPLES_PER_PROMPT * config.evaluate.prompts if prompts else 0
+    if len(prompts) < 2:
+        found = "no prompts were" if not prompts else "one prompt was"
+        errors |= dict.fromkeys(SAMPLE_METRICS + KL_METRICS, f"{found} recorded yet; it takes several to know a spread")
     else:
         if prompts_from is Pool.TRAIN:
             notes.append("no prompts of the gate pool were recorded: sampled on prompts of the train pool instead")
-        if len(prompts) < n:
-            notes.append(f"{len(prompts)} prompts sampled in turn until there were {n} samples")
+        if len(prompts) < config.evaluate.prompts:
+            notes.append(f"only {len(prompts)} prompts, sampled in turn until there were {n} samples of each version")
         with _recorded(errors, SAMPLE_METRICS + KL_METRICS):
             metrics |= _sampled_metrics(policy, config, prompts, errors, challenger=challenger, champion=champion, base=base)
     if dataset is not None and dataset.n_heldout:
@@ -213,25 +216,25 @@ def _sampled_metrics(
     champion: Version,
     base: Version,
 ) -> dict[str, Interval]:
-    """Length, entropy, truncation and KL from one sample each of challenger, champion and base per prompt, in turn."""
-    asked = list(itertools.islice(itertools.cycle(prompts), config.evaluate.prompts))
+    """Length, entropy, truncation and KL from samples of challenger, champion and base, prompt by prompt in turn."""
+    asked = list(itertools.islice(itertools.cycle(prompts), SAMPLES_PER_PROMPT * config.evaluate.prompts))
     new, old, seed = (
         _sample(policy, config, asked, version, role=role)
         for version, role in ((challenger, "challenger"), (champion, "champion"), (base, "base"))
     )
     bad_new, bad_old = (_mean([float(_is_bad(answer)) for answer in answers]) for answers in (new, old))
-    entropy = _entropy(new)
+    entropy, every = _entropy(new), len(prompts)
     metrics = {
-        "entropy": entropy.interval(),
+        "entropy": entropy.interval(every),
         "bad_share": _share(bad_new),
-        "bad_share_increase": _difference(bad_new, bad_old).interval(),
-        "kl_parent": _kl(policy, champion, asked, new).interval(),
-        "kl_base": _kl(policy, base, asked, new).interval(),
+        "bad_share_increase": _difference(bad_new, bad_old).interval(every),
+        "kl_parent": _kl(policy, champion, asked, new).interval(every),
+        "kl_base": _kl(policy, base, asked, new).interval(every),
     }
     with _recorded(errors, ("length_ratio",)):
-        metrics["length_ratio"] = _ratio(_length(new), _length(old)).interval()
+        metrics["length_ratio"] = _ratio(_length(new), _length(old)).interval(every)
     with _recorded(errors, ("entropy_ratio",)):
-        metrics["entropy_ratio"] = _ratio(entropy, _entropy(seed)).interval()
+        metrics["entropy_ratio"] = _ratio(entropy, _entropy(seed)).interval(every)
     return metrics
 
 
@@ -283,8 +286,11 @@ def _length(answers: Sequence[Completion]) -> _Estimate:
 
 
 def _entropy(answers: Sequence[Completion]) -> _Estimate:
-    """Nats per token: -log p of a policy's own samples estimates its entropy. UserError where no token was sampled."""
-    return _ratio(_mean([-math.fsum(answer.logps) for answer in answers]), _length(answers))
+    """Nats per answer: -log p of a policy's own samples estimates the entropy of what it may say.
+
+    Per answer, not per token: learning a fixed greeting adds tokens without choice, and is no collapse.
+    """
+    return _mean([-math.fsum(answer.logps) for answer in answers])
 
 
 def _kl(policy: Policy, reference: Version, asked: Sequence[Group], answers: Sequence[Completion]) -> _Estimate:
@@ -359,9 +365,12 @@ class _Estimate:
     value: float
     influence: tuple[float, ...]
 
-    def interval(self) -> Interval:
+    def interval(self, every: int | None = None) -> Interval:
+        """Normal 95 % interval. Samples ``every`` places apart share a prompt: they are one observation of it, not several."""
         n = len(self.influence)
-        half = _Z95 * math.sqrt(math.fsum(i * i for i in self.influence) / (n * (n - 1)))
+        by_prompt = [math.fsum(self.influence[i :: every or n]) for i in range(every or n)]
+        spread = math.fsum(i * i for i in by_prompt) * len(by_prompt) / (len(by_prompt) - 1)
+        half = _Z95 * math.sqrt(spread) / n
         return Interval(self.value, self.value - half, self.value + half, n)
 
 

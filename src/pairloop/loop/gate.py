@@ -176,7 +176,7 @@ def guardrails(report: OfflineReport, config: GateSection) -> tuple[Reason, ...]
     """
     return (
         _between(report, "length_ratio", "answer length over the champion's", config.min_length_ratio, config.max_length_ratio),
-        _between(report, "entropy_ratio", "entropy per token over the base's", config.min_entropy_ratio, math.inf),
+        _between(report, "entropy_ratio", "entropy per answer over the base's", config.min_entropy_ratio, math.inf),
         _between(report, "kl_base", "KL to the base in nats per answer", -math.inf, config.max_kl_to_base),
         _bad_share(report, config.max_bad_share),
     )
