@@ -132,7 +132,7 @@ def test_an_eviction_between_load_and_sample_is_survived(rig: Rig) -> None:
 
     policy.forgets = 1
     assert once().errors == {}
-    policy.forgets = 1_000
+    policy.forgets = 10_000
     assert "is not loaded" in once().errors["length_ratio"]
     policy.close()
 

@@ -84,7 +84,12 @@ async def _ask_all(url: str, queries: list[str]) -> dict[str, str]:
 
     async def client(shop: Shop) -> None:
         for number, query in waiting:
-            body = {"model": "support-bot", "n": 2, "user": f"reader-{number}", "messages": [{"role": "user", "content": query}]}
+            body = {
+                "model": "support-bot",
+                "n": 2,
+                "user": f"reader-{number}",
+                "messages": [{"role": "user", "content": query}],
+            }
             answered[str((await shop.post("/v1/chat/completions", body))["id"])] = query
 
     async with open_shop("support-bot", lambda: url) as shop, asyncio.TaskGroup() as clients:

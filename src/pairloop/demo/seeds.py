@@ -20,23 +20,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", required=True, help="first-last, both included")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--customers", type=int, default=512)
     parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     first, last = (int(part) for part in options.seeds.split("-"))
     documents = []
     for seed in range(first, last + 1):
-        documents.append(_demo(options.out / f"seed-{seed}", seed, options.rounds, options.noise))
+        documents.append(_demo(options.out / f"seed-{seed}", seed, options))
         print(_line(seed, documents[-1]), flush=True)
     duels = [round_ for document in documents for round_ in document["rounds"] if round_["duel_picks"] > 0]
     promotions = sum(round_["verdict"] == "PROMOTE" for round_ in duels)
     print(json.dumps({"demos": len(documents), "duels": len(duels), "promotions": promotions}))
 
 
-def _demo(out: Path, seed: int, rounds: int, noise: float) -> dict[str, Any]:
+def _demo(out: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     if not (out / JSON_FILE).exists():
-        command = [sys.executable, "-m", "pairloop", "demo", "--out", str(out), "--seed", str(seed), "--rounds", str(rounds)]
-        subprocess.run([*command, "--noise", str(noise), "--json"], check=True, capture_output=True)
+        command = [sys.executable, "-m", "pairloop", "demo", "--json", "--out", str(out), "--seed", str(seed)]
+        for name in ("rounds", "customers", "noise"):
+            command += [f"--{name}", str(getattr(options, name))]
+        subprocess.run(command, check=True, capture_output=True)
     document: dict[str, Any] = json.loads((out / JSON_FILE).read_text(encoding="utf-8"))
     return document
 

@@ -59,10 +59,10 @@ HELDOUT_METRICS = ("heldout_accuracy", "heldout_loss", "d_chosen", "d_rejected")
 class Report:
     """What was measured: metrics with 95 % intervals, errors by metric, and notes for the reader.
 
-    ``length_ratio`` tokens per answer over the champion's · ``entropy`` nats per answer of the challenger's own
-    samples · ``entropy_ratio`` that over the base's · ``bad_share`` truncated or empty answers · ``bad_share_increase`` over the
-    champion's · ``kl_parent``, ``kl_base`` nats per answer · ``heldout_accuracy``, ``heldout_loss`` of held-out pairs with
-    the champion as reference · ``d_chosen``, ``d_rejected`` log-ratio challenger to champion in nats per answer.
+    ``length_ratio`` tokens per answer over the champion's · ``entropy`` nats per answer of the challenger's own samples ·
+    ``entropy_ratio`` that over the base's · ``bad_share`` truncated or empty answers · ``bad_share_increase`` that above
+    the champion's · ``kl_parent``, ``kl_base`` nats per answer · ``heldout_accuracy``, ``heldout_loss`` of held-out pairs
+    with the champion as reference · ``d_chosen``, ``d_rejected`` log-ratio challenger to champion in nats per answer.
     """
 
     challenger: int

@@ -14,11 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -28,6 +26,10 @@ from transformers.utils import logging as transformers_logging
 from pairloop.errors import ModelError
 from pairloop.policy.engine import check_weights
 from pairloop.types import VersionKind
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
 
 CACHE_NAMES = ("past_key_values", "cache_params", "state")
 """How models call what they carry from token to token."""
@@ -132,6 +134,8 @@ def load_adapter(model: nn.Module, folder: Path, name: str, *, device: torch.dev
 
     ModelError where it cannot be read or does not fit; a broken folder leaves the adapters that are on the base as they were.
     """
+    from peft import PeftModel  # seconds of imports that full fine-tuning never needs
+
     read_adapter_config(folder)
     check_adapter_weights(folder, bare(model))
     options: dict[str, Any] = {"adapter_name": name, "is_trainable": trainable, "torch_device": str(device)}
@@ -215,7 +219,7 @@ def check_adapter(folder: Path, lora: LoraSettings) -> None:
 
 def bare(model: nn.Module) -> nn.Module:
     """The transformers module inside a PEFT wrapper (its adapters stay in it)."""
-    if isinstance(model, PeftModel):
+    if hasattr(model, "peft_config"):
         # Not get_base_model(): after the last adapter was taken off, PEFT looks for its configuration and fails.
         tuner: Any = model.base_model
         inner: nn.Module = tuner.model
@@ -298,6 +302,8 @@ def _head_on(model: nn.Module, row: Tensor, column: Tensor) -> Iterator[bool]:
 
 
 def _fresh_adapter(model: nn.Module, lora: LoraSettings) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -325,4 +331,6 @@ def _peft_quiet() -> Iterator[None]:
 
 def lora_layers(model: nn.Module) -> list[LoraLayer]:
     """The layers of ``model`` that carry adapters."""
+    from peft.tuners.lora import LoraLayer
+
     return [module for module in model.modules() if isinstance(module, LoraLayer)]

@@ -70,7 +70,7 @@ class Shelf:
         if number not in self:
             raise EngineError(f"version {number} is not loaded")
         if self._active != number:
-            for layer in lora_layers(self._base):
+            for layer in lora_layers(self._base) if self._adapters else ():
                 if number == BASE_VERSION:
                     layer.enable_adapters(False)
                 else:
