@@ -80,6 +80,7 @@ def worker(config_path: Path, as_json: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for everything the demo makes.")
 @click.option("--seed", default=0, show_default=True, help="Names the crowd, its cases and the training order.")
 @click.option("--rounds", default=4, show_default=True, type=click.IntRange(1, 50), help="Cycles to run.")
+@click.option("--customers", default=512, show_default=True, type=click.IntRange(16), help="Customers who train, per round.")
 @click.option(
     "--noise", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="Share of picks that are a coin toss."
 )
