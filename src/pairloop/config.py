@@ -43,15 +43,23 @@ class PolicySection(Section):
     """Which model is served and trained, and how its versions are made."""
 
     name: str = Field(default="support-bot", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """What clients send as `model`; a policy name is its lineage of versions."""
     model: str = "starter"
     """``starter`` (the embedded default), ``fake``, a Hugging Face model directory, or a hub id."""
     method: Literal["full", "lora"] = "lora"
+    """All weights, or one LoRA adapter per version; fixed for the life of a policy."""
     lora_rank: int = Field(default=16, ge=1, le=512)
+    """Rank of the adapter; fixed for the life of a policy."""
     lora_alpha: int = Field(default=32, ge=1)
+    """Scale of the adapter: alpha over rank."""
     lora_targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the layers that get an adapter, or ``all-linear``."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Numbers the engine and the trainer compute with; log-probs are float32 either way."""
     device: str = "auto"
+    """``auto`` takes CUDA where it is, else the CPU."""
     threads: int = Field(default=1, ge=1)
+    """CPU threads of the engine."""
     max_batch: int = Field(default=64, ge=1)
     """Completions sampled together by one forward pass."""
     max_loaded: int = Field(default=4, ge=2)
@@ -62,7 +70,9 @@ class ServeSection(Section):
     """The HTTP side: who gets two answers, and who judges."""
 
     host: str = "127.0.0.1"
+    """Address to listen on: loopback only, as long as there are no keys."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
     exposure_rate: Share = 1.0
     """Share of requests that opted in to two answers and get them."""
     gate_share: Share = 0.2
@@ -70,9 +80,11 @@ class ServeSection(Section):
     duel_share: Share = 1.0
     """Share of the gate pool's two-answer requests that are a duel while one is open."""
     max_tokens: int = Field(default=256, ge=1)
+    """Longest answer where the request does not say."""
     max_context: int = Field(default=0, ge=0)
     """Longest prompt plus completion in tokens; 0 takes the model's own limit."""
     max_body_bytes: int = Field(default=8_000_000, ge=1_000)
+    """Longest request body; a longer one is answered 413."""
     queue_limit: int = Field(default=1_024, ge=1)
     """Requests waiting for the sampler; one more is answered 503 with retry-after."""
 
@@ -92,8 +104,11 @@ class LabelSection(Section):
     verifier: str | None = None
     """``module:function``; called with (messages, completion), returns a score (higher is better)."""
     judge_url: str | None = None
+    """Base URL of an OpenAI-compatible server whose model judges comparisons, asked in both orders."""
     judge_model: str | None = None
+    """The judge's model name."""
     judge_api_key_env: str | None = None
+    """Name of the environment variable that holds the judge's key."""
     after: str = "0s"
     """Age at which a group without feedback is labelled."""
 
@@ -123,41 +138,58 @@ class PairsSection(Section):
     max_staleness: int = Field(default=1, ge=0)
     """Promotions between the version that sampled a pair and the champion; older pairs are set aside."""
     max_pairs_per_prompt: int = Field(default=64, ge=1)
+    """Pairs of one prompt that one snapshot uses; the rest are set aside with the reason ``prompt_cap``."""
     heldout_share: Share = 0.1
     """Share of prompts held out, by hash, where no rater pool splits them (imported and one-off data)."""
     max_chars: int = Field(default=200_000, ge=1)
+    """Longest prompt plus answer of an imported row, in characters."""
 
 
 class TrainSection(Section):
     """One DPO round."""
 
     objective: Literal["dpo", "sft"] = "dpo"
+    """``dpo``, or ``sft``: fine-tuning on the chosen answers alone, as a control."""
     beta: float = Field(default=0.1, gt=0.0, le=10.0)
+    """DPO's beta: how strongly a margin is asked for."""
     nll_weight: float = Field(default=0.0, ge=0.0)
+    """Weight of the chosen answers' mean negative log-likelihood, which holds them up while margins grow."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+    """Share of pairs expected to be labelled the wrong way round (cDPO): about .1 for people, 0 for verifiers."""
     learning_rate: Positive = 1e-5
+    """Peak learning rate of AdamW; 5e-6 to 2e-5 for LoRA on billions of parameters."""
     batch_size: int = Field(default=16, ge=1)
     """Preference pairs per optimizer step."""
     micro_batch_size: int = Field(default=0, ge=0)
     """Pairs per forward pass; 0 takes the whole batch at once."""
     epochs: int = Field(default=1, ge=1, le=50)
+    """Passes over the pairs."""
     warmup_steps: int = Field(default=4, ge=0)
+    """Steps of linear warm-up."""
     final_lr_share: Share = 0.1
+    """Share of the peak at which the linear decay ends."""
     weight_decay: float = Field(default=0.0, ge=0.0)
+    """Decoupled weight decay."""
     adam_betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of AdamW's two moments."""
     adam_eps: Positive = 1e-8
+    """AdamW's epsilon."""
     clip_norm: Positive = 1.0
+    """Largest gradient norm."""
     max_length: int = Field(default=2_048, ge=2)
     """Longest prompt plus completion in tokens; longer pairs are refused with the reason ``over_long``."""
     min_pairs: int = Field(default=8, ge=1)
     """Fewer usable pairs than this end the round as ``nothing_to_train``."""
     checkpoint_every: int = Field(default=50, ge=1)
+    """Steps between checkpoints; a killed run goes on from the last one, exactly."""
     stop_ess: Share = 0.0
     """Stop the round when the effective sample size of the policy against its sampler falls below this; 0 never stops."""
     reference_check: int = Field(default=64, ge=0)
     """Recorded completions scored by the trainer before step 1, token by token."""
     seed: int = 0
+    """Names the order of the pairs."""
     threads: int = Field(default=1, ge=1)
+    """CPU threads of the training child."""
 
 
 class EvaluateSection(Section):
@@ -166,20 +198,30 @@ class EvaluateSection(Section):
     prompts: int = Field(default=64, ge=8)
     """Recent prompts of the gate pool sampled from champion and challenger."""
     max_tokens: int = Field(default=256, ge=1)
+    """Longest answer of the offline report."""
 
 
 class GateSection(Section):
     """What a challenger must show (SCIENCE: mixture e-process on duel picks, then guardrails)."""
 
     alpha: float = Field(default=0.05, gt=0.0, lt=0.5)
+    """Chance of promoting a challenger that is no better, per duel."""
     min_picks: int = Field(default=50, ge=1)
+    """Decisive picks before the gate says anything but CONTINUE."""
     min_raters: int = Field(default=30, ge=1)
+    """Raters before the gate says anything but CONTINUE."""
     max_picks: int = Field(default=2_000, ge=1)
+    """Picks after which an undecided duel is HOLD."""
     max_hours: Positive = 24.0
+    """Hours after which an undecided duel is HOLD."""
     ties: Literal["drop", "half"] = "drop"
+    """``drop`` ties, or count each as half a win and half a loss."""
     min_length_ratio: Positive = 0.7
+    """Lower bound of the answer length over the champion's."""
     max_length_ratio: Positive = 1.4
+    """Upper bound of the answer length over the champion's."""
     min_entropy_ratio: Share = 0.5
+    """Lower bound of the entropy per answer over the base's."""
     max_kl_to_base: Positive = 50.0
     """Nats per completion."""
     max_bad_share: Share = 0.05
@@ -202,12 +244,17 @@ class ScheduleSection(Section):
     """When a cycle starts: a clock, a cron line, new pairs, or any mix (the first that is due)."""
 
     enabled: bool = True
+    """Whether this process starts cycles by itself."""
     every: str | None = None
+    """Start a cycle this long after the last one began, such as ``6h``."""
     cron: str | None = None
+    """Start a cycle at these times (UTC), such as ``0 3 * * *``."""
     min_pairs: int = Field(default=500, ge=0)
     """New usable pairs since the last snapshot that start a cycle; 0 never starts one by count."""
     poll: str = "1s"
+    """How often the scheduler looks when nothing wakes it."""
     lease: str = "60s"
+    """How long a silent process holds a cycle before another takes it up."""
 
     @field_validator("every", "poll", "lease")
     @classmethod
