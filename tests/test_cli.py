@@ -59,6 +59,11 @@ def test_init_refuses_to_overwrite(bot: Path) -> None:
 
 def test_a_fresh_folder_has_nothing_and_says_so(bot: Path) -> None:
     assert run_json("cycle", "list", "--config", str(bot)) == {"cycles": []}
+    standing = run_json("cycle", "status", "--config", str(bot))
+    assert (standing["state"], standing["champion"], standing["new_pairs"]) == ("idle", 0, 0)
+    nothing = ("number", "progress", "run", "duel", "last_verdict")
+    assert {key: standing[key] for key in nothing} == dict.fromkeys(nothing)
+    assert "state: idle" in run("cycle", "status", "--config", str(bot)).stdout.splitlines()
     assert run_json("doctor", "--config", str(bot)) == {"problems": []}
     assert run_json("pairs", "build", "--config", str(bot)) == {"dataset": None}
     result = run("data", "stats", "--config", str(bot))

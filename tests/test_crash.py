@@ -41,7 +41,10 @@ class Silent:
 
 @dataclass
 class Executioner:
-    """Keeps a server running on one port, and kills it or its training child at random moments."""
+    """Keeps a server running on one port, and kills it or its training child at random moments.
+
+    Never the child twice in a row: three deaths without a checkpoint between them end a run by rule, as they should.
+    """
 
     config: Path
     log: Path
@@ -49,6 +52,7 @@ class Executioner:
     port: int
     server: ServerProcess
     kills: Counter[str] = field(default_factory=Counter)
+    last: str = ""
 
     @classmethod
     def start(cls, config: Path, log: Path, seed: int) -> Executioner:
@@ -62,15 +66,19 @@ class Executioner:
         while self.kills.total() < KILLS:
             await asyncio.sleep(self.rng.uniform(0.05, 2.5))
             child = self._training_child()
-            if child is not None and self.rng.random() < 0.6:
+            if child is not None and self.last != "child":
                 child.send_signal(signal.SIGKILL)
-                self.kills["child"] += 1
+                self._note("child")
                 continue
             self.server.process.send_signal(signal.SIGKILL)
             await asyncio.to_thread(self.server.process.wait, 30)
-            self.kills["server"] += 1
+            self._note("server")
             self.server = await asyncio.to_thread(start_server, self.config, port=self.port, log=self.log)
             await shop.get("/health/ready")
+
+    def _note(self, victim: str) -> None:
+        self.kills[victim] += 1
+        self.last = victim
 
     def _training_child(self) -> psutil.Process | None:
         try:

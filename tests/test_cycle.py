@@ -375,19 +375,65 @@ def test_status_tells_where_the_loop_stands(rig: Rig) -> None:
     rig.judge(10)
     rig.store.write(lambda c: triggers.put(c, "bot", "by hand", datetime.now(UTC)))
     live = cycle.status(rig.store, config)
+    assert cycle.status(rig.store, config, earlier=live).duel is live.duel
     assert live.state == "duelling"
     assert live.duel is not None
     assert live.text == f"duelling, 10 picks, about {live.duel.to_go} to go"
     assert live.duel.to_go >= 40
     assert (live.pending, live.challenger, live.number, live.new_pairs) == ("by hand", 1, 1, 0)
+    assert live.progress == (10, 10 + live.duel.to_go)
+    rig.judge(1)
+    seen = cycle.status(rig.store, config, earlier=live).duel
+    assert seen is not None
+    assert seen.picks == 11
     duel_out(rig)
     after = cycle.status(rig.store, config)
     assert (after.last_cycle, after.last_state, after.champion, after.staleness) == (1, "promoted", 1, 1)
     assert after.last_verdict is not None
-    assert after.last_verdict.kind is VerdictKind.PROMOTE
+    assert after.last_verdict.verdict.kind is VerdictKind.PROMOTE
+    assert (after.last_verdict.cycle, after.last_verdict.version) == (1, 1)
     assert after.pending == "by hand"
-    json.dumps(after.as_json(), allow_nan=False)
-    json.dumps(live.as_json(), allow_nan=False)
+
+
+def test_status_as_json_carries_the_duel_the_clock_and_the_reasons(rig: Rig) -> None:
+    rig.serve(40)
+    turn(rig)
+    rig.judge(10)
+    live = json.loads(json.dumps(cycle.status(rig.store, rig.loop.config).as_json(), allow_nan=False))
+    assert (live["policy"], live["state"], live["number"], live["min_pairs"]) == ("bot", "duelling", 1, 30)
+    duel = live["duel"]
+    assert (duel["picks"], duel["wins"] + duel["losses"] + duel["ties"]) == (10, 10)
+    assert live["progress"] == {"done": 10, "of": 10 + duel["to_go"]}
+    assert duel["win_rate"]["mean"] == (duel["wins"] + duel["ties"] / 2) / 10
+    assert live["run"]["status"] == "succeeded"
+    assert datetime.fromisoformat(live["since"]) <= datetime.now(UTC)
+    last = live["last_verdict"]
+    assert (last["cycle"], last["version"], last["verdict"]["kind"]) == (1, 1, "CONTINUE")
+    assert {"duel", "length_ratio"} <= {reason["rule"] for reason in last["verdict"]["reasons"]}
+    assert {"new_pairs", "next_run_at", "staleness", "pending"} <= set(live)
+
+
+def test_status_tells_how_far_the_training_is(rig: Rig) -> None:
+    rig.serve(60)
+
+    def training() -> bool:
+        with rig.store.reading() as c:
+            current = cycles.current(c, "bot")
+            return current is not None and runs.for_cycle(c, current.cycle_id) is not None
+
+    assert cycle.run(rig.loop, trigger="test", should_stop=training).state is S.TRAINING
+    stopped = cycle.status(rig.store, rig.loop.config)
+    assert stopped.run is not None
+    run = stopped.run
+    deadline = datetime.now(UTC) + timedelta(minutes=1)
+    rig.store.write(
+        lambda c: runs.heartbeat(
+            c, run.run_id, owner=run.owner, at=datetime.now(UTC), lease_expires_at=deadline, progress={"step": 3, "of": 12}
+        )
+    )
+    seen = cycle.status(rig.store, rig.loop.config)
+    assert (seen.state, seen.progress, seen.text) == ("training", (3, 12), "training, step 3 of 12")
+    assert seen.as_json()["run"] == {"id": run.run_id, "status": "running", "step": 3, "of": 12}
 
 
 def test_a_new_cycle_uses_up_the_pending_trigger(rig: Rig) -> None:

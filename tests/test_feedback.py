@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from pairloop.loop.feedback import (
     record_metric,
     record_preference,
 )
-from pairloop.loop.serve import ChatRequest, ChatService
-from pairloop.store import feedback
+from pairloop.loop.gate import votes
+from pairloop.loop.pairs import PairRules, compile_pairs
+from pairloop.loop.serve import ChatRequest, ChatService, pool_of
+from pairloop.store import duels, feedback
 from pairloop.types import Feedback, Group, GroupKind, Label, Message, Pool, Source
 
 CHOSEN, TIE, BOTH_BAD, SKIP = Outcome.CHOSEN, Outcome.TIE, Outcome.BOTH_BAD, Outcome.SKIP
@@ -88,9 +91,60 @@ def test_a_pick_keeps_all_that_was_said(world: World) -> None:
 def test_the_rater_is_the_groups_user_unless_named(world: World) -> None:
     known, group = user_of(Pool.TRAIN), answered(world)
     assert pick(world, group, chosen_index=0).feedback.rater_id == known
-    request = ChatRequest(POLICY, (Message("user", "hello"),), n=2)
-    nobody = asyncio.run(ChatService(world.store, world.policy, world.config).answer(request)).group
-    assert pick(world, nobody, chosen_index=0).feedback.rater_id == "anonymous"
+    assert pick(world, group, chosen_index=0, rater_id="rita").feedback.rater_id == "rita"
+
+
+def asked_by_nobody(world: World, **metadata: str) -> Group:
+    request = ChatRequest(POLICY, (Message("user", "hello"),), n=2, metadata=metadata)
+    return asyncio.run(ChatService(world.store, world.policy, world.config).answer(request)).group
+
+
+def test_without_a_name_the_conversation_is_the_rater(world: World) -> None:
+    opening = asked_by_nobody(world)
+    further, stranger = asked_by_nobody(world, parent=opening.group_id), asked_by_nobody(world)
+    named = [asked_by_nobody(world, conversation_id="talk-1") for _ in range(2)]
+    raters = [pick(world, group, chosen_index=0).feedback.rater_id for group in (opening, further, stranger, *named)]
+    mine, theirs = (f"conversation:{group.group_id}" for group in (opening, stranger))
+    assert raters == [mine, mine, theirs, "conversation:talk-1", "conversation:talk-1"]
+    value = MetricValue(stranger.group_id, "thumbs", True, choice_index=0)
+    assert record_metric(world.store, value).feedback.rater_id == theirs
+
+
+def test_nameless_raters_are_many_to_caps_and_gate(world: World) -> None:
+    for pool in Pool:
+        if pool is Pool.GATE:
+            world.add_version(1)
+            world.open_duel(1)
+        opening = next(text for text in map(str, range(100)) if pool_of(f"user\0{text}", 0.2) is pool)
+        request = ChatRequest(POLICY, (Message("user", opening),), n=2)
+        chat = ChatService(world.store, world.policy, world.config)
+        for _ in range(5):
+            pick(world, asyncio.run(chat.answer(request)).group, chosen_index=0, latency_ms=4_000)
+    with world.store.reading() as c:
+        duel = duels.current(c, POLICY)
+        assert duel is not None
+        cast = votes(duel, duels.picks(c, duel.duel_id))
+        trained, _ = feedback.labelled_since(c, POLICY, after_seq=0, kinds=[GroupKind.TRAIN])
+    assert len(cast) == len({vote.rater_id for vote in cast}) == 5
+    rules = replace(PairRules.of(world.config), max_picks_per_rater=1)
+    assert "rater_cap" not in compile_pairs(trained, rules).dropped
+
+
+def test_a_duels_vote_stays_as_it_was_before_the_versions_were_told(world: World) -> None:
+    world.add_version(1)
+    world.open_duel(1)
+    group = answered(world, user=user_of(Pool.GATE))
+    blind = pick(world, group, chosen_index=0)
+    assert blind.versions is not None
+    assert pick(world, group, chosen_index=1).feedback.revision == 1
+    assert pick(world, group, outcome=SKIP).feedback.revision == 2
+    assert [row.label for row in rows(world, group, history=True)] == [Label.A, Label.B, Label.SKIP]
+    with world.store.reading() as c:
+        duel = duels.current(c, POLICY)
+        assert duel is not None
+        (vote,) = votes(duel, duels.picks(c, duel.duel_id))
+        assert is_revealed(c, group)
+    assert vote.outcome == (1 if blind.versions[0] == duel.challenger else -1)
 
 
 @pytest.mark.parametrize(

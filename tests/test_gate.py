@@ -381,6 +381,8 @@ def test_what_is_no_vote_and_what_is_one_vote() -> None:
     instant = shown("g1", pick_row("g1", Label.A, latency_ms=200))
     assert votes(DUEL, [instant], min_latency_ms=1_000) == []
     assert len(votes(DUEL, [instant])) == 1
+    unblinded = pick_row("g1", Label.B, rater_id="next", created_at=later)
+    assert votes(DUEL, [shown("g1", *instant.feedback, unblinded)], min_latency_ms=1_000) == []
     late, early = pick_row("g2", Label.A, rater_id="late", created_at=later), pick_row("g2", Label.B, rater_id="early")
     assert votes(DUEL, [shown("g2", late, early)]) == [DuelPick("early", 1, T0)]
     assert votes(DUEL, [shown("g3", pick_row("g3", Label.A), texts=("same", "same"))]) == [DuelPick("user-g3", 0, T0)]

@@ -195,6 +195,14 @@ def test_an_anonymous_conversation_keeps_the_pool_of_its_predecessor(world: Worl
     assert second.pool is Pool.GATE
 
 
+def test_an_empty_conversation_id_names_no_conversation(world: World) -> None:
+    for text in map(str, range(20)):
+        opening = (Message("user", text),)
+        group = answer(world, messages=opening, metadata={"conversation_id": ""})
+        assert group.pool is pool_of(f"user\0{text}", 0.2)
+        assert group.rater_id == f"conversation:{group.group_id}"
+
+
 def test_max_tokens_default_limit_and_a_prompt_that_fills_the_context(tmp_path: Path) -> None:
     config = fake_config(tmp_path, serve={"max_tokens": 5, "max_context": 60})
     with World(tmp_path / "world", config=config) as world:

@@ -180,6 +180,7 @@ PER_REQUEST: dict[str, Callable[[Connection], object]] = {
     "feedback.count_new_picks": lambda c: feedback.count_new_picks(c, BOT, after_seq=5, pool=Pool.TRAIN),
     "duels.picks": lambda c: duels.picks(c, "duel_1"),
     "duels.count_picks": lambda c: duels.count_picks(c, "duel_1"),
+    "verdicts.latest": lambda c: verdicts.latest(c, BOT),
     "groups.recent_prompts": lambda c: groups.recent_prompts(c, BOT, pool=Pool.GATE, limit=5),
 }
 

@@ -252,10 +252,14 @@ def test_duels_one_at_a_time_with_their_picks(store: Store) -> None:
     fields: dict[str, Any] = {"kind": GroupKind.DUEL, "pool": Pool.GATE, "duel_id": "duel_1"}
     put_groups(store, a_group("b", 2, **fields), a_group("a", 1, **fields), a_group("c", 3, **fields), a_group("d", 0))
     put_picks(store, a_pick("b"), a_pick("a"), a_pick("d"))
-    last = put_picks(store, a_pick("b", label=Label.B), a_pick("b", "bob", Label.TIE), a_pick("b", metric="comment"))
+    put_picks(store, a_pick("b", "bob", Label.TIE), a_pick("b", metric="comment"))
     picks = read(store, duels.picks, "duel_1")
     assert [row.group.group_id for row in picks] == ["a", "b"]
-    assert picks[1].feedback == tuple(last)
+    assert [(row.rater_id, row.metric) for row in picks[1].feedback] == [
+        ("rita", "preference"),
+        ("bob", "preference"),
+        ("rita", "comment"),
+    ]
     assert read(store, duels.count_picks, "duel_1") == 3
     store.write(lambda c: duels.close(c, "duel_1", minutes(9)))
     store.write(lambda c: duels.close(c, "duel_1", minutes(10)))
@@ -266,6 +270,37 @@ def test_duels_one_at_a_time_with_their_picks(store: Store) -> None:
     store.write(lambda c: duels.open(c, Duel("duel_2", "cycle_bot_1", BOT, 0, 2, minutes(11))))
     assert [row.duel_id for row in read(store, duels.list_, BOT)] == ["duel_2", "duel_1"]
     assert [row.duel_id for row in read(store, duels.list_, BOT, limit=1)] == ["duel_2"]
+
+
+def test_a_duels_picks_are_those_made_first_whatever_is_revised(store: Store) -> None:
+    store.write(lambda c: cycles.insert(c, a_cycle()))
+    store.write(lambda c: duels.open(c, Duel("duel_1", "cycle_bot_1", BOT, 0, 1, NOW)))
+    put_groups(store, a_group("g", kind=GroupKind.DUEL, pool=Pool.GATE, duel_id="duel_1"), a_group("h"))
+    (first,) = put_picks(store, a_pick("g", label=Label.A))
+    before = read(store, duels.picks, "duel_1")
+    (revised,) = put_picks(store, a_pick("g", label=Label.B))
+    assert revised.revision == 1
+    assert read(store, feedback.history, "g") == [first, revised]
+    assert read(store, duels.picks, "duel_1") == before
+    assert before[0].feedback == (first,)
+    _, second = put_picks(store, a_pick("h", label=Label.A), a_pick("h", label=Label.B))
+    trained, _ = read(store, feedback.labelled_since, BOT, after_seq=0, kinds=[GroupKind.TRAIN])
+    assert [row.feedback for row in trained] == [(second,)]
+
+
+def test_the_latest_verdict_is_of_the_newest_cycle_that_has_one(store: Store) -> None:
+    assert read(store, verdicts.latest, BOT) is None
+    spoken: dict[int, list[VerdictKind]] = {1: [VerdictKind.HOLD], 2: [VerdictKind.CONTINUE, VerdictKind.REJECT], 3: []}
+    for number, kinds in spoken.items():
+        started = a_cycle(number)
+        store.write(partial(cycles.insert, cycle=started))
+        for kind in kinds:
+            given, at = Verdict(kind, ()), minutes(number)
+            store.write(partial(verdicts.insert, cycle_id=started.cycle_id, duel_id=None, verdict=given, at=at))
+        store.write(partial(cycles.step, cycle_id=started.cycle_id, step=CycleStep(CycleState.HELD, {}, NOW)))
+    latest = read(store, verdicts.latest, BOT)
+    assert latest == ("cycle_bot_2", None, minutes(2), Verdict(VerdictKind.REJECT, ()))
+    assert read(store, verdicts.latest, "another") is None
 
 
 def test_versions_count_up_and_aliases_move(store: Store) -> None:

@@ -22,6 +22,7 @@ from tests.server import POLICY, RunningServer, sse_chunks, user_of
 
 from pairloop.config import parse_config
 from pairloop.errors import ConfigError
+from pairloop.loop import cycle
 from pairloop.store import datasets, feedback, triggers, verdicts, versions
 from pairloop.types import Alias, CycleState, Dataset, Pool, Reason, Verdict, VerdictKind
 from pairloop.web.server import listen, run
@@ -278,6 +279,15 @@ def test_the_status_follows_a_duel(server: RunningServer) -> None:
     assert duel["losses"] == 0
     assert status["cycle"]["state"] == "duelling"
     assert status["last_verdict"]["kind"] == "PROMOTE"
+    same = cycle.status(server.store, server.config)
+    assert same.duel is not None
+    assert same.duel.win_rate.mean == duel["win_rate"]
+    assert same.progress is not None
+    assert status["progress"] == same.progress._asdict() == {"done": 6, "of": 6 + duel["picks_to_go"]}
+    assert same.last_verdict is not None
+    assert (status["last_verdict"]["cycle"], status["last_verdict"]["version"]) == (1, 1)
+    assert (same.last_verdict.cycle, same.last_verdict.version) == (1, 1)
+    assert (status["challenger"], same.challenger) == (f"{POLICY}@2", 2)
     first, second = status["curve"]
     assert (first["version"], first["verdict"]) == (1, "PROMOTE")
     assert (second["version"], second["verdict"]) == (2, None)

@@ -177,6 +177,11 @@ class Group:
     def is_abandoned(self) -> bool:
         return not self.completions or any(c.finish_reason is FinishReason.ABANDONED for c in self.completions)
 
+    @property
+    def rater_id(self) -> str:
+        """Who asked, and so who picks unless a pick names someone: the user, else the conversation (never everybody)."""
+        return self.user or f"conversation:{self.conversation_id or self.group_id}"
+
 
 PREFERENCE_METRIC = "preference"
 THUMBS_METRIC = "thumbs"

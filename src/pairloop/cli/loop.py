@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 from pairloop.cli.output import config_option, show, table, verb
 
 if TYPE_CHECKING:
+    from pairloop.loop.cycle import CycleStatus
     from pairloop.types import Cycle, Verdict
 
 
@@ -41,8 +43,7 @@ def cycle_status(config_path: Path, as_json: bool) -> None:
 
     with open_store(config_path) as (config, store):
         status = stage.status(store, config)
-    document = status.as_json()
-    show(document, "\n".join(f"{key}: {value}" for key, value in document.items() if value is not None), as_json=as_json)
+    show(status.as_json(), _standing(status), as_json=as_json)
 
 
 @cycle.command("list")
@@ -197,6 +198,15 @@ def _cycle_json(one: Cycle) -> dict[str, Any]:
         "created_at": one.created_at,
         "steps": one.steps,
     }
+
+
+def _standing(status: CycleStatus) -> str:
+    """The status for people: what is known, a line each; of duel and run what ``text`` says."""
+    facts = {key: value for key, value in status.as_json().items() if value is not None and not isinstance(value, Mapping)}
+    if status.last_verdict is not None:
+        verdict = status.last_verdict.verdict
+        facts["last_verdict"] = f"{verdict.kind} (cycle {status.last_verdict.cycle}): {verdict.text}"
+    return "\n".join(f"{key}: {value}" for key, value in facts.items())
 
 
 def _explanation(one: Cycle, verdict: Verdict | None) -> str:

@@ -32,7 +32,6 @@ from pairloop.types import (
     Source,
 )
 
-ANONYMOUS = "anonymous"
 COMPARISON = 2
 EDIT_SUFFIX = "-edit"
 
@@ -133,10 +132,10 @@ def submit_metric(store: Store, value: MetricValue, *, dryrun: bool = False) -> 
 
 
 def is_revealed(c: Connection, group: Group) -> bool:
-    """Whether the versions behind a group may be told: always, but for a duel only once someone has picked."""
+    """Whether the versions behind a group may be told: always, but for a duel only once someone has picked (and for good)."""
     if group.kind is not GroupKind.DUEL:
         return True
-    rows = feedback.for_group(c, group.group_id)
+    rows = feedback.history(c, group.group_id)
     return any(row.metric == PREFERENCE_METRIC and row.label is not Label.SKIP for row in rows)
 
 
@@ -192,7 +191,7 @@ def _pick_rows(group: Group, pick: Pick, feedback_id: str, now: datetime) -> tup
         group_id=group.group_id,
         metric=PREFERENCE_METRIC,
         source=pick.source,
-        rater_id=_rater(pick.rater_id, group),
+        rater_id=pick.rater_id or group.rater_id,
         created_at=now,
         label=_label(pick),
         text=pick.reason,
@@ -256,7 +255,7 @@ def _value_row(group: Group, value: MetricValue, feedback_id: str, now: datetime
         group_id=group.group_id,
         metric=value.metric,
         source=value.source,
-        rater_id=_rater(value.rater_id, group),
+        rater_id=value.rater_id or group.rater_id,
         created_at=now,
         choice_index=_choice(group, value),
         value=_checked(value.metric, value.value),
@@ -299,7 +298,3 @@ def _text(value: object, param: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InvalidRequestError(f"{param} must be text that is not blank", param=param)
     return value
-
-
-def _rater(named: str | None, group: Group) -> str:
-    return named or group.user or ANONYMOUS

@@ -101,11 +101,12 @@ def win_rate(wins: float, n: int) -> Interval:
 
 
 def votes(duel: Duel, picks: Sequence[LabelledGroup], *, min_latency_ms: int = 0) -> list[DuelPick]:
-    """The duel's picks as votes in the order they were made: at most one per group.
+    """The duel's picks (``store.duels.picks``) as votes in the order they were made: at most one per group.
 
     Two raters of one group judge the same two texts, so their picks are not independent: the group's first one counts.
-    Human picks faster than ``min_latency_ms`` are set aside, as in training; a group whose texts are equal is a tie. A
-    verifier or judge is no crowd: its votes carry the group's user, or the group itself, as their rater.
+    Where that was a human's in less than ``min_latency_ms``, the group is set aside: its versions were revealed to whoever
+    picks next. A group whose texts are equal is a tie. A verifier or judge is no crowd: its votes carry as their rater whoever
+    asked.
     """
     counted = []
     for labelled in picks:
@@ -113,9 +114,9 @@ def votes(duel: Duel, picks: Sequence[LabelledGroup], *, min_latency_ms: int = 0
         if group.duel_id != duel.duel_id or group.is_abandoned:
             continue
         rows = [row for row in labelled.feedback if row.metric == PREFERENCE_METRIC and row.label is not None]
-        rows = [row for row in rows if not _is_instant(row, min_latency_ms)]
-        if rows:
-            counted.append(_vote(duel, labelled, min(rows, key=lambda row: (row.created_at, row.feedback_id))))
+        first = min(rows, key=lambda row: (row.created_at, row.feedback_id), default=None)
+        if first is not None and not _is_instant(first, min_latency_ms):
+            counted.append(_vote(duel, labelled, first))
     return sorted(counted, key=lambda vote: vote.created_at)
 
 
@@ -125,7 +126,7 @@ def _is_instant(row: Feedback, min_latency_ms: int) -> bool:
 
 def _vote(duel: Duel, labelled: LabelledGroup, row: Feedback) -> DuelPick:
     group = labelled.group
-    rater = row.rater_id if row.source is Source.HUMAN else group.user or group.group_id
+    rater = row.rater_id if row.source is Source.HUMAN else group.rater_id
     index = {Label.A: 0, Label.B: 1}.get(row.label or Label.SKIP)
     texts = {completion.text for completion in group.completions}
     if index is None or len(texts) == 1:

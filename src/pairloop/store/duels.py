@@ -65,13 +65,17 @@ def list_(c: Connection, policy: str, limit: int = 50) -> list[Duel]:
 
 
 def picks(c: Connection, duel_id: str) -> list[LabelledGroup]:
-    """The duel's groups that have feedback, oldest first, with the feedback that counts."""
+    """The duel's groups that have feedback, oldest first, each with what its raters said first.
+
+    A pick reveals which version gave which answer, so here a revision is kept (``feedback.history``) but never counts. The
+    gate's e-process needs it, too: it is valid only for a record that grows and never changes.
+    """
     statement = (
         sa.select(groups)
         .where(groups.c.duel_id == duel_id, sa.exists().where(feedback.c.group_id == groups.c.group_id))
         .order_by(groups.c.created_at, groups.c.group_id)
     )
-    return feedback_rows.labelled(c, statement)
+    return feedback_rows.labelled(c, statement, counting=feedback_rows.first_revisions)
 
 
 def count_picks(c: Connection, duel_id: str) -> int:

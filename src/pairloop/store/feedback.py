@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -60,7 +60,7 @@ def get(c: Connection, feedback_id: str) -> Feedback | None:
 
 def for_group(c: Connection, group_id: str) -> list[Feedback]:
     """What counts about a group: the latest revision of each rater, metric and choice, in order of arrival."""
-    return _latest(history(c, group_id))
+    return latest_revisions(history(c, group_id))
 
 
 def history(c: Connection, group_id: str) -> list[Feedback]:
@@ -85,14 +85,31 @@ def labelled_since(
     return labelled(c, statement.order_by(group_table.c.created_at, group_table.c.group_id)), highest
 
 
-def labelled(c: Connection, statement: Select[Any]) -> list[LabelledGroup]:
+def latest_revisions(rows: Iterable[Feedback]) -> list[Feedback]:
+    """Of rows in order of arrival, the last of each rater, group, metric and choice: what counts everywhere but in duels."""
+    last: dict[tuple[Any, ...], Feedback] = {}
+    for row in rows:
+        key = (row.group_id, row.rater_id, row.metric, row.choice_index)
+        last.pop(key, None)
+        last[key] = row
+    return list(last.values())
+
+
+def first_revisions(rows: Iterable[Feedback]) -> list[Feedback]:
+    """The rows that revise nothing: what counts in a duel."""
+    return [row for row in rows if row.revision == 0]
+
+
+def labelled(
+    c: Connection, statement: Select[Any], *, counting: Callable[[Iterable[Feedback]], list[Feedback]] = latest_revisions
+) -> list[LabelledGroup]:
     """The groups of a select over the groups table, in its order, each with the feedback that counts."""
     found = groups.load(c, statement)
     rows: dict[str, list[Feedback]] = {group.group_id: [] for group in found}
     for ids in groups.chunked(list(rows)):
         for row in c.execute(_IN_GROUPS, {"group_ids": ids}):
             rows[row.group_id].append(_feedback(row))
-    return [LabelledGroup(group, tuple(_latest(rows[group.group_id]))) for group in found]
+    return [LabelledGroup(group, tuple(counting(rows[group.group_id]))) for group in found]
 
 
 def max_seq(c: Connection, policy: str) -> int:
@@ -128,16 +145,6 @@ def recent(c: Connection, policy: str, limit: int) -> list[Feedback]:
     """The newest rows, newest first."""
     statement = sa.select(feedback).where(feedback.c.policy == policy).order_by(feedback.c.seq.desc()).limit(limit)
     return [_feedback(row) for row in c.execute(statement)]
-
-
-def _latest(rows: Iterable[Feedback]) -> list[Feedback]:
-    """Of rows in order of arrival, the last of each key."""
-    last: dict[tuple[Any, ...], Feedback] = {}
-    for row in rows:
-        key = (row.group_id, row.rater_id, row.metric, row.choice_index)
-        last.pop(key, None)
-        last[key] = row
-    return list(last.values())
 
 
 def _body(row: Feedback) -> dict[str, Any]:

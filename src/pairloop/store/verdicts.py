@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from pairloop.store.schema import verdicts
+from pairloop.store.schema import cycles, verdicts
 from pairloop.types import Reason, Verdict, VerdictKind
+
+
+class Given(NamedTuple):
+    """A verdict with when it was given and what it was about."""
+
+    cycle_id: str
+    duel_id: str | None
+    created_at: datetime
+    verdict: Verdict
 
 
 def insert(c: Connection, cycle_id: str, duel_id: str | None, verdict: Verdict, at: datetime) -> None:
@@ -36,6 +45,19 @@ def for_cycle(c: Connection, cycle_id: str) -> list[tuple[datetime, Verdict]]:
     """The cycle's verdicts with their times, oldest first."""
     rows = c.execute(sa.select(verdicts).where(verdicts.c.cycle_id == cycle_id).order_by(verdicts.c.seq))
     return [(row.created_at, _verdict(row)) for row in rows]
+
+
+def latest(c: Connection, policy: str) -> Given | None:
+    """What the gate last said, about the newest cycle that it has spoken about."""
+    statement = (
+        sa.select(verdicts)
+        .select_from(cycles.join(verdicts))
+        .where(cycles.c.policy == policy)
+        .order_by(cycles.c.number.desc(), verdicts.c.seq.desc())
+        .limit(1)
+    )
+    row = c.execute(statement).first()
+    return None if row is None else Given(row.cycle_id, row.duel_id, row.created_at, _verdict(row))
 
 
 def _verdict(row: Row[Any]) -> Verdict:

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.staticfiles import StaticFiles
 
 from pairloop import __version__
-from pairloop.types import Cycle, Interval
+from pairloop.types import Interval
 from pairloop.web.context import Here
 from pairloop.web.curve import chart
 from pairloop.web.status import STAGES, Status
@@ -95,18 +95,18 @@ def _html(template: str, status: Status, **more: Any) -> Response:
 
 
 def _view(status: Status) -> dict[str, Any]:
-    running = status.running.cycle if status.running is not None else None
     return {
         "status": status,
-        "stages": _stages(running),
-        "chart": chart(status.points, champion=status.champion),
+        "now": status.now,
+        "stages": _stages(status.now.state),
+        "chart": chart(status.points, champion=status.now.champion),
         "points": {point.contest.challenger: point for point in status.points},
     }
 
 
-def _stages(cycle: Cycle | None) -> list[dict[str, str]]:
+def _stages(state: str) -> list[dict[str, str]]:
     """Each stage with its word and whether it is done, now or still to come."""
-    reached = STAGES.index(cycle.state) if cycle is not None and cycle.state in STAGES else -1
+    reached = next((position for position, stage in enumerate(STAGES) if stage == state), -1)
     names = []
     for position, stage in enumerate(STAGES):
         when = "now" if position == reached else "done" if position < reached else "todo"

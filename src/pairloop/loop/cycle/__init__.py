@@ -9,6 +9,18 @@ Run alone: ``pairloop cycle run``.
 from pairloop.loop.cycle.base import ensure_base
 from pairloop.loop.cycle.context import Loop
 from pairloop.loop.cycle.stages import record_failure, run
-from pairloop.loop.cycle.status import CycleStatus, DuelStatus, next_run_at, status
+from pairloop.loop.cycle.status import CycleStatus, DuelStatus, LastVerdict, challenger_of, next_run_at, run_json, status
 
-__all__ = ["CycleStatus", "DuelStatus", "Loop", "ensure_base", "next_run_at", "record_failure", "run", "status"]
+__all__ = [
+    "CycleStatus",
+    "DuelStatus",
+    "LastVerdict",
+    "Loop",
+    "challenger_of",
+    "ensure_base",
+    "next_run_at",
+    "record_failure",
+    "run",
+    "run_json",
+    "status",
+]

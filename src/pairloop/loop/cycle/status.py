@@ -1,11 +1,10 @@
-"""Where the loop stands, for ``pairloop cycle status`` and the web page: read from the store alone."""
+"""Where the loop stands, for ``pairloop cycle status``, ``GET /v1/status`` and the web page: read from the store alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from cronsim import CronSim
 from sqlalchemy import Connection
@@ -13,14 +12,24 @@ from sqlalchemy import Connection
 from pairloop.config import Config, ScheduleSection, duration_s
 from pairloop.loop import gate, pairs
 from pairloop.store import Store, cycles, datasets, duels, runs, triggers, verdicts, versions
-from pairloop.types import BASE_VERSION, Alias, Cycle, CycleState, Duel, Interval, Verdict
+from pairloop.types import BASE_VERSION, Alias, Cycle, CycleState, Duel, Interval, Run, Verdict
 
 IDLE = "idle"
 
 
+class Progress(NamedTuple):
+    """How far the running stage is: steps of the training, or picks of the duel (``of`` is then an estimate)."""
+
+    done: int
+    of: int
+
+
 @dataclass(frozen=True, slots=True)
 class DuelStatus:
-    """The duel so far. ``picks`` are all that people made, ``wins``, ``losses`` and ``ties`` the votes that count."""
+    """The duel so far. ``picks`` are all that people made, ``wins``, ``losses`` and ``ties`` the votes that count.
+
+    ``win_rate``: the challenger's, ties half.
+    """
 
     duel_id: str
     champion: int
@@ -38,22 +47,36 @@ class DuelStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class CycleStatus:
-    """The open cycle's state (``idle`` without one), what the next one waits for, and the last verdict.
+class LastVerdict:
+    """What the gate last said: about which cycle, which version, and when."""
 
-    ``staleness``: promotions since the newest snapshot, i.e. by how many versions the oldest unused pick may be behind.
-    ``progress``: the training run's own row (step, of, loss, …) while it trains. ``min_pairs``: None where picks start nothing.
+    cycle: int
+    version: int | None
+    verdict: Verdict
+    given_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CycleStatus:
+    """The open cycle (``idle`` without one), what the next one waits for, and how the last one ended.
+
+    ``challenger``: the version that the open cycle puts to the test. ``since``: when that cycle entered its state. ``run``: its
+    training run. ``progress``: None where it is not known. ``min_pairs``: None where picks start nothing. ``staleness``:
+    promotions since the newest snapshot, i.e. by how many versions the oldest unused pick may be behind. ``last_verdict``: of
+    the newest cycle that the gate has spoken about, which may be the open one.
     """
 
     policy: str
     state: str
     text: str
     champion: int
+    challenger: int | None
     cycle_id: str | None
     number: int | None
     trigger: str | None
-    challenger: int | None
-    progress: Mapping[str, Any] | None
+    since: datetime | None
+    progress: Progress | None
+    run: Run | None
     duel: DuelStatus | None
     new_pairs: int
     min_pairs: int | None
@@ -63,45 +86,60 @@ class CycleStatus:
     last_cycle: int | None
     last_state: str | None
     last_reason: str | None
-    last_verdict: Verdict | None
+    last_verdict: LastVerdict | None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON data; intervals by name."""
+        """Plain JSON data: times in ISO form, intervals and progress by name, of the run what it says of itself."""
         data = asdict(self)
-        data["next_run_at"] = None if self.next_run_at is None else self.next_run_at.isoformat()
+        for name in ("since", "next_run_at"):
+            data[name] = None if data[name] is None else data[name].isoformat()
+        data["progress"] = None if self.progress is None else self.progress._asdict()
+        data["run"] = None if self.run is None else run_json(self.run)
         if self.duel is not None:
             data["duel"]["win_rate"] = self.duel.win_rate._asdict()
+        if self.last_verdict is not None:
+            data["last_verdict"]["given_at"] = self.last_verdict.given_at.isoformat()
         return data
 
 
-def status(store: Store, config: Config, *, now: datetime | None = None) -> CycleStatus:
-    """Where the configured policy's loop stands."""
+def run_json(run: Run) -> dict[str, Any]:
+    """A training run with its newest figures (step, of, loss, …) as plain JSON data."""
+    return {"id": run.run_id, "status": str(run.status), **run.progress}
+
+
+def status(store: Store, config: Config, *, now: datetime | None = None, earlier: CycleStatus | None = None) -> CycleStatus:
+    """Where the configured policy's loop stands.
+
+    ``earlier``: what this said before. Its count of the duel's votes is taken over where no pick has come since.
+    """
     name = config.policy.name
     new_pairs = pairs.count_new(store, config)
     with store.reading() as c:
         recent = cycles.list_(c, name, limit=2)
         current = recent[0] if recent and not recent[0].state.is_terminal else None
         ended = next((cycle for cycle in recent if cycle.state.is_terminal), None)
-        history = verdicts.for_cycle(c, ended.cycle_id) if ended is not None else []
         run = runs.for_cycle(c, current.cycle_id) if current is not None else None
-        duel = _duel_status(c, config, duels.current(c, name))
+        open_duel = duels.current(c, name)
+        duel = _duel_status(c, config, open_duel, earlier)
+        last_verdict = _last_verdict(c, name)
         champion = versions.alias(c, name, Alias.CHAMPION)
-        challenger = (current.record(CycleState.CHECKING) or {}).get("version") if current is not None else None
         pending = triggers.peek(c, name)
         staleness = _staleness(c, name)
         base = versions.get(c, name, BASE_VERSION)
     began = recent[0].created_at if recent else base.created_at if base is not None else None
-    progress = dict(run.progress) if run is not None and current is not None and current.state is CycleState.TRAINING else None
+    progress = _progress(current, run, duel)
     return CycleStatus(
         policy=name,
         state=IDLE if current is None else str(current.state),
         text=_text(current, duel, progress, new_pairs, config.schedule),
         champion=BASE_VERSION if champion is None else champion,
+        challenger=None if current is None else challenger_of(current, open_duel),
         cycle_id=None if current is None else current.cycle_id,
         number=None if current is None else current.number,
         trigger=None if current is None else current.trigger,
-        challenger=challenger,
+        since=None if current is None else current.steps[-1].created_at,
         progress=progress,
+        run=run,
         duel=duel,
         new_pairs=new_pairs,
         min_pairs=config.schedule.min_pairs or None,
@@ -111,8 +149,16 @@ def status(store: Store, config: Config, *, now: datetime | None = None) -> Cycl
         last_cycle=None if ended is None else ended.number,
         last_state=None if ended is None else str(ended.state),
         last_reason=None if ended is None else ended.steps[-1].record.get("reason"),
-        last_verdict=history[-1][1] if history else None,
+        last_verdict=last_verdict,
     )
+
+
+def challenger_of(cycle: Cycle, duel: Duel | None) -> int | None:
+    """The version that a cycle puts to the test, as its duel says; without one, as the record of its training says."""
+    if duel is not None and duel.cycle_id == cycle.cycle_id:
+        return duel.challenger
+    number = (cycle.record(CycleState.CHECKING) or {}).get("version")
+    return number if isinstance(number, int) else None
 
 
 def next_run_at(section: ScheduleSection, last_started_at: datetime, now: datetime) -> datetime | None:
@@ -127,12 +173,15 @@ def next_run_at(section: ScheduleSection, last_started_at: datetime, now: dateti
     return max(min(times), now) if times else None
 
 
-def _duel_status(c: Connection, config: Config, duel: Duel | None) -> DuelStatus | None:
+def _duel_status(c: Connection, config: Config, duel: Duel | None, earlier: CycleStatus | None) -> DuelStatus | None:
     if duel is None:
         return None
+    picks = duels.count_picks(c, duel.duel_id)
+    known = None if earlier is None else earlier.duel
+    if known is not None and (known.duel_id, known.picks) == (duel.duel_id, picks):
+        return known
     votes = gate.votes(duel, duels.picks(c, duel.duel_id), min_latency_ms=config.feedback.min_latency_ms)
     counts = gate.tally(votes, config.gate)
-    picks = duels.count_picks(c, duel.duel_id)
     to_go = gate.picks_to_go(counts, config.gate)
     return DuelStatus(
         duel_id=duel.duel_id,
@@ -143,12 +192,21 @@ def _duel_status(c: Connection, config: Config, duel: Duel | None) -> DuelStatus
         losses=counts.losses,
         ties=counts.ties,
         raters=counts.raters,
-        win_rate=gate.win_rate(counts.wins, counts.decisive),
+        win_rate=gate.win_rate(counts.wins + counts.ties / 2, counts.votes),
         e_value=gate.e_value(*gate.evidence(counts, config.gate)),
         e_needed=1 / config.gate.alpha,
         to_go=to_go,
         text=f"duelling, {picks} picks, about {to_go} to go",
     )
+
+
+def _last_verdict(c: Connection, name: str) -> LastVerdict | None:
+    given = verdicts.latest(c, name)
+    cycle = cycles.get(c, given.cycle_id) if given is not None else None
+    if given is None or cycle is None:
+        return None
+    duel = duels.get(c, given.duel_id) if given.duel_id is not None else None
+    return LastVerdict(cycle.number, challenger_of(cycle, duel), given.verdict, given.created_at)
 
 
 def _staleness(c: Connection, name: str) -> int:
@@ -159,8 +217,17 @@ def _staleness(c: Connection, name: str) -> int:
     )
 
 
+def _progress(cycle: Cycle | None, run: Run | None, duel: DuelStatus | None) -> Progress | None:
+    if duel is not None:
+        return Progress(duel.picks, duel.picks + duel.to_go)
+    if cycle is None or run is None or cycle.state is not CycleState.TRAINING:
+        return None
+    step, steps = run.progress.get("step"), run.progress.get("of")
+    return Progress(step, steps) if isinstance(step, int) and isinstance(steps, int) and steps > 0 else None
+
+
 def _text(
-    cycle: Cycle | None, duel: DuelStatus | None, progress: Mapping[str, Any] | None, new_pairs: int, section: ScheduleSection
+    cycle: Cycle | None, duel: DuelStatus | None, progress: Progress | None, new_pairs: int, section: ScheduleSection
 ) -> str:
     """One line for people."""
     if cycle is None:
@@ -168,6 +235,6 @@ def _text(
         return f"idle, {new_pairs} new pairs{wanted}"
     if duel is not None and cycle.state is CycleState.DUELLING:
         return duel.text
-    if progress and progress.get("of"):
-        return f"training, step {progress.get('step', 0)} of {progress['of']}"
+    if progress is not None and cycle.state is CycleState.TRAINING:
+        return f"training, step {progress.done} of {progress.of}"
     return str(cycle.state)

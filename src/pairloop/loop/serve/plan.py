@@ -143,8 +143,9 @@ class Planner:
         gate_share = self._config.serve.gate_share
         if request.user is not None:
             return pool_of(request.user, gate_share)
-        if CONVERSATION_KEY in request.metadata:
-            return pool_of(request.metadata[CONVERSATION_KEY], gate_share)
+        named = request.metadata.get(CONVERSATION_KEY)
+        if named:
+            return pool_of(named, gate_share)
         if parent is not None and parent.user is None:
             return parent.pool
         opening = []
