@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pairloop.cli import pairloop
+from pairloop.cli.output import emit
 
 ROW = '{"prompt": "Say hello to Ann.", "chosen": "Hello Ann!", "rejected": "What?"}\n'
 
@@ -122,3 +123,30 @@ def test_missing_configuration_is_named(tmp_path: Path) -> None:
     result = run("cycle", "status", "--config", str(tmp_path / "none"))
     assert result.exit_code == 2
     assert "pairloop init" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("init", "/proc/pairloop-cannot-be-here"), 1),
+        (("train", "--model", "starter", "--out", "somewhere"), 2),
+        (("train", "--data", __file__, "--dataset", "x", "--out", "somewhere"), 2),
+        (("data", "stats", __file__), 0),
+    ],
+)
+def test_what_cannot_be_done_is_said_without_a_traceback(arguments: tuple[str, ...], code: int) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_configuration_that_is_not_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pairloop.toml").write_bytes(b"\xff\xfe\x00")
+    result = run("cycle", "status", "--config", str(tmp_path))
+    assert result.exit_code == 2
+    assert "not valid TOML" in result.output
+
+
+def test_numbers_that_are_not_finite_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    emit({"loss": float("nan"), "e_value": float("inf"), "n": 1.5})
+    assert json.loads(capsys.readouterr().out) == {"loss": None, "e_value": None, "n": 1.5}

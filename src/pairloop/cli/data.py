@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,12 @@ import click
 from pairloop.cli.output import config_option, show, table, verb
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from pairloop.types import Dataset, LabelledGroup
+
+IMPORT_BATCH = 256
+"""Groups per transaction."""
 
 _file = click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 _family = click.option("--family", help="The rows' family, where the file does not show it.")
@@ -37,13 +43,22 @@ def data_import(file: Path, config_path: Path, family: str | None, skip_refused:
         read = read_rows(file, family=family, max_chars=config.pairs.max_chars, policy=config.policy.name)
         if not skip_refused:
             read.or_raise()
-        new = store.write(lambda c: sum(_insert(c, one) for one in read.groups))
+        new = sum(store.write(partial(_insert_all, batch)) for batch in _batches(read.groups))
     document = {"rows": read.rows, "imported": new, "known": len(read.groups) - new, "refused": read.refused}
     text = f"{read.rows} rows: {new} imported, {len(read.groups) - new} known already"
     show(document, _with_reasons(text, read.refused), as_json=as_json)
 
 
-def _insert(c: Any, labelled: LabelledGroup) -> bool:
+def _batches(found: Sequence[LabelledGroup]) -> Iterator[Sequence[LabelledGroup]]:
+    """Short transactions, so that a server beside this import goes on answering."""
+    return (found[start : start + IMPORT_BATCH] for start in range(0, len(found), IMPORT_BATCH))
+
+
+def _insert_all(batch: Sequence[LabelledGroup], c: Connection) -> int:
+    return sum(_insert(c, labelled) for labelled in batch)
+
+
+def _insert(c: Connection, labelled: LabelledGroup) -> bool:
     from pairloop.store import feedback, groups
 
     if groups.get(c, labelled.group.group_id) is not None:
@@ -74,17 +89,19 @@ def data_export(config_path: Path, dataset_id: str | None, family: str, out: Pat
 
 @data.command("stats")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=False)
-@config_option
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="pairloop.toml: its store, or its rules for FILE."
+)
 @_family
 @verb
-def data_stats(file: Path | None, config_path: Path, family: str | None, as_json: bool) -> None:
+def data_stats(file: Path | None, config_path: Path | None, family: str | None, as_json: bool) -> None:
     """Count rows, pairs, and what was not used and why: of FILE, or of the newest dataset of the loop."""
     if file is not None:
-        document = _file_stats(file, family)
+        document = _file_stats(file, family, config_path)
     else:
         from pairloop.cli.opening import open_store
 
-        with open_store(config_path) as (config, store):
+        with open_store(config_path or Path(".")) as (config, store):
             dataset = _dataset(store, config.policy.name, None)
         document = {
             "dataset_id": dataset.dataset_id,
@@ -97,12 +114,12 @@ def data_stats(file: Path | None, config_path: Path, family: str | None, as_json
     show(document, _with_reasons(text, {**document.get("refused", {}), **document["dropped"]}), as_json=as_json)
 
 
-def _file_stats(file: Path, family: str | None) -> dict[str, Any]:
-    from pairloop.config import Config
+def _file_stats(file: Path, family: str | None, config_path: Path | None) -> dict[str, Any]:
+    from pairloop.config import load_config
     from pairloop.formats import read_rows
     from pairloop.loop import pairs as builder
 
-    config = Config()
+    config = load_config(config_path)
     read = read_rows(file, family=family, max_chars=config.pairs.max_chars)
     compiled = builder.compile_pairs(read.groups, builder.PairRules.of(config, split_prompts=True))
     return {

@@ -83,7 +83,9 @@ def evaluate(config_path: Path, number: int, as_json: bool) -> None:
         report = stage.run(loop.store, loop.policy, loop.config, challenger=challenger, champion=champion, dataset=dataset)
     document = report.as_json()
     rows = [(key, f"{m['mean']:.4g}", f"[{m['lo']:.4g}, {m['hi']:.4g}]", m["n"]) for key, m in document["metrics"].items()]
-    show(document, table(("metric", "value", "95 % interval", "n"), rows), as_json=as_json)
+    failed = [f"{key}: {error}" for key, error in document["errors"].items()]
+    text = "\n".join([table(("metric", "value", "95 % interval", "n"), rows), *failed, *document["notes"]])
+    show(document, text, as_json=as_json)
 
 
 @click.group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pairloop.errors import PairloopError, RowsError, UserError
+from pairloop.errors import PairloopError, RowsError, SystemFailure, UserError
 
 EXIT_USER_ERROR = 2
 EXIT_SYSTEM_FAILURE = 1
@@ -41,6 +42,9 @@ def verb(function: Verb) -> Verb:
             return function(*args, as_json=as_json, **kwargs)
         except PairloopError as error:
             fail(error, as_json=as_json)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            fail(SystemFailure(f"{where}{error.strerror or error}"), as_json=as_json)
 
     return wrapper  # type: ignore[return-value]
 
@@ -67,7 +71,7 @@ def show(document: Any, text: str, *, as_json: bool) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, enums, times and paths as JSON values."""
+    """Dataclasses, enums, times and paths as JSON values; numbers that are not finite as null."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):
@@ -78,6 +82,8 @@ def plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [plain(item) for item in value]
     return value

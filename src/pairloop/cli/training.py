@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pairloop.cli.output import show, table, verb
+
+if TYPE_CHECKING:
+    from pairloop.config import Config
 
 
 @click.command()
@@ -33,6 +37,7 @@ from pairloop.cli.output import show, table, verb
 @click.option("--heldout-share", type=float, help="Share of prompts held out.")
 @click.option("--train-seed", "seed", type=int, help="Names the order of the pairs.")
 @click.option("--skip-refused", is_flag=True, help="Train on the good rows of a file that also has bad ones.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run into the same --out, from its last checkpoint.")
 @verb
 def train(
     data: Path | None,
@@ -42,6 +47,7 @@ def train(
     dataset_id: str | None,
     family: str | None,
     skip_refused: bool,
+    resume: bool,
     as_json: bool,
     **overrides: Any,
 ) -> None:
@@ -56,56 +62,71 @@ def train(
     for key, value in overrides.items():
         if value is not None:
             sections[{"method": "policy", "heldout_share": "pairs"}.get(key, "train")][key] = value
-    config = override(load_config(config_path), sections)
     if data is None:
-        _train_stage(config, config_path, dataset_id, as_json=as_json)
+        if model or out or family or skip_refused or resume:
+            raise click.UsageError("--model, --out, --family, --skip-refused and --resume go with --data FILE")
+        config_path = config_path or Path(".")
+        _train_stage(override(load_config(config_path), sections), dataset_id, as_json=as_json)
         return
-    if out is None:
-        raise click.UsageError("--data needs --out DIR: where the trained model goes")
-    _train_file(config, data, model or config.policy.model, out, family, skip_refused=skip_refused, as_json=as_json)
+    if out is None or dataset_id is not None:
+        raise click.UsageError("--data FILE needs --out DIR, where the trained model goes, and no --dataset")
+    config = override(load_config(config_path), sections)
+    wanted = _OneOff(data, model or config.policy.model, out, family, skip_refused=skip_refused, resume=resume)
+    _train_file(config, wanted, as_json=as_json)
 
 
-def _train_file(
-    config: Any, data: Path, model: str, out: Path, family: str | None, *, skip_refused: bool, as_json: bool
-) -> None:
+@dataclass(frozen=True)
+class _OneOff:
+    """A run on a file, as it was asked for."""
+
+    data: Path
+    model: str
+    out: Path
+    family: str | None
+    skip_refused: bool
+    resume: bool
+
+
+def _train_file(config: Config, wanted: _OneOff, *, as_json: bool) -> None:
     from pairloop.cli.progress import TerminalWatcher
     from pairloop.formats import read_rows
     from pairloop.loop import pairs as builder
     from pairloop.loop.train import train_file
 
-    read = read_rows(data, family=family, max_chars=config.pairs.max_chars)
-    if not skip_refused:
+    read = read_rows(wanted.data, family=wanted.family, max_chars=config.pairs.max_chars)
+    if not wanted.skip_refused:
         read.or_raise()
     compiled = builder.compile_pairs(read.groups, builder.PairRules.of(config, split_prompts=True))
     with TerminalWatcher() as watcher:
         result = train_file(
             compiled.train,
-            model,
-            out,
+            wanted.model,
+            wanted.out,
             config,
             heldout=compiled.heldout,
-            on_progress=lambda row: watcher.bar(f"training on {data.name}", int(row["step"]), int(row["of"])),
+            resume=wanted.resume,
+            on_progress=lambda row: watcher.bar(f"training on {wanted.data.name}", int(row["step"]), int(row["of"])),
         )
     document = {
         "rows": read.rows,
         "refused": read.refused,
         "pairs": {"train": len(compiled.train), "heldout": len(compiled.heldout)},
         "dropped": compiled.dropped,
-        "out": out,
+        "out": wanted.out,
         "result": result,
     }
     show(document, _result_text(document, result), as_json=as_json)
 
 
-def _train_stage(config: Any, config_path: Path | None, dataset_id: str | None, *, as_json: bool) -> None:
-    from pairloop.cli.opening import open_store, owner
+def _train_stage(config: Config, dataset_id: str | None, *, as_json: bool) -> None:
+    from pairloop.cli.opening import owner
     from pairloop.cli.progress import TerminalWatcher
     from pairloop.errors import NotFoundError
     from pairloop.loop import train as stage
-    from pairloop.store import datasets, versions
+    from pairloop.store import Store, datasets, versions
     from pairloop.types import Alias
 
-    with open_store(config_path or Path(".")) as (_, store), TerminalWatcher() as watcher:
+    with Store.open(config) as store, TerminalWatcher() as watcher:
         name = config.policy.name
         with store.reading() as c:
             dataset = datasets.get(c, dataset_id) if dataset_id else next(iter(datasets.list_(c, name)), None)

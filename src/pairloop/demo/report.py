@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,11 @@ class DemoResult:
         """The document of ``--json``."""
         document: dict[str, Any] = {
             "rounds": [_round_json(round_) for round_ in self.rounds],
-            "base": {"utility": self.base.utility, "fidelity": self.base.fidelity.mean, "fidelity_n": self.base.fidelity.n},
+            "base": {
+                "utility": self.base.utility,
+                "fidelity": _finite(self.base.fidelity.mean),
+                "fidelity_n": self.base.fidelity.n,
+            },
             "final": _score_json(self.final),
             "promotions": self.promotions,
             "wall_s": round(self.wall_s, 2),
@@ -135,9 +140,14 @@ def _score_json(score: Score) -> dict[str, Any]:
         "ci95": [score.win_rate.lo, score.win_rate.hi],
         "n": score.win_rate.n,
         "utility": score.utility,
-        "fidelity": score.fidelity.mean,
+        "fidelity": _finite(score.fidelity.mean),
         "fidelity_n": score.fidelity.n,
     }
+
+
+def _finite(value: float) -> float | None:
+    """None for a mean of nothing."""
+    return value if math.isfinite(value) else None
 
 
 _NO_SCORE = dict.fromkeys(("version", "win_rate", "ci95", "n", "utility", "fidelity", "fidelity_n"))

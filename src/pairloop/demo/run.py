@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -84,7 +84,7 @@ def run_demo(options: DemoOptions, watcher: Watcher) -> DemoResult:
         cpu_s = server.cpu_s()
     finally:
         server.stop()
-    control = bench.score_path(train_control(config, datasets, options.out, watcher), None) if options.control else None
+    control = bench.control(train_control(config, datasets, options.out, watcher)) if options.control else None
     final, base = bench.scores[champion], bench.scores[BASE_VERSION]
     before, after = bench.measured[BASE_VERSION], bench.measured[champion]
     result = DemoResult(
@@ -133,19 +133,23 @@ class _Bench:
         number = int(version["number"])
         if number not in self.scores:
             path = None if number == BASE_VERSION else self.artifacts.path(str(version["artifact_hash"]))
-            self.scores[number] = self.score_path(path, number)
+            self.scores[number] = self._sample(number, path)
         return self.scores[number]
 
-    def score_path(self, path: Path | None, number: int | None) -> Score:
+    def control(self, path: Path | None) -> Score:
+        """The control's score; where nothing was promoted it was never trained and is the base."""
+        score = self.scores[BASE_VERSION] if path is None else self._sample(CONTROL_NUMBER, path)
+        return replace(score, version=None)
+
+    def _sample(self, loaded: int, path: Path | None) -> Score:
         """Samples the model in ``path`` (None: the base) and compares it with the base."""
-        loaded = CONTROL_NUMBER if number is None else number
         self.policy.load(_as_version(loaded, path))
         measured = ruler.measure(self.policy, loaded, self.cases, seed=self.seed)
         self.measured[loaded] = measured
         if loaded != BASE_VERSION:
             self.policy.unload(loaded)
         rate = ruler.win_rate(measured, self.measured[BASE_VERSION])
-        return Score(number, rate, measured.utility, measured.fidelity)
+        return Score(loaded, rate, measured.utility, measured.fidelity)
 
 
 def _as_version(number: int, path: Path | None) -> Version:
@@ -285,7 +289,7 @@ def step_record(cycle: Mapping[str, Any], state: CycleState) -> Mapping[str, Any
 
 async def _verdict(shop: Shop, cycle: Mapping[str, Any]) -> tuple[str, tuple[str, ...], float]:
     """The gate's last word, its reasons and e-value; where no gate was asked, the cycle's own end."""
-    if not step_record(cycle, CycleState.CHECKING):
+    if cycle["state"] in (CycleState.FAILED, CycleState.NOTHING_TO_TRAIN):
         record = cycle["steps"][-1]["record"]
         return str(cycle["state"]).upper(), (str(record.get("reason", cycle["state"])),), 1.0
     verdict = (await shop.get(f"/v1/gates/{cycle['id']}"))["verdict"]
