@@ -448,7 +448,7 @@ def test_another_base_model_is_refused(rig: Rig, tmp_path: Path) -> None:
     model.mkdir()
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (model / name).write_text("{}")
-    with pytest.raises(ConfigError, match="rebase"):
+    with pytest.raises(ConfigError, match=r"begin a new policy\.name on the new model"):
         cycle.ensure_base(rig.store, rig.policy, settings(tmp_path, policy={"model": str(model)}))
     same = settings(tmp_path, policy={"model": str(model), "name": "second"})
     assert cycle.ensure_base(rig.store, rig.policy, same).number == 0

@@ -136,6 +136,17 @@ def test_rows_of_one_step_each_keep_their_own_settings() -> None:
     assert tokens.tolist() == [2, 0, 2]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1e-46, 1e-38, 1e-6, 9e-5, 1e-4])
+def test_a_tiny_temperature_is_greedy_and_its_log_probs_are_raw(temperature: float) -> None:
+    logits = torch.tensor([[-40.0, 10.0, 9.9, 12.0, 0.0]]).expand(3, 5)
+    for beside in (1.0, temperature):
+        tokens, logps = draw(logits, [0.999, 0.0, 0.999], [beside, temperature, temperature], [1.0, 1.0, 0.9])
+        assert tokens.tolist()[1:] == [3, 3]
+        assert logps[1:].tolist() == pytest.approx([float(logits[0].log_softmax(-1)[3])] * 2)
+    plain, _ = draw(logits, [0.0, 0.5, 0.999], [1.0] * 3, [1.0] * 3)
+    assert plain.tolist() != [3, 3, 3]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recorded_log_probs_are_those_of_scoring_while_rows_come_and_go(tmp_path: Path, family: str) -> None:
     folder = write_model(tmp_path / family, tokenizer=letter_tokenizer(), family=family, seed=3, gain=6.0)

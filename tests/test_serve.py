@@ -7,6 +7,8 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from tests.server import POLICY, World, as_stored, fake_config, user_of
 
 from pairloop.errors import EngineError, InvalidRequestError, NotFoundError
 from pairloop.loop.serve import AnswerStream, ChatRequest, ChatService, pool_of
+from pairloop.loop.serve.stream import Lockstep
 from pairloop.policy.fake import FakePolicy
-from pairloop.types import Alias, CycleState, FinishReason, Group, GroupKind, Message, Pool, SamplingParams
+from pairloop.policy.protocols import SampleRequest, TokenEvent
+from pairloop.types import Alias, Completion, CycleState, FinishReason, Group, GroupKind, Message, Pool, SamplingParams
 
 ASK = (Message("user", "Where is my order?"),)
 
@@ -113,6 +117,26 @@ def test_only_the_gate_pool_duels_and_a_fair_coin_places_the_challenger(world: W
     assert set(asyncio.run(plans(user_of(Pool.TRAIN), 2, 20))) == {(GroupKind.TRAIN, (0, 0), None)}
     assert set(asyncio.run(plans(user_of(Pool.GATE), 1, 20))) == {(GroupKind.HELDOUT, (0,), None)}
     assert set(asyncio.run(plans(user_of(Pool.GATE), 3, 20))) == {(GroupKind.HELDOUT, (0, 0, 0), None)}
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(seed=0),
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=1e-46),
+        SamplingParams(top_p=1e-6),
+        SamplingParams(temperature=0.7, seed=7),
+    ],
+)
+def test_a_request_that_could_be_repeated_at_the_champion_never_duels(world: World, params: SamplingParams) -> None:
+    world.add_version(1)
+    world.open_duel(1)
+    group = answer(world, n=2, user=user_of(Pool.GATE), params=params)
+    assert (group.kind, group.pool, group.duel_id) == (GroupKind.HELDOUT, Pool.GATE, None)
+    assert [completion.version for completion in group.completions] == [0, 0]
+    sampled = replace(params, seed=None, temperature=0.7, top_p=0.9)
+    assert answer(world, n=2, user=user_of(Pool.GATE), params=sampled).kind is GroupKind.DUEL
 
 
 def test_a_duel_group_holds_one_answer_of_each(world: World) -> None:
@@ -234,6 +258,39 @@ def test_versions_load_on_demand_and_the_least_used_are_evicted(tmp_path: Path) 
         assert world.policy.loaded() == {0, 1, 3}
         asyncio.run(ask("4", "4", "3", "5", "5"))
         assert world.policy.loaded() == {0, 1, 5}
+
+
+@pytest.mark.parametrize("asked_between", [True, False])
+def test_old_champions_are_unloaded_after_promotions(tmp_path: Path, asked_between: bool) -> None:
+    """The loop loads each new champion itself, so that no request ever misses one."""
+    config = fake_config(tmp_path, policy={"max_loaded": 3})
+    with World(tmp_path / "world", config=config) as world:
+        chat = service(world)
+
+        async def promotions() -> None:
+            for number in range(1, 7):
+                world.policy.load(world.add_version(number))
+                world.alias(Alias.CHAMPION, number)
+                if asked_between:
+                    await chat.answer(request())
+                    assert world.policy.loaded() == {0, number, max(number - 1, 0)}
+            await chat.answer(request())
+
+        asyncio.run(promotions())
+        assert world.policy.loaded() == {0, 5, 6}
+
+
+def test_what_the_loop_has_loaded_to_measure_is_not_evicted(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, policy={"max_loaded": 2})
+    with World(tmp_path / "world", config=config) as world:
+        for number in (1, 2):
+            world.policy.load(world.add_version(number))
+        world.alias(Alias.CHAMPION, 1)
+        answer(world)
+        assert world.policy.loaded() == {0, 1, 2}
+        world.alias(Alias.CHAMPION, 2)
+        answer(world)
+        assert world.policy.loaded() == {0, 2}
 
 
 def test_a_busy_version_is_not_evicted(tmp_path: Path) -> None:
@@ -368,3 +425,115 @@ def test_a_closed_duel_gives_the_gate_pool_back_to_the_champion(world: World) ->
     duel = world.open_duel(1)
     world.close_duel(duel, CycleState.REJECTED)
     assert answer(world, n=2, user=user_of(Pool.GATE)).kind is GroupKind.HELDOUT
+
+
+# --- streamed duels
+
+
+class OneAfterTheOther(FakePolicy):
+    """Its ``first`` version has said everything before any other says a word, as a lane whose burst comes first."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self._first = first
+        self._engine = FakePolicy()
+        self._said = threading.Event()
+
+    def load(self, version: Any) -> None:
+        self._engine.load(version)
+        super().load(version)
+
+    def sample(self, request: SampleRequest) -> Future[tuple[Completion, ...]]:
+        if request.version == self._first:
+            future = self._engine.sample(request)
+            future.add_done_callback(lambda _: self._said.set())
+            return future
+        assert request.on_token is not None
+        listener = request.on_token
+
+        def waits(event: TokenEvent) -> None:
+            assert self._said.wait(20)
+            listener(event)
+
+        return super().sample(replace(request, on_token=waits))
+
+    def close(self) -> None:
+        self._engine.close()
+        super().close()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_streamed_duel_does_not_tell_who_is_who_by_its_order(tmp_path: Path, first: int) -> None:
+    """Whichever version is sampled first, and whichever index it has: the tokens come in the same order."""
+    orders: dict[tuple[int, ...], list[int]] = {}
+    for seed in range(20):
+        with World(tmp_path / str(seed), policy=OneAfterTheOther(first)) as world:
+            world.policy.load(world.add_version(1))
+            world.open_duel(1)
+
+            async def play(world: World, seed: int) -> tuple[Group, list[int]]:
+                stream = await service(world, seed).stream(request(n=2, user=user_of(Pool.GATE)))
+                order = [event.index async for batch in stream.batches() for event in batch]
+                return (await stream.finish()).group, order
+
+            group, order = asyncio.run(play(world, seed))
+            assert group.kind is GroupKind.DUEL
+            assert world.group(group.group_id) == as_stored(group)
+            orders[tuple(completion.version or 0 for completion in group.completions)] = order
+        if len(orders) == 2:
+            break
+    lengths = {len(completion.token_ids) for completion in group.completions}
+    assert lengths == {10}
+    assert orders == {(0, 1): [0, 1] * 10, (1, 0): [0, 1] * 10}
+
+
+def over(error: Exception | None = None) -> Future[tuple[Completion, ...]]:
+    future: Future[tuple[Completion, ...]] = Future()
+    if error is None:
+        future.set_result(())
+    else:
+        future.set_exception(error)
+    return future
+
+
+def test_sides_go_in_step_until_one_is_over() -> None:
+    said: list[tuple[int, str]] = []
+    sides = Lockstep(lambda event: said.append((event.index, event.text)), 2)
+
+    def add(index: int, texts: str) -> None:
+        for text in texts:
+            sides.add(index, TokenEvent(0, 1, -1.0, text))
+
+    add(1, "abc")
+    assert said == []
+    add(0, "xy")
+    assert said == [(0, "x"), (1, "a"), (0, "y"), (1, "b")]
+    sides.end(0, over())
+    assert said[4:] == [(1, "c")]
+    add(1, "d")
+    sides.end(1, over())
+    assert said[5:] == [(1, "d")]
+
+
+def test_a_side_that_is_over_early_does_not_run_ahead() -> None:
+    said: list[int] = []
+    sides = Lockstep(lambda event: said.append(event.index), 2)
+    for _ in range(3):
+        sides.add(0, TokenEvent(0, 1, -1.0, "x"))
+    sides.end(0, over())
+    assert said == []
+    sides.add(1, TokenEvent(0, 1, -1.0, "a"))
+    assert said == [0, 1]
+    sides.end(1, over())
+    assert said == [0, 1, 0, 0]
+
+
+def test_a_side_that_fails_releases_nothing() -> None:
+    said: list[int] = []
+    sides = Lockstep(lambda event: said.append(event.index), 2)
+    sides.add(0, TokenEvent(0, 1, -1.0, "x"))
+    sides.end(1, over(EngineError("broken")))
+    cancelled: Future[tuple[Completion, ...]] = Future()
+    cancelled.cancel()
+    sides.end(1, cancelled)
+    assert said == []

@@ -359,6 +359,55 @@ def test_other_sites_cannot_drive_the_server(server: RunningServer) -> None:
         assert triggers.peek(c, POLICY) is not None
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:{port}",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "192.168.1.1:{port}",
+        "0.0.0.0",
+        "127.0.0.1:80@evil.example",
+        "[2001:db8::1]:{port}",
+        "127.0.0.1:x",
+        "[::1].evil.example",
+    ],
+)
+def test_a_name_that_was_rebound_to_loopback_is_refused(server: RunningServer, host: str) -> None:
+    """Its page is of the same origin as what it asks for, so that only the Host header tells."""
+    named = host.format(port=httpx.URL(server.url).port)
+    headers = {"host": named, "origin": f"http://{named}"}
+    for method, path in (
+        ("GET", "/"),
+        ("GET", "/health"),
+        ("GET", "/health/live"),
+        ("GET", "/metrics"),
+        ("POST", "/v1/cycles"),
+    ):
+        refused = server.http.request(method, path, headers=headers)
+        assert refused.status_code == 421, (host, path)
+        error = refused.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert (error["type"], error["code"]) == ("invalid_request_error", "wrong_host")
+        assert refused.headers["x-request-id"].startswith("req_")
+    with server.store.reading() as c:
+        assert triggers.peek(c, POLICY) is None
+
+
+def test_every_name_of_loopback_is_answered(server: RunningServer) -> None:
+    for host in ("127.0.0.1", "127.8.8.8:9000", "localhost", "LocalHost:80", "[::1]", "[::1]:8000"):
+        assert server.http.get("/v1/status", headers={"host": host}).status_code == 200, host
+        assert server.http.post("/v1/cycles", headers={"host": host, "origin": f"http://{host}"}).status_code == 202, host
+
+
+def test_a_request_without_a_host_is_refused(server: RunningServer) -> None:
+    url = httpx.URL(server.url)
+    with socket.create_connection((url.host, url.port or 80), timeout=10) as client:
+        client.sendall(b"GET /v1/status HTTP/1.0\r\n\r\n")
+        assert b" 421 " in client.recv(4096)
+
+
 def test_openapi_describes_every_route(server: RunningServer) -> None:
     schema = server.http.get("/openapi.json").json()
     for path in ("/v1/chat/completions", "/v1/preferences", "/v1/cycles", "/v1/versions/{version_id}/promote", "/metrics"):

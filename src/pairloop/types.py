@@ -122,6 +122,10 @@ Prompt = tuple[Message, ...] | str
 """A conversation, rendered by the model's chat template, or a plain string, used as it is."""
 
 
+GREEDY_BELOW = 1e-4
+"""Temperatures below this take the likeliest token: the quotient of the logits would overflow, and draws nothing else."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How completions are drawn. Recorded log-probs are raw (T = 1, whole vocabulary) whatever these say."""
@@ -136,6 +140,15 @@ class SamplingParams:
     def is_tempered(self) -> bool:
         """True when the sampling distribution is not the policy itself."""
         return self.temperature != 1.0 or self.top_p < 1.0
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
+    @property
+    def is_repeatable(self) -> bool:
+        """True when a version asked again gives the same answer: seeded, greedy, or a nucleus of one token."""
+        return self.seed is not None or self.is_greedy or self.top_p < GREEDY_BELOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +228,15 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class LabelledGroup:
-    """A group with the feedback that counts (latest revisions): what the pair builder consumes."""
+    """A group with the feedback that counts (latest revisions): what the pair builder consumes.
+
+    ``earlier``: ids of those rows that were known to an earlier round. They say what the new ones stand against, and make no
+    pair of their own.
+    """
 
     group: Group
     feedback: tuple[Feedback, ...]
+    earlier: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,19 @@ its verdict) are committed in the same transaction, so that nothing stands betwe
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 
-from pairloop.errors import ConflictError, EngineError, NotFoundError
+from pairloop.errors import ConflictError, EngineError, ModelError, NotFoundError
 from pairloop.policy.protocols import Policy, SampleRequest, TokenSequence
 from pairloop.store import Store, duels, new_id, versions
 from pairloop.store.versions import Promotion
 from pairloop.types import BASE_VERSION, Alias, Duel, Message, SamplingParams, Version
+
+logger = logging.getLogger(__name__)
 
 PROBE_PROMPT = (Message("user", "Hello, can you help me?"),)
 PROBE_ANSWER = "Hello! I am happy to help you."
@@ -33,13 +36,13 @@ def _nothing(_: Connection) -> None:
 def load(policy: Policy, version: Version, parent: Version | None) -> None:
     """Load and probe a version: it is loaded, it answers a known prompt, and it is not its parent in disguise.
 
-    An engine that ignores an adapter, or serves a cached one, gives the parent's log-probs to the last bit: EngineError.
+    An engine that ignores an adapter, or serves a cached one, gives the parent's log-probs to the last bit: EngineError. They
+    are compared on what the version answers, and on a given answer where the model's template can write one.
     """
     policy.load(version)
     if version.number not in policy.loaded():
         raise EngineError(f"{version.name}: the engine took it, but does not list it as loaded")
     prompt = policy.tokens.encode_prompt(PROBE_PROMPT)
-    answer = policy.tokens.encode_completion(PROBE_PROMPT, PROBE_ANSWER)
     params = SamplingParams(max_tokens=_PROBE_TOKENS, seed=0)
     completions = policy.sample(SampleRequest(prompt, version.number, params=params)).result(timeout=_PROBE_TIMEOUT_S)
     if not completions or not completions[0].token_ids:
@@ -47,7 +50,11 @@ def load(policy: Policy, version: Version, parent: Version | None) -> None:
     if version.number == BASE_VERSION or parent is None:
         return
     policy.load(parent)
-    known = [TokenSequence(prompt, answer), TokenSequence(prompt, completions[0].token_ids)]
+    known = [TokenSequence(prompt, completions[0].token_ids)]
+    try:
+        known.append(TokenSequence(prompt, policy.tokens.encode_completion(PROBE_PROMPT, PROBE_ANSWER)))
+    except ModelError as error:  # a template that breaks the prefix rule serves all the same
+        logger.info("%s is probed on its own answer only: %s", version.name, error)
     if policy.logps(version.number, known) == policy.logps(parent.number, known):
         raise EngineError(
             f"{version.name}: gives the log-probs of its parent {parent.name}: the engine did not load its weights"

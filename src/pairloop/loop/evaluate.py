@@ -38,6 +38,7 @@ from pairloop.types import (
     PairSide,
     Pool,
     PreferencePair,
+    Reason,
     SamplingParams,
     Version,
 )
@@ -47,6 +48,9 @@ HELDOUT_PAIRS = 256
 """The newest held-out pairs that one report scores."""
 SAMPLES_PER_PROMPT = 4
 """One would do for an estimate; the gate asks that the whole interval keeps within a limit, and a good challenger must pass."""
+MAX_LABELLER_ERRORS = 0.05
+"""Share of an offline duel's prompts on which the labeller may fail: an error is HOLD, never PROMOTE, for what a verifier
+cannot score may be just what is bad about a version. A judge that was once out of reach out of a hundred decides nothing."""
 _SCORED_TOGETHER = 32
 _Z95 = 1.959963984540054
 
@@ -102,6 +106,18 @@ class OfflineDuel:
     errors: int
     labeller: str
     first_error: str | None = None
+
+    @property
+    def failure(self) -> Reason | None:
+        """The gate's rule on the labeller's errors; open, which holds, above ``MAX_LABELLER_ERRORS``. None without errors."""
+        if not self.errors:
+            return None
+        share = self.errors / self.prompts
+        is_too_much = share > MAX_LABELLER_ERRORS
+        text = f"{self.labeller} failed on {self.errors} of {self.prompts} prompts, {'above' if is_too_much else 'within'} "
+        text += f"{MAX_LABELLER_ERRORS:.0%}" + (": an error is HOLD, never PROMOTE" if is_too_much else "")
+        text += f" (the first: {self.first_error})"
+        return Reason("labeller_errors", None if is_too_much else True, text, share, MAX_LABELLER_ERRORS)
 
     def as_json(self) -> dict[str, Any]:
         wins = sum(pick.outcome == 1 for pick in self.picks)

@@ -192,13 +192,15 @@ def decide(
     now: datetime,
     picks_made: int = 0,
     more_to_come: bool = True,
+    also: Sequence[Reason] = (),
 ) -> Verdict:
     """The verdict on a challenger.
 
+    ``also``: rules that the caller looked at, which count like guardrails: one that failed rejects, an open one holds.
     ``picks_made``: the picks that the duel took from people, with those that do not count; it is these that ``max_picks``
     bounds. ``more_to_come=False`` (an offline duel that is over) turns CONTINUE into HOLD.
     """
-    rails = guardrails(report, config)
+    rails = (*also, *guardrails(report, config))
     if any(reason.passed is False for reason in rails):
         return Verdict(Kind.REJECT, rails)
     if any(reason.passed is None for reason in rails):

@@ -146,7 +146,8 @@ class Scheduler:
             except Exception as error:  # the supervisor: the loop outlives whatever a cycle ran into, and says what it was
                 logger.exception("the cycle broke")
                 self._trouble, self._seen = f"{type(error).__name__}: {error}", None
-                self._record(error)
+                if not self._stopping.is_set():  # what stops may fail of that, and goes on at the next start
+                    self._record(error)
                 wait_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0**failures)
                 failures += 1
             self._stopping.wait(LOOK_EVERY_S)

@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pairloop.config import Config, duration_s
-from pairloop.errors import ConfigError, NotFoundError, TrainingError, UserError
+from pairloop.errors import ConfigError, NotFoundError, StoreError, TrainingError, UserError
 from pairloop.formats import snapshot
 from pairloop.learner.child import Row, follow, log_tail, read_rows, started
 from pairloop.learner.data import HELDOUT_FILE, TRAIN_FILE
@@ -220,7 +220,11 @@ class _Listener:
 
 
 class _Heart(_Listener):
-    """Copies the last row into the run row, and renews the run's lease, about once a second."""
+    """Copies the last row into the run row, and renews the run's lease, about once a second.
+
+    A store that cannot write just now (another process holds its lock) does not stop the training: what must not be lost is
+    written at the end, and a run that another process took over is a ConflictError.
+    """
 
     def __init__(self, store: Store, row: Run, lease_s: float, on_progress: OnProgress | None) -> None:
         super().__init__(on_progress)
@@ -238,18 +242,21 @@ class _Heart(_Listener):
     def flush(self) -> None:
         self._beat_at = now = datetime.now(UTC)
         until, progress = now + timedelta(seconds=self._lease_s), dict(self._progress)
-        self._store.write(
-            lambda c: runs.heartbeat(
-                c, self._row.run_id, owner=self._row.owner, at=now, lease_expires_at=until, progress=progress
+        try:
+            self._store.write(
+                lambda c: runs.heartbeat(
+                    c, self._row.run_id, owner=self._row.owner, at=now, lease_expires_at=until, progress=progress
+                )
             )
-        )
+        except StoreError as error:
+            LOG.warning("run %s: the heartbeat could not be written: %s", self._row.run_id, error)
 
 
 def _attempts(job: TrainJob, folder: Path, listener: _Listener, should_stop: Callable[[], bool]) -> TrainResult | None:
     """Start children until one leaves a result; None where ``should_stop`` said so.
 
     A child that dies without a result (killed, crashed) is started again and goes on from its last checkpoint, as long as that
-    gets it further.
+    gets it further and nobody wants to stop: a machine that shuts down ends the child too.
     """
     result_path, checkpoints = Path(job.result_path), Path(job.checkpoint_dir)
     job.save(folder / "job.json")
@@ -269,6 +276,8 @@ def _attempts(job: TrainJob, folder: Path, listener: _Listener, should_stop: Cal
         found = TrainResult.load(result_path)
         if found is not None:
             return found
+        if should_stop():
+            return None
         if _reached(checkpoints) > reached:
             reached, attempt = _reached(checkpoints), 0
         LOG.warning("the training process ended with code %s at step %s, attempt %s", code, reached, attempt)

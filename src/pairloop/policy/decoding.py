@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicLayer
 
 from pairloop.policy.scoring import Traits
+from pairloop.types import GREEDY_BELOW
 
 
 class Batch:
@@ -124,8 +125,8 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """The next token of each row and its raw log-prob (T = 1, whole vocabulary), from one uniform number per row.
 
-    By the inverse of the cumulative distribution, in float64; temperature 0 takes the most likely token. The row's number
-    decides, so a seeded row draws the same whatever rows are beside it.
+    By the inverse of the cumulative distribution, in float64; a temperature below GREEDY_BELOW takes the most likely token. The
+    row's number decides, so a seeded row draws the same whatever rows are beside it.
     """
     logp_BV = logits_BV.log_softmax(-1)
     device = logits_BV.device
@@ -137,14 +138,14 @@ def draw(
     # right=True: the first token whose cumulative mass exceeds the point, so a token of mass 0 is never drawn.
     points_B1 = torch.tensor(uniforms, dtype=torch.float64, device=device)[:, None] * cdf_BV[:, -1:]
     tokens_B = torch.searchsorted(cdf_BV, points_B1, right=True)[:, 0].clamp_(max=logits_BV.shape[1] - 1)
-    if not plain and 0.0 in temperatures:
-        greedy = torch.tensor([t == 0.0 for t in temperatures], device=device)
+    if any(t < GREEDY_BELOW for t in temperatures):
+        greedy = torch.tensor([t < GREEDY_BELOW for t in temperatures], device=device)
         tokens_B = torch.where(greedy, logits_BV.argmax(-1), tokens_B)
     return tokens_B, logp_BV.gather(1, tokens_B[:, None])[:, 0]
 
 
 def _tempered(logits_BV: Tensor, temperatures: Sequence[float]) -> Tensor:
-    scale = torch.tensor([t or 1.0 for t in temperatures], device=logits_BV.device)
+    scale = torch.tensor([1.0 if t < GREEDY_BELOW else t for t in temperatures], device=logits_BV.device)
     return (logits_BV / scale[:, None]).softmax(-1)
 
 

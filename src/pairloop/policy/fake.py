@@ -156,8 +156,8 @@ class FakePolicy:
 
     def _complete(self, request: SampleRequest, skill: int, rng: random.Random, index: int) -> Completion:
         params = request.params
-        tens = 9 * (skill > 0) if params.temperature == 0 else rng.choices(range(10), _tens_weights(skill))[0]
-        units = 0 if params.temperature == 0 else rng.randrange(10)
+        tens = 9 * (skill > 0) if params.is_greedy else rng.choices(range(10), _tens_weights(skill))[0]
+        units = 0 if params.is_greedy else rng.randrange(10)
         whole = (*_HEAD, *f"{tens}{units}".encode(), EOS)
         limit = max(1, min(params.max_tokens, self._max_context - len(request.prompt_token_ids)))
         return _finish(request, whole[:limit], token_logps(whole, skill)[:limit], index, params, cut=len(whole) > limit)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection
+
 from pairloop.errors import StoreError
 
 MANIFEST = "manifest.json"
@@ -34,6 +36,24 @@ class Artifact:
     hash: str
     path: Path
     manifest: Mapping[str, Any]
+
+
+ROOT_OPTION = "pairloop_artifacts_root"
+"""The execution option by which a store's connections know where its artifacts lie."""
+
+
+def to_row(c: Connection, path: str) -> str:
+    """An artifact's path as rows hold it: relative to the root, so that a state directory can be moved or copied."""
+    root: Path | None = c.get_execution_options().get(ROOT_OPTION)
+    if root is not None and Path(path).is_relative_to(root):
+        return Path(path).relative_to(root).as_posix()
+    return path
+
+
+def from_row(c: Connection, path: str) -> str:
+    """The absolute path of an artifact that a row names, under the root as it is now; an absolute path stays as it is."""
+    root: Path | None = c.get_execution_options().get(ROOT_OPTION)
+    return path if root is None else str(root / path)
 
 
 class Artifacts:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Column, Connection, Row, Table
 
+from pairloop.store import artifacts
 from pairloop.store.groups import chunked
-from pairloop.store.schema import cycle_steps, dataset_pairs, datasets, pair_feedback, pair_groups, runs
-from pairloop.types import CycleState, Dataset
+from pairloop.store.schema import dataset_pairs, datasets, pair_feedback, pair_groups, runs, versions
+from pairloop.types import Dataset
 
 PairLineage = tuple[str, Sequence[str], Sequence[str]]
 """(pair_id, group_ids, feedback_ids)"""
@@ -24,7 +26,7 @@ def insert(c: Connection, dataset: Dataset, *, feedback_seq: int, cycle_id: str 
             "dataset_id": dataset.dataset_id,
             "policy": dataset.policy,
             "cycle_id": cycle_id,
-            "path": dataset.path,
+            "path": artifacts.to_row(c, dataset.path),
             "n_train": dataset.n_train,
             "n_heldout": dataset.n_heldout,
             "counts": dict(dataset.counts),
@@ -43,35 +45,55 @@ def insert(c: Connection, dataset: Dataset, *, feedback_seq: int, cycle_id: str 
 
 def get(c: Connection, dataset_id: str) -> Dataset | None:
     row = c.execute(sa.select(datasets).where(datasets.c.dataset_id == dataset_id)).first()
-    return None if row is None else _dataset(row)
+    return None if row is None else _dataset(c, row)
 
 
 def list_(c: Connection, policy: str) -> list[Dataset]:
     """Newest first."""
     statement = sa.select(datasets).where(datasets.c.policy == policy).order_by(*_NEWEST_FIRST)
-    return [_dataset(row) for row in c.execute(statement)]
+    return [_dataset(c, row) for row in c.execute(statement)]
 
 
-def last_seq(c: Connection, policy: str, *, promoted_only: bool) -> int:
-    """The feedback sequence number up to which the newest dataset looked; 0 without a dataset.
+def used_seq(c: Connection, policy: str, version: int) -> int:
+    """The feedback sequence number up to which ``version`` and its ancestors were trained; 0 where none was.
 
-    With ``promoted_only``, the newest one whose cycle was promoted: later picks are still on-policy for the champion. A
-    dataset belongs to each cycle that trained on it: the same evidence is the same dataset, whoever recorded it first.
+    By lineage, not by how cycles ended: a version that was promoted by hand has used its picks up, and what a version that was
+    rolled back had learned from is new to the champion before it. Linear in the policy's versions.
     """
-    statement = sa.select(datasets.c.feedback_seq).where(datasets.c.policy == policy)
-    if promoted_only:
-        # Correlated by name: two levels down it would otherwise mean any dataset, and one promotion would use up all evidence.
-        trained_on = (
-            sa.select(runs.c.cycle_id)
-            .where(runs.c.policy == policy, runs.c.dataset_id == datasets.c.dataset_id)
-            .correlate(datasets)
-        )
-        promoted = sa.exists().where(
-            sa.or_(cycle_steps.c.cycle_id == datasets.c.cycle_id, cycle_steps.c.cycle_id.in_(trained_on)),
-            cycle_steps.c.state == CycleState.PROMOTED.value,
-        )
-        statement = statement.where(promoted)
-    return c.execute(statement.order_by(*_NEWEST_FIRST).limit(1)).scalar() or 0
+    statement = (
+        sa.select(versions.c.number, versions.c.parent, datasets.c.feedback_seq)
+        .select_from(versions.outerjoin(datasets, datasets.c.dataset_id == versions.c.dataset_id))
+        .where(versions.c.policy == policy)
+    )
+    found = {row.number: row for row in c.execute(statement)}
+    used, at = 0, found.get(version)
+    while at is not None:
+        used, at = max(used, at.feedback_seq or 0), found.get(at.parent)
+    return used
+
+
+class Seen(NamedTuple):
+    """Up to which feedback a snapshot looked, and when."""
+
+    feedback_seq: int
+    created_at: datetime
+
+
+def last_of_a_cycle(c: Connection, policy: str) -> Seen | None:
+    """The newest dataset that a cycle built or trained on, whatever came of it; those built by hand alone do not count.
+
+    The same evidence is the same dataset, whoever recorded it first: one built by hand is a cycle's own once it trains on it.
+    """
+    trained_on = (
+        sa.exists()
+        .where(runs.c.policy == policy, runs.c.dataset_id == datasets.c.dataset_id, runs.c.cycle_id.is_not(None))
+        .correlate(datasets)
+    )
+    statement = sa.select(datasets.c.feedback_seq, datasets.c.created_at).where(
+        datasets.c.policy == policy, sa.or_(datasets.c.cycle_id.is_not(None), trained_on)
+    )
+    row = c.execute(statement.order_by(*_NEWEST_FIRST).limit(1)).first()
+    return None if row is None else Seen(row.feedback_seq, row.created_at)
 
 
 def lineage(c: Connection, pair_id: str) -> tuple[list[str], list[str]]:
@@ -107,11 +129,11 @@ def _add_links(c: Connection, table: Table, column: Column[Any], links: Iterable
         c.execute(sa.insert(table), [{"pair_id": pair_id, column.name: other} for pair_id, other in sorted(wanted)])
 
 
-def _dataset(row: Row[Any]) -> Dataset:
+def _dataset(c: Connection, row: Row[Any]) -> Dataset:
     return Dataset(
         dataset_id=row.dataset_id,
         policy=row.policy,
-        path=row.path,
+        path=artifacts.from_row(c, row.path),
         n_train=row.n_train,
         n_heldout=row.n_heldout,
         counts=row.counts,

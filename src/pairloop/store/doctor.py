@@ -12,7 +12,7 @@ from sqlalchemy import Connection, ForeignKeyConstraint
 from pairloop.errors import StoreError
 from pairloop.store import cycles
 from pairloop.store import versions as store_versions
-from pairloop.store.artifacts import Artifacts
+from pairloop.store.artifacts import Artifacts, from_row
 from pairloop.store.database import broken_pages
 from pairloop.store.schema import aliases, dataset_pairs, datasets, duels, metadata, pair_feedback, pair_groups, versions
 from pairloop.store.store import Store
@@ -94,10 +94,10 @@ def _folders(c: Connection) -> list[tuple[str, str, str]]:
     """(owner in words, path, artifact hash or folder name) of every dataset and every version that is an artifact of ours."""
     ours = versions.c.kind != VersionKind.BASE.value  # the base is the user's own folder
     return [
-        (f"dataset {row.dataset_id}", row.path, Path(row.path).name)
+        (f"dataset {row.dataset_id}", from_row(c, row.path), Path(row.path).name)
         for row in c.execute(sa.select(datasets).order_by(datasets.c.created_at))
     ] + [
-        (f"version {row.policy}@{row.number}", row.path, row.artifact_hash)
+        (f"version {row.policy}@{row.number}", from_row(c, row.path), row.artifact_hash)
         for row in c.execute(sa.select(versions).where(ours).order_by(versions.c.policy, versions.c.number))
     ]
 

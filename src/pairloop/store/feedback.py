@@ -73,7 +73,8 @@ def labelled_since(
 ) -> tuple[list[LabelledGroup], int]:
     """Groups of these kinds with feedback newer than ``after_seq``, oldest group first, and the highest seq of the policy.
 
-    Each group comes with all its counting feedback, also the older rows. Linear in the new rows.
+    Each group comes with all its counting feedback; what was said by ``after_seq`` is named in ``earlier``, also where it was
+    only said again since. Linear in the new rows.
     """
     highest = max(after_seq, max_seq(c, policy))
     touched = sa.select(feedback.c.group_id).where(
@@ -82,17 +83,26 @@ def labelled_since(
     statement = sa.select(group_table).where(
         group_table.c.group_id.in_(touched), group_table.c.kind.in_([kind.value for kind in kinds])
     )
-    return labelled(c, statement.order_by(group_table.c.created_at, group_table.c.group_id)), highest
+    return labelled(c, statement.order_by(group_table.c.created_at, group_table.c.group_id), after_seq=after_seq), highest
 
 
 def latest_revisions(rows: Iterable[Feedback]) -> list[Feedback]:
     """Of rows in order of arrival, the last of each rater, group, metric and choice: what counts everywhere but in duels."""
     last: dict[tuple[Any, ...], Feedback] = {}
     for row in rows:
-        key = (row.group_id, row.rater_id, row.metric, row.choice_index)
+        key = _about(row)
         last.pop(key, None)
         last[key] = row
     return list(last.values())
+
+
+def _about(row: Feedback) -> tuple[Any, ...]:
+    """What a later row with the same key revises."""
+    return (row.group_id, row.rater_id, row.metric, row.choice_index)
+
+
+def _says(row: Feedback) -> tuple[Any, ...]:
+    return (row.label, row.value, row.text)
 
 
 def first_revisions(rows: Iterable[Feedback]) -> list[Feedback]:
@@ -101,15 +111,28 @@ def first_revisions(rows: Iterable[Feedback]) -> list[Feedback]:
 
 
 def labelled(
-    c: Connection, statement: Select[Any], *, counting: Callable[[Iterable[Feedback]], list[Feedback]] = latest_revisions
+    c: Connection,
+    statement: Select[Any],
+    *,
+    counting: Callable[[Iterable[Feedback]], list[Feedback]] = latest_revisions,
+    after_seq: int = 0,
 ) -> list[LabelledGroup]:
     """The groups of a select over the groups table, in its order, each with the feedback that counts."""
     found = groups.load(c, statement)
     rows: dict[str, list[Feedback]] = {group.group_id: [] for group in found}
+    old: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # what each rater had last said about each thing by after_seq
     for ids in groups.chunked(list(rows)):
         for row in c.execute(_IN_GROUPS, {"group_ids": ids}):
-            rows[row.group_id].append(_feedback(row))
-    return [LabelledGroup(group, tuple(counting(rows[group.group_id]))) for group in found]
+            feedback = _feedback(row)
+            rows[row.group_id].append(feedback)
+            if row.seq <= after_seq:
+                old[_about(feedback)] = _says(feedback)
+    labelled_groups = []
+    for group in found:
+        counted = tuple(counting(rows[group.group_id]))
+        earlier = frozenset(row.feedback_id for row in counted if old.get(_about(row)) == _says(row))
+        labelled_groups.append(LabelledGroup(group, counted, earlier))
+    return labelled_groups
 
 
 def max_seq(c: Connection, policy: str) -> int:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from pairloop.config import Config
 from pairloop.errors import StoreError
-from pairloop.store.artifacts import Artifacts
+from pairloop.store.artifacts import ROOT_OPTION, Artifacts
 from pairloop.store.database import describe, failing_as_store_error, migrate, parse_url, reader_engine, writer_engine
 from pairloop.store.writer import GroupCommitWriter
 
@@ -39,6 +39,8 @@ class Store:
             self._writing.dispose()
             raise
         self._reading = reader_engine(url)
+        for engine in (self._writing, self._reading):
+            engine.update_execution_options(**{ROOT_OPTION: self.artifacts.root})
         self._writer = GroupCommitWriter(self._writing, self.name)
 
     @classmethod

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from pairloop.errors import NotFoundError
+from pairloop.store import artifacts
 from pairloop.store.schema import aliases, versions
 from pairloop.store.schema import promotions as promotion_table
 from pairloop.types import BASE_VERSION, Alias, Version, VersionKind
@@ -41,7 +42,7 @@ def insert(c: Connection, version: Version) -> None:
             "policy": version.policy,
             "number": version.number,
             "kind": version.kind.value,
-            "path": version.path,
+            "path": artifacts.to_row(c, version.path),
             "artifact_hash": version.artifact_hash,
             "parent": version.parent,
             "dataset_id": version.dataset_id,
@@ -53,12 +54,12 @@ def insert(c: Connection, version: Version) -> None:
 
 def get(c: Connection, policy: str, number: int) -> Version | None:
     row = c.execute(_GET, {"policy": policy, "number": number}).first()
-    return None if row is None else _version(row)
+    return None if row is None else _version(c, row)
 
 
 def list_(c: Connection, policy: str) -> list[Version]:
     """All versions of a policy by number, the base first."""
-    return [_version(row) for row in c.execute(sa.select(versions).where(versions.c.policy == policy).order_by("number"))]
+    return [_version(c, row) for row in c.execute(sa.select(versions).where(versions.c.policy == policy).order_by("number"))]
 
 
 def next_number(c: Connection, policy: str) -> int:
@@ -133,12 +134,13 @@ def policies(c: Connection) -> list[str]:
     return list(c.execute(sa.select(versions.c.policy).distinct().order_by(versions.c.policy)).scalars())
 
 
-def _version(row: Row[Any]) -> Version:
+def _version(c: Connection, row: Row[Any]) -> Version:
+    kind = VersionKind(row.kind)
     return Version(
         policy=row.policy,
         number=row.number,
-        kind=VersionKind(row.kind),
-        path=row.path,
+        kind=kind,
+        path=row.path if kind is VersionKind.BASE else artifacts.from_row(c, row.path),  # the base is the user's own
         artifact_hash=row.artifact_hash,
         parent=row.parent,
         dataset_id=row.dataset_id,

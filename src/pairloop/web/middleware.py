@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from time import perf_counter
 from urllib.parse import urlsplit
@@ -62,7 +63,11 @@ class Outermost:
 
 
 class SameSite:
-    """Refuses a browser's cross-site request: without keys, any web page could otherwise drive a server on loopback."""
+    """Refuses a browser's cross-site request: without keys, any web page could otherwise drive a server on loopback.
+
+    Neither may a page whose own name was made to resolve to loopback (DNS rebinding; its origin is the host it asks for, so
+    only the name tells): the Host header has to be a loopback address or localhost, on every path.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -70,12 +75,31 @@ class SameSite:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
+            host = headers.get("host", "")
+            if not _is_loopback(host):
+                text = f"This server answers to 127.0.0.1, [::1] and localhost only, not to the host {host[:200]!r}."
+                response = error_response(421, text, code="wrong_host")
+                await response(scope, receive, send)
+                return
             origin = headers.get("origin")
-            if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+            if origin is not None and urlsplit(origin).netloc != host:
                 response = error_response(403, f"Requests from the site {origin[:200]} are not taken.", code="cross_site")
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a Host header (``name``, ``name:port`` or ``[address]:port``) names loopback by address, or as localhost."""
+    bracketed = host.startswith("[")
+    name, _, rest = host[bracketed:].partition("]" if bracketed else ":")
+    port = rest.removeprefix(":") if bracketed else rest
+    if port and not (port.isascii() and port.isdigit()):
+        return False
+    try:
+        return name.lower() == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 class BodyLimit:

@@ -51,8 +51,7 @@ def ensure_base(store: Store, policy: Policy, config: Config) -> Version:
     if base.artifact_hash != fingerprint:
         raise ConfigError(
             f"policy.model: {config.policy.model!r} is not the model that policy {name!r} was begun on ({base.path}). "
-            "Its versions fit that base only: set policy.model back, begin a new policy.name, or merge the champion into a "
-            "new base (`pairloop rebase`)"
+            "Its versions fit that base only: set policy.model back, or begin a new policy.name on the new model"
         )
     policy.load(base)
     for version in _aliased(store, config):
@@ -71,8 +70,7 @@ def _aliased(store: Store, config: Config) -> list[Version]:
         if version.number != BASE_VERSION and version.kind is not expected:
             raise ConfigError(
                 f"policy.method: {config.policy.method!r} does not fit {version.name}, which is of kind {version.kind}. The "
-                "method is fixed per policy: set it back, begin a new policy.name, or merge the champion into a new base "
-                "(`pairloop rebase`)"
+                "method is fixed per policy: set it back, or begin a new policy.name"
             )
     return found
 

@@ -64,7 +64,7 @@ def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never) -
     """Begin a cycle, go on with the one that was interrupted, or look at the duel again.
 
     Returns when the cycle ended, when it duels undecided, or when ``should_stop`` said so; no lease is held then. A stage's
-    failure ends the cycle as ``failed``. ConflictError while another thread or process moves a cycle of this policy.
+    failure ends the cycle as ``failed``, but one that comes while stopping is tried again at the next start. ConflictError while another thread or process moves a cycle of this policy.
     """
     with CycleLease(loop) as lease:
         cycle = _open(loop, lease, trigger)
@@ -73,6 +73,9 @@ def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never) -
             try:
                 _STAGES[cycle.state](turn)
             except (PairloopError, OSError) as error:
+                if should_stop():  # the engine may be closed by now, and the stage failed of that
+                    logger.info("cycle %d of %s stops while %s: %s", cycle.number, loop.name, cycle.state, error)
+                    return _get(loop, cycle.cycle_id)
                 _fail(turn, error)
             moved = _get(loop, cycle.cycle_id)
             if len(moved.steps) == len(cycle.steps):
@@ -125,9 +128,11 @@ def _get(loop: Loop, cycle_id: str) -> Cycle:
 def _build(turn: _Turn) -> None:
     loop, cycle = turn.loop, turn.cycle
     labels = dataclasses.asdict(label.run(loop.store, loop.config))
-    dataset = pairs.run(loop.store, loop.policy.tokens, loop.config, cycle_id=cycle.cycle_id, parent=cycle.parent)
+    new = pairs.compile_new(loop.store, loop.policy.tokens, loop.config, parent=cycle.parent)
+    dataset = pairs.record(loop.store, loop.config, new, cycle_id=cycle.cycle_id)
+    found = {"counts": dict(new.counts), "dropped": dict(new.dropped), "labels": labels}
     if dataset is None:
-        turn.enter(CycleState.NOTHING_TO_TRAIN, {"reason": "no new usable pairs", "labels": labels})
+        turn.enter(CycleState.NOTHING_TO_TRAIN, {"reason": new.text, **found})
         return
     turn.enter(
         CycleState.TRAINING,
@@ -135,9 +140,7 @@ def _build(turn: _Turn) -> None:
             "dataset_id": dataset.dataset_id,
             "n_train": dataset.n_train,
             "n_heldout": dataset.n_heldout,
-            "counts": dict(dataset.counts),
-            "dropped": dict(dataset.dropped),
-            "labels": labels,
+            **found,
         },
     )
 
@@ -181,12 +184,22 @@ def _check(turn: _Turn) -> None:
         _close(turn, challenger, CycleState.HELD, {"reason": reason})
         return
     report = evaluate.run(loop.store, loop.policy, loop.config, challenger=challenger, champion=champion, dataset=dataset)
+    if report.errors and turn.should_stop():
+        return  # an engine that was closed meanwhile says nothing about the challenger; the next start looks again
     now = datetime.now(UTC)
     verdict = gate.decide(report, (), loop.config.gate, opened_at=now, now=now)
     record: dict[str, Any] = {"report": report.as_json()}
     if verdict.kind is VerdictKind.CONTINUE and loop.config.gate.offline:
         duel = evaluate.offline_duel(loop.store, loop.policy, loop.config, challenger=challenger, champion=champion)
-        verdict = gate.decide(report, duel.picks, loop.config.gate, opened_at=now, now=now, more_to_come=False)
+        verdict = gate.decide(
+            report,
+            duel.picks,
+            loop.config.gate,
+            opened_at=now,
+            now=now,
+            more_to_come=False,
+            also=[duel.failure] if duel.failure is not None else (),
+        )
         record["offline_duel"] = duel.as_json()
     if verdict.kind is not VerdictKind.CONTINUE:
         _conclude(turn, challenger, champion, verdict, record, duel_id=None)

@@ -5,7 +5,16 @@ conflict, cap, split), all pure; ``dataset`` does it for the store's new groups 
 """
 
 from pairloop.loop.pairs.builder import compile_pairs
-from pairloop.loop.pairs.dataset import HELDOUT_FILE, TRAIN_FILE, NewPairs, compile_new, count_new, promotions_between, run
+from pairloop.loop.pairs.dataset import (
+    HELDOUT_FILE,
+    TRAIN_FILE,
+    NewPairs,
+    compile_new,
+    count_new,
+    promotions_between,
+    record,
+    run,
+)
 from pairloop.loop.pairs.rules import CompiledPairs, Dropped, PairRules
 
 __all__ = [
@@ -19,5 +28,6 @@ __all__ = [
     "compile_pairs",
     "count_new",
     "promotions_between",
+    "record",
     "run",
 ]

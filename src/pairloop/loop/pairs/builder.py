@@ -50,7 +50,8 @@ class _Made:
 def compile_pairs(groups: Iterable[LabelledGroup], rules: PairRules, *, refuse: Refuse | None = None) -> CompiledPairs:
     """Preference pairs from labelled groups, by the declared rules; the same input in the same order gives the same output.
 
-    Groups with the same prompt (byte for byte) are one. Counts, besides those of feedback rows:
+    Groups with the same prompt (byte for byte) are one. Rows of an earlier round (``LabelledGroup.earlier``) vote, contradict
+    and take part, but a pair needs a new row. Counts, besides those of feedback rows:
 
     - ``groups``, ``prompts`` (distinct);
     - comparisons: ``comparisons`` with a pick, ``unanimous`` (two raters or more, all the same), ``majority_tie``,
@@ -67,7 +68,7 @@ def compile_pairs(groups: Iterable[LabelledGroup], rules: PairRules, *, refuse: 
     merged = _merge(candidates, evidence)
     beyond = evidence.counts.pop("beyond_cap", 0)
     evidence.counts.update(all_pairs=len(candidates) + beyond, distinct_pairs=len(merged) + beyond)
-    merged = _without_conflicts(merged, evidence)
+    merged = _with_news(_without_conflicts(merged, evidence), evidence)
     heldout = _finished({key: group for key, group in merged.items() if key[0]}, evidence, rules, refuse)
     train = {key: group for key, group in merged.items() if not key[0]}
     held_out = {normalised(made.pair.prompt) for made in heldout}
@@ -101,6 +102,14 @@ def _without_conflicts(merged: dict[_Key, _Merged], evidence: Evidence) -> dict[
         else:
             _drop(evidence, pair, Dropped.CONFLICT if pair.rank == against.rank else Dropped.OUTRANKED)
     return kept
+
+
+def _with_news(merged: dict[_Key, _Merged], evidence: Evidence) -> dict[_Key, _Merged]:
+    """Without the statements that only rows of earlier rounds make: those had their turn, and count as context alone."""
+    old = [key for key, pair in merged.items() if not any(row.is_new for row in pair.rows)]
+    for key in old:
+        _drop(evidence, merged.pop(key), Dropped.EARLIER_ROUND)
+    return merged
 
 
 def _finished(merged: dict[_Key, _Merged], evidence: Evidence, rules: PairRules, refuse: Refuse | None) -> list[_Made]:

@@ -20,10 +20,9 @@ from pairloop.loop.pairs.rules import CompiledPairs, Dropped, PairRules
 from pairloop.policy.protocols import Tokens
 from pairloop.store import Artifact, Store, datasets, feedback, versions
 from pairloop.store.schema import completions as completion_table
-from pairloop.store.schema import datasets as dataset_table
 from pairloop.store.schema import feedback as feedback_table
 from pairloop.store.schema import groups as group_table
-from pairloop.types import SCORE_METRIC, Dataset, GroupKind, Pool, PreferencePair, Version
+from pairloop.types import BASE_VERSION, SCORE_METRIC, Alias, Dataset, GroupKind, Pool, PreferencePair, Version
 
 logger = logging.getLogger(__name__)
 
@@ -32,35 +31,64 @@ HELDOUT_FILE = "heldout.jsonl"
 SET_ASIDE_FILE = "set_aside.jsonl"
 """feedback_id and reason of every row that was not used."""
 
+TOP_REASONS = 3
+"""So many reasons are told in words where no pair is left; the record has all of them."""
+
 _KINDS = (GroupKind.TRAIN, GroupKind.HELDOUT, GroupKind.IMPORTED)
 """Duels judge versions: their picks neither train nor measure training."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewPairs:
-    """What the evidence since the last promoted cycle's dataset gives: rows after ``after_seq``, up to ``feedback_seq``."""
+    """What the evidence that ``parent`` has not learned from gives: rows after ``after_seq``, up to ``feedback_seq``."""
 
     compiled: CompiledPairs
     rules: PairRules
+    parent: int
     after_seq: int
     feedback_seq: int
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return self.compiled.counts
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """How many feedback rows were set aside, by reason."""
+        return self.compiled.dropped
+
+    @property
+    def text(self) -> str:
+        """What there is to train on; where that is nothing, the most frequent reasons why."""
+        train, heldout = len(self.compiled.train), len(self.compiled.heldout)
+        if train:
+            return f"{train} training pairs, {heldout} held out"
+        often = sorted(self.dropped.items(), key=lambda item: (-item[1], item[0]))
+        why = [f"{heldout} held out"] * (heldout > 0) + [f"{n} {reason.replace('_', ' ')}" for reason, n in often[:TOP_REASONS]]
+        if len(often) > TOP_REASONS:
+            why.append(f"{sum(n for _, n in often[TOP_REASONS:])} for other reasons")
+        return f"no new usable pairs: {', '.join(why) or 'no new feedback'}"
+
 
 def run(store: Store, tokens: Tokens | None, config: Config, *, cycle_id: str | None, parent: int) -> Dataset | None:
-    """Compile what came since the last promoted cycle's dataset, and record it; None where no pair can be trained on.
+    """Compile what ``parent`` has not learned from yet, and record it; None where no pair can be trained on.
+
+    Where the reasons for None are wanted: ``compile_new``, then ``record``.
+    """
+    return record(store, config, compile_new(store, tokens, config, parent=parent), cycle_id=cycle_id)
+
+
+def record(store: Store, config: Config, new: NewPairs, *, cycle_id: str | None) -> Dataset | None:
+    """Write the snapshot, with its lineage; None where no pair can be trained on.
 
     The folder holds ``train.jsonl`` and ``heldout.jsonl`` (``formats.snapshot``), ``set_aside.jsonl`` and the manifest. The
-    same evidence gives the same dataset id; one that is recorded already is returned as it is. ``tokens`` refuses pairs that
-    the model's template cannot render or that exceed ``train.max_length``.
+    same evidence gives the same dataset id; one that is recorded already is returned as it is.
     """
-    new = compile_new(store, tokens, config, parent=parent)
     compiled = new.compiled
-    logger.info(
-        "pairs: %d to train on, %d held out, set aside %s", len(compiled.train), len(compiled.heldout), compiled.dropped
-    )
+    logger.info("pairs: %s; set aside %s", new.text, compiled.dropped)
     if not compiled.train:
         return None
-    artifact = _publish(store, config, new, parent=parent)
+    artifact = _publish(store, config, new)
     dataset = Dataset(
         dataset_id=f"dataset_{artifact.hash[:32]}",
         policy=config.policy.name,
@@ -73,41 +101,50 @@ def run(store: Store, tokens: Tokens | None, config: Config, *, cycle_id: str | 
     )
     lineage = [(pair.pair_id, pair.group_ids, pair.feedback_ids) for pair in compiled.pairs]
 
-    def record(c: Connection) -> Dataset:
+    def insert(c: Connection) -> Dataset:
         recorded = datasets.get(c, dataset.dataset_id)
         if recorded is not None:
             return recorded
         datasets.insert(c, dataset, feedback_seq=new.feedback_seq, cycle_id=cycle_id, pairs=lineage)
         return dataset
 
-    return store.write(record)
+    return store.write(insert)
 
 
 def compile_new(store: Store, tokens: Tokens | None, config: Config, *, parent: int) -> NewPairs:
-    """The pairs that ``run`` would record now, with every reason why a row is not used. Writes nothing."""
+    """The pairs that a cycle of ``parent`` would train on now, with every reason why a row is not used. Writes nothing.
+
+    What ``parent`` or an ancestor was trained on is used; what other versions were trained on is not, and comes again.
+    ``tokens`` refuses pairs that the model's template cannot render or that exceed ``train.max_length``.
+    """
     policy = config.policy.name
     with store.reading() as c:
-        after_seq = datasets.last_seq(c, policy, promoted_only=True)
+        after_seq = datasets.used_seq(c, policy, parent)
         groups, feedback_seq = feedback.labelled_since(c, policy, after_seq=after_seq, kinds=_KINDS)
         lineage = versions.list_(c, policy)
     rules = PairRules.of(config, staleness=promotions_between(lineage, parent))
     compiled = compile_pairs(groups, rules, refuse=_refusal(tokens, config.train.max_length))
-    return NewPairs(compiled, rules, after_seq, feedback_seq)
+    return NewPairs(compiled, rules, parent, after_seq, feedback_seq)
 
 
 def count_new(store: Store, config: Config) -> int:
-    """About how many new pairs a cycle would find: what came since the last snapshot, without reading any text.
+    """About how many new pairs a cycle would find: what came since the last cycle's snapshot, without reading any text.
+
+    A snapshot that was built by hand, of which nothing was trained, changes nothing.
 
     Decisive picks of the train pool, groups whose scores differ, and, where a verifier or judge is configured, the groups
     that it has yet to label.
     """
     policy, now = config.policy.name, datetime.now(UTC)
     with store.reading() as c:
-        after_seq = datasets.last_seq(c, policy, promoted_only=False)
+        last = datasets.last_of_a_cycle(c, policy)
+        champion = versions.alias(c, policy, Alias.CHAMPION) or BASE_VERSION
+        after_seq = max(last.feedback_seq if last else 0, datasets.used_seq(c, policy, champion))
         found = feedback.count_new_picks(c, policy, after_seq=after_seq, pool=Pool.TRAIN)
         found += _count_contrasts(c, policy, after_seq)
         if config.label.verifier is not None or config.label.judge_url is not None:
-            found += _count_unlabelled(c, policy, after=timedelta(seconds=config.label.after_s), now=now)
+            after = timedelta(seconds=config.label.after_s)
+            found += _count_unlabelled(c, policy, since=last.created_at - after if last else None, before=now - after)
     return found
 
 
@@ -158,7 +195,7 @@ def _longest(pair: PreferencePair, tokens: Tokens | None) -> int:
     return len(prompt) + max(len(answer) for answer in answers)
 
 
-def _publish(store: Store, config: Config, new: NewPairs, *, parent: int) -> Artifact:
+def _publish(store: Store, config: Config, new: NewPairs) -> Artifact:
     compiled = new.compiled
     with store.artifacts.stage() as folder:
         snapshot.write(folder / TRAIN_FILE, compiled.train)
@@ -169,7 +206,7 @@ def _publish(store: Store, config: Config, new: NewPairs, *, parent: int) -> Art
         manifest = {
             "kind": "dataset",
             "policy": config.policy.name,
-            "parent": parent,
+            "parent": new.parent,
             "feedback_after_seq": new.after_seq,
             "feedback_seq": new.feedback_seq,
             "counts": compiled.counts,
@@ -202,9 +239,8 @@ def _count_contrasts(c: Connection, policy: str, after_seq: int) -> int:
     return c.execute(sa.select(sa.func.count()).select_from(scored.subquery())).scalar_one()
 
 
-def _count_unlabelled(c: Connection, policy: str, *, after: timedelta, now: datetime) -> int:
-    """Train pool groups old enough to be labelled and made since the last snapshot could have labelled them."""
-    last = c.execute(sa.select(sa.func.max(dataset_table.c.created_at)).where(dataset_table.c.policy == policy)).scalar()
+def _count_unlabelled(c: Connection, policy: str, *, since: datetime | None, before: datetime) -> int:
+    """Train pool groups old enough to be labelled, and too young for the last cycle to have labelled them."""
     is_comparison = sa.exists().where(completion_table.c.group_id == group_table.c.group_id, completion_table.c.position == 1)
     has_feedback = sa.exists().where(feedback_table.c.group_id == group_table.c.group_id)
     statement = (
@@ -214,11 +250,11 @@ def _count_unlabelled(c: Connection, policy: str, *, after: timedelta, now: date
             group_table.c.policy == policy,
             group_table.c.pool == Pool.TRAIN.value,
             group_table.c.kind == GroupKind.TRAIN.value,
-            group_table.c.created_at < now - after,
+            group_table.c.created_at < before,
             is_comparison,
             ~has_feedback,
         )
     )
-    if last is not None:
-        statement = statement.where(group_table.c.created_at >= last - after)
+    if since is not None:
+        statement = statement.where(group_table.c.created_at >= since)
     return c.execute(statement).scalar_one()

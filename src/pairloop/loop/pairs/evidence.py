@@ -28,10 +28,11 @@ class Rank(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One feedback row with its place in the input, which identifies it."""
+    """One feedback row with its place in the input, which identifies it; not new where an earlier round knew it."""
 
     serial: int
     feedback: Feedback
+    is_new: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +71,13 @@ class Ledger:
         self.rows: list[Feedback] = []
         self.reasons: dict[int, Dropped] = {}
 
-    def enter(self, feedback: Feedback) -> Row:
+    def enter(self, feedback: Feedback, *, is_new: bool) -> Row:
         self.rows.append(feedback)
-        return Row(len(self.rows) - 1, feedback)
+        return Row(len(self.rows) - 1, feedback, is_new)
 
     def drop(self, rows: Iterable[Row], reason: Dropped) -> None:
         for row in rows:
-            self.reasons.setdefault(row.serial, reason)
+            self.reasons.setdefault(row.serial, reason if row.is_new else Dropped.EARLIER_ROUND)
 
 
 @dataclass

@@ -34,6 +34,7 @@ class Dropped(StrEnum):
     ABANDONED = "abandoned"
     DUEL = "duel"
     DUPLICATE_GROUP = "duplicate_group"
+    EARLIER_ROUND = "earlier_round"
     STALE = "stale"
     # what the pair would be
     IDENTICAL = "identical"

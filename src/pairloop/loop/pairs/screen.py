@@ -33,7 +33,7 @@ def gather(groups: Iterable[LabelledGroup], rules: PairRules) -> Evidence:
     quota = _Quota(rules)
     for labelled in groups:
         group = labelled.group
-        rows = [evidence.ledger.enter(feedback) for feedback in labelled.feedback]
+        rows = [evidence.ledger.enter(row, is_new=row.feedback_id not in labelled.earlier) for row in labelled.feedback]
         evidence.counts["groups"] += 1
         evidence.prompts.add(group.prompt)
         reason = Dropped.DUPLICATE_GROUP if group.group_id in seen else _refused_group(group, rules)
@@ -107,13 +107,14 @@ class _Quota:
 
 def _admit(ledger: Ledger, group: Group, row: Row, quota: _Quota, rules: PairRules) -> bool:
     """Whether the row may speak; where not, its reason is in the ledger."""
-    reason = _refused_row(group, row.feedback, quota, rules)
+    reason = _refused_row(group, row, quota, rules)
     if reason is not None:
         ledger.drop([row], reason)
     return reason is None
 
 
-def _refused_row(group: Group, feedback: Feedback, quota: _Quota, rules: PairRules) -> Dropped | None:
+def _refused_row(group: Group, row: Row, quota: _Quota, rules: PairRules) -> Dropped | None:
+    feedback = row.feedback
     if feedback.metric == COMMENT_METRIC:
         return Dropped.COMMENT
     check = _WELL_FORMED.get(feedback.metric)
@@ -125,7 +126,7 @@ def _refused_row(group: Group, feedback: Feedback, quota: _Quota, rules: PairRul
     if is_person and feedback.latency_ms is not None and feedback.latency_ms < rules.min_latency_ms:
         return Dropped.INSTANT_PICK
     decides = feedback.metric != PREFERENCE_METRIC or feedback.label in (Label.A, Label.B)
-    return Dropped.RATER_CAP if decides and quota.is_spent(group, feedback) else None
+    return Dropped.RATER_CAP if decides and row.is_new and quota.is_spent(group, feedback) else None
 
 
 def _is_pick(group: Group, feedback: Feedback) -> bool:

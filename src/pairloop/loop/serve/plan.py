@@ -78,7 +78,7 @@ class Planner:
         prompt_token_ids = self._sampler.tokens.encode_prompt(request.messages)
         pool = self._pool(request, parent) if routing.pinned is None else Pool.GATE
         count = 2 if request.n == 1 and request.pair_allowed and self._coin(self._config.serve.exposure_rate) else request.n
-        kind, answering, duel_id = self._cast(routing, pool, count)
+        kind, answering, duel_id = self._cast(routing, pool, count, repeatable=request.params.is_repeatable)
         group = Group(
             group_id=group_id,
             policy=self._config.policy.name,
@@ -155,14 +155,19 @@ class Planner:
                 break
         return pool_of("\0".join(opening), gate_share)
 
-    def _cast(self, routing: _Routing, pool: Pool, n: int) -> tuple[GroupKind, tuple[int, ...], str | None]:
-        """Kind, version per index, and duel of a group."""
+    def _cast(
+        self, routing: _Routing, pool: Pool, n: int, *, repeatable: bool
+    ) -> tuple[GroupKind, tuple[int, ...], str | None]:
+        """Kind, version per index, and duel of a group.
+
+        A seeded or greedy request never duels: asked once more of ``name@champion`` it would tell which side is the champion's.
+        """
         if routing.pinned is not None:
             return GroupKind.HELDOUT, (routing.pinned,) * n, None
         if pool is Pool.TRAIN:
             return GroupKind.TRAIN, (routing.champion,) * n, None
         duel = routing.duel
-        if n == 2 and duel is not None and self._coin(self._config.serve.duel_share):
+        if n == 2 and duel is not None and not repeatable and self._coin(self._config.serve.duel_share):
             sides = (duel.champion, duel.challenger)
             return GroupKind.DUEL, sides if self._coin(0.5) else sides[::-1], duel.duel_id
         return GroupKind.HELDOUT, (routing.champion,) * n, None

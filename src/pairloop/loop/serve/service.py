@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from pairloop.config import Config
 from pairloop.errors import EngineError, NotFoundError
 from pairloop.loop.serve.plan import ChatRequest, Plan, Planner
-from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Sink
+from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Lockstep, Sink
 from pairloop.policy.protocols import Sampler, SampleRequest
 from pairloop.store import Store, groups, versions
 from pairloop.types import BASE_VERSION, Completion, GroupKind, Version
@@ -107,9 +108,12 @@ class ChatService:
         pending: list[Future[tuple[Completion, ...]]] = []
         try:
             if plan.group.kind is GroupKind.DUEL:
+                sides = Lockstep(sink, len(plan.versions)) if sink is not None else None
                 for index, number in enumerate(plan.versions):
-                    on_token = _at_index(sink, index) if sink is not None else None
+                    on_token = partial(sides.add, index) if sides is not None else None
                     pending.append(self._sampler.sample(SampleRequest(ids, number, 1, params, on_token)))
+                    if sides is not None:
+                        pending[-1].add_done_callback(partial(sides.end, index))
             else:
                 request = SampleRequest(ids, plan.versions[0], len(plan.versions), params, sink)
                 pending.append(self._sampler.sample(request))
@@ -123,7 +127,10 @@ class ChatService:
         for number in dict.fromkeys(numbers):
             self._used.pop(number, None)
             self._used[number] = None
-        if self._sampler.loaded().issuperset(numbers):
+        loaded = self._sampler.loaded()
+        # A promotion leaves its old champion loaded: it goes with the next request (where another one loads, with that one).
+        crowded = len(loaded) > self._config.policy.max_loaded and not self._loading.locked()
+        if loaded.issuperset(numbers) and not crowded:
             return
         async with self._loading:
             for number in dict.fromkeys(numbers):
@@ -132,20 +139,20 @@ class ChatService:
             await self._evict(frozenset(numbers))
 
     async def _evict(self, wanted: frozenset[int]) -> None:
-        """Unload the least recently used beyond ``policy.max_loaded``; never base, champion, challenger or a busy one."""
+        """Unload the least recently used beyond ``policy.max_loaded``; never base, champion, challenger or a busy one.
+
+        Versions that never answered here go last. Those among them that are newer than champion and challenger stay: the loop
+        loaded them, to measure or to probe them, and unloads them where they fail.
+        """
         loaded = self._sampler.loaded()
         spare = len(loaded) - self._config.policy.max_loaded
-        by_age = sorted(loaded, key=lambda number: list(self._used).index(number) if number in self._used else -1)
-        for number in by_age:
+        answered = [number for number in self._used if number in loaded]
+        others = sorted(number for number in loaded if number not in self._used and number < max(self._keep))
+        for number in (*answered, *others):
             if spare <= 0:
                 return
             if number in wanted or number in self._keep or self._busy[number] > 0:
                 continue
-            await asyncio.to_thread(self._sampler.unload, number)
             self._used.pop(number, None)
+            await asyncio.to_thread(self._sampler.unload, number)
             spare -= 1
-
-
-def _at_index(sink: Sink, index: int) -> Sink:
-    """In a duel each side is a request of its own, whose only completion has index 0."""
-    return lambda event: sink(replace(event, index=index))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -40,6 +42,40 @@ class Events:
 
     def by_index(self) -> tuple[tuple[TokenEvent, ...], ...]:
         return tuple(tuple(events) for events in self._by_index)
+
+
+class Lockstep:
+    """Sides of a duel in step: token i of all sides goes to ``sink`` together, in index order.
+
+    Each version is sampled at a pace of its own, and the champion usually first: as they come, tokens would tell who is who.
+    What one side has beyond the others waits; once a side is over, the others go on without it. For any thread.
+    """
+
+    def __init__(self, sink: Sink, n: int) -> None:
+        self._sink = sink
+        self._waiting: tuple[deque[TokenEvent], ...] = tuple(deque() for _ in range(n))
+        self._over = [False] * n
+        self._lock = threading.Lock()
+
+    def add(self, index: int, event: TokenEvent) -> None:
+        """The next token of side ``index``; the event's own index (0: a side is a request of its own) is replaced."""
+        with self._lock:
+            self._waiting[index].append(replace(event, index=index))
+            self._release()
+
+    def end(self, index: int, future: Future[tuple[Completion, ...]]) -> None:
+        """Side ``index`` is over. One that failed or was cancelled is not: the whole reply ends with it."""
+        if future.cancelled() or future.exception() is not None:
+            return
+        with self._lock:
+            self._over[index] = True
+            self._release()
+
+    def _release(self) -> None:
+        while any(self._waiting) and all(side or over for side, over in zip(self._waiting, self._over, strict=True)):
+            for side in self._waiting:
+                if side:
+                    self._sink(side.popleft())
 
 
 class Draw(Protocol):
