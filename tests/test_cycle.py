@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,9 +21,10 @@ from pairloop.config import Config
 from pairloop.errors import ConfigError, ConflictError
 from pairloop.loop import cycle, deploy
 from pairloop.loop.cycle.context import CycleLease
-from pairloop.policy.fake import FakePolicy
+from pairloop.policy.fake import FakePolicy, quality
+from pairloop.policy.protocols import SampleRequest
 from pairloop.store import cycles, datasets, doctor, duels, leases, runs, triggers, verdicts, versions
-from pairloop.types import Alias, Cycle, CycleState, Group, Pool, RunStatus, VerdictKind
+from pairloop.types import Alias, Completion, Cycle, CycleState, Group, Label, Pool, RunStatus, VerdictKind
 
 S = CycleState
 
@@ -138,6 +141,12 @@ def test_a_failed_guardrail_rejects_before_any_traffic(tmp_path: Path) -> None:
 
 def test_without_picks_there_is_nothing_to_train(rig: Rig) -> None:
     assert turn(rig).state is S.NOTHING_TO_TRAIN
+    rig.serve(2, train=lambda *_: Label.TIE)
+    record = turn(rig).steps[-1].record
+    assert record["reason"].startswith("no new usable pairs: ")
+    assert record["dropped"]["tie"] == 2
+    assert record["counts"]["feedback_rows"] == 2
+    assert record["labels"]["labelled"] == 0
     rig.serve(3)  # fewer than train.min_pairs
     done = turn(rig)
     assert states(done) == [S.BUILDING, S.TRAINING, S.NOTHING_TO_TRAIN]
@@ -166,6 +175,27 @@ def test_an_offline_duel_that_ends_undecided_holds(tmp_path: Path) -> None:
         done = turn(rig)
         assert done.state is S.HELD
         assert "no more than 12 picks" in done.steps[-1].record["reason"]
+
+
+def score_what_is_not_bad(_messages: list[dict[str, str]], completion: str) -> float:
+    """A verifier that fails on the worst answers."""
+    if quality(completion) < 10:
+        raise ValueError("cannot parse that")
+    return float(quality(completion))
+
+
+def test_an_offline_duel_whose_verifier_fails_holds(tmp_path: Path) -> None:
+    config = settings(tmp_path, gate={"offline": True}, label={"verifier": "tests.test_cycle:score_what_is_not_bad"})
+    with open_rig(config) as rig:
+        rig.serve(600, train=None, gate=None)
+        done = turn(rig)
+        assert done.state is S.HELD
+        record = done.steps[-1].record
+        assert record["offline_duel"]["wins"] > record["offline_duel"]["losses"]  # the rest would promote
+        assert "an error is HOLD, never PROMOTE (the first: " in record["reason"]
+        assert "cannot parse that" in record["reason"]
+        assert last_verdict(rig, done) is VerdictKind.HOLD
+        assert rig.champion == 0
 
 
 # --- moves by hand
@@ -230,6 +260,36 @@ def stop_before(rig: Rig, state: CycleState) -> Cycle:
     return cycle.run(rig.loop, trigger="test", should_stop=entered)
 
 
+def test_a_held_version_promoted_by_hand_does_not_train_on_its_picks_again(tmp_path: Path) -> None:
+    with open_rig(settings(tmp_path, gate={"max_picks": 100})) as rig:
+        rig.serve(60, train=coin)
+        assert duel_out(rig, coin).state is S.HELD
+        deploy.promote_by_hand(rig.store, rig.policy, "bot", number=1, reason="we are sure")
+        done = turn(rig)
+        assert (done.parent, done.state) == (1, S.NOTHING_TO_TRAIN)
+        assert done.steps[-1].record["reason"] == "no new usable pairs: no new feedback"
+
+
+def test_a_state_directory_can_be_moved(tmp_path: Path) -> None:
+    with open_rig(settings(tmp_path / "here")) as rig:
+        rig.serve(60)
+        assert duel_out(rig).state is S.PROMOTED
+        rig.serve(60)
+        assert turn(rig).state is S.DUELLING
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    with open_rig(settings(tmp_path / "there")) as rig:
+        assert rig.policy.loaded() == {0, 1, 2}
+        assert doctor.check(rig.store) == []
+        assert duel_out(rig).state is S.PROMOTED
+        assert _trained_on(rig)
+        rig.serve(60)
+        assert turn(rig).state is S.DUELLING  # trained on a parent that came along
+        with rig.store.reading() as c:
+            paths = [version.path for version in versions.list_(c, "bot")[1:]]
+            paths += [dataset.path for dataset in datasets.list_(c, "bot")]
+        assert {Path(path).parent for path in paths} == {tmp_path / "there" / "artifacts"}
+
+
 # --- failures
 
 
@@ -257,6 +317,34 @@ def test_an_engine_that_broke_holds_instead_of_promoting(rig: Rig) -> None:
     done = turn(rig)
     assert done.state is S.HELD
     assert "the engine is closed" in done.steps[-1].record["reason"]
+
+
+class ClosesAt(FakePolicy):
+    """An engine that is closed under the cycle, when version 1 is first asked for so many tokens."""
+
+    def __init__(self, max_tokens: int) -> None:
+        super().__init__()
+        self._max_tokens = max_tokens
+        self.stopped = False
+
+    def sample(self, request: SampleRequest) -> Future[tuple[Completion, ...]]:
+        if request.version == 1 and request.params.max_tokens == self._max_tokens:
+            self.stopped = True
+            self.close()
+        return super().sample(request)
+
+
+@pytest.mark.parametrize("during", ["the report", "the probe"])
+def test_an_engine_that_closes_because_the_loop_stops_decides_nothing(rig: Rig, during: str) -> None:
+    rig.serve(60)
+    stop_before(rig, S.CHECKING)
+    closing = ClosesAt(rig.loop.config.evaluate.max_tokens if during == "the report" else 8)
+    cycle.ensure_base(rig.store, closing, rig.loop.config)
+    loop = cycle.Loop(rig.store, closing, rig.loop.config, "tester:1")
+    done = cycle.run(loop, trigger="test", should_stop=lambda: closing.stopped)
+    assert closing.stopped
+    assert done.state is S.CHECKING
+    assert turn(rig).state is S.DUELLING
 
 
 def test_an_unforeseen_error_is_recorded(rig: Rig) -> None:

@@ -12,10 +12,10 @@ from tests.loop_rig import Rig, open_rig, settings
 
 from pairloop.errors import ConflictError, EngineError, ModelError, NotFoundError
 from pairloop.loop import deploy
-from pairloop.policy.fake import write_skill
+from pairloop.policy.fake import FakePolicy, FakeTokens, write_skill
 from pairloop.store import cycles, doctor, duels, new_id, versions
 from pairloop.store.versions import Promotion, PromotionAction
-from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, Version, VersionKind
+from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, Prompt, Version, VersionKind
 
 NOW = datetime(2026, 1, 5, tzinfo=UTC)
 
@@ -114,6 +114,28 @@ def test_a_version_that_answers_like_its_parent_is_refused(rig: Rig) -> None:
         deploy.promote(rig.store, rig.policy, same, reason="test")
     assert aliases(rig) == (0, None)
     assert history(rig) == []
+
+
+class BreaksPrefixRule(FakeTokens):
+    """A template that renders earlier turns otherwise once they are answered: it serves, and cannot write a given answer."""
+
+    def encode_completion(self, prompt: Prompt, text: str) -> tuple[int, ...]:
+        raise ModelError(f"the chat template breaks the prefix rule on {prompt!r} and {text!r}")
+
+
+class WithSuchTemplate(FakePolicy):
+    @property
+    def tokens(self) -> FakeTokens:
+        return BreaksPrefixRule()
+
+
+def test_a_template_that_breaks_the_prefix_rule_is_probed_on_sampled_tokens(rig: Rig) -> None:
+    better, same = add_version(rig, 1), add_version(rig, 0)
+    policy = WithSuchTemplate()
+    deploy.load(policy, better, version(rig, 0))
+    with pytest.raises(EngineError, match="log-probs of its parent"):
+        deploy.load(policy, same, version(rig, 0))
+    policy.close()
 
 
 def test_a_version_that_cannot_be_loaded_is_refused(rig: Rig) -> None:

@@ -69,7 +69,7 @@ def artifact_of(store: Store, table: str) -> Path:
     connection = sqlite3.connect(store.name)
     (path,) = connection.execute(f"SELECT path FROM {table} ORDER BY created_at DESC").fetchone()
     connection.close()
-    return Path(path)
+    return store.artifacts.root / str(path)
 
 
 def test_a_healthy_store_has_no_problems(store: Store) -> None:

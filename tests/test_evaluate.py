@@ -21,7 +21,7 @@ from pairloop.errors import NotFoundError
 from pairloop.formats import snapshot
 from pairloop.loop import evaluate, gate
 from pairloop.policy.fake import EOS, FakePolicy, quality, token_logps
-from pairloop.types import Dataset, Interval, PairSide, PreferencePair, VerdictKind
+from pairloop.types import Dataset, DuelPick, Interval, PairSide, PreferencePair, VerdictKind
 
 
 @pytest.fixture
@@ -252,6 +252,28 @@ def test_a_verifiers_errors_are_no_ties(rig: Rig, tmp_path: Path) -> None:
     assert len(duel.picks) == 60 - duel.errors
     assert duel.first_error is not None
     assert "no opinion" in duel.first_error
+
+
+@pytest.mark.parametrize(("errors", "passed"), [(0, True), (5, True), (6, None), (100, None)])
+def test_a_labeller_that_fails_too_often_is_an_open_rule(rig: Rig, errors: int, passed: bool | None) -> None:
+    now = datetime.now(UTC)
+    won = tuple(DuelPick(f"prompt-{i}", 1, now) for i in range(100 - errors))
+    duel = evaluate.OfflineDuel(won, 100, errors, "verifier v", "no opinion" if errors else None)
+    rig.serve(0, gate_n=50)
+    verdict = gate.decide(
+        report(rig, 1),
+        duel.picks,
+        rig.loop.config.gate,
+        opened_at=now,
+        now=now,
+        more_to_come=False,
+        also=[duel.failure] if duel.failure else (),
+    )
+    assert verdict.kind is (VerdictKind.PROMOTE if passed else VerdictKind.HOLD)
+    if errors:
+        assert f"verifier v failed on {errors} of 100 prompts" in verdict.text
+        assert ("an error is HOLD, never PROMOTE" in verdict.text) == (passed is None)
+        assert "no opinion" in verdict.text
 
 
 def test_a_judge_decides_and_its_failures_are_counted_apart(rig: Rig, tmp_path: Path) -> None:

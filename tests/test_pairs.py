@@ -100,6 +100,11 @@ def scores(*values: float, rater: str = "checks:score") -> list[Feedback]:
     return [row("score", value=v, choice_index=i, source=Source.CODE, rater_id=rater) for i, v in enumerate(values)]
 
 
+def partly_known(labelled: LabelledGroup, n: int) -> LabelledGroup:
+    """The first ``n`` rows were known to an earlier round."""
+    return replace(labelled, earlier=frozenset(one.feedback_id for one in labelled.feedback[:n]))
+
+
 def statements(found: Sequence[PreferencePair]) -> list[tuple[str, str]]:
     return [(pair.chosen.text, pair.rejected.text) for pair in found]
 
@@ -328,8 +333,8 @@ rows_ = st.one_of(
     st.builds(row, st.sampled_from(["demonstration", "comment", "other"]), value=st.none() | answers),
 )
 labelled_groups = st.builds(
-    lambda texts, version, prompt, kind, pool, rows: said(
-        *(answered(text, version) for text in texts), prompt=prompt, kind=kind, pool=pool, rows=rows
+    lambda texts, version, prompt, kind, pool, rows, known: partly_known(
+        said(*(answered(text, version) for text in texts), prompt=prompt, kind=kind, pool=pool, rows=rows), known
     ),
     st.lists(answers, max_size=3),
     versions_,
@@ -337,6 +342,7 @@ labelled_groups = st.builds(
     st.sampled_from(GroupKind),
     st.sampled_from(Pool),
     st.lists(rows_, max_size=4),
+    st.sampled_from([0, 0, 1, 2]),
 )
 rule_sets = st.builds(
     PairRules,
@@ -361,6 +367,9 @@ def test_the_books_close_whatever_comes_in(evidence: list[LabelledGroup], rules:
     assert (
         compiled.counts["feedback_rows"] == len(given_ids) == compiled.counts["feedback_used"] + sum(compiled.dropped.values())
     )
+    known = {feedback_id for labelled in evidence for feedback_id in labelled.earlier}
+    assert all(not known.issuperset(pair.feedback_ids) for pair in compiled.pairs)
+    assert all((compiled.set_aside[one] == "earlier_round") == (one in known) for one in compiled.set_aside)
     for part in (compiled.train, compiled.heldout):
         told = {(pair.prompt, pair.chosen.text, pair.rejected.text) for pair in part}
         assert len(told) == len(part)
@@ -406,12 +415,33 @@ def start_cycle(store: Store, number: int) -> str:
     return cycle.cycle_id
 
 
-def run_cycle(store: Store, number: int, end: CycleState) -> str:
-    """Build the dataset of a new cycle, and let the cycle end so."""
-    cycle_id = start_cycle(store, number)
-    dataset = pairs.run(store, None, Config(), cycle_id=cycle_id, parent=0)
-    store.write(lambda c: cycles.step(c, cycle_id, CycleStep(end, {}, NOW)))
-    return "" if dataset is None else dataset.dataset_id
+def champion(store: Store) -> int:
+    with store.reading() as c:
+        number = versions.alias(c, POLICY, Alias.CHAMPION)
+    assert number is not None
+    return number
+
+
+def crown(store: Store, number: int) -> None:
+    store.write(lambda c: versions.set_alias(c, POLICY, Alias.CHAMPION, number))
+
+
+def train_on_new(store: Store, cycle_number: int) -> tuple[int, int]:
+    """What a cycle of the champion makes of the new picks: (pairs trained on, the new version); (0, 0) without any."""
+    parent = champion(store)
+    cycle_id = start_cycle(store, cycle_number)
+    dataset = pairs.run(store, None, Config(), cycle_id=cycle_id, parent=parent)
+    store.write(lambda c: cycles.step(c, cycle_id, CycleStep(CycleState.HELD, {}, NOW)))
+    if dataset is None:
+        return 0, 0
+
+    def insert(c: Any) -> int:
+        number = versions.next_number(c, POLICY)
+        made_of = Version(POLICY, number, VersionKind.ADAPTER, "v", "", parent, dataset.dataset_id, None, NOW)
+        versions.insert(c, made_of)
+        return number
+
+    return dataset.n_train, store.write(insert)
 
 
 def test_a_dataset_is_a_snapshot_with_lineage_named_by_its_content(store: Store) -> None:
@@ -443,28 +473,91 @@ def test_a_dataset_is_a_snapshot_with_lineage_named_by_its_content(store: Store)
 
 def test_held_picks_come_again_and_promoted_ones_do_not(store: Store) -> None:
     put(store, said("a", "b", prompt="one", rows=[pick(Label.A)]))
-    held = run_cycle(store, 1, CycleState.HELD)
+    assert train_on_new(store, 1) == (1, 1)  # held
     put(store, said("a", "b", prompt="two", rows=[pick(Label.A)]))
-    promoted = run_cycle(store, 2, CycleState.PROMOTED)
-    assert run_cycle(store, 3, CycleState.NOTHING_TO_TRAIN) == ""
+    assert train_on_new(store, 2) == (2, 2)
+    crown(store, 2)
+    assert train_on_new(store, 3) == (0, 0)
     put(store, said("a", "b", prompt="three", rows=[pick(Label.A)]))
-    last = run_cycle(store, 4, CycleState.HELD)
-    with store.reading() as c:
-        sizes = [found.n_train for name in (held, promoted, last) if (found := datasets.get(c, name)) is not None]
-    assert sizes == [1, 2, 1]
-    assert doctor.check(store) == []
+    assert train_on_new(store, 4) == (1, 3)
+    assert pairs.count_new(store, Config()) == 0
+    crown(store, 1)  # by hand: it has seen the first pick, and no other
+    assert train_on_new(store, 5) == (2, 4)
 
 
-def test_a_dataset_that_was_there_before_its_cycle_counts_as_the_cycles_own(store: Store) -> None:
-    put(store, said("a", "b", rows=[pick(Label.A)]))
+def test_the_picks_of_a_version_that_was_rolled_back_are_new_to_the_one_before(store: Store) -> None:
+    put(store, said("a", "b", prompt="one", rows=[pick(Label.A)]))
+    _, number = train_on_new(store, 1)
+    crown(store, number)
+    assert train_on_new(store, 2) == (0, 0)
+    crown(store, 0)
+    assert pairs.count_new(store, Config()) == 0  # they start no cycle; the next one has them again
+    put(store, said("a", "b", prompt="two", rows=[pick(Label.A)]))
+    assert pairs.count_new(store, Config()) == 1
+    assert train_on_new(store, 3)[0] == 2
+
+
+def test_feedback_that_comes_late_does_not_train_the_earlier_rows_again(store: Store) -> None:
+    picked = said("a", "b", prompt="one", rows=[pick(Label.A, rater_id="ann")])
+    liked = said("good", prompt="two", rows=[thumb(True)])
+    scored = said("high", "low", prompt="three", rows=scores(1.0, 0.0))
+    put(store, picked, liked, scored)
+    _, number = train_on_new(store, 1)
+    crown(store, number)
+
+    def late(group: Group, *rows: Feedback) -> None:
+        store.write(lambda c: [feedback.insert(c, replace(one, group_id=group.group_id)) for one in rows])
+
+    late(picked.group, row("comment", text="well said"), thumb(True, 0))
+    late(scored.group, row("comment", text="who scored that?"))
+    new = pairs.compile_new(store, None, Config(), parent=number)
+    assert new.compiled.pairs == []
+    assert new.dropped == {"comment": 2, "earlier_round": 3, "thumb_without_partner": 1}
+    assert new.text == "no new usable pairs: 3 earlier round, 2 comment, 1 thumb without partner"
+    late(liked.group, row("comment", text="thanks"))
+    put(store, said("bad", prompt="two", rows=[thumb(False)]))  # new, against an answer that was liked before
+    late(picked.group, pick(Label.A, rater_id="ann"))  # says the same again
+    assert statements(pairs.compile_new(store, None, Config(), parent=number).compiled.train) == [("good", "bad")]
+    late(picked.group, pick(Label.B, rater_id="ann"))  # another mind
+    new = pairs.compile_new(store, None, Config(), parent=number)
+    assert statements(new.compiled.train) == [("b", "a"), ("good", "bad")]
+    assert statements(pairs.compile_new(store, None, Config(), parent=0).compiled.train)[0] == ("b", "a")
+
+
+def test_earlier_rows_still_vote() -> None:
+    two_to_one = said("a", "b", rows=[pick(Label.A), pick(Label.A), pick(Label.B)])
+    assert statements(build(partly_known(two_to_one, 2)).train) == []  # the new one is outvoted
+    assert build(partly_known(two_to_one, 2)).dropped == {"earlier_round": 2, "outvoted": 1}
+    agreed = said("a", "b", rows=[pick(Label.A), pick(Label.A)])
+    assert statements(build(partly_known(agreed, 1)).train) == [("a", "b")]
+    assert build(agreed, max_picks_per_rater=1).dropped == {}
+    same_rater = [said("a", "b", prompt=f"q{i}", rows=[pick(Label.A, rater_id="ann")]) for i in range(2)]
+    assert build(partly_known(same_rater[0], 1), same_rater[1], max_picks_per_rater=1).dropped == {"earlier_round": 1}
+
+
+def test_where_nothing_is_left_the_reasons_are_told_most_frequent_first(store: Store) -> None:
+    assert pairs.compile_new(store, None, Config(), parent=0).text == "no new usable pairs: no new feedback"
+    ties = [said("a", "b", rows=[pick(Label.TIE)]) for _ in range(3)]
+    bad = [said("a", "b", rows=[pick(Label.BOTH_BAD)]) for _ in range(2)]
+    gate = said("g", "h", prompt="gate", pool=Pool.GATE, kind=GroupKind.HELDOUT, rows=[pick(Label.A)])
+    put(store, *ties, *bad, gate, said("a", "a", rows=[pick(Label.A)]), said("a", "b", rows=[row("comment", text="x")]))
+    new = pairs.compile_new(store, None, Config(), parent=0)
+    assert new.text == "no new usable pairs: 1 held out, 3 tie, 2 both bad, 1 comment, 1 for other reasons"
+    assert (new.dropped["identical"], new.counts["heldout_pairs"]) == (1, 1)
+    assert pairs.record(store, Config(), new, cycle_id=None) is None
+
+
+def test_a_dataset_built_by_hand_starts_the_count_of_new_pairs_over_only_once_a_cycle_trains_on_it(store: Store) -> None:
+    config = Config.model_validate({"label": {"verifier": "checks:score"}})
+    put(store, said("a", "b", rows=[pick(Label.A)]), said("a", "b"))
+    assert pairs.count_new(store, config) == 2
     built = pairs.run(store, None, Config(), cycle_id=None, parent=0)
     assert built is not None
-    start_cycle(store, 1)
-    assert pairs.run(store, None, Config(), cycle_id="cycle_1", parent=0) == built
+    assert pairs.count_new(store, config) == 2
+    assert pairs.run(store, None, Config(), cycle_id=start_cycle(store, 1), parent=0) == built
     run = Run("run_1", POLICY, "cycle_1", built.dataset_id, 0, RunStatus.SUCCEEDED, "me", 1, NOW, NOW, {}, {}, None, NOW)
     store.write(lambda c: runs.insert(c, run))
-    store.write(lambda c: cycles.step(c, "cycle_1", CycleStep(CycleState.PROMOTED, {}, NOW)))
-    assert pairs.run(store, None, Config(), cycle_id=None, parent=0) is None
+    assert pairs.count_new(store, config) == 0
 
 
 def test_duels_and_undecided_picks_are_nothing_to_train(store: Store) -> None:
@@ -504,7 +597,7 @@ def test_new_pairs_are_counted_without_reading_them(store: Store) -> None:
         said("a"),
     )
     assert (pairs.count_new(store, config), pairs.count_new(store, labelling)) == (2, 3)
-    assert pairs.run(store, None, config, cycle_id=None, parent=0) is not None
+    assert pairs.run(store, None, config, cycle_id=start_cycle(store, 1), parent=0) is not None
     assert pairs.count_new(store, config) == 0
     put(store, said("c", "d", rows=[pick(Label.B)]))
     assert pairs.count_new(store, config) == 1

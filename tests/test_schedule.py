@@ -17,7 +17,7 @@ from pairloop.loop.cycle.context import CycleLease
 from pairloop.loop.schedule import Scheduler, backoff, due
 from pairloop.policy.fake import FakePolicy
 from pairloop.store import cycles, runs, triggers
-from pairloop.types import Cycle, CycleState, CycleStep, RunStatus
+from pairloop.types import Cycle, CycleState, CycleStep, RunStatus, Version
 
 T0 = datetime(2026, 1, 5, 8, tzinfo=UTC)
 NOTHING = ScheduleSection(min_pairs=0)
@@ -288,6 +288,36 @@ def test_an_error_nobody_foresaw_is_recorded_and_the_thread_lives(tmp_path: Path
             assert scheduler.status()["running"] is True
         assert "the cycle broke" in caplog.text
         loop.policy.close()
+
+
+class ExplodesWhenTold(FakePolicy):
+    """Its bug shows while the loop stops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.told = threading.Event(), threading.Event()
+
+    def load(self, version: Version) -> None:  # noqa: ARG002
+        self.reached.set()
+        self.told.wait()
+        raise ZeroDivisionError("a bug in the engine")
+
+
+def test_an_error_that_comes_while_stopping_leaves_the_cycle_to_the_next_start(tmp_path: Path) -> None:
+    with open_rig(settings(tmp_path)) as rig:
+        rig.serve(60)
+        policy = ExplodesWhenTold()
+        with scheduling(rig, cycle.Loop(rig.store, policy, rig.loop.config, "tester:1")) as scheduler:
+            assert policy.reached.wait(60)
+            stopping = threading.Thread(target=scheduler.stop)
+            stopping.start()
+            Watch(rig).until(lambda _: not scheduler.status()["running"])
+            policy.told.set()
+            stopping.join()
+        with rig.store.reading() as c:
+            assert cycles.list_(c, "bot")[0].state is CycleState.CHECKING
+        policy.close()
+        assert cycle.run(rig.loop, trigger="test").state is CycleState.DUELLING
 
 
 def test_a_scheduler_that_was_never_started_can_be_stopped(tmp_path: Path) -> None:

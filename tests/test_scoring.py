@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,20 @@ def test_an_adapter_changes_the_model_and_goes_on_from_its_own_weights(llama: Pa
     assert trained
     assert all("lora_" in name for name in trained)
     assert all(p.grad is not None for p in going_on.parameters() if p.requires_grad)
+
+
+def test_an_adapter_fits_a_base_that_was_moved(llama: Path, tmp_path: Path) -> None:
+    """PEFT writes the base's path into the adapter's configuration; nobody goes there."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(llama, old)
+    path = write_adapter(tmp_path / "a", old, seed=1)
+    before, _ = completion_logps(load_causal_lm(old, path, VersionKind.ADAPTER), PROMPTS, COMPLETIONS)
+    assert str(old) in (path / "adapter_config.json").read_text()
+    old.rename(new)
+    lora = LoraSettings(rank=4, alpha=8)
+    for trainable in (False, True):
+        moved = load_causal_lm(new, path, VersionKind.ADAPTER, trainable=trainable, lora=lora)
+        assert torch.equal(completion_logps(moved, PROMPTS, COMPLETIONS)[0], before)
 
 
 def test_a_fresh_adapter_changes_nothing_before_its_first_step(llama: Path) -> None:

@@ -173,7 +173,8 @@ PER_REQUEST: dict[str, Callable[[Connection], object]] = {
     "versions.get": lambda c: versions.get(c, BOT, 1),
     "cycles.current": lambda c: cycles.current(c, BOT),
     "runs.for_cycle": lambda c: runs.for_cycle(c, "cycle_1"),
-    "datasets.last_seq": lambda c: datasets.last_seq(c, BOT, promoted_only=True),
+    "datasets.used_seq": lambda c: datasets.used_seq(c, BOT, 1),
+    "datasets.last_of_a_cycle": lambda c: datasets.last_of_a_cycle(c, BOT),
     "datasets.lineage": lambda c: datasets.lineage(c, "pair_1"),
     "datasets.containing_feedback": lambda c: datasets.containing_feedback(c, "f"),
     "feedback.labelled_since": lambda c: feedback.labelled_since(c, BOT, after_seq=5, kinds=[GroupKind.TRAIN]),
@@ -194,7 +195,13 @@ def test_no_hot_query_scans_a_table(store: Store, name: str) -> None:
         assert any(line.startswith("SEARCH") for line in plan)
 
 
-SORTED_BY_INDEX = ("groups.latest_answer", "feedback.recent", "cycles.current", "datasets.last_seq", "groups.recent_prompts")
+SORTED_BY_INDEX = (
+    "groups.latest_answer",
+    "feedback.recent",
+    "cycles.current",
+    "datasets.last_of_a_cycle",
+    "groups.recent_prompts",
+)
 
 
 @pytest.mark.parametrize("name", SORTED_BY_INDEX)

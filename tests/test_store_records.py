@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ def test_labelled_since_gives_new_groups_with_all_that_counts(store: Store) -> N
     new = put_picks(store, a_pick("b"), a_pick("a", label=Label.TIE), a_pick("d"), a_pick("x"))
     rows, highest = read(store, feedback.labelled_since, BOT, after_seq=seq, kinds=kinds)
     expected = [
-        LabelledGroup(read(store, groups.get, "a"), (old[2], new[1])),
+        LabelledGroup(read(store, groups.get, "a"), (old[2], new[1]), earlier=frozenset({old[2].feedback_id})),
         LabelledGroup(read(store, groups.get, "b"), (new[0],)),
     ]
     assert rows == expected
@@ -221,6 +222,17 @@ def test_labelled_since_gives_new_groups_with_all_that_counts(store: Store) -> N
     assert read(store, feedback.max_seq, "other") == 7
     assert read(store, feedback.max_seq, "nobody") == 0
     assert [row.feedback_id for row in read(store, feedback.recent, BOT, 2)] == [new[2].feedback_id, new[1].feedback_id]
+
+
+def test_what_a_rater_only_says_again_is_not_new(store: Store) -> None:
+    put_groups(store, a_group("again"), a_group("changed"), a_group("back"))
+    put_picks(store, a_pick("back", label=Label.A))
+    put_picks(store, a_pick("again"), a_pick("changed"), a_pick("back", label=Label.B))
+    seq = read(store, feedback.max_seq, BOT)
+    last = put_picks(store, a_pick("again", latency_ms=9), a_pick("changed", label=Label.B), a_pick("back", label=Label.A))
+    rows, _ = read(store, feedback.labelled_since, BOT, after_seq=seq, kinds=[GroupKind.TRAIN])
+    assert {row.group.group_id: row.feedback for row in rows} == {row.group_id: (row,) for row in last}
+    assert {row.group.group_id: len(row.earlier) for row in rows} == {"again": 1, "changed": 0, "back": 0}
 
 
 def test_count_new_picks_counts_decisive_picks_that_still_count(store: Store) -> None:
@@ -376,23 +388,34 @@ def test_datasets_keep_their_lineage(store: Store) -> None:
     assert read(store, datasets.get, "data_3") is None
 
 
-def test_last_seq_of_all_and_of_promoted_datasets(store: Store) -> None:
-    assert read(store, datasets.last_seq, BOT, promoted_only=False) == 0
-    for number, end in ((1, CycleState.PROMOTED), (2, CycleState.HELD)):
-        store.write(partial(cycles.insert, cycle=a_cycle(number)))
-        store.write(
-            partial(
-                datasets.insert,
-                dataset=a_dataset(f"data_{number}", number),
-                feedback_seq=10 * number,
-                cycle_id=f"cycle_bot_{number}",
-                pairs=(),
-            )
-        )
-        store.write(partial(cycles.step, cycle_id=f"cycle_bot_{number}", step=CycleStep(end, {}, NOW)))
-    assert read(store, datasets.last_seq, BOT, promoted_only=False) == 20
-    assert read(store, datasets.last_seq, BOT, promoted_only=True) == 10
-    assert read(store, datasets.last_seq, "other", promoted_only=True) == 0
+def put_dataset(store: Store, n: int, cycle_id: str | None) -> None:
+    store.write(lambda c: datasets.insert(c, a_dataset(f"data_{n}", n), feedback_seq=10 * n, cycle_id=cycle_id, pairs=()))
+
+
+def test_used_evidence_follows_the_lineage(store: Store) -> None:
+    assert read(store, datasets.used_seq, BOT, 0) == 0
+    for n in range(1, 5):
+        put_dataset(store, n, None)
+    parents = {0: None, 1: 0, 2: 1, 3: 0, 4: 2}
+    for number, parent in parents.items():
+        made_of = f"data_{number}" if number in (1, 2, 3) else None  # 4: nobody knows of what
+        store.write(partial(versions.insert, version=a_version(number, parent=parent, dataset_id=made_of)))
+    assert [read(store, datasets.used_seq, BOT, number) for number in parents] == [0, 10, 20, 30, 20]
+    assert read(store, datasets.used_seq, BOT, 9) == 0
+    assert read(store, datasets.used_seq, "other", 2) == 0
+
+
+def test_the_last_dataset_of_a_cycle_is_one_that_it_built_or_trained_on(store: Store) -> None:
+    store.write(partial(cycles.insert, cycle=a_cycle(1)))
+    put_dataset(store, 2, None)
+    assert read(store, datasets.last_of_a_cycle, BOT) is None
+    put_dataset(store, 1, "cycle_bot_1")
+    assert read(store, datasets.last_of_a_cycle, BOT) == (10, minutes(1))
+    store.write(partial(runs.insert, run=replace(a_run("by_hand"), dataset_id="data_2", cycle_id=None)))
+    assert read(store, datasets.last_of_a_cycle, BOT) == (10, minutes(1))
+    store.write(partial(runs.insert, run=replace(a_run(), dataset_id="data_2")))
+    assert read(store, datasets.last_of_a_cycle, BOT) == (20, minutes(2))
+    assert read(store, datasets.last_of_a_cycle, "other") is None
 
 
 def test_cycles_one_at_a_time_step_by_step(store: Store) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -192,6 +194,35 @@ class BrokenOnce:
 
     def reading(self) -> Any:
         return self.inner.reading()
+
+
+def test_a_locked_database_does_not_stop_the_training(world: World) -> None:
+    """Another process holds the lock from the first metrics row on, until the heart has said that it could not write."""
+    world.store.write(lambda c: c.exec_driver_sql("PRAGMA busy_timeout = 20").scalar_one())
+    other = sqlite3.connect(world.store.name, isolation_level=None)
+    missed: list[str] = []
+
+    class Unlock(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if not missed:
+                other.execute("COMMIT")
+            missed.append(record.getMessage())
+
+    def lock(_row: Mapping[str, Any]) -> None:
+        if not missed and not other.in_transaction:
+            other.execute("BEGIN IMMEDIATE")
+
+    logger, handler = logging.getLogger("pairloop.loop.train"), Unlock(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        record = world.train(on_progress=lock)
+    finally:
+        logger.removeHandler(handler)
+        other.close()
+    assert record.status is RunStatus.SUCCEEDED
+    assert len(missed) == 1
+    assert "heartbeat could not be written" in missed[0]
+    assert "locked" in missed[0]
 
 
 def test_another_owner_takes_up_the_run_in_the_same_folder(world: World) -> None:

@@ -110,7 +110,7 @@ def data_stats(file: Path | None, config_path: Path | None, family: str | None, 
             "dropped": dataset.dropped,
         }
     counts = {**document["pairs"], **document["counts"]}
-    text = table(("count", ""), [(key.replace("_", " "), value) for key, value in counts.items()])
+    text = table(("count", ""), [(key.replace("_", " "), value) for key, value in counts.items() if value])
     show(document, _with_reasons(text, {**document.get("refused", {}), **document["dropped"]}), as_json=as_json)
 
 

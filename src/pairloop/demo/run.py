@@ -200,12 +200,12 @@ async def _round(
     watcher.stage(f"{label}: {tally.groups} answers in pairs, {len(tally.picks)} picks, {seconds['collect']:.1f} s")
     duel = Tally()
     cycle = await run_cycle(shop, crowd, gate_pool, duel, label, watcher, seconds)
-    verdict, reasons, e_value = await _verdict(shop, cycle)
+    verdict, reasons, e_value, headline = await _verdict(shop, cycle)
     with _timed(seconds, "measure"):
         score = None
         if (challenger := step_record(cycle, CycleState.CHECKING).get("version")) is not None:
             score = bench.score(await _version(shop, shop.policy, int(challenger)))
-    watcher.stage(f"{label}: {verdict}: {'; '.join(reasons)}")
+    watcher.stage(f"{label}: {verdict}: {headline}")
     if score is not None:
         rate = score.win_rate
         watcher.stage(
@@ -287,13 +287,15 @@ def step_record(cycle: Mapping[str, Any], state: CycleState) -> Mapping[str, Any
     return next((dict(step["record"]) for step in cycle["steps"] if step["state"] == state), {})
 
 
-async def _verdict(shop: Shop, cycle: Mapping[str, Any]) -> tuple[str, tuple[str, ...], float]:
-    """The gate's last word, its reasons and e-value; where no gate was asked, the cycle's own end."""
+async def _verdict(shop: Shop, cycle: Mapping[str, Any]) -> tuple[str, tuple[str, ...], float, str]:
+    """The gate's last word, its reasons, e-value and the reason that decided; where no gate was asked, the cycle's own end."""
     if cycle["state"] in (CycleState.FAILED, CycleState.NOTHING_TO_TRAIN):
-        record = cycle["steps"][-1]["record"]
-        return str(cycle["state"]).upper(), (str(record.get("reason", cycle["state"])),), 1.0
+        reason = str(cycle["steps"][-1]["record"].get("reason", cycle["state"]))
+        return str(cycle["state"]).upper(), (reason,), 1.0, reason
     verdict = (await shop.get(f"/v1/gates/{cycle['id']}"))["verdict"]
-    return str(verdict["kind"]), tuple(str(reason["text"]) for reason in verdict["reasons"]), float(verdict["e_value"])
+    reasons = tuple(str(reason["text"]) for reason in verdict["reasons"])
+    failed = [str(reason["text"]) for reason in verdict["reasons"] if reason["passed"] is False]
+    return str(verdict["kind"]), reasons, float(verdict["e_value"]), "; ".join(failed) or reasons[0]
 
 
 @contextmanager

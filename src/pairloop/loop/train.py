@@ -256,7 +256,7 @@ def _attempts(job: TrainJob, folder: Path, listener: _Listener, should_stop: Cal
     """Start children until one leaves a result; None where ``should_stop`` said so.
 
     A child that dies without a result (killed, crashed) is started again and goes on from its last checkpoint, as long as that
-    gets it further and nobody wants to stop: a machine that shuts down ends the child too.
+    gets it further.
     """
     result_path, checkpoints = Path(job.result_path), Path(job.checkpoint_dir)
     job.save(folder / "job.json")
@@ -276,8 +276,6 @@ def _attempts(job: TrainJob, folder: Path, listener: _Listener, should_stop: Cal
         found = TrainResult.load(result_path)
         if found is not None:
             return found
-        if should_stop():
-            return None
         if _reached(checkpoints) > reached:
             reached, attempt = _reached(checkpoints), 0
         LOG.warning("the training process ended with code %s at step %s, attempt %s", code, reached, attempt)

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from pairloop.errors import ModelError
@@ -219,7 +219,8 @@ def check_adapter(folder: Path, lora: LoraSettings) -> None:
 
 def bare(model: nn.Module) -> nn.Module:
     """The transformers module inside a PEFT wrapper (its adapters stay in it)."""
-    if hasattr(model, "peft_config"):
+    # PEFT writes its configuration onto the transformers module too, so the attribute alone does not tell the wrapper.
+    if hasattr(model, "peft_config") and not isinstance(model, PreTrainedModel):
         # Not get_base_model(): after the last adapter was taken off, PEFT looks for its configuration and fails.
         tuner: Any = model.base_model
         inner: nn.Module = tuner.model
