@@ -20,7 +20,7 @@ serve: setup  ## serve the embedded model with the loop on http://127.0.0.1:8000
 	$(VENV)/bin/pairloop serve --config pairloop-data/pairloop.toml
 
 test: setup  ## the default suite, under three minutes on two cores
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist worksteal
 
 test-slow: setup  ## demo, crash harness, browser, wheel
 	$(PY) -m pytest -m slow --timeout 1500

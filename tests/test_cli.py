@@ -66,10 +66,9 @@ def test_a_fresh_folder_has_nothing_and_says_so(bot: Path) -> None:
     assert {key: standing[key] for key in nothing} == dict.fromkeys(nothing)
     assert "state: idle" in run("cycle", "status", "--config", str(bot)).stdout.splitlines()
     assert run_json("doctor", "--config", str(bot)) == {"problems": []}
-    assert run_json("pairs", "build", "--config", str(bot)) == {"dataset": None}
-    result = run("data", "stats", "--config", str(bot))
-    assert result.exit_code == 2
-    assert "pairloop pairs build" in result.output
+    assert run_json("pairs", "build", "--config", str(bot))["dataset"] is None
+    assert "no new feedback" in run("pairs", "build", "--config", str(bot)).output
+    assert run_json("data", "stats", "--config", str(bot))["pairs"] == {"train": 0, "heldout": 0}
 
 
 def test_imported_rows_become_a_dataset_a_version_and_rows_again(bot: Path, tmp_path: Path) -> None:

@@ -263,6 +263,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("base"), tokenizer=byte_tokenizer(), gain=3.0)
 
 
+@pytest.mark.slow
 def test_a_killed_child_is_started_again_from_its_checkpoint(store: Store, base: Path, tmp_path: Path) -> None:
     section = {"learning_rate": 1e-3, "batch_size": 4, "epochs": 20, "checkpoint_every": 10}
     config = config_of(tmp_path, model=str(base), policy={"method": "full", "device": "cpu"}, train=section)
@@ -389,6 +390,7 @@ train_file(list(snapshot.read(Path(data))), model, Path(out), config)
 """
 
 
+@pytest.mark.slow
 def test_a_child_dies_with_its_parent_and_resumes(base: Path, tmp_path: Path) -> None:
     """kill -9 of the whole caller: its training process ends too, nothing half is left at ``out``, and ``resume`` finishes."""
     settings = {

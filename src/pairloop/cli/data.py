@@ -14,6 +14,8 @@ from pairloop.cli.output import config_option, show, table, verb
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from pairloop.config import Config
+    from pairloop.store import Store
     from pairloop.types import Dataset, LabelledGroup
 
 IMPORT_BATCH = 256
@@ -82,7 +84,7 @@ def data_export(config_path: Path, dataset_id: str | None, family: str, out: Pat
 
     with open_store(config_path) as (config, store):
         dataset = _dataset(store, config.policy.name, dataset_id)
-    pairs = list(snapshot.read(Path(dataset.path) / "train.jsonl"))
+    pairs = list(snapshot.read(Path(dataset.path) / snapshot.TRAIN_FILE))
     write_pairs(out, pairs, family=family)
     show({"dataset_id": dataset.dataset_id, "pairs": len(pairs), "out": out}, f"{len(pairs)} pairs in {out}", as_json=as_json)
 
@@ -95,23 +97,33 @@ def data_export(config_path: Path, dataset_id: str | None, family: str, out: Pat
 @_family
 @verb
 def data_stats(file: Path | None, config_path: Path | None, family: str | None, as_json: bool) -> None:
-    """Count rows, pairs, and what was not used and why: of FILE, or of the newest dataset of the loop."""
-    if file is not None:
-        document = _file_stats(file, family, config_path)
-    else:
-        from pairloop.cli.opening import open_store
-
-        with open_store(config_path or Path(".")) as (config, store):
-            dataset = _dataset(store, config.policy.name, None)
-        document = {
-            "dataset_id": dataset.dataset_id,
-            "pairs": {"train": dataset.n_train, "heldout": dataset.n_heldout},
-            "counts": dataset.counts,
-            "dropped": dataset.dropped,
-        }
+    """Count rows, pairs, and what was not used and why: of FILE, or of the loop's newest dataset (before the
+    first one: of what waits for it)."""
+    document = _file_stats(file, family, config_path) if file is not None else _loop_stats(config_path or Path("."))
     counts = {**document["pairs"], **document["counts"]}
     text = table(("count", ""), [(key.replace("_", " "), value) for key, value in counts.items() if value])
     show(document, _with_reasons(text, {**document.get("refused", {}), **document["dropped"]}), as_json=as_json)
+
+
+def _loop_stats(config_path: Path) -> dict[str, Any]:
+    """The newest dataset, and what has come since that the next cycle would use or set aside."""
+    from pairloop.cli.opening import open_store
+    from pairloop.loop import pairs as builder
+    from pairloop.store import datasets
+
+    with open_store(config_path) as (config, store):
+        with store.reading() as c:
+            newest = next(iter(datasets.list_(c, config.policy.name)), None)
+        if newest is None:
+            waiting = builder.compile_new(store, None, config, parent=_champion(store, config))
+            pairs_of = {"train": len(waiting.compiled.train), "heldout": len(waiting.compiled.heldout)}
+            return {"dataset_id": None, "pairs": pairs_of, "counts": waiting.counts, "dropped": waiting.dropped}
+    return {
+        "dataset_id": newest.dataset_id,
+        "pairs": {"train": newest.n_train, "heldout": newest.n_heldout},
+        "counts": newest.counts,
+        "dropped": newest.dropped,
+    }
 
 
 def _file_stats(file: Path, family: str | None, config_path: Path | None) -> dict[str, Any]:
@@ -146,18 +158,25 @@ def pairs_build(config_path: Path, as_json: bool) -> None:
     """Compile the new groups and their feedback into one snapshot."""
     from pairloop.cli.opening import open_loop
     from pairloop.loop import pairs as stage
-    from pairloop.store import versions
-    from pairloop.types import Alias
 
     with open_loop(config_path) as loop:
-        with loop.store.reading() as c:
-            parent = versions.alias(c, loop.config.policy.name, Alias.CHAMPION) or 0
-        dataset = stage.run(loop.store, loop.policy.tokens, loop.config, cycle_id=None, parent=parent)
-    if dataset is None:
-        show({"dataset": None}, "nothing to train: no usable pair since the last promoted cycle", as_json=as_json)
-        return
-    text = f"{dataset.dataset_id}: {dataset.n_train} training pairs, {dataset.n_heldout} held out"
-    show({"dataset": dataset}, _with_reasons(text, dataset.dropped), as_json=as_json)
+        new = stage.compile_new(loop.store, loop.policy.tokens, loop.config, parent=_champion(loop.store, loop.config))
+        dataset = stage.record(loop.store, loop.config, new, cycle_id=None)
+    text = new.text if dataset is None else _counted(dataset)
+    document = {"dataset": dataset, "counts": new.counts, "dropped": new.dropped}
+    show(document, _with_reasons(text, new.dropped), as_json=as_json)
+
+
+def _counted(dataset: Dataset) -> str:
+    return f"{dataset.dataset_id}: {dataset.n_train} training pairs, {dataset.n_heldout} held out"
+
+
+def _champion(store: Store, config: Config) -> int:
+    from pairloop.store import versions
+    from pairloop.types import BASE_VERSION, Alias
+
+    with store.reading() as c:
+        return versions.alias(c, config.policy.name, Alias.CHAMPION) or BASE_VERSION
 
 
 def _dataset(store: Any, policy: str, dataset_id: str | None) -> Dataset:

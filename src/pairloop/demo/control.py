@@ -24,7 +24,7 @@ def train_control(config: Config, datasets: Sequence[Path], out: Path, watcher: 
     for number, dataset in enumerate(datasets, start=1):
         target = out / "control" / str(number)
         train_file(
-            list(snapshot.read(dataset / "train.jsonl")),
+            list(snapshot.read(dataset / snapshot.TRAIN_FILE)),
             config.policy.model if model is None else str(model),
             target,
             settings,

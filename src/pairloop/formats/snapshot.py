@@ -12,6 +12,9 @@ from pairloop.formats.lines import read_values
 from pairloop.types import Message, PairSide, PreferencePair, Prompt, Source, messages_as_dicts
 
 KEY = "pairloop"
+TRAIN_FILE = "train.jsonl"
+HELDOUT_FILE = "heldout.jsonl"
+"""The two files of a snapshot folder."""
 
 
 def write(path: Path, pairs: Iterable[PreferencePair]) -> int:

@@ -12,11 +12,9 @@ from pathlib import Path
 
 from pairloop.errors import InvalidRequestError
 from pairloop.formats import snapshot
+from pairloop.formats.snapshot import HELDOUT_FILE
 from pairloop.policy.protocols import Tokens
 from pairloop.types import PairSide, PreferencePair
-
-TRAIN_FILE = "train.jsonl"
-HELDOUT_FILE = "heldout.jsonl"
 
 
 @dataclass(frozen=True, slots=True)

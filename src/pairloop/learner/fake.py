@@ -13,7 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pairloop.learner.data import HELDOUT_FILE, Limits, TokenPair, epoch_batches, read_split, tokenize
+from pairloop.formats.snapshot import HELDOUT_FILE
+from pairloop.learner.data import Limits, TokenPair, epoch_batches, read_split, tokenize
 from pairloop.learner.files import whole_folder
 from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, nothing_to_train, rewind_metrics
 from pairloop.learner.metrics import MetricsFile, libraries

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from pairloop.formats.snapshot import HELDOUT_FILE
 from pairloop.learner import checkpoint, reference
 from pairloop.learner.checkpoint import State, trained
-from pairloop.learner.data import HELDOUT_FILE, Limits, TokenPair, epoch_batches, fingerprint, read_split, tokenize
+from pairloop.learner.data import Limits, TokenPair, epoch_batches, fingerprint, read_split, tokenize
 from pairloop.learner.export import export
 from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, nothing_to_train, rewind_metrics
 from pairloop.learner.metrics import MetricsFile, libraries

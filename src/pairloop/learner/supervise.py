@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pairloop.errors import ConfigError, ModelError, RowsError, UserError
-from pairloop.learner.data import TRAIN_FILE, read_split
+from pairloop.formats.snapshot import TRAIN_FILE
+from pairloop.learner.data import read_split
 from pairloop.learner.files import exclusive
 from pairloop.learner.job import FAKE, TrainError, TrainJob, TrainResult, TrainStatus, nothing_to_train
 

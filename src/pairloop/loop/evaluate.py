@@ -24,6 +24,7 @@ from typing import Any, Self
 from pairloop.config import Config
 from pairloop.errors import EngineError, NotFoundError, PairloopError, StoreError, UserError
 from pairloop.formats import snapshot
+from pairloop.formats.snapshot import HELDOUT_FILE
 from pairloop.judge import Outcome, PairwiseJudge, VerifierError, load_verifier, messages_of
 from pairloop.policy.protocols import Policy, SampleRequest, TokenSequence
 from pairloop.store import Store, groups, versions
@@ -43,7 +44,6 @@ from pairloop.types import (
     Version,
 )
 
-HELDOUT_FILE = "heldout.jsonl"
 HELDOUT_PAIRS = 256
 """The newest held-out pairs that one report scores."""
 SAMPLES_PER_PROMPT = 4

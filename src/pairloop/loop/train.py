@@ -21,8 +21,8 @@ from sqlalchemy import Connection
 from pairloop.config import Config, duration_s
 from pairloop.errors import ConfigError, NotFoundError, StoreError, TrainingError, UserError
 from pairloop.formats import snapshot
+from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE
 from pairloop.learner.child import Row, follow, log_tail, read_rows, started
-from pairloop.learner.data import HELDOUT_FILE, TRAIN_FILE
 from pairloop.learner.job import FAKE, TrainError, TrainJob, TrainResult, TrainStatus, last_checkpoint, rewind_metrics
 from pairloop.policy.engine import resolve_model
 from pairloop.store import Store, new_id, runs, versions

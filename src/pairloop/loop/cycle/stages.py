@@ -64,7 +64,8 @@ def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never) -
     """Begin a cycle, go on with the one that was interrupted, or look at the duel again.
 
     Returns when the cycle ended, when it duels undecided, or when ``should_stop`` said so; no lease is held then. A stage's
-    failure ends the cycle as ``failed``, but one that comes while stopping is tried again at the next start. ConflictError while another thread or process moves a cycle of this policy.
+    failure ends the cycle as ``failed``, but one that comes while stopping is tried again at the next start. ConflictError
+    while another thread or process moves a cycle of this policy.
     """
     with CycleLease(loop) as lease:
         cycle = _open(loop, lease, trigger)

@@ -6,8 +6,6 @@ conflict, cap, split), all pure; ``dataset`` does it for the store's new groups 
 
 from pairloop.loop.pairs.builder import compile_pairs
 from pairloop.loop.pairs.dataset import (
-    HELDOUT_FILE,
-    TRAIN_FILE,
     NewPairs,
     compile_new,
     count_new,
@@ -18,8 +16,6 @@ from pairloop.loop.pairs.dataset import (
 from pairloop.loop.pairs.rules import CompiledPairs, Dropped, PairRules
 
 __all__ = [
-    "HELDOUT_FILE",
-    "TRAIN_FILE",
     "CompiledPairs",
     "Dropped",
     "NewPairs",

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from pairloop.config import Config
 from pairloop.errors import InvalidRequestError
 from pairloop.formats import snapshot
+from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE
 from pairloop.loop.pairs.builder import Refuse, compile_pairs
 from pairloop.loop.pairs.rules import CompiledPairs, Dropped, PairRules
 from pairloop.policy.protocols import Tokens
@@ -26,8 +27,6 @@ from pairloop.types import BASE_VERSION, SCORE_METRIC, Alias, Dataset, GroupKind
 
 logger = logging.getLogger(__name__)
 
-TRAIN_FILE = "train.jsonl"
-HELDOUT_FILE = "heldout.jsonl"
 SET_ASIDE_FILE = "set_aside.jsonl"
 """feedback_id and reason of every row that was not used."""
 
