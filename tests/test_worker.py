@@ -1,0 +1,56 @@
+"""``pairloop worker``: the loop turns without a server, on the same database and artifacts."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from pairloop.cli import pairloop
+from pairloop.config import load_config
+from pairloop.scaffold import write_config
+from pairloop.store import Store, cycles
+from pairloop.types import CycleState
+
+TIMEOUT_S = 90.0
+
+
+def test_a_worker_takes_up_imported_rows_by_itself_and_ends_on_request(tmp_path: Path) -> None:
+    settings = {"policy": {"model": "fake"}, "schedule": {"min_pairs": 20, "poll": "1s"}}
+    path = write_config(tmp_path / "bot", settings)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"Q{n}", "chosen": "yes", "rejected": "no"}) + "\n" for n in range(40)))
+    imported = CliRunner().invoke(pairloop, ["data", "import", str(rows), "--config", str(path)])
+    assert imported.exit_code == 0, imported.output
+    worker = subprocess.Popen([sys.executable, "-m", "pairloop", "worker", "--config", str(path)], stdout=subprocess.PIPE)
+    try:
+        assert _state_of_first_cycle(path, worker) is CycleState.DUELLING
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == 0
+    finally:
+        if worker.poll() is None:
+            worker.kill()
+        output, _ = worker.communicate()
+    assert b"turning the loop of support-bot" in output
+
+
+def _state_of_first_cycle(path: Path, worker: subprocess.Popen[bytes]) -> CycleState | None:
+    """Where the first cycle waits or ended, once it does."""
+    deadline = time.monotonic() + TIMEOUT_S
+    with Store.open(load_config(path, env={})) as store:
+        while time.monotonic() < deadline:
+            with store.reading() as c:
+                found = cycles.list_(c, "support-bot")
+            if found and (found[0].state.is_terminal or found[0].state is CycleState.DUELLING):
+                return found[0].state
+            try:
+                worker.wait(0.1)
+            except subprocess.TimeoutExpired:
+                continue
+            return None
+    return None
