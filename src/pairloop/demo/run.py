@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -76,10 +77,12 @@ def run_demo(options: DemoOptions, watcher: Watcher) -> DemoResult:
     config_path = _write_demo_config(options)
     started = time.monotonic()
     config = load_config(config_path, env={})
-    server = start_server(config_path, log=options.out / "server.log")
+    with ThreadPoolExecutor(1) as aside:  # both spend seconds on imports
+        opening = aside.submit(open_policy, config)
+        server = start_server(config_path, log=options.out / "server.log")
     try:
         watcher.stage(f"serving {config.policy.name} on {server.url}")
-        bench = _Bench(open_policy(config), Artifacts(config.artifacts_dir), options.seed)
+        bench = _Bench(opening.result(), Artifacts(config.artifacts_dir), options.seed)
         rounds, datasets, champion = asyncio.run(_rounds(options, config, server, bench, watcher))
         cpu_s = server.cpu_s()
     finally:

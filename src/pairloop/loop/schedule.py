@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 30.0
 LONGEST_RETRY_S = 3_600.0
+LOOK_REST = 4.0
+"""Seconds of rest per second spent on a look, up to ``LONGEST_REST_S``."""
+LONGEST_REST_S = 1.0
 LOOK_EVERY_S = 0.25
 """The least time between two looks at the store: picks come by the hundred, and a look at a duel reads them all."""
 COUNT_EVERY_S = 1.0
@@ -136,6 +139,7 @@ class Scheduler:
     def _run(self) -> None:
         failures = 0
         while not self._stopping.is_set():
+            began = time.monotonic()
             try:
                 self._tick()
                 failures, self._trouble = 0, None
@@ -150,7 +154,9 @@ class Scheduler:
                     self._record(error)
                 wait_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0**failures)
                 failures += 1
-            self._stopping.wait(LOOK_EVERY_S)
+            # A look at a duel reads all its picks: looking must not take the time that answering needs.
+            spent_s = time.monotonic() - began
+            self._stopping.wait(min(max(LOOK_EVERY_S, LOOK_REST * spent_s), LONGEST_REST_S))
             self._sleep(wait_s, patient=failures > 0)
 
     def _record(self, error: Exception) -> None:
