@@ -431,6 +431,7 @@ def test_stopping_while_training_leaves_a_run_that_goes_on(rig: Rig) -> None:
 # --- kill -9 at every write
 
 
+@pytest.mark.slow
 def test_killed_at_any_write_the_cycle_goes_on_to_the_same_end(tmp_path: Path) -> None:
     """The lease, each step with what it records, the run, the version: dead right before each of them is written."""
     prepared = tmp_path / "prepared"

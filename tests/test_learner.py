@@ -440,6 +440,7 @@ def child(job: TrainJob) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "pairloop.learner", str(path / "job.json")])
 
 
+@pytest.mark.slow
 def test_a_killed_child_goes_on_to_the_same_bits(make_job: MakeJob) -> None:
     """kill -9 of the real process after its first checkpoint; what goes on ends where an unbroken run ends."""
     recipe = {"checkpoint_every": 10, "epochs": 20}
