@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-TIMEOUT_S = 400
+TIMEOUT_S = 900
 
 
 def demo(out: Path, *options: str) -> dict[str, Any]:
