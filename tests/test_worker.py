@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from click.testing import CliRunner
 
@@ -21,7 +22,7 @@ TIMEOUT_S = 90.0
 
 
 def test_a_worker_takes_up_imported_rows_by_itself_and_ends_on_request(tmp_path: Path) -> None:
-    settings = {"policy": {"model": "fake"}, "schedule": {"min_pairs": 20, "poll": "1s"}}
+    settings: dict[str, dict[str, Any]] = {"policy": {"model": "fake"}, "schedule": {"min_pairs": 20, "poll": "1s"}}
     path = write_config(tmp_path / "bot", settings)
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"Q{n}", "chosen": "yes", "rejected": "no"}) + "\n" for n in range(40)))
