@@ -39,7 +39,7 @@ def _demo(out: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         command = [sys.executable, "-m", "pairloop", "demo", "--json", "--out", str(out), "--seed", str(seed)]
         for name in ("rounds", "customers", "noise"):
             command += [f"--{name}", str(getattr(options, name))]
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # what goes wrong stays visible on stderr
     document: dict[str, Any] = json.loads((out / JSON_FILE).read_text(encoding="utf-8"))
     return document
 
