@@ -1,4 +1,4 @@
-"""The objectives against hand-computed numbers, in float64."""
+"""The objectives against hand-computed numbers and against the same equations in plain Python, in float64."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.objective_by_hand import F64, gradient, loss_by_hand, random_batch
 from torch import Tensor
 
-from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings, dpo, effective_sample_size, kl_from_sampler, sft
+from pairloop.objective import (
+    OBJECTIVES,
+    Batch,
+    ObjectiveSettings,
+    dpo,
+    effective_sample_size,
+    kl_from_sampler,
+    log_weights,
+    sft,
+    totals_of,
+)
+from pairloop.objective.group import centred_rewards
 
-F64 = torch.float64
+PAIRS = [name for name, objective in OBJECTIVES.items() if objective.needs_pairs]
 
 
 def batch_of(logp: object, ref: object, *, mask: object = None, reward: object = None, weight: object = None) -> Batch:
@@ -35,10 +47,8 @@ def two_pairs() -> Batch:
     )
 
 
-def gradient(batch: Batch, settings: ObjectiveSettings, name: str = "dpo") -> Tensor:
-    loss, _ = OBJECTIVES[name](batch, settings)
-    (grad,) = torch.autograd.grad(loss, batch.logp_BGT)
-    return grad
+def gradient_of(name: str, batch: Batch, settings: ObjectiveSettings) -> Tensor:
+    return gradient(OBJECTIVES[name].loss(batch, settings), batch)
 
 
 def sigmoid(x: float) -> float:
@@ -65,7 +75,7 @@ def test_dpo_is_the_papers_equation() -> None:
 
 def test_dpo_gradient_is_minus_beta_sigma_per_token() -> None:
     """grad = -beta sigmoid(-beta h) on chosen tokens, the opposite on rejected ones, over B; nothing on padding."""
-    grad = gradient(two_pairs(), ObjectiveSettings(beta=0.5))
+    grad = gradient_of("dpo", two_pairs(), ObjectiveSettings(beta=0.5))
     a, b = 0.5 * sigmoid(-0.4) / 2, 0.5 * sigmoid(0.15) / 2
     expected = torch.tensor([[[-a, -a], [a, a]], [[-b, -b], [b, 0.0]]], dtype=F64)
     torch.testing.assert_close(grad, expected, rtol=1e-12, atol=0)
@@ -79,14 +89,6 @@ def test_label_smoothing_and_likelihood_term() -> None:
         for h, nll in ((0.8, 0.75), (-0.3, 0.5))
     )
     assert loss.item() == pytest.approx(expected / 2, rel=1e-12)
-
-
-def test_label_smoothing_scales_the_gradient_at_the_reference() -> None:
-    """SCIENCE table: cDPO(eps) / DPO = 1 - 2 eps where policy = reference."""
-    logp = [[[-1.0, -0.5], [-2.0, -1.0]]]
-    plain = gradient(batch_of(logp, logp), ObjectiveSettings())
-    smoothed = gradient(batch_of(logp, logp), ObjectiveSettings(label_smoothing=0.2))
-    torch.testing.assert_close(smoothed, 0.6 * plain, rtol=1e-12, atol=0)
 
 
 def test_sft_is_the_mean_over_chosen_tokens_and_leaves_the_rejected_alone() -> None:
@@ -113,63 +115,6 @@ def test_loss_at_the_reference_is_log_2_and_nothing_has_moved() -> None:
     assert metrics["accuracy"].item() == 0.5
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
-@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf, 1e30])
-def test_padding_gets_no_gradient_whatever_it_holds(name: str, garbage: float) -> None:
-    mask = [[[True, True, False], [True, False, False]]]
-    settings = ObjectiveSettings(beta=0.3, nll_weight=0.5, label_smoothing=0.1)
-    clean = batch_of([[[-1.0, -2.0, 0.0], [-0.5, 0.0, 0.0]]], [[[-1.1, -1.8, 0.0], [-0.7, 0.0, 0.0]]], mask=mask)
-    dirty = batch_of(
-        [[[-1.0, -2.0, garbage], [-0.5, garbage, garbage]]], [[[-1.1, -1.8, 0.0], [-0.7, 1.0, garbage]]], mask=mask
-    )
-    grad = gradient(dirty, settings, name)
-    assert torch.equal(grad, gradient(clean, settings, name))
-    assert torch.equal(grad[~dirty.mask_BGT], torch.zeros(3, dtype=F64))
-    _, metrics = OBJECTIVES[name](dirty, settings)
-    assert all(math.isfinite(value.item()) for value in metrics.values())
-
-
-@pytest.mark.parametrize("shift", [1e4, -1e4])
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_extreme_log_ratios_stay_finite(shift: float, dtype: torch.dtype) -> None:
-    logp = torch.tensor([[[shift, -1.0], [-shift, -1.0]]], dtype=dtype, requires_grad=True)
-    batch = replace(
-        batch_of(logp.tolist(), torch.zeros(1, 2, 2).tolist()), logp_BGT=logp, ref_logp_BGT=torch.zeros(1, 2, 2, dtype=dtype)
-    )
-    loss, metrics = dpo(batch, ObjectiveSettings(beta=10.0, label_smoothing=0.1, nll_weight=1.0))
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert logp.grad is not None
-    assert bool(torch.isfinite(logp.grad).all())
-    assert all(math.isfinite(value.item()) for value in metrics.values())
-
-
-def test_dpo_is_grpo_with_groups_of_two_at_the_reference() -> None:
-    """Cosine 1 and ratio beta against GRPO (population std, summed over tokens), through the parameters of a softmax policy."""
-    generator = torch.Generator().manual_seed(3)
-    theta = torch.randn(4, 11, generator=generator, dtype=F64, requires_grad=True)
-    tokens_BGT = torch.randint(0, 11, (6, 2, 5), generator=generator)
-    mask_BGT = torch.rand(6, 2, 5, generator=generator) < 0.7
-    context_BGT = torch.randint(0, 4, (6, 2, 5), generator=generator)
-    reward_BG = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 3, dtype=F64)
-    logp_BGT = torch.log_softmax(theta, -1)[context_BGT, tokens_BGT]
-    old_BGT = logp_BGT.detach()
-
-    beta = 0.1
-    weight_B = torch.ones(6, dtype=F64)
-    loss, _ = dpo(Batch(logp_BGT, old_BGT, mask_BGT, reward_BG, weight_B), ObjectiveSettings(beta=beta))
-    (of_dpo,) = torch.autograd.grad(loss, theta, retain_graph=True)
-
-    std_B1 = reward_BG.std(1, correction=0, keepdim=True)
-    advantage_BG = (reward_BG - reward_BG.mean(1, keepdim=True)) / std_B1
-    ratio_BGT = torch.exp(logp_BGT - old_BGT)
-    surrogate_BG = (ratio_BGT * advantage_BG[..., None] * mask_BGT).sum(-1)
-    (of_grpo,) = torch.autograd.grad(-surrogate_BG.mean(), theta)
-
-    cosine = (of_dpo * of_grpo).sum() / (of_dpo.norm() * of_grpo.norm())
-    assert 1 - cosine.item() < 1e-12
-    assert (of_dpo.norm() / of_grpo.norm()).item() == pytest.approx(beta, rel=1e-9)
-
-
 def test_swapped_sides_are_found_out() -> None:
     """A planted fault: exchanging chosen and rejected turns the gradient round and the margin negative."""
     right = two_pairs()
@@ -179,25 +124,7 @@ def test_swapped_sides_are_found_out() -> None:
     _, of_swapped = dpo(swapped, settings)
     assert of_swapped["margin"].item() == pytest.approx(-of_right["margin"].item())
     assert of_swapped["d_chosen"].item() == pytest.approx(of_right["d_rejected"].item())
-    assert (gradient(right, settings) * gradient(swapped, settings)).sum().item() < 0
-
-
-def test_the_rewards_and_not_the_places_say_which_is_chosen() -> None:
-    right = two_pairs()
-    flipped = Batch(
-        right.logp_BGT.flip(1), right.ref_logp_BGT.flip(1), right.mask_BGT.flip(1), right.reward_BG.flip(1), right.weight_B
-    )
-    settings = ObjectiveSettings(nll_weight=0.3)
-    for name, objective in OBJECTIVES.items():
-        one, other = objective(right, settings)[1], objective(flipped, settings)[1]
-        assert {k: v.item() for k, v in one.items()} == pytest.approx({k: v.item() for k, v in other.items()}, rel=1e-12), name
-
-
-def test_weights_count_pairs() -> None:
-    pairs = two_pairs()
-    weighted, metrics = dpo(replace(pairs, weight_B=torch.tensor([3.0, 1.0], dtype=F64)), ObjectiveSettings(beta=1.0))
-    assert weighted.item() == pytest.approx(-(3 * math.log(sigmoid(0.8)) + math.log(sigmoid(-0.3))) / 4, rel=1e-12)
-    assert metrics["accuracy"].item() == pytest.approx(0.75)
+    assert (gradient_of("dpo", right, settings) * gradient_of("dpo", swapped, settings)).sum().item() < 0
 
 
 def test_effective_sample_size_and_kl() -> None:
@@ -226,10 +153,160 @@ def test_kl_estimate_is_the_true_kl_by_enumeration() -> None:
     assert expectation == pytest.approx((sampler * -log_w).sum().item(), rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("reward", "words"), [([[1.0, 1.0], [1.0, 0.0]], "equal rewards"), ([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], "groups of 3")]
-)
-def test_what_is_no_pair_is_refused(reward: list[list[float]], words: str) -> None:
-    zeros = torch.zeros(2, len(reward[0]), 3).tolist()
-    with pytest.raises(ValueError, match=words):
-        dpo(batch_of(zeros, zeros, reward=reward), ObjectiveSettings())
+SETTINGS = {
+    "defaults": ObjectiveSettings(),
+    "smoothed": ObjectiveSettings(beta=0.7, label_smoothing=0.2, nll_weight=0.3, desirable_weight=1.5, undesirable_weight=0.5),
+    "lengths": ObjectiveSettings(beta=0.4, length_normalized=True, loss_mean="tokens", advantage_std="sample", ld_alpha=0.2),
+    "bounds": ObjectiveSettings(beta=0.4, token_clip=0.2, clip_low=0.1, clip_high=0.3, loss_mean="sum", dpop_weight=2.0),
+    "stale": ObjectiveSettings(beta=1.3, importance="sequence", max_importance=1.2, kl_weight=0.2, advantage_std="none"),
+    "margins": ObjectiveSettings(beta=2.0, simpo_margin=1.1, kl_weight=0.05, importance="none", loss_mean="sequence"),
+}
+
+
+def sizes_for(name: str) -> list[int]:
+    return [2] * 6 if name in PAIRS else [2, 4, 1, 3, 2, 1]
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_loss_is_its_equation_computed_group_by_group_in_plain_python(name: str, settings: ObjectiveSettings) -> None:
+    for seed in range(4):
+        batch = replace(random_batch(seed, sizes_for(name)), kl_reference=torch.tensor(0.3, dtype=F64))
+        expected = loss_by_hand(name, batch, settings)
+        assert OBJECTIVES[name].loss(batch, settings).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS[key] for key in ("defaults", "smoothed", "lengths", "bounds", "margins")])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_gradient_is_the_slope_of_the_equation_in_plain_python(name: str, settings: ObjectiveSettings) -> None:
+    """Central differences of the independent computation at a few tokens; importance weights have no gradient, so not there."""
+    batch = random_batch(11, sizes_for(name))
+    grad = gradient_of(name, batch, settings)
+    step = 1e-6
+    for b, g, t in batch.mask_BGT.nonzero()[::4].tolist():
+        moved = torch.zeros_like(batch.logp_BGT)
+        moved[b, g, t] = step
+        up, down = (
+            loss_by_hand(name, replace(batch, logp_BGT=batch.logp_BGT.detach() + sign * moved), settings) for sign in (1, -1)
+        )
+        assert grad[b, g, t].item() == pytest.approx((up - down) / (2 * step), rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_plain_python_computation_would_notice_a_wrong_loss(name: str) -> None:
+    """A planted fault: exchanged rewards are seen in every objective (what it compares with is not the thing itself)."""
+    batch = random_batch(5, sizes_for(name), ties=False)
+    wrong = OBJECTIVES[name].loss(replace(batch, reward_BG=1 - batch.reward_BG), ObjectiveSettings())
+    assert wrong.item() != pytest.approx(loss_by_hand(name, batch, ObjectiveSettings()), rel=1e-3)
+
+
+@pytest.mark.parametrize(("std", "size"), [("population", 1.0), ("sample", 1 / math.sqrt(2)), ("none", 0.5)])
+def test_advantages_of_a_pair(std: str, size: float) -> None:
+    advantage = centred_rewards(two_pairs(), std)  # type: ignore[arg-type]
+    torch.testing.assert_close(advantage, torch.tensor([[size, -size]] * 2, dtype=F64), rtol=1e-15, atol=0)
+
+
+def test_importance_weights_a_stale_pair_by_both_of_its_completions_up_to_the_bound() -> None:
+    fresh = batch_of([[[-1.0], [-2.0]]], [[[-1.2], [-1.9]]])
+    plain = dpo(fresh, ObjectiveSettings())[0].item()
+    for chosen, rejected, expected in ((1.5, 1.1, 1.65), (4.0, 2.0, 2.0), (0.5, 0.8, 0.4)):
+        sampler = fresh.logp_BGT.detach() - torch.tensor([[[chosen], [rejected]]], dtype=F64).log()
+        loss, _ = dpo(replace(fresh, sampler_logp_BGT=sampler), ObjectiveSettings(importance="sequence"))
+        assert loss.item() == pytest.approx(expected * plain, rel=1e-12)
+
+
+def test_token_clip_silences_the_tokens_beyond_it() -> None:
+    batch = batch_of([[[-1.0, -3.0], [-1.0, -1.0]]], [[[-1.1, -1.0], [-1.0, -1.2]]])
+    loss, metrics = dpo(batch, ObjectiveSettings(beta=1.0, token_clip=0.15))
+    assert loss.item() == pytest.approx(-math.log(sigmoid((0.1 - 0.15) - 0.15)), rel=1e-12)
+    assert (gradient(loss, batch) != 0).tolist() == [[[True, False], [True, False]]]
+    assert metrics["d_chosen"].item() == pytest.approx(-1.9), "metrics tell the log-ratios as they are"
+
+
+def test_kto_of_lone_thumbs() -> None:
+    batch = batch_of([[[-1.0]], [[-2.0]]], [[[-1.5]], [[-1.7]]], reward=[[1.0], [0.0]])
+    settings = ObjectiveSettings(beta=0.5, desirable_weight=2.0)
+    z0 = torch.tensor(0.2, dtype=F64)
+    loss, metrics = OBJECTIVES["kto"](replace(batch, kl_reference=z0), settings)
+    up, down = 2 * (1 - sigmoid(0.5 * (0.5 - 0.2))), 1 - sigmoid(0.5 * (0.2 + 0.3))
+    assert loss.item() == pytest.approx((up + down) / 2, rel=1e-12)
+    assert metrics["d_chosen"].item() == pytest.approx(0.5 / 2), "over both groups, of which one has a chosen completion"
+    assert metrics["d_rejected"].item() == pytest.approx(-0.3 / 2)
+    assert metrics["usable"].item() == 0
+    below = OBJECTIVES["kto"].loss(replace(batch, kl_reference=-z0), settings)
+    assert below.item() == OBJECTIVES["kto"].loss(batch, settings).item(), "a KL estimate below 0 counts as 0"
+
+
+def test_grpo_clips_only_where_the_reward_pushes_on() -> None:
+    """Ratios 2 and 1/2 on both completions: clipped are the high one of the chosen and the low one of the rejected."""
+    log_2 = math.log(2)
+    batch = batch_of([[[-1 + log_2, -1 - log_2], [-1 + log_2, -1 - log_2]]], [[[-1.0, -1.0], [-1.0, -1.0]]])
+    loss, metrics = OBJECTIVES["grpo"](batch, ObjectiveSettings())
+    assert loss.item() == pytest.approx(-((1.2 + 0.5) / 2 - (2 + 0.8) / 2) / 2, rel=1e-12)
+    assert (gradient(loss, batch) != 0).tolist() == [[[False, True], [True, False]]]
+    assert metrics["clip_fraction"].item() == 0.5
+    loss, metrics = OBJECTIVES["grpo"](batch, ObjectiveSettings(clip_high=1.5))
+    assert loss.item() == pytest.approx(-((2 + 0.5) / 2 - (2 + 0.8) / 2) / 2, rel=1e-12)
+    assert metrics["clip_fraction"].item() == 0.25
+
+
+def test_metrics_of_a_group_average_over_those_above_and_those_below_its_mean() -> None:
+    """Rewards 1, 0, 1/2, 1 have the mean 5/8: two chosen, two rejected; the tied group beside it counts as 0."""
+    logp = [[[-1.0], [-2.0], [-3.0], [-4.0]], [[-1.0], [-1.0], [-1.0], [-1.0]]]
+    ref = [[[-1.1], [-2.3], [-2.8], [-4.5]], [[-9.0], [-9.0], [-9.0], [-9.0]]]
+    batch = batch_of(logp, ref, reward=[[1.0, 0.0, 0.5, 1.0], [1.0, 1.0, 1.0, 1.0]], weight=[3.0, 1.0])
+    _, metrics = OBJECTIVES["rloo"](batch, ObjectiveSettings(beta=0.5))
+    chosen, rejected = (0.1 + 0.5) / 2, (0.3 - 0.2) / 2
+    wanted = {
+        "usable": 0.75,
+        "d_chosen": 0.75 * chosen,
+        "d_rejected": 0.75 * rejected,
+        "reward_chosen": 0.375 * chosen,
+        "margin": 0.375 * (chosen - rejected),
+        "accuracy": 0.75,
+        "nll_chosen": 0.75 * 2.5,
+    }
+    assert {name: metrics[name].item() for name in wanted} == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_is_no_pair_is_refused(name: str, size: int) -> None:
+    with pytest.raises(ValueError, match=f"needs preference pairs.*groups of {size}"):
+        OBJECTIVES[name](random_batch(0, [2, size]), ObjectiveSettings())
+
+
+def test_rdpo_refuses_picks_that_say_nothing() -> None:
+    with pytest.raises(ValueError, match=r"below 0\.5"):
+        OBJECTIVES["rdpo"](two_pairs(), ObjectiveSettings(label_smoothing=0.5))
+
+
+def test_the_table_knows_what_each_objective_asks_for() -> None:
+    """Read off the losses: another reference changes exactly those that need one, another z0 exactly those that want it."""
+    for name, objective in OBJECTIVES.items():
+        batch = random_batch(3, [2, 2, 2], ties=False)
+        moved = torch.linspace(0, 1, batch.ref_logp_BGT.numel(), dtype=F64).reshape(batch.ref_logp_BGT.shape)
+        other = replace(batch, ref_logp_BGT=batch.ref_logp_BGT - moved)
+        with_z0 = replace(batch, kl_reference=torch.tensor(0.5, dtype=F64))
+        loss, of_other, of_z0 = (objective.loss(each, ObjectiveSettings()).item() for each in (batch, other, with_z0))
+        assert (loss != of_other) == objective.needs_reference, name
+        assert (loss != of_z0) == objective.wants_kl_reference, name
+
+
+def test_totals_and_weights_of_what_is_present() -> None:
+    batch = random_batch(2, [3, 1])
+    totals = totals_of(batch)
+    weights, tokens = batch.weight_B.tolist(), batch.mask_BGT.sum((1, 2)).tolist()
+    assert totals.weight == pytest.approx(sum(weights))
+    assert totals.completions == pytest.approx(3 * weights[0] + weights[1])
+    assert totals.tokens == pytest.approx(sum(w * n for w, n in zip(weights, tokens, strict=True)))
+    of_present = log_weights(batch).sum(-1)[batch.present_BG]
+    assert of_present.numel() == 4
+    _, metrics = OBJECTIVES["grpo"](batch, ObjectiveSettings())
+    assert metrics["ess"].item() == pytest.approx(effective_sample_size(of_present).item(), rel=1e-12)
+    one_weight, of_ones = (
+        replace(batch, weight_B=torch.full((2,), 3.0, dtype=F64)),
+        kl_from_sampler(log_weights(batch), batch.mask_BGT),
+    )
+    assert OBJECTIVES["grpo"](one_weight, ObjectiveSettings())[1]["kl"].item() == pytest.approx(of_ones.item(), rel=1e-12)
+    assert effective_sample_size(torch.zeros(0)).item() == 1

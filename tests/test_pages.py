@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tests.server import POLICY, RunningServer
 
-from pairloop.store import verdicts
-from pairloop.types import Alias, CycleState, Reason, Verdict, VerdictKind
+from pairloop.store import cycles, verdicts
+from pairloop.types import Alias, Cycle, CycleState, CycleStep, Reason, Verdict, VerdictKind
 from pairloop.web.curve import Contest, chart, curve
 
 EVIL = "<script>alert('x')</script>"
@@ -146,10 +146,31 @@ def test_a_running_cycle_shows_its_stage_and_progress(server: RunningServer) -> 
     assert int(progress["value"]) == 0 < int(progress["max"])
 
 
+def test_the_training_round_says_why_it_stopped(server: RunningServer) -> None:
+    server.add_version(1)
+    result = {"steps": 9, "steps_planned": 12, "stopped_because": "ess", "stop_message": f"it ran out {EVIL}"}
+    trained = CycleStep(
+        CycleState.CHECKING,
+        {"version": 1, "result": {**result, "metrics": {"ess_mean": 0.64, "ess_min": 0.31}}},
+        datetime.now(UTC),
+    )
+    ended = CycleStep(CycleState.HELD, {"reason": "x"}, datetime.now(UTC))
+    began = CycleStep(CycleState.BUILDING, {"parent": 0}, datetime.now(UTC))
+    cycle = Cycle("cycle_1", POLICY, 1, 0, "test", datetime.now(UTC), (began, trained, ended))
+    server.store.write(lambda c: cycles.insert(c, cycle))
+    live = server.http.get("/page/live").text
+    assert EVIL not in live
+    assert "Training round, cycle 1, version 1: it ran out &lt;script&gt;" in live
+    assert "ESS 0.64 on average, 0.31 at least" in live
+    round_ = server.http.get("/v1/status").json()["last_round"]
+    assert (round_["stopped_because"], round_["steps"], round_["kl_base"]) == ("ess", 9, None)
+
+
 def test_an_idle_loop_says_what_it_waits_for(server: RunningServer) -> None:
     live = server.http.get("/page/live").text
     assert "0 new pairs of the 500 that start the next cycle" in live
     assert "The gate has not spoken yet" in live
+    assert "Training round" not in live
     assert "No version has been compared" in server.http.get("/page/curve").text
 
 

@@ -10,7 +10,7 @@ import sys
 import click
 
 from pairloop import __version__
-from pairloop.cli import data, loop, serving, training
+from pairloop.cli import comparing, data, lab, loop, serving, training
 from pairloop.cli.output import EXIT_SYSTEM_FAILURE
 
 
@@ -23,8 +23,9 @@ def pairloop() -> None:
     """
 
 
-for command in (*serving.COMMANDS, *loop.COMMANDS, *data.COMMANDS, *training.COMMANDS):
+for command in (*serving.COMMANDS, *loop.COMMANDS, *data.COMMANDS, *training.COMMANDS, *lab.COMMANDS):
     pairloop.add_command(command)
+lab.lab.add_command(comparing.compare)
 
 
 def main() -> None:

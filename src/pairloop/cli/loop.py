@@ -37,7 +37,8 @@ def cycle_run(config_path: Path, as_json: bool) -> None:
 @config_option
 @verb
 def cycle_status(config_path: Path, as_json: bool) -> None:
-    """Where the loop stands: the open cycle's stage and progress, the duel, what the next cycle waits for."""
+    """Where the loop stands: the open cycle's stage and progress, the duel, what the next cycle waits for, and why the last
+    round stopped, with its effective sample size and its KL to parent and base."""
     from pairloop.cli.opening import open_store
     from pairloop.loop import cycle as stage
 
@@ -208,6 +209,8 @@ def _standing(status: CycleStatus) -> str:
     if status.last_verdict is not None:
         verdict = status.last_verdict.verdict
         facts["last_verdict"] = f"{verdict.kind} (cycle {status.last_verdict.cycle}): {verdict.text}"
+    if status.last_round is not None:
+        facts["last_round"] = status.last_round.text
     return "\n".join(f"{key}: {value}" for key, value in facts.items())
 
 

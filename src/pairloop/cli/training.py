@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--dataset", "dataset_id", help="Without --data: train the champion on this dataset and register the version.")
 @click.option("--family", help="The rows' family, where the file does not show it.")
 @click.option("--method", type=click.Choice(["full", "lora"]), help="All weights, or a LoRA adapter.")
-@click.option("--objective", type=click.Choice(["dpo", "sft"]), help="DPO, or fine-tuning on the chosen answers alone.")
+@click.option("--objective", metavar="NAME", help="dpo, sft (the control), or another one of docs/config.md.")
 @click.option("--beta", type=float, help="DPO's beta.")
 @click.option("--nll-weight", type=float, help="Weight of the chosen answers' mean negative log-likelihood.")
 @click.option("--label-smoothing", type=float, help="Share of pairs expected to be labelled the wrong way round.")
@@ -150,10 +150,11 @@ def _result_text(document: dict[str, Any], result: Any) -> str:
     counts = document["pairs"]
     head = (
         f"{document['rows']} rows: {counts['train']} training pairs, {counts['heldout']} held out\n"
-        f"{result.status}: {result.steps} steps, stopped because: {result.stopped_because or '–'}; model in {document['out']}"
+        f"{result.status}: {result.steps} steps; model in {document['out']}\n"
+        f"stopped because: {result.stopped_because or '–'} ({result.stop_message or 'no reason was left'})"
     )
     reasons = {**document["refused"], **document["dropped"], **result.dropped}
-    lines = [head]
+    lines = [head, *result.warnings]
     if reasons:
         lines.append(table(("not used because", "count"), list(reasons.items())))
     if result.heldout_after:

@@ -1,4 +1,4 @@
-"""From a snapshot's preference pairs to token ids, with a reason for every pair that cannot be used. No torch."""
+"""From a snapshot's preference pairs to groups of token ids, with a reason for every pair that cannot be used. No torch."""
 
 from __future__ import annotations
 
@@ -18,34 +18,42 @@ from pairloop.types import PairSide, PreferencePair
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class TokenCompletion:
     """The tokens of one completion; ``logps`` are those recorded when exactly these tokens were sampled, or empty."""
 
     token_ids: tuple[int, ...]
-    logps: tuple[float, ...]
+    logps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class TokenPair:
-    """A preference pair as token ids. ``is_fresh``: the run's parent sampled both sides, and their log-probs were recorded."""
+class TokenGroup:
+    """A prompt and its completions with a reward each. A preference pair is the group (chosen, rejected) with rewards (1, 0).
 
-    pair_id: str
+    ``is_fresh``: the reference sampled all completions, and their log-probs were recorded.
+    """
+
+    group_id: str
     prompt: tuple[int, ...]
-    chosen: Side
-    rejected: Side
-    weight: float
-    tempered: bool
-    is_fresh: bool
+    completions: tuple[TokenCompletion, ...]
+    rewards: tuple[float, ...]
+    weight: float = 1.0
+    tempered: bool = False
+    is_fresh: bool = False
+
+    @property
+    def is_recorded(self) -> bool:
+        """True where every completion has the log-probs of what sampled it."""
+        return all(completion.logps for completion in self.completions)
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt and its longer completion."""
-        return len(self.prompt) + max(len(self.chosen.token_ids), len(self.rejected.token_ids))
+        """Tokens of the prompt and its longest completion."""
+        return len(self.prompt) + max(len(completion.token_ids) for completion in self.completions)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of both sequences, the prompt counted twice."""
-        return 2 * len(self.prompt) + len(self.chosen.token_ids) + len(self.rejected.token_ids)
+        """Tokens of all sequences, the prompt counted with each."""
+        return sum(len(self.prompt) + len(completion.token_ids) for completion in self.completions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +74,13 @@ def read_split(snapshot_dir: Path, name: str) -> list[PreferencePair]:
 
 def tokenize(
     pairs: Iterable[PreferencePair], tokens: Tokens, limits: Limits, *, parent_version: int
-) -> tuple[list[TokenPair], Counter[str]]:
+) -> tuple[list[TokenGroup], Counter[str]]:
     """Token ids of the usable pairs, in their order, and reason → count of the others.
 
     Reasons: ``template_refused``, ``empty_prompt``, ``empty_completion``, ``same_tokens``, ``over_long``, ``unknown_token``,
     ``no_weight``.
     """
-    usable: list[TokenPair] = []
+    usable: list[TokenGroup] = []
     dropped: Counter[str] = Counter()
     for pair in pairs:
         try:
@@ -88,11 +96,11 @@ def tokenize(
     return usable, dropped
 
 
-def fingerprint(pairs: Sequence[TokenPair]) -> str:
-    """A hash of all that training reads of the pairs, in their order."""
+def fingerprint(groups: Sequence[TokenGroup]) -> str:
+    """A hash of all that training reads of the groups, in their order."""
     digest = hashlib.sha256()
-    for pair in pairs:
-        digest.update(repr(pair).encode())
+    for group in groups:
+        digest.update(repr(group).encode())
     return digest.hexdigest()
 
 
@@ -108,39 +116,39 @@ def epoch_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[lis
     return [order[start:end] for start, end in pairwise(cuts)]
 
 
-def micro_batches(batch: Sequence[TokenPair], size: int) -> list[list[TokenPair]]:
-    """The batch in parts of at most ``size`` pairs (0: all at once), like lengths together, so that little is padded."""
+def micro_batches(batch: Sequence[TokenGroup], size: int) -> list[list[TokenGroup]]:
+    """The batch in parts of at most ``size`` groups (0: all at once), like lengths together, so that little is padded."""
     if not size or size >= len(batch):
         return [list(batch)] if batch else []
-    ordered = sorted(batch, key=lambda pair: pair.length)
+    ordered = sorted(batch, key=lambda group: group.length)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def _encode(pair: PreferencePair, tokens: Tokens, parent_version: int) -> TokenPair:
+def _encode(pair: PreferencePair, tokens: Tokens, parent_version: int) -> TokenGroup:
     prompt = pair.prompt_token_ids or tuple(tokens.encode_prompt(pair.prompt))
     chosen, rejected = (_side(pair, side, tokens) for side in (pair.chosen, pair.rejected))
     recorded = bool(pair.prompt_token_ids and chosen.logps and rejected.logps)
-    return TokenPair(
-        pair_id=pair.pair_id,
+    return TokenGroup(
+        group_id=pair.pair_id,
         prompt=prompt,
-        chosen=chosen,
-        rejected=rejected,
+        completions=(chosen, rejected),
+        rewards=(1.0, 0.0),
         weight=pair.weight,
         tempered=pair.tempered,
         is_fresh=recorded and pair.sampled_by == parent_version,
     )
 
 
-def _side(pair: PreferencePair, side: PairSide, tokens: Tokens) -> Side:
+def _side(pair: PreferencePair, side: PairSide, tokens: Tokens) -> TokenCompletion:
     if not side.token_ids:
-        return Side(tuple(tokens.encode_completion(pair.prompt, side.text)), ())
+        return TokenCompletion(tuple(tokens.encode_completion(pair.prompt, side.text)))
     # Log-probs that do not match their tokens one to one, or tokens whose prompt was not kept, cannot be trusted.
     whole = len(side.logps) == len(side.token_ids) and bool(pair.prompt_token_ids)
-    return Side(side.token_ids, side.logps if whole else ())
+    return TokenCompletion(side.token_ids, side.logps if whole else ())
 
 
-def _refusal(pair: TokenPair, limits: Limits) -> str | None:
-    sides = (pair.chosen.token_ids, pair.rejected.token_ids)
+def _refusal(pair: TokenGroup, limits: Limits) -> str | None:
+    sides = [completion.token_ids for completion in pair.completions]
     if not pair.prompt:
         return "empty_prompt"
     if not all(sides):

@@ -14,7 +14,8 @@ from statistics import fmean
 from typing import Any
 
 from pairloop.formats.snapshot import HELDOUT_FILE
-from pairloop.learner.data import Limits, TokenPair, epoch_batches, read_split, tokenize
+from pairloop.learner.controller import RoundController
+from pairloop.learner.data import Limits, TokenGroup, epoch_batches, read_split, tokenize
 from pairloop.learner.files import whole_folder
 from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, nothing_to_train, rewind_metrics
 from pairloop.learner.metrics import MetricsFile, libraries
@@ -40,6 +41,8 @@ def train_fake(job: TrainJob, pairs: Sequence[PreferencePair], report: Callable[
     ]
     rewind_metrics(Path(job.metrics_path), 0)
     row: dict[str, Any] = {}
+    ess: list[float] = []
+    controller, stop = RoundController(job.train), None
     with MetricsFile(Path(job.metrics_path), report) as metrics:
         for step, batch in enumerate(batches, start=1):
             found = _measure([usable[i] for i in batch], skill, skill if step == 1 else skill + 1, job.train.beta)
@@ -52,26 +55,34 @@ def train_fake(job: TrainJob, pairs: Sequence[PreferencePair], report: Callable[
                 "tokens_per_s": 0.0,
             }
             metrics.write(row)
+            ess.append(found["ess"])
+            stop = controller.after_step(row)
+            if stop is not None:
+                break
     with whole_folder(Path(job.out_dir)) as folder:
         fake.write_skill(folder, skill + 1)
     return TrainResult(
         TrainStatus.SUCCEEDED,
-        steps=len(batches),
+        steps=row["step"],
         steps_planned=len(batches),
         pairs=len(usable),
-        metrics={key: value for key, value in row.items() if isinstance(value, float)},
+        metrics={key: value for key, value in row.items() if isinstance(value, float)}
+        | {"ess_mean": fmean(ess), "ess_min": min(ess)},
         reference={"recorded": sum(pair.is_fresh for pair in usable), "scored": sum(not pair.is_fresh for pair in usable)},
         dropped=dict(dropped),
         heldout_before=_measure(heldout, skill, skill, job.train.beta),
         heldout_after=_measure(heldout, skill, skill + 1, job.train.beta),
-        stopped_because="completed",
+        stopped_because=stop.reason if stop is not None else "",
+        stop_message=stop.message if stop is not None else "",
+        weights_step=row["step"],
+        warnings=controller.warnings,
         libraries=libraries(),
         cpu_s=time.process_time(),
         wall_s=time.monotonic() - started_s,
     )
 
 
-def _measure(pairs: Sequence[TokenPair], reference: int, policy: int, beta: float) -> dict[str, float]:
+def _measure(pairs: Sequence[TokenGroup], reference: int, policy: int, beta: float) -> dict[str, float]:
     """The metrics of `pairloop.objective.pair_metrics`, in plain Python; empty without pairs."""
     if not pairs:
         return {}
@@ -91,7 +102,9 @@ def _measure(pairs: Sequence[TokenPair], reference: int, policy: int, beta: floa
         "accuracy": fmean(0.5 + 0.5 * ((value > 0) - (value < 0)) for value in h),
         "d_chosen": fmean(d_chosen),
         "d_rejected": fmean(d_rejected),
-        "d_chosen_per_token": fmean(value / len(pair.chosen.token_ids) for value, pair in zip(d_chosen, pairs, strict=True)),
+        "d_chosen_per_token": fmean(
+            value / len(pair.completions[0].token_ids) for value, pair in zip(d_chosen, pairs, strict=True)
+        ),
         "nll_chosen": fmean(-sum(new) / len(new) for new, _ in of_tokens[: len(pairs)]),
         "ess": sum(w) ** 2 / (len(w) * sum(value**2 for value in w)),
         "kl": fmean(k3),
@@ -99,5 +112,5 @@ def _measure(pairs: Sequence[TokenPair], reference: int, policy: int, beta: floa
     }
 
 
-def _sides(pairs: Sequence[TokenPair]) -> list[Any]:
-    return [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+def _sides(pairs: Sequence[TokenGroup]) -> list[Any]:
+    return [pair.completions[side] for side in (0, 1) for pair in pairs]

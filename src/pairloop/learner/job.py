@@ -1,14 +1,15 @@
 """A training job and its result, as the parent and the child process exchange them: plain JSON, no torch.
 
-The folder of a run: ``job.json`` (written by the parent), ``metrics.jsonl`` (one row per optimizer step, appended by the
-child), ``checkpoints/step-<n>`` (whole or absent), ``out`` (whole or absent), ``result.json`` (written last).
+The folder of a run: ``job.json`` (written by the parent), ``metrics.jsonl`` (appended by the child: one row per optimizer
+step, and after each held-out look one whose figures are under ``heldout``), ``checkpoints/step-<n>`` (whole or absent), ``out``
+(whole or absent), ``result.json`` (written last).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
@@ -104,7 +105,9 @@ class TrainResult:
     ``pairs``: those trained on. ``metrics``: of the last step; ``ess_mean`` and ``ess_min`` of all steps. ``reference``: how
     many pairs used recorded log-probs, how many the parent scored, and the token-by-token check. ``dropped``: reason → pairs
     not used. ``heldout_before`` and ``heldout_after``: the metrics of the held-out pairs under the parent and the new version.
-    ``stopped_because``: ``completed``, ``ess`` or ``too_few_pairs``. Times in seconds, from the last checkpoint's attempts on.
+    ``stopped_because``: ``too_few_pairs``, or what the round controller said (see `Stop.reason`); ``stop_message``: the same as
+    a sentence with its figures. ``weights_step``: the step whose weights were taken. ``warnings``: the controller's. Times in
+    seconds, from the last checkpoint's attempts on.
     """
 
     status: TrainStatus
@@ -119,6 +122,9 @@ class TrainResult:
     heldout_after: Mapping[str, float] = field(default_factory=dict)
     skipped_steps: int = 0
     stopped_because: str = ""
+    stop_message: str = ""
+    weights_step: int = 0
+    warnings: Sequence[str] = field(default_factory=list)
     resumed_from: int = 0
     libraries: Mapping[str, str] = field(default_factory=dict)
     cpu_s: float = 0.0
@@ -152,7 +158,13 @@ class TrainResult:
 
 def nothing_to_train(pairs: int, dropped: Mapping[str, int]) -> TrainResult:
     """The result of a round with too few usable pairs: no error, and no new version."""
-    return TrainResult(TrainStatus.NOTHING_TO_TRAIN, pairs=pairs, dropped=dict(dropped), stopped_because="too_few_pairs")
+    return TrainResult(
+        TrainStatus.NOTHING_TO_TRAIN,
+        pairs=pairs,
+        dropped=dict(dropped),
+        stopped_because="too_few_pairs",
+        stop_message=f"{pairs} usable pairs are too few to train on",
+    )
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The metrics file, one JSON row per optimizer step, and the versions of the libraries that made it. No torch."""
+"""The metrics file, one JSON row per step or held-out look, and the versions of the libraries that made it. No torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MetricsFile:
         self._report = report
 
     def write(self, row: Mapping[str, Any]) -> None:
-        clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        clean = _finite(row)
         self._file.write(json.dumps(clean) + "\n")
         self._report(clean)
 
@@ -31,6 +31,15 @@ class MetricsFile:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    def clean(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _finite(value)
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {key: clean(value) for key, value in row.items()}
 
 
 def libraries() -> dict[str, str]:

@@ -9,6 +9,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pairloop.config import TrainSection
-from pairloop.learner.data import Side, TokenPair
+from pairloop.learner.data import TokenGroup
 from pairloop.learner.files import flush
-from pairloop.learner.scores import PairLogps, References, score
+from pairloop.learner.scores import GroupLogps, References, score
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.03}
 """Nats by which a token's recorded log-prob may differ from the trainer's own."""
@@ -31,47 +32,44 @@ FILE = "reference.safetensors"
 
 
 def prepare(
-    model: nn.Module, pairs: Sequence[TokenPair], settings: TrainSection, dtype: str
+    model: nn.Module, groups: Sequence[TokenGroup], settings: TrainSection, dtype: str
 ) -> tuple[References, dict[str, Any]]:
-    """References of all pairs under ``model``, which is still the parent, and the report on how they came about."""
-    fresh = [pair for pair in pairs if pair.is_fresh]
+    """References of all groups under ``model``, which is still the parent, and the report on how they came about."""
+    fresh = [group for group in groups if group.is_fresh]
     report = check(model, fresh, settings, dtype)
     if report["passed"] is False:
         fresh = []
-    recorded = {pair.pair_id: _recorded(pair) for pair in fresh}
-    rest = [pair for pair in pairs if pair.pair_id not in recorded]
+    reference = {group.group_id: recorded(group) for group in fresh}
+    rest = [group for group in groups if group.group_id not in reference]
     scored = score(model, rest, micro_batch_size=settings.micro_batch_size)
-    reference = recorded | {pair.pair_id: logps for pair, logps in zip(rest, scored, strict=True)}
-    sampler = {
-        pair.pair_id: _recorded(pair) for pair in rest if not pair.is_fresh and pair.chosen.logps and pair.rejected.logps
-    }
-    report |= {"recorded": len(recorded), "scored": len(rest), "tempered": sum(pair.tempered for pair in pairs)}
+    reference |= {group.group_id: logps for group, logps in zip(rest, scored, strict=True)}
+    sampler = {group.group_id: recorded(group) for group in rest if not group.is_fresh and group.is_recorded}
+    report |= {"recorded": len(fresh), "scored": len(rest), "tempered": sum(group.tempered for group in groups)}
     return References(reference, sampler), report
 
 
-def check(model: nn.Module, fresh: Sequence[TokenPair], settings: TrainSection, dtype: str) -> dict[str, Any]:
+def check(model: nn.Module, fresh: Sequence[TokenGroup], settings: TrainSection, dtype: str) -> dict[str, Any]:
     """Score a seeded choice of recorded completions again and compare token by token.
 
     ``passed`` is None where nothing was compared. The mean loss is no substitute: margins wrong by a nat in every pair move it
-    by a thousandth only.
+    by a thousandth only. A group's margin error is the widest difference between the errors of its completions' sums.
     """
     wanted = min(len(fresh), math.ceil(settings.reference_check / 2))
     chosen = random.Random(settings.seed).sample(list(fresh), wanted)
     if not chosen:
         return {"passed": None, "checked": 0}
+    now = score(model, chosen, micro_batch_size=settings.micro_batch_size)
     deltas = [
-        (now.chosen - then.chosen, now.rejected - then.rejected)
-        for now, then in zip(
-            score(model, chosen, micro_batch_size=settings.micro_batch_size), map(_recorded, chosen), strict=True
-        )
+        [new - old for new, old in zip(logps, recorded(group), strict=True)] for group, logps in zip(chosen, now, strict=True)
     ]
-    worst = max(float(delta.abs().max()) for pair in deltas for delta in pair)
-    h = sorted(abs(float(plus.double().sum() - minus.double().sum())) for plus, minus in deltas)
+    worst = max(float(delta.abs().max()) for group in deltas for delta in group)
+    sums = [[float(delta.double().sum()) for delta in group] for group in deltas]
+    h = sorted(max(group) - min(group) for group in sums)
     h_p99 = h[math.ceil(0.99 * len(h)) - 1]
     return {
         # Written so that a NaN fails.
         "passed": worst <= TOLERANCE[dtype] and h_p99 <= MARGIN_TOLERANCE,
-        "checked": 2 * len(chosen),
+        "checked": sum(len(group.completions) for group in chosen),
         "max_token_delta": worst,
         "token_tolerance": TOLERANCE[dtype],
         "h_p99": h_p99,
@@ -79,16 +77,22 @@ def check(model: nn.Module, fresh: Sequence[TokenPair], settings: TrainSection, 
     }
 
 
+def recorded(group: TokenGroup) -> GroupLogps:
+    """The log-probs recorded when the group was sampled."""
+    return tuple(torch.tensor(completion.logps, dtype=torch.float32) for completion in group.completions)
+
+
 def save(folder: Path, references: References, report: dict[str, Any], fingerprint: str) -> None:
     """Write the references whole or not at all; with them, a resumed run needs the parent no more."""
     tensors: dict[str, Tensor] = {}
+    sizes: dict[str, dict[str, int]] = {}
     for kind, table in (("reference", references.reference), ("sampler", references.sampler)):
-        sides = [side for logps in table.values() for side in (logps.chosen, logps.rejected)]
-        tensors[f"{kind}.logps"] = torch.cat(sides) if sides else torch.zeros(0)
-        tensors[f"{kind}.lengths"] = torch.tensor([len(side) for side in sides], dtype=torch.int64)
-    ids = {"reference": list(references.reference), "sampler": list(references.sampler)}
+        logps = [logp_T for group in table.values() for logp_T in group]
+        tensors[f"{kind}.logps"] = torch.cat(logps) if logps else torch.zeros(0)
+        tensors[f"{kind}.lengths"] = torch.tensor([len(logp_T) for logp_T in logps], dtype=torch.int64)
+        sizes[kind] = {group_id: len(group) for group_id, group in table.items()}
     temporary = folder / f".{FILE}.tmp"
-    save_file(tensors, temporary, {"ids": json.dumps(ids), "report": json.dumps(report), "fingerprint": fingerprint})
+    save_file(tensors, temporary, {"sizes": json.dumps(sizes), "report": json.dumps(report), "fingerprint": fingerprint})
     flush(temporary)
     temporary.replace(folder / FILE)
 
@@ -102,17 +106,8 @@ def load(folder: Path, fingerprint: str) -> tuple[References, dict[str, Any]] | 
         metadata = file.metadata()
         if metadata["fingerprint"] != fingerprint:
             return None
-        ids = json.loads(metadata["ids"])
         tables = []
-        for kind in ("reference", "sampler"):
-            sides = iter(file.get_tensor(f"{kind}.logps").split(file.get_tensor(f"{kind}.lengths").tolist()))
-            tables.append({pair_id: PairLogps(next(sides), next(sides)) for pair_id in ids[kind]})
+        for kind, sizes in json.loads(metadata["sizes"]).items():
+            logps = iter(file.get_tensor(f"{kind}.logps").split(file.get_tensor(f"{kind}.lengths").tolist()))
+            tables.append({group_id: tuple(islice(logps, size)) for group_id, size in sizes.items()})
     return References(*tables), json.loads(metadata["report"])
-
-
-def _recorded(pair: TokenPair) -> PairLogps:
-    return PairLogps(_tensor(pair.chosen), _tensor(pair.rejected))
-
-
-def _tensor(side: Side) -> Tensor:
-    return torch.tensor(side.logps, dtype=torch.float32)

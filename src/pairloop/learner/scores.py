@@ -1,36 +1,31 @@
-"""Pairs through the model: log-probs as [B, G, T] tensors, with gradient for training and without for scoring."""
+"""Groups through the model: log-probs as [B, G, T] tensors, with gradient for training and without for scoring."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from pairloop.learner.data import TokenPair, micro_batches
-from pairloop.objective import Batch
+from pairloop.learner.data import TokenGroup, micro_batches
+from pairloop.objective import Batch, Totals
 from pairloop.policy.scoring import completion_logps
 
-SCORING_PAIRS = 32
-"""Pairs scored by one forward pass where the configuration sets no micro batch; without gradient, memory is no concern."""
+SCORING_GROUPS = 32
+"""Groups scored by one forward pass where the configuration sets no micro batch; without gradient, memory is no concern."""
 
-
-@dataclass(frozen=True, slots=True)
-class PairLogps:
-    """Log-probs of the chosen and of the rejected completion's tokens, float32 on the CPU, one dimension each."""
-
-    chosen: Tensor
-    rejected: Tensor
+GroupLogps = tuple[Tensor, ...]
+"""Log-probs of each completion's tokens, float32 on the CPU, one dimension each."""
 
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """By pair id: log-probs under the reference, and under the sampler where it was another version than the reference."""
+    """By group id: log-probs under the reference, and under the sampler where it was another version than the reference."""
 
-    reference: dict[str, PairLogps]
-    sampler: dict[str, PairLogps]
+    reference: Mapping[str, GroupLogps]
+    sampler: Mapping[str, GroupLogps] = field(default_factory=dict)
 
 
 def precision(device: torch.device, dtype: str, method: str) -> AbstractContextManager[object]:
@@ -41,49 +36,73 @@ def precision(device: torch.device, dtype: str, method: str) -> AbstractContextM
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16" and method == "full")
 
 
-def pair_logps(model: nn.Module, pairs: Sequence[TokenPair]) -> tuple[Tensor, Tensor]:
-    """(``logp_BGT`` with gradient, ``mask_BGT``) of the pairs; G = 2, the chosen completion first."""
-    prompts = [pair.prompt for pair in pairs]
-    sides = [pair.chosen.token_ids for pair in pairs] + [pair.rejected.token_ids for pair in pairs]
-    logp_NT, mask_NT = completion_logps(model, prompts + prompts, sides)
-    shape = (2, len(pairs), logp_NT.shape[1])
-    return logp_NT.view(shape).transpose(0, 1), mask_NT.view(shape).transpose(0, 1)
+def group_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> tuple[Tensor, Tensor]:
+    """(``logp_BGT`` with gradient, ``mask_BGT``) of the groups; smaller groups are filled up with completions of no token."""
+    prompts = [group.prompt for group in groups for _ in group.completions]
+    completions = [completion.token_ids for group in groups for completion in group.completions]
+    logp_NT, mask_NT = completion_logps(model, prompts, completions)
+    sizes = torch.tensor([len(group.completions) for group in groups])
+    n_groups, largest, n_tokens = len(groups), int(sizes.max()), logp_NT.shape[1]
+    if bool((sizes == largest).all()):
+        shape = (n_groups, largest, n_tokens)
+        return logp_NT.view(shape), mask_NT.view(shape)
+    b, g = (torch.arange(largest) < sizes[:, None]).nonzero(as_tuple=True)
+    row = (b * largest + g).to(logp_NT.device)
+    logp_MT = logp_NT.new_zeros(n_groups * largest, n_tokens).index_copy(0, row, logp_NT)
+    mask_MT = mask_NT.new_zeros(n_groups * largest, n_tokens).index_copy(0, row, mask_NT)
+    return logp_MT.view(n_groups, largest, n_tokens), mask_MT.view(n_groups, largest, n_tokens)
 
 
 @torch.no_grad()
-def score(model: nn.Module, pairs: Sequence[TokenPair], *, micro_batch_size: int) -> list[PairLogps]:
-    """The pairs' log-probs under the model as it is, in their order; like lengths are scored together."""
-    found: dict[int, PairLogps] = {}
-    for part in micro_batches(pairs, micro_batch_size or SCORING_PAIRS):
-        logp_BGT, _ = pair_logps(model, part)
-        for pair, logp_GT in zip(part, logp_BGT.float().cpu(), strict=True):
-            chosen, rejected = (
-                logp_GT[i, : len(side.token_ids)].clone() for i, side in enumerate((pair.chosen, pair.rejected))
+def score(model: nn.Module, groups: Sequence[TokenGroup], *, micro_batch_size: int) -> list[GroupLogps]:
+    """The groups' log-probs under the model as it is, in their order; like lengths are scored together."""
+    found: dict[int, GroupLogps] = {}
+    for part in micro_batches(groups, micro_batch_size or SCORING_GROUPS):
+        logp_BGT, _ = group_logps(model, part)
+        for group, logp_GT in zip(part, logp_BGT.float().cpu(), strict=True):
+            found[id(group)] = tuple(
+                logp_GT[g, : len(completion.token_ids)].clone() for g, completion in enumerate(group.completions)
             )
-            found[id(pair)] = PairLogps(chosen, rejected)
-    return [found[id(pair)] for pair in pairs]
+    return [found[id(group)] for group in groups]
 
 
-def batch_of(pairs: Sequence[TokenPair], logp_BGT: Tensor, mask_BGT: Tensor, references: References) -> Batch:
-    """The objective's view of the pairs: chosen first, so that the rewards are (1, 0)."""
+def batch_of(
+    groups: Sequence[TokenGroup],
+    logp_BGT: Tensor,
+    mask_BGT: Tensor,
+    references: References,
+    totals: Totals | None = None,
+) -> Batch:
+    """The objective's view of the groups; ``totals`` of the optimizer batch of which they are a part."""
     device = logp_BGT.device
-    reference = [references.reference[pair.pair_id] for pair in pairs]
-    sampler = [references.sampler.get(pair.pair_id, other) for pair, other in zip(pairs, reference, strict=True)]
-    width = logp_BGT.shape[-1]
+    reference = [references.reference[group.group_id] for group in groups]
+    sampler = [references.sampler.get(group.group_id, other) for group, other in zip(groups, reference, strict=True)]
+    _, largest, width = logp_BGT.shape
+    rewards = [[*group.rewards, *[0.0] * (largest - len(group.rewards))] for group in groups]
     return Batch(
         logp_BGT=logp_BGT,
-        ref_logp_BGT=padded(reference, width).to(device),
-        sampler_logp_BGT=padded(sampler, width).to(device) if references.sampler else None,
+        ref_logp_BGT=padded(reference, largest, width).to(device),
+        sampler_logp_BGT=padded(sampler, largest, width).to(device) if references.sampler else None,
         mask_BGT=mask_BGT,
-        reward_BG=torch.tensor([[1.0, 0.0]], device=device).expand(len(pairs), 2),
-        weight_B=torch.tensor([pair.weight for pair in pairs], dtype=torch.float32, device=device),
+        reward_BG=torch.tensor(rewards, dtype=torch.float32, device=device),
+        weight_B=torch.tensor([group.weight for group in groups], dtype=torch.float32, device=device),
+        totals=totals,
     )
 
 
-def padded(logps: Sequence[PairLogps], width: int) -> Tensor:
-    """[B, 2, width] on the CPU, zeros behind the completions."""
-    out_BGT = torch.zeros(len(logps), 2, width)
-    for b, pair in enumerate(logps):
-        out_BGT[b, 0, : len(pair.chosen)] = pair.chosen
-        out_BGT[b, 1, : len(pair.rejected)] = pair.rejected
+def totals_of(groups: Sequence[TokenGroup]) -> Totals:
+    """What the means of an optimizer batch divide by."""
+    return Totals(
+        weight=sum(group.weight for group in groups),
+        tokens=sum(group.weight * sum(len(c.token_ids) for c in group.completions) for group in groups),
+        completions=sum(group.weight * len(group.completions) for group in groups),
+    )
+
+
+def padded(logps: Sequence[GroupLogps], largest: int, width: int) -> Tensor:
+    """[B, largest, width] on the CPU, zeros behind the completions."""
+    out_BGT = torch.zeros(len(logps), largest, width)
+    for b, group in enumerate(logps):
+        for g, logp_T in enumerate(group):
+            out_BGT[b, g, : len(logp_T)] = logp_T
     return out_BGT

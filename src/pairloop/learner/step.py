@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from pairloop.config import TrainSection
-from pairloop.learner.data import TokenPair, micro_batches
-from pairloop.learner.scores import References, batch_of, pair_logps
-from pairloop.objective import OBJECTIVES, ObjectiveSettings, effective_sample_size, log_weights
+from pairloop.learner.data import TokenGroup, micro_batches
+from pairloop.learner.scores import References, batch_of, group_logps, totals_of
+from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings, Totals, effective_sample_size, log_weights
+
+MAX_KL_WEIGHT = 2.0
+"""Bound on the importance weights of `kl_reference`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,38 +30,88 @@ class Trainer:
     references: References
     settings: TrainSection
 
-    def step(self, pairs: Sequence[TokenPair], lr: float) -> dict[str, float]:
+    def step(self, groups: Sequence[TokenGroup], lr: float) -> dict[str, float]:
         """Train on one batch; its metrics before the step, with ``grad_norm`` before clipping.
 
         Where loss or gradient is not finite, weights and optimizer stay as they are (see `is_finite`).
         """
         started_s = time.monotonic()
         self.optimizer.zero_grad(set_to_none=True)
-        metrics = self._accumulate(pairs)
+        metrics = self._accumulate(groups)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         found = {name: float(value) for name, value in metrics.items()} | {"grad_norm": float(norm), "lr": lr}
         if is_finite(found):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
-        return found | {"tokens_per_s": sum(pair.n_tokens for pair in pairs) / (time.monotonic() - started_s)}
+        return found | {"tokens_per_s": sum(group.n_tokens for group in groups) / (time.monotonic() - started_s)}
 
-    def _accumulate(self, pairs: Sequence[TokenPair]) -> dict[str, Tensor]:
-        """Gradient and metrics of the whole batch, from its micro batches: each counts by the weight of its pairs."""
+    def _accumulate(self, groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
+        """Gradient and metrics of the whole batch, from its micro batches: sums over the batch's totals, so they add up."""
         objective = OBJECTIVES[self.settings.objective]
-        total = sum(pair.weight for pair in pairs)
+        settings = objective_settings(self.settings)
+        totals = totals_of(groups)
+        parts = micro_batches(groups, self.settings.micro_batch_size)
+        z0 = kl_reference(self.model, parts, self.references, totals) if objective.wants_kl_reference else None
         metrics: dict[str, Tensor] = {}
-        log_w: list[Tensor] = []
-        for part in micro_batches(pairs, self.settings.micro_batch_size):
-            batch = batch_of(part, *pair_logps(self.model, part), self.references)
-            loss, of_part = objective(batch, objective_settings(self.settings))
-            share = sum(pair.weight for pair in part) / total
-            (loss * share).backward()  # type: ignore[no-untyped-call]
+        drift = Drift()
+        for part in parts:
+            batch = batch_of(part, *group_logps(self.model, part), self.references, totals)
+            loss, of_part = objective(replace(batch, kl_reference=z0), settings)
+            loss.backward()  # type: ignore[no-untyped-call]
             for name, value in of_part.items():
-                metrics[name] = metrics.get(name, torch.zeros_like(value)) + share * value
-            log_w.append(log_weights(batch).sum(-1).flatten())
-        # A mean over parts is no effective sample size of the whole.
-        return metrics | {"ess": effective_sample_size(torch.cat(log_w))}
+                metrics[name] = metrics.get(name, torch.zeros_like(value)) + value
+            drift.add(batch)
+        # What is not a sum over completions does not add up: it is taken of all micro batches together.
+        return metrics | drift.metrics()
+
+
+class Drift:
+    """How far the policy has moved from what sampled the batch: importance weights of its completions, part by part.
+
+    Length and entropy under the policy need no new samples: with w = policy / sampler of each completion, self-normalised
+    (sum w L / sum w, and sum w (-log policy) / sum w) they are those of the policy's own answers, with a variance that grows
+    as the effective sample size falls. On completions that were trained on before (a second pass) they say what the policy
+    learned of these, not of others.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, batch: Batch) -> None:
+        """Note a part of the batch."""
+        present_BG = batch.present_BG
+        logp_BGT = torch.where(batch.mask_BGT, batch.logp_BGT.detach(), torch.zeros_like(batch.logp_BGT))
+        values = (log_weights(batch).sum(-1), logp_BGT.sum(-1), batch.length_BG)
+        log_w_N, logp_N, length_N = (value_BG[present_BG].double() for value_BG in values)
+        self._parts.append((log_w_N, logp_N, length_N))
+
+    def metrics(self) -> dict[str, Tensor]:
+        """``ess``; ``length_ratio`` and ``entropy_ratio``: tokens and nats per answer of the policy over the sampler's."""
+        log_w_N, logp_N, length_N = (torch.cat(values) for values in zip(*self._parts, strict=True))
+        w_N = torch.softmax(log_w_N, 0)
+        return {
+            "ess": effective_sample_size(log_w_N),
+            "length_ratio": (w_N * length_N).sum() / length_N.mean(),
+            "entropy_ratio": (w_N * -logp_N).sum() / (log_w_N - logp_N).mean(),
+        }
+
+
+@torch.no_grad()
+def kl_reference(model: nn.Module, parts: Sequence[Sequence[TokenGroup]], references: References, totals: Totals) -> Tensor:
+    """KTO's z0 of an optimizer batch: max(0, mean of w log w) over its completions, w = min(policy / reference, 2).
+
+    An importance-weighted estimate of KL(policy || reference) in nats per completion from the round's own completions; costs a
+    scoring pass. The paper (2402.01306, eq. 8) averages log(policy / reference) of mismatched completions instead, which are
+    neither's samples. The bound on w keeps one completion from deciding for all.
+    """
+    total: Tensor | float = 0.0
+    for part in parts:
+        batch = batch_of(part, *group_logps(model, part), references, totals)
+        delta_BGT = torch.where(batch.mask_BGT, batch.logp_BGT - batch.ref_logp_BGT, torch.zeros_like(batch.logp_BGT))
+        log_w_BG = delta_BGT.sum(-1).clamp(max=math.log(MAX_KL_WEIGHT))
+        total = total + (log_w_BG.exp() * log_w_BG * batch.weight_B[:, None]).sum()
+    return (torch.as_tensor(total) / totals.completions).clamp(min=0.0)
 
 
 def is_finite(metrics: dict[str, float]) -> bool:
@@ -67,7 +120,8 @@ def is_finite(metrics: dict[str, float]) -> bool:
 
 
 def objective_settings(settings: TrainSection) -> ObjectiveSettings:
-    return ObjectiveSettings(settings.beta, settings.label_smoothing, settings.nll_weight)
+    """The keys of the section that the objectives know, which have the same names there."""
+    return ObjectiveSettings(**{field.name: getattr(settings, field.name) for field in fields(ObjectiveSettings)})
 
 
 def optimizer_of(parameters: Sequence[nn.Parameter], settings: TrainSection) -> AdamW:

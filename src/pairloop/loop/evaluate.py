@@ -27,6 +27,7 @@ from pairloop.formats import snapshot
 from pairloop.formats.snapshot import HELDOUT_FILE
 from pairloop.judge import Outcome, PairwiseJudge, VerifierError, load_verifier, messages_of
 from pairloop.policy.protocols import Policy, SampleRequest, TokenSequence
+from pairloop.statistics import Z95, share
 from pairloop.store import Store, groups, versions
 from pairloop.types import (
     BASE_VERSION,
@@ -52,7 +53,6 @@ MAX_LABELLER_ERRORS = 0.05
 """Share of an offline duel's prompts on which the labeller may fail: an error is HOLD, never PROMOTE, for what a verifier
 cannot score may be just what is bad about a version. A judge that was once out of reach out of a hundred decides nothing."""
 _SCORED_TOGETHER = 32
-_Z95 = 1.959963984540054
 
 SAMPLE_METRICS = ("length_ratio", "entropy", "entropy_ratio", "bad_share", "bad_share_increase")
 KL_METRICS = ("kl_parent", "kl_base")
@@ -386,7 +386,7 @@ class _Estimate:
         n = len(self.influence)
         by_prompt = [math.fsum(self.influence[i :: every or n]) for i in range(every or n)]
         spread = math.fsum(i * i for i in by_prompt) * len(by_prompt) / (len(by_prompt) - 1)
-        half = _Z95 * math.sqrt(spread) / n
+        half = Z95 * math.sqrt(spread) / n
         return Interval(self.value, self.value - half, self.value + half, n)
 
 
@@ -407,12 +407,7 @@ def _difference(a: _Estimate, b: _Estimate) -> _Estimate:
 
 
 def _share(mean: _Estimate) -> Interval:
-    """A share with Wilson's interval, which stays within 0 and 1 and is honest about none of few."""
-    p, n = mean.value, len(mean.influence)
-    z2 = _Z95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return Interval(p, 0.0 if p == 0 else centre - half, 1.0 if p == 1 else centre + half, n)
+    return share(mean.value, len(mean.influence))
 
 
 # --- bits

@@ -15,12 +15,12 @@ from datetime import datetime
 from typing import Protocol
 
 from pairloop.config import GateSection
+from pairloop.statistics import share
 from pairloop.types import PREFERENCE_METRIC, Duel, DuelPick, Feedback, Interval, Label, LabelledGroup, Reason, Source, Verdict
 from pairloop.types import VerdictKind as Kind
 
 _MAX_LOG = math.log(sys.float_info.max)
 _NEGLIGIBLE = 1e-18
-_Z95 = 1.959963984540054
 
 
 class OfflineReport(Protocol):
@@ -89,12 +89,7 @@ def e_value(wins: int, losses: int) -> float:
 
 def win_rate(wins: float, n: int) -> Interval:
     """Share of wins with its Wilson 95 % interval."""
-    if n == 0:
-        return Interval(0.5, 0.0, 1.0, 0)
-    p, z2 = wins / n, _Z95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return Interval(p, 0.0 if wins == 0 else centre - half, 1.0 if wins == n else centre + half, n)
+    return share(wins / n if n else 0.5, n)
 
 
 # --- from picks to votes

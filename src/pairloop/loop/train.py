@@ -126,7 +126,7 @@ def folder_of(config: Config, row: Run) -> Path:
 
 
 def metrics_of(config: Config, row: Run) -> list[Row]:
-    """The metrics rows of a run so far, one per optimizer step."""
+    """The metrics rows of a run so far, one per optimizer step; those with ``heldout`` are looks in between."""
     return read_rows(folder_of(config, row) / "metrics.jsonl")[0]
 
 
@@ -234,8 +234,8 @@ class _Heart(_Listener):
 
     def hear(self, rows: Sequence[Row]) -> None:
         super().hear(rows)
-        if rows:
-            self._progress |= rows[-1]
+        for row in rows:
+            self._progress |= row
         if (datetime.now(UTC) - self._beat_at).total_seconds() >= HEARTBEAT_S:
             self.flush()
 

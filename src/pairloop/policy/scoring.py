@@ -251,9 +251,9 @@ def completion_logps(
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of completion tokens, differentiable: (``logp_NT`` float32, 0 where masked; ``mask_NT`` bool).
 
-    N sequences, T tokens of the longest completion. Raw: temperature 1, whole vocabulary, softmax in float32. The batch is
-    padded on the right, which is exact for every causal model, recurrent ones included; the head runs on the positions that
-    predict completion tokens only.
+    N sequences, T tokens of the longest completion. Raw: temperature 1, whole vocabulary, softmax in float32; all of it in
+    float64 where the model is (the lab checks gradients to machine precision). The batch is padded on the right, which is
+    exact for every causal model, recurrent ones included; the head runs on the positions that predict completion tokens only.
     """
     if not prompts or not all(prompts):
         raise ValueError("every sequence needs a prompt of at least one token: the first completion token is predicted from it")
@@ -274,8 +274,9 @@ def completion_logps(
     with _head_on(model, row.to(device), (column - 1).to(device)) as packed:
         logits = model(**inputs).logits
     logits_MV = logits[0] if packed else logits[row.to(device), (column - 1).to(device)]
-    logp_M = -cross_entropy(logits_MV.float(), targets, reduction="none")
-    logp_NT = torch.zeros(mask.shape, dtype=torch.float32, device=device)
+    exact_MV = logits_MV if logits_MV.dtype is torch.float64 else logits_MV.float()
+    logp_M = -cross_entropy(exact_MV, targets, reduction="none")
+    logp_NT = torch.zeros(mask.shape, dtype=logp_M.dtype, device=device)
     mask_NT = mask.to(device)
     return logp_NT.masked_scatter(mask_NT, logp_M), mask_NT
 

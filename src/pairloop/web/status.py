@@ -69,6 +69,8 @@ class Status:
             "run": None if now.run is None else loop_cycle.run_json(now.run),
             "duel": None if now.duel is None else _duel_json(now.duel),
             "last_verdict": None if now.last_verdict is None else _verdict_json(now.last_verdict),
+            "last_round": None if now.last_round is None else now.last_round.as_json(),
+            "staleness": now.staleness,
             "curve": as_json(self.points),
             "scheduler": dict(self.scheduler),
             "revision": self.revision,

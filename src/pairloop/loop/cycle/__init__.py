@@ -8,6 +8,7 @@ Run alone: ``pairloop cycle run``.
 
 from pairloop.loop.cycle.base import ensure_base
 from pairloop.loop.cycle.context import Loop
+from pairloop.loop.cycle.rounds import RoundStatus
 from pairloop.loop.cycle.stages import record_failure, run
 from pairloop.loop.cycle.status import CycleStatus, DuelStatus, LastVerdict, challenger_of, next_run_at, run_json, status
 
@@ -16,6 +17,7 @@ __all__ = [
     "DuelStatus",
     "LastVerdict",
     "Loop",
+    "RoundStatus",
     "challenger_of",
     "ensure_base",
     "next_run_at",

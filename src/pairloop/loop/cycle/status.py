@@ -11,10 +11,13 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config, ScheduleSection, duration_s
 from pairloop.loop import gate, pairs
+from pairloop.loop.cycle.rounds import RoundStatus, round_of
 from pairloop.store import Store, cycles, datasets, duels, runs, triggers, verdicts, versions
 from pairloop.types import BASE_VERSION, Alias, Cycle, CycleState, Duel, Interval, Run, Verdict
 
 IDLE = "idle"
+RECENT = 8
+"""Cycles among which the last round is looked for: those without enough pairs train nothing."""
 
 
 class Progress(NamedTuple):
@@ -63,7 +66,8 @@ class CycleStatus:
     ``challenger``: the version that the open cycle puts to the test. ``since``: when that cycle entered its state. ``run``: its
     training run. ``progress``: None where it is not known. ``min_pairs``: None where picks start nothing. ``staleness``:
     promotions since the newest snapshot, i.e. by how many versions the oldest unused pick may be behind. ``last_verdict``: of
-    the newest cycle that the gate has spoken about, which may be the open one.
+    the newest cycle that the gate has spoken about, which may be the open one. ``last_round``: of the newest cycle that has
+    trained a version, which may be the open one too.
     """
 
     policy: str
@@ -87,6 +91,7 @@ class CycleStatus:
     last_state: str | None
     last_reason: str | None
     last_verdict: LastVerdict | None
+    last_round: RoundStatus | None
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON data: times in ISO form, intervals and progress by name, of the run what it says of itself."""
@@ -99,6 +104,7 @@ class CycleStatus:
             data["duel"]["win_rate"] = self.duel.win_rate._asdict()
         if self.last_verdict is not None:
             data["last_verdict"]["given_at"] = self.last_verdict.given_at.isoformat()
+        data["last_round"] = None if self.last_round is None else self.last_round.as_json()
         return data
 
 
@@ -115,7 +121,7 @@ def status(store: Store, config: Config, *, now: datetime | None = None, earlier
     name = config.policy.name
     new_pairs = pairs.count_new(store, config)
     with store.reading() as c:
-        recent = cycles.list_(c, name, limit=2)
+        recent = cycles.list_(c, name, limit=RECENT)
         current = recent[0] if recent and not recent[0].state.is_terminal else None
         ended = next((cycle for cycle in recent if cycle.state.is_terminal), None)
         run = runs.for_cycle(c, current.cycle_id) if current is not None else None
@@ -150,6 +156,7 @@ def status(store: Store, config: Config, *, now: datetime | None = None, earlier
         last_state=None if ended is None else str(ended.state),
         last_reason=None if ended is None else ended.steps[-1].record.get("reason"),
         last_verdict=last_verdict,
+        last_round=next((found for cycle in recent if (found := round_of(cycle)) is not None), None),
     )
 
 

@@ -1,42 +1,12 @@
-"""Configuration: one typed section per stage, read from TOML and overridden by ``PAIRLOOP_<SECTION>_<KEY>``.
-
-The class defaults are the vetted settings; a file holds only what differs. Illegal settings are refused here, with the
-section, the key and the reason. This module is the only reader of ``os.environ``.
-"""
+"""The sections, one per stage, in the order in which data flows; training's own is in ``train``."""
 
 from __future__ import annotations
 
-import os
-import re
-import tomllib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pairloop.errors import ConfigError
-
-CONFIG_FILE = "pairloop.toml"
-ENV_PREFIX = "PAIRLOOP_"
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-
-_DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>s|m|h|d|w)")
-_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-
-
-def duration_s(text: str) -> float:
-    """Seconds in a duration such as ``90s``, ``15m``, ``6h``, ``1d`` or ``2w``."""
-    match = _DURATION.fullmatch(text.strip())
-    if match is None or float(match["number"]) <= 0:
-        raise ValueError(f"{text!r} is not a duration; write for example 90s, 15m, 6h, 1d or 2w")
-    return float(match["number"]) * _UNIT_S[match["unit"]]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+from pairloop.config.section import Positive, Section, Share, duration_s
 
 
 class PolicySection(Section):
@@ -145,53 +115,6 @@ class PairsSection(Section):
     """Longest prompt plus answer of an imported row, in characters."""
 
 
-class TrainSection(Section):
-    """One DPO round."""
-
-    objective: Literal["dpo", "sft"] = "dpo"
-    """``dpo``, or ``sft``: fine-tuning on the chosen answers alone, as a control."""
-    beta: float = Field(default=0.1, gt=0.0, le=10.0)
-    """DPO's beta: how strongly a margin is asked for."""
-    nll_weight: float = Field(default=0.0, ge=0.0)
-    """Weight of the chosen answers' mean negative log-likelihood, which holds them up while margins grow."""
-    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
-    """Share of pairs expected to be labelled the wrong way round (cDPO): about .1 for people, 0 for verifiers."""
-    learning_rate: Positive = 1e-5
-    """Peak learning rate of AdamW; 5e-6 to 2e-5 for LoRA on billions of parameters."""
-    batch_size: int = Field(default=16, ge=1)
-    """Preference pairs per optimizer step."""
-    micro_batch_size: int = Field(default=0, ge=0)
-    """Pairs per forward pass; 0 takes the whole batch at once."""
-    epochs: int = Field(default=1, ge=1, le=50)
-    """Passes over the pairs."""
-    warmup_steps: int = Field(default=4, ge=0)
-    """Steps of linear warm-up."""
-    final_lr_share: Share = 0.1
-    """Share of the peak at which the linear decay ends."""
-    weight_decay: float = Field(default=0.0, ge=0.0)
-    """Decoupled weight decay."""
-    adam_betas: tuple[float, float] = (0.9, 0.98)
-    """Decay rates of AdamW's two moments."""
-    adam_eps: Positive = 1e-8
-    """AdamW's epsilon."""
-    clip_norm: Positive = 1.0
-    """Largest gradient norm."""
-    max_length: int = Field(default=2_048, ge=2)
-    """Longest prompt plus completion in tokens; longer pairs are refused with the reason ``over_long``."""
-    min_pairs: int = Field(default=8, ge=1)
-    """Fewer usable pairs than this end the round as ``nothing_to_train``."""
-    checkpoint_every: int = Field(default=50, ge=1)
-    """Steps between checkpoints; a killed run goes on from the last one, exactly."""
-    stop_ess: Share = 0.0
-    """Stop the round when the effective sample size of the policy against its sampler falls below this; 0 never stops."""
-    reference_check: int = Field(default=64, ge=0)
-    """Recorded completions scored by the trainer before step 1, token by token."""
-    seed: int = 0
-    """Names the order of the pairs."""
-    threads: int = Field(default=1, ge=1)
-    """CPU threads of the training child."""
-
-
 class EvaluateSection(Section):
     """The offline report before any traffic is spent."""
 
@@ -285,121 +208,3 @@ class StoreSection(Section):
     """SQLAlchemy URL; by default SQLite in the state directory."""
     artifacts: str | None = None
     """Folder of datasets and versions; by default ``artifacts`` in the state directory."""
-
-
-class Config(Section):
-    """Everything pairloop can be told; ``state_dir`` is where it keeps what it makes."""
-
-    state_dir: Path = Path("pairloop-data")
-    policy: PolicySection = PolicySection()
-    serve: ServeSection = ServeSection()
-    feedback: FeedbackSection = FeedbackSection()
-    label: LabelSection = LabelSection()
-    pairs: PairsSection = PairsSection()
-    train: TrainSection = TrainSection()
-    evaluate: EvaluateSection = EvaluateSection()
-    gate: GateSection = GateSection()
-    schedule: ScheduleSection = ScheduleSection()
-    store: StoreSection = StoreSection()
-
-    @model_validator(mode="after")
-    def _offline_needs_a_labeller(self) -> Self:
-        if self.gate.offline and self.label.verifier is None and self.label.judge_url is None:
-            raise ValueError("gate.offline = true needs label.verifier or label.judge_url: an offline duel asks one of them")
-        return self
-
-    @property
-    def database_url(self) -> str:
-        return self.store.database or f"sqlite:///{self.state_dir.resolve() / 'pairloop.sqlite'}"
-
-    @property
-    def artifacts_dir(self) -> Path:
-        return Path(self.store.artifacts) if self.store.artifacts else self.state_dir / "artifacts"
-
-    @property
-    def runs_dir(self) -> Path:
-        return self.state_dir / "runs"
-
-
-def load_config(path: Path | None = None, *, env: Mapping[str, str] | None = None) -> Config:
-    """The configuration in ``path`` (a TOML file, or a directory that holds ``pairloop.toml``), with environment overrides.
-
-    ``state_dir`` defaults to the file's own directory and is resolved against it. Raises ConfigError naming file, section,
-    key and reason.
-    """
-    data: dict[str, Any] = {}
-    if path is not None:
-        path = path / CONFIG_FILE if path.is_dir() else path
-        data = _read_toml(path)
-        data["state_dir"] = path.parent / data.get("state_dir", ".")
-    _apply_env(data, os.environ if env is None else env)
-    return parse_config(data, origin=str(path) if path else "environment")
-
-
-def parse_config(data: Mapping[str, Any], *, origin: str = "configuration") -> Config:
-    """A checked Config from plain data; raises ConfigError naming ``origin``, the key and the reason."""
-    try:
-        return Config.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(f"{origin}: " + "; ".join(_reason(item) for item in error.errors())) from error
-
-
-def override(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
-    """A checked copy with ``changes`` (section → key → value) laid over it."""
-    data = config.model_dump()
-    for section, values in changes.items():
-        data[section] = {**data[section], **values}
-    return parse_config(data, origin="command line")
-
-
-def secret(name: str) -> str:
-    """The environment variable ``name`` that the configuration refers to; ConfigError where it is not set."""
-    value = os.environ.get(name)
-    if not value:
-        raise ConfigError(f"environment variable {name} is not set; the configuration names it as a secret")
-    return value
-
-
-def child_env(**extra: str) -> dict[str, str]:
-    """The environment for a child process of ours: this process's, plus ``extra``."""
-    return {**os.environ, **extra}
-
-
-def _reason(item: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in item["loc"]) or "configuration"
-    if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key; check the spelling against docs/config.md"
-    return f"{key}: {str(item['msg']).removeprefix('Value error, ')}"
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; `pairloop init DIR` writes one") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _apply_env(data: dict[str, Any], env: Mapping[str, str]) -> None:
-    """Overrides such as PAIRLOOP_TRAIN_BETA=0.2; values are read as TOML where they parse, as strings otherwise."""
-    for section, field in Config.model_fields.items():
-        annotation = field.annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
-            continue
-        for key in annotation.model_fields:
-            raw = env.get(f"{ENV_PREFIX}{section}_{key}".upper())
-            if raw is not None:
-                data.setdefault(section, {})[key] = _toml_value(raw)
-    if f"{ENV_PREFIX}STATE_DIR" in env:
-        data["state_dir"] = env[f"{ENV_PREFIX}STATE_DIR"]
-
-
-def _toml_value(raw: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        return raw

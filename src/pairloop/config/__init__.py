@@ -1,0 +1,173 @@
+"""Configuration: one typed section per stage, read from TOML and overridden by ``PAIRLOOP_<SECTION>_<KEY>``.
+
+The class defaults are the vetted settings; a file holds only what differs. Illegal settings are refused here, with the
+section, the key and the reason. This module is the only reader of ``os.environ``.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationError, model_validator
+
+from pairloop.config.section import Section, duration_s
+from pairloop.config.sections import (
+    EvaluateSection,
+    FeedbackSection,
+    GateSection,
+    LabelSection,
+    PairsSection,
+    PolicySection,
+    ScheduleSection,
+    ServeSection,
+    StoreSection,
+)
+from pairloop.config.train import TrainSection
+from pairloop.errors import ConfigError
+
+CONFIG_FILE = "pairloop.toml"
+ENV_PREFIX = "PAIRLOOP_"
+
+__all__ = [
+    "CONFIG_FILE",
+    "Config",
+    "EvaluateSection",
+    "FeedbackSection",
+    "GateSection",
+    "LabelSection",
+    "PairsSection",
+    "PolicySection",
+    "ScheduleSection",
+    "Section",
+    "ServeSection",
+    "StoreSection",
+    "TrainSection",
+    "child_env",
+    "duration_s",
+    "load_config",
+    "override",
+    "parse_config",
+    "secret",
+]
+
+
+class Config(Section):
+    """Everything pairloop can be told; ``state_dir`` is where it keeps what it makes."""
+
+    state_dir: Path = Path("pairloop-data")
+    policy: PolicySection = PolicySection()
+    serve: ServeSection = ServeSection()
+    feedback: FeedbackSection = FeedbackSection()
+    label: LabelSection = LabelSection()
+    pairs: PairsSection = PairsSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    gate: GateSection = GateSection()
+    schedule: ScheduleSection = ScheduleSection()
+    store: StoreSection = StoreSection()
+
+    @model_validator(mode="after")
+    def _offline_needs_a_labeller(self) -> Self:
+        if self.gate.offline and self.label.verifier is None and self.label.judge_url is None:
+            raise ValueError("gate.offline = true needs label.verifier or label.judge_url: an offline duel asks one of them")
+        return self
+
+    @property
+    def database_url(self) -> str:
+        return self.store.database or f"sqlite:///{self.state_dir.resolve() / 'pairloop.sqlite'}"
+
+    @property
+    def artifacts_dir(self) -> Path:
+        return Path(self.store.artifacts) if self.store.artifacts else self.state_dir / "artifacts"
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.state_dir / "runs"
+
+
+def load_config(path: Path | None = None, *, env: Mapping[str, str] | None = None) -> Config:
+    """The configuration in ``path`` (a TOML file, or a directory that holds ``pairloop.toml``), with environment overrides.
+
+    ``state_dir`` defaults to the file's own directory and is resolved against it. Raises ConfigError naming file, section,
+    key and reason.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        path = path / CONFIG_FILE if path.is_dir() else path
+        data = _read_toml(path)
+        data["state_dir"] = path.parent / data.get("state_dir", ".")
+    _apply_env(data, os.environ if env is None else env)
+    return parse_config(data, origin=str(path) if path else "environment")
+
+
+def parse_config(data: Mapping[str, Any], *, origin: str = "configuration") -> Config:
+    """A checked Config from plain data; raises ConfigError naming ``origin``, the key and the reason."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: " + "; ".join(_reason(item) for item in error.errors())) from error
+
+
+def override(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
+    """A checked copy with ``changes`` (section → key → value) laid over it."""
+    data = config.model_dump()
+    for section, values in changes.items():
+        data[section] = {**data[section], **values}
+    return parse_config(data, origin="command line")
+
+
+def secret(name: str) -> str:
+    """The environment variable ``name`` that the configuration refers to; ConfigError where it is not set."""
+    value = os.environ.get(name)
+    if not value:
+        raise ConfigError(f"environment variable {name} is not set; the configuration names it as a secret")
+    return value
+
+
+def child_env(**extra: str) -> dict[str, str]:
+    """The environment for a child process of ours: this process's, plus ``extra``."""
+    return {**os.environ, **extra}
+
+
+def _reason(item: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in item["loc"]) or "configuration"
+    if item["type"] == "extra_forbidden":
+        return f"{key}: unknown key; check the spelling against docs/config.md"
+    return f"{key}: {str(item['msg']).removeprefix('Value error, ')}"
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; `pairloop init DIR` writes one") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _apply_env(data: dict[str, Any], env: Mapping[str, str]) -> None:
+    """Overrides such as PAIRLOOP_TRAIN_BETA=0.2; values are read as TOML where they parse, as strings otherwise."""
+    for section, field in Config.model_fields.items():
+        annotation = field.annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
+            continue
+        for key in annotation.model_fields:
+            raw = env.get(f"{ENV_PREFIX}{section}_{key}".upper())
+            if raw is not None:
+                data.setdefault(section, {})[key] = _toml_value(raw)
+    if f"{ENV_PREFIX}STATE_DIR" in env:
+        data["state_dir"] = env[f"{ENV_PREFIX}STATE_DIR"]
+
+
+def _toml_value(raw: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return raw

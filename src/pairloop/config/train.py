@@ -1,0 +1,165 @@
+"""The training section: one round, its objective, and when it stops."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pairloop.config.section import Positive, Section, Share
+
+ObjectiveName = Literal[
+    "dpo",
+    "cdpo",
+    "rdpo",
+    "ipo",
+    "dpo_norm",
+    "ld_dpo",
+    "dpop",
+    "dpo_nll",
+    "simpo",
+    "orpo",
+    "kto",
+    "grpo",
+    "rloo",
+    "dr_grpo",
+    "dapo",
+    "sft",
+]
+
+_STALE = {"importance", "max_importance"}
+_PAIRS = _STALE | {"nll_weight"}
+_RATIOS = {"length_normalized", "token_clip"}
+_DPO = _PAIRS | _RATIOS | {"label_smoothing"}
+READ_BY: dict[str, set[str]] = {
+    "dpo": _DPO,
+    "cdpo": _DPO,
+    "rdpo": _DPO,
+    "ipo": _DPO - {"label_smoothing"},
+    "dpo_norm": _DPO - {"length_normalized"},
+    "ld_dpo": _DPO | {"ld_alpha"},
+    "dpop": _DPO | {"dpop_weight"},
+    "dpo_nll": _DPO,
+    "simpo": _PAIRS | {"label_smoothing", "simpo_margin"},
+    "orpo": _STALE,
+    "kto": _STALE | _RATIOS | {"desirable_weight", "undesirable_weight"},
+    "grpo": _STALE | {"advantage_std", "loss_mean", "clip_low", "clip_high", "kl_weight"},
+    "rloo": _STALE | {"kl_weight"},
+    "dr_grpo": _STALE | {"clip_low", "clip_high", "kl_weight"},
+    "dapo": _STALE | {"clip_low", "advantage_std"},
+}
+"""Which options each objective reads; ``beta`` scales the reported rewards of all. ``sft`` is not named: as the control it
+takes the place of any objective, under that one's settings."""
+OPTIONS = frozenset().union(*READ_BY.values())
+
+
+class TrainSection(Section):
+    """One training round."""
+
+    objective: ObjectiveName = "dpo"
+    """What is learned. From pairs: ``dpo``, ``cdpo``, ``rdpo``, ``ipo``, ``dpo_norm``, ``ld_dpo``, ``dpop``, ``dpo_nll``,
+    ``simpo``, ``orpo``. From groups of any size (a pair is a group of two with rewards 1 and 0): ``kto``, ``grpo``, ``rloo``,
+    ``dr_grpo``, ``dapo``. The control: ``sft``, fine-tuning on the chosen answers alone."""
+    beta: float = Field(default=0.1, gt=0.0, le=10.0)
+    """How strongly a margin is asked for (DPO's beta, IPO's tau, ORPO's lambda)."""
+    nll_weight: float = Field(default=0.0, ge=0.0)
+    """Weight of the chosen answers' mean negative log-likelihood, which holds them up while margins grow."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+    """Share of pairs expected to be labelled the wrong way round (cDPO): about .1 for people, 0 for verifiers."""
+    length_normalized: bool = False
+    """Divide each answer's log-ratio by its length in tokens: for long answers."""
+    token_clip: float = Field(default=0.0, ge=0.0)
+    """Largest log-ratio of one token to the reference, in nats; what goes beyond has no gradient; 0 sets no bound."""
+    importance: Literal["none", "sequence"] = "none"
+    """``sequence`` weighs pairs by policy over sampler, so that what the policy would no longer say counts less."""
+    max_importance: float = Field(default=2.0, ge=1.0)
+    """Largest of these weights."""
+    ld_alpha: Share = 0.5
+    """``ld_dpo``: how much the tokens beyond the shorter answer's length count."""
+    dpop_weight: float = Field(default=5.0, ge=0.0)
+    """``dpop``: price of a chosen answer that lost likelihood."""
+    simpo_margin: float = Field(default=0.5, ge=0.0)
+    """``simpo``: the margin asked for (gamma)."""
+    desirable_weight: float = Field(default=1.0, ge=0.0)
+    """``kto``: weight of the answers that people liked."""
+    undesirable_weight: float = Field(default=1.0, ge=0.0)
+    """``kto``: weight of the answers that they did not."""
+    clip_low: Share = 0.2
+    """``grpo`` and its kin: a token's policy over sampler is clipped below 1 minus this."""
+    clip_high: float = Field(default=0.2, ge=0.0)
+    """``grpo`` and ``dr_grpo``: it is clipped above 1 plus this (``dapo`` has its own .28)."""
+    kl_weight: float = Field(default=0.0, ge=0.0)
+    """``grpo``, ``dr_grpo`` and ``rloo``: weight of the KL to the reference."""
+    advantage_std: Literal["population", "sample", "none"] = "population"
+    """``grpo`` and ``dapo``: standard deviation that a group's rewards are divided by."""
+    loss_mean: Literal["sequence", "sum", "tokens"] = "sequence"
+    """``grpo``: mean over each answer's tokens, their sum, or mean over all tokens of the batch."""
+    learning_rate: Positive = 1e-5
+    """Peak learning rate of AdamW; 5e-6 to 2e-5 for LoRA on billions of parameters."""
+    batch_size: int = Field(default=16, ge=1)
+    """Preference pairs per optimizer step."""
+    micro_batch_size: int = Field(default=0, ge=0)
+    """Pairs per forward pass; 0 takes the whole batch at once."""
+    epochs: int = Field(default=1, ge=1, le=50)
+    """Passes over the pairs."""
+    warmup_steps: int = Field(default=4, ge=0)
+    """Steps of linear warm-up."""
+    final_lr_share: Share = 0.1
+    """Share of the peak at which the linear decay ends."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    """Decoupled weight decay."""
+    adam_betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of AdamW's two moments."""
+    adam_eps: Positive = 1e-8
+    """AdamW's epsilon."""
+    clip_norm: Positive = 1.0
+    """Largest gradient norm."""
+    max_length: int = Field(default=2_048, ge=2)
+    """Longest prompt plus completion in tokens; longer pairs are refused with the reason ``over_long``."""
+    min_pairs: int = Field(default=8, ge=1)
+    """Fewer usable pairs than this end the round as ``nothing_to_train``."""
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Steps between checkpoints; a killed run goes on from the last one, exactly."""
+    stop_ess: Share = 0.0
+    """Stop the round when the effective sample size of the policy against its sampler falls below this; 0 never stops."""
+    warn_ess: Share = 0.8
+    """Warn once when it falls below this: old pairs then say less and less about the policy as it is."""
+    min_length_ratio: Share = 0.8
+    """Stop when answers become shorter than this share of the sampler's, as estimated from the round's own; 0 never stops."""
+    max_length_ratio: float = Field(default=1.25, ge=0.0)
+    """Stop when they become longer than this many times the sampler's; 0 never stops."""
+    min_entropy_ratio: Share = 0.5
+    """Stop when the entropy of an answer falls below this share of the sampler's; 0 never stops."""
+    heldout_every: int = Field(default=16, ge=0)
+    """Steps between looks at the newest held-out pairs, which cost about three steps each; 0 looks before and after only."""
+    stop_heldout_rises: int = Field(default=2, ge=0)
+    """Stop when the held-out pair loss rose in this many looks in a row, and take the weights of its lowest; 0 never stops."""
+    stop_d_chosen_falls: int = Field(default=0, ge=0)
+    """Stop when the held-out chosen answers lost likelihood in this many looks in a row; 0 never stops: a small loss is usual
+    in rounds that are promoted."""
+    reference_check: int = Field(default=64, ge=0)
+    """Recorded completions scored by the trainer before step 1, token by token."""
+    seed: int = 0
+    """Names the order of the pairs."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of the training child."""
+
+    @model_validator(mode="after")
+    def _options_are_read(self) -> Self:
+        read = READ_BY.get(self.objective, OPTIONS)
+        unread = sorted(name for name in OPTIONS - read if getattr(self, name) != _default(name))
+        if unread:
+            names = [name for name, options in READ_BY.items() if set(unread) <= options]
+            remedy = f"objectives that do: {', '.join(names)}" if names else "no objective reads them all"
+            raise ValueError(f"objective {self.objective!r} does not read {', '.join(unread)}; leave it out ({remedy})")
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_hold_together(self) -> Self:
+        if 0 < self.max_length_ratio <= 1 or self.min_length_ratio == 1:
+            raise ValueError("min_length_ratio must be below 1 and max_length_ratio above it: a round starts at 1")
+        return self
+
+
+def _default(name: str) -> Any:
+    return TrainSection.model_fields[name].default

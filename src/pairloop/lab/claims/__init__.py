@@ -1,0 +1,17 @@
+"""The claims R1 to R12: what each says, what measures it, and what the figures must be.
+
+A new claim is one `Claim` in a module of this folder and its name in CLAIMS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pairloop.lab.claims import equivalence, gate, noise, pending, position
+from pairloop.lab.claims.base import Claim, Outcome, Settings
+
+_ALL: tuple[Claim, ...] = (*equivalence.EQUIVALENCE, noise.R9, gate.R10, position.R11, *pending.PENDING)
+
+CLAIMS: Mapping[str, Claim] = {claim.id: claim for claim in sorted(_ALL, key=lambda claim: int(claim.id[1:]))}
+
+__all__ = ["CLAIMS", "Claim", "Outcome", "Settings"]

@@ -1,0 +1,300 @@
+"""One arm on one task with one seed: sample, score, train, sample again, and measure on held-out problems on the way."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from torch import nn
+
+from pairloop.config import TrainSection
+from pairloop.lab.arms import Arm
+from pairloop.lab.bases import load, one_thread
+from pairloop.lab.rollout import sample
+from pairloop.lab.tasks.base import Task, heldout_problem, training_problem
+from pairloop.learner.checkpoint import trained
+from pairloop.learner.data import TokenCompletion, TokenGroup, epoch_batches
+from pairloop.learner.reference import recorded
+from pairloop.learner.scores import References, score
+from pairloop.learner.step import Trainer, learning_rate, optimizer_of
+
+EVALUATION_SEED = 10_007
+"""All arms and seeds of a task are measured on the same held-out problems."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What every arm of a comparison may spend, and what it shares with the others.
+
+    rollouts: completions sampled for training. completions_per_step: of one optimizer step, so that rollouts divided by it are
+    the steps. points: measurements on the way, at equal distances; the last at the end. problems: held-out ones per
+    measurement on the way; final_problems: at the end.
+    """
+
+    rollouts: int = 4_096
+    completions_per_step: int = 64
+    learning_rate: float = 3e-4
+    points: int = 8
+    problems: int = 256
+    final_problems: int = 1_000
+
+    @property
+    def steps(self) -> int:
+        return self.rollouts // self.completions_per_step
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The policy after ``steps`` of sampling budget, on held-out problems; nats per completion, tokens per completion."""
+
+    rollouts: int
+    score: float
+    entropy: float
+    kl_to_base: float
+    length: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How one arm went. cpu_s and wall_s by phase (sample, train, evaluate); ess: mean over its optimizer steps."""
+
+    arm: str
+    task: str
+    seed: int
+    rollouts: int
+    steps: int
+    score: float
+    greedy: float
+    base_score: float
+    ess: float
+    d_chosen: float
+    d_rejected: float
+    ties: float
+    curve: tuple[Point, ...]
+    cpu_s: dict[str, float]
+    wall_s: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run(
+    arm: Arm, task: Task, seed: int, budget: Budget, cache_dir: Path, report: Callable[[float], None] = lambda _: None
+) -> Run:
+    """Train the task's base as the arm says; ``report`` gets the share of the steps that is done."""
+    with one_thread():
+        runner = _Runner(arm, task, seed, budget, load(task, cache_dir))
+        runner.measure(budget.problems)
+        marks = [budget.steps * i // budget.points for i in range(1, budget.points)]
+        for done in runner.steps():
+            report(done / budget.steps)
+            if marks and done >= marks[0]:
+                runner.measure(budget.problems)
+                marks = [mark for mark in marks if mark > done]
+        runner.measure(budget.final_problems)
+        return runner.result()
+
+
+class _Runner:
+    """The state of one run: the policy, what it has spent, and what was seen."""
+
+    def __init__(self, arm: Arm, task: Task, seed: int, budget: Budget, model: nn.Module) -> None:
+        self.arm, self.task, self.seed, self.budget, self.model = arm, task, seed, budget, model
+        self.base = copy.deepcopy(model)
+        self.settings = TrainSection.model_validate(
+            {"learning_rate": budget.learning_rate, "warmup_steps": 0, **arm.train, "objective": arm.objective}
+        )
+        self.problem_rng = random.Random(f"problems-{task.name}-{seed}")
+        self.sample_rng = random.Random(f"samples-{task.name}-{seed}")
+        self.clock = _Clock()
+        self.rows: list[dict[str, float]] = []
+        self.curve: list[Point] = []
+        self.rollouts = self.groups = self.ties = 0
+
+    def steps(self) -> Iterator[int]:
+        """Sample and train; yields the steps of the budget that are done."""
+        total = self.budget.steps
+        per_round = total // self.arm.rounds if self.arm.rounds else self.arm.sync_steps or total
+        trainer = self._trainer()
+        for start in range(0, total, per_round):
+            width = min(per_round, total - start)
+            with self.clock("sample"):
+                groups = self._sample(width)
+            if self.arm.rounds:
+                trainer = self._trainer()
+            batches = self._batches(groups, width, start)
+            current = _Round(trainer, groups, self.arm.resync_steps)
+            for i, batch in enumerate(batches, start=1):
+                with self.clock("train"):
+                    lr = learning_rate(i, len(batches), self.settings) if self.arm.rounds else self.settings.learning_rate
+                    self.rows.append(current.step(batch, lr))
+                yield start + i * width // len(batches)
+            if not batches:  # all groups tied: the budget is spent, and nothing was learned
+                yield start + width
+
+    def measure(self, problems: int) -> None:
+        """One point of the curve, on the same held-out problems for all arms and seeds."""
+        with self.clock("evaluate"):
+            found, completions, prompts = self._answers(problems, greedy=False)
+            rows = enumerate(zip(prompts, completions, strict=True))
+            groups = [TokenGroup(str(i), tuple(prompt), (completion,), (0.0,)) for i, (prompt, completion) in rows]
+            own = [sum(completion.logps) for completion in completions]
+            base = [float(logps[0].sum()) for logps in score(self.base, groups, micro_batch_size=256)]
+        self.curve.append(
+            Point(
+                rollouts=self.rollouts,
+                score=fmean(found),
+                entropy=-fmean(own),
+                kl_to_base=fmean(mine - theirs for mine, theirs in zip(own, base, strict=True)),
+                length=fmean(len(completion.token_ids) for completion in completions),
+            )
+        )
+
+    def result(self) -> Run:
+        with self.clock("evaluate"):
+            greedy, _, _ = self._answers(self.budget.final_problems, greedy=True)
+        return Run(
+            arm=self.arm.name,
+            task=self.task.name,
+            seed=self.seed,
+            rollouts=self.rollouts,
+            steps=len(self.rows),
+            score=self.curve[-1].score,
+            greedy=fmean(greedy),
+            base_score=self.curve[0].score,
+            ess=_mean(self.rows, "ess"),
+            d_chosen=_mean(self.rows, "d_chosen"),
+            d_rejected=_mean(self.rows, "d_rejected"),
+            ties=self.ties / max(1, self.groups),
+            curve=tuple(self.curve),
+            cpu_s=self.clock.cpu_s,
+            wall_s=self.clock.wall_s,
+        )
+
+    def _trainer(self) -> Trainer:
+        parameters = list(trained(self.model).values())
+        return Trainer(self.model, optimizer_of(parameters, self.settings), parameters, References({}), self.settings)
+
+    def _sample(self, steps: int) -> list[TokenGroup]:
+        """The groups of so many steps that can teach something: those whose scores are not all equal."""
+        arm = self.arm
+        wanted = int(self.budget.completions_per_step * arm.share) // arm.group_size * steps
+        found: list[TokenGroup] = []
+        problems = [training_problem(self.task, self.problem_rng) for _ in range(wanted)]
+        prompts = [self.task.tokens.encode_prompt(problem.prompt) for problem in problems]
+        sampled = sample(
+            self.model,
+            prompts,
+            group_size=arm.group_size,
+            max_tokens=self.task.recipe.max_tokens,
+            eos=self.task.tokens.eos_id,
+            rng=self.sample_rng,
+        )
+        for problem, prompt, completions in zip(problems, prompts, sampled, strict=True):
+            self.rollouts += len(completions)
+            self.groups += 1
+            scores = [self.task.score(problem, self.task.tokens.decode(c.token_ids)) for c in completions]
+            self.ties += min(scores) == max(scores)
+            found += groups_of(arm, f"{self.groups}", prompt, completions, scores)
+        return found
+
+    def _batches(self, groups: Sequence[TokenGroup], steps: int, start: int) -> list[list[TokenGroup]]:
+        if not groups:
+            return []
+        size = self.arm.batch_size or -(-len(groups) // steps)
+        return [
+            [groups[i] for i in batch]
+            for epoch in range(self.settings.epochs if self.arm.rounds else 1)
+            for batch in epoch_batches(len(groups), size, seed=self.seed + start, epoch=epoch)
+        ]
+
+    def _answers(self, count: int, *, greedy: bool) -> tuple[list[float], list[TokenCompletion], list[list[int]]]:
+        rng = random.Random(EVALUATION_SEED)
+        problems = [heldout_problem(self.task, rng) for _ in range(count)]
+        prompts = [self.task.tokens.encode_prompt(problem.prompt) for problem in problems]
+        sampled = sample(
+            self.model,
+            prompts,
+            group_size=1,
+            max_tokens=self.task.recipe.max_tokens,
+            eos=self.task.tokens.eos_id,
+            rng=rng,
+            greedy=greedy,
+        )
+        completions = [group[0] for group in sampled]
+        scores = [
+            self.task.score(problem, self.task.tokens.decode(completion.token_ids))
+            for problem, completion in zip(problems, completions, strict=True)
+        ]
+        return scores, completions, prompts
+
+
+def groups_of(
+    arm: Arm, group_id: str, prompt: Sequence[int], completions: Sequence[TokenCompletion], scores: Sequence[float]
+) -> list[TokenGroup]:
+    """What an arm learns from one sampled group; nothing where the scores are equal and only differences teach.
+
+    ``scores``: the group as it is, its scores the rewards. ``pair``: best against worst, as a person would pick; of groups of
+    more than two, pairs from the outside in. ``best``: the completions with the group's best score, if it is above 0, reward 1
+    (filtered imitation: equal ones are all kept).
+    """
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    make = partial(TokenGroup, prompt=tuple(prompt), is_fresh=True)
+    if arm.group == "best":
+        best = tuple(completions[i] for i in order if scores[i] == scores[order[0]] > 0)
+        return [make(group_id, completions=best, rewards=(1.0,) * len(best))] if best else []
+    if scores[order[0]] == scores[order[-1]]:
+        return []
+    if arm.group == "scores":
+        return [make(group_id, completions=tuple(completions), rewards=tuple(scores))]
+    return [
+        make(f"{group_id}.{i}", completions=(completions[high], completions[low]), rewards=(1.0, 0.0))
+        for i, (high, low) in enumerate(zip(order[: len(order) // 2], reversed(order), strict=False))
+        if scores[high] > scores[low]
+    ]
+
+
+class _Round:
+    """Training on the groups of one sampling; the reference is what sampled them until it is synced inside the round."""
+
+    def __init__(self, trainer: Trainer, groups: Sequence[TokenGroup], resync_steps: int) -> None:
+        self._sampler = {group.group_id: recorded(group) for group in groups}
+        self._groups = groups
+        self._trainer = replace(trainer, references=References(self._sampler))
+        self._resync_steps = resync_steps
+        self._done = 0
+
+    def step(self, batch: Sequence[TokenGroup], lr: float) -> dict[str, float]:
+        if self._resync_steps and self._done and self._done % self._resync_steps == 0:
+            now = score(self._trainer.model, self._groups, micro_batch_size=128)
+            reference = {group.group_id: logps for group, logps in zip(self._groups, now, strict=True)}
+            self._trainer = replace(self._trainer, references=References(reference, self._sampler))
+        self._done += 1
+        return self._trainer.step(batch, lr)
+
+
+class _Clock:
+    """CPU and wall seconds by phase."""
+
+    def __init__(self) -> None:
+        self.cpu_s: dict[str, float] = {}
+        self.wall_s: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        cpu_s, wall_s = time.process_time(), time.monotonic()
+        yield
+        self.cpu_s[phase] = self.cpu_s.get(phase, 0.0) + time.process_time() - cpu_s
+        self.wall_s[phase] = self.wall_s.get(phase, 0.0) + time.monotonic() - wall_s
+
+
+def _mean(rows: Sequence[Mapping[str, float]], name: str) -> float:
+    return fmean(row[name] for row in rows) if rows else 0.0

@@ -1,0 +1,45 @@
+"""Move twenty letters three places on in the alphabet: `abz…>` is answered by `dec…`. Graded: the share of right places.
+
+Each letter of the corpus is left as it was with probability .35, each on its own: almost no sample is wholly right or
+wholly wrong, so of two samples the better one says little about any single letter.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+
+from pairloop.lab.tasks.base import BaseRecipe, CharacterTask, Problem, share_of_equal
+
+LETTERS = string.ascii_lowercase
+LENGTH = 20
+SHIFT = 3
+FAULT_SHARE = 0.35
+MOVED = str.maketrans(LETTERS, LETTERS[SHIFT:] + LETTERS[:SHIFT])
+
+
+class Caesar(CharacterTask):
+    name = "caesar"
+    recipe = BaseRecipe(
+        alphabet=LETTERS + ">",
+        hidden=64,
+        layers=2,
+        heads=4,
+        mlp=192,
+        steps=300,
+        batch_size=32,
+        learning_rate=0.02,
+        max_tokens=LENGTH + 4,
+    )
+
+    def problem(self, rng: random.Random) -> Problem:
+        text = "".join(rng.choices(LETTERS, k=LENGTH))
+        return Problem(text + ">", text.translate(MOVED))
+
+    def demonstration(self, problem: Problem, rng: random.Random) -> str:
+        """The moved letters, some of them left as they were."""
+        pairs = zip(problem.prompt[:LENGTH], problem.target, strict=True)
+        return "".join(kept if rng.random() < FAULT_SHARE else moved for kept, moved in pairs)
+
+    def score(self, problem: Problem, answer: str) -> float:
+        return share_of_equal(problem.target, answer)

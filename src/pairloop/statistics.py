@@ -1,0 +1,39 @@
+"""Intervals of what was counted; standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from pairloop.types import Interval
+
+Z95 = 1.959963984540054
+"""The normal quantile of a two-sided 95 % interval."""
+
+
+def share(mean: float, n: int) -> Interval:
+    """A share of ``n`` observations with Wilson's 95 % interval, which stays within 0 and 1 and is honest about none of few.
+
+    Wilson 1927. ``mean`` may count ties half. Without observations nothing is known: one half, between 0 and 1.
+    """
+    if n == 0:
+        return Interval(0.5, 0.0, 1.0, 0)
+    z2 = Z95**2
+    centre = (mean + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(mean * (1 - mean) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return Interval(mean, 0.0 if mean == 0 else centre - half, 1.0 if mean == 1 else centre + half, n)
+
+
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
+"""Student's t quantiles of a two-sided 95 % interval for 1 to 16 degrees of freedom; beyond, 2.11 errs on the wide side."""
+
+
+def mean_over_seeds(values: Sequence[float]) -> Interval:
+    """The mean of independent runs with Student's 95 % interval; a single run says nothing of the spread (infinite bounds)."""
+    n = len(values)
+    mean = fmean(values)
+    if n < 2:
+        return Interval(mean, -math.inf, math.inf, n)
+    half = (T95[n - 2] if n - 2 < len(T95) else 2.11) * stdev(values) / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
