@@ -6,19 +6,6 @@ from pairloop.lab.claims.base import Claim
 
 PENDING: tuple[Claim, ...] = (
     Claim(
-        id="R4",
-        title="At equal rollouts offline DPO falls far behind; semi-online DPO, online DPO and GRPO are about equal",
-        threshold="online ≥ GRPO − 3 points; s = 10 ≥ online − 3; offline ≤ online − 10; on the tasks and learning rates "
-        "declared beforehand; failures and the SFT control printed",
-        command="pairloop lab compare",
-    ),
-    Claim(
-        id="R5",
-        title="GRPO with groups of two keeps up with groups of sixteen",
-        threshold="at equal rollouts ≥ .97 of 16-GRPO's score; at a quarter ≥ .93; at an eighth reported as it is",
-        command="pairloop lab compare",
-    ),
-    Claim(
         id="R6",
         title="Staleness is the cost: the mean ESS predicts the final score",
         threshold="Spearman(mean ESS, final score) ≥ .7 over a grid of s × learning rate",
