@@ -1,4 +1,4 @@
-.PHONY: setup demo serve test test-slow check docs wheel clean
+.PHONY: setup demo serve lab test test-slow check docs wheel clean
 VENV := .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
@@ -18,6 +18,10 @@ demo: setup  ## watch a served model get better from simulated picks
 serve: setup  ## serve the embedded model with the loop on http://127.0.0.1:8000
 	test -f pairloop-data/pairloop.toml || $(VENV)/bin/pairloop init pairloop-data
 	$(VENV)/bin/pairloop serve --config pairloop-data/pairloop.toml
+
+lab: setup  ## is it as good as RL? the gradients to machine precision, then one small task at equal rollouts
+	$(VENV)/bin/pairloop lab equivalence
+	$(VENV)/bin/pairloop lab compare --quick
 
 test: setup  ## the default suite, under three minutes on two cores
 	$(PY) -m pytest -n 2 --dist worksteal

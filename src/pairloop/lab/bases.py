@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from pairloop.lab.tasks import base as task_base
 from pairloop.lab.tasks.base import BaseRecipe, ShippedBase, Task, training_problem
@@ -53,6 +54,7 @@ def base(task: Task, cache_dir: Path, report: Report = silent) -> Path:
         if not _is_whole(folder):
             model = train(task, task.recipe, report)
             with whole_folder(folder) as temporary:
+                transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
                 model.save_pretrained(temporary)
                 content = {"recipe": asdict(task.recipe), "sha256": _sha256(temporary / WEIGHTS_FILE)}
                 (temporary / DONE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -41,7 +41,7 @@ class Job:
     def key(self) -> str:
         """What decides the outcome: sixteen hex digits of arm, task with its base, budget and seed."""
         task = TASKS[self.task]
-        base = bases.key(task) if isinstance(task.recipe, BaseRecipe) else str(task.recipe.folder.name)
+        base = bases.key(task) if isinstance(task.recipe, BaseRecipe) else _digest(task.recipe.folder / "model.safetensors")
         content = json.dumps([asdict(self.arm), self.task, base, asdict(self.budget), self.seed], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -115,6 +115,10 @@ def run_job(job: Job, cache_dir: Path) -> Row:
     task: Task = TASKS[job.task]
     found = run(job.arm, task, job.seed, job.budget, cache_dir)
     return {"key": job.key, **found.as_dict(), "spec": asdict(job.arm), "budget": asdict(job.budget)}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _append(path: Path, row: Row) -> None:

@@ -7,10 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pairloop.lab.claims import comparison, equivalence, gate, noise, pending, position
+from pairloop.lab.claims import comparison, displacement, equivalence, gate, noise, pending, position
 from pairloop.lab.claims.base import Claim, Outcome, Settings
 
-_ALL: tuple[Claim, ...] = (*equivalence.EQUIVALENCE, *comparison.COMPARISON, noise.R9, gate.R10, position.R11, *pending.PENDING)
+_ALL: tuple[Claim, ...] = (
+    *equivalence.EQUIVALENCE,
+    *comparison.COMPARISON,
+    noise.R9,
+    gate.R10,
+    position.R11,
+    displacement.R12,
+    *pending.PENDING,
+)
 
 CLAIMS: Mapping[str, Claim] = {claim.id: claim for claim in sorted(_ALL, key=lambda claim: int(claim.id[1:]))}
 

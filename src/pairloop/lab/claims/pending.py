@@ -23,10 +23,4 @@ PENDING: tuple[Claim, ...] = (
         threshold="three positive rounds on held-out prompts",
         command="pairloop lab claim R8",
     ),
-    Claim(
-        id="R12",
-        title="Likelihood displacement, and its guard",
-        threshold="d⁺ < 0 on near-duplicates without the guard, ≥ −.1 nat per token with it",
-        command="pairloop lab claim R12",
-    ),
 )
