@@ -18,9 +18,8 @@ class Arm:
     sync_steps: optimizer steps between samplings, s of semi-online DPO; 0: all is sampled from the base (offline).
     share: of the budget's rollouts; the steps stay the same, their batches shrink. rounds: instead of ``sync_steps``, the
     product's way: so many rounds of equal size, each with a fresh optimizer, a warm-up and a decay of its own, and ``epochs``.
-    resync_steps: steps inside a round after which the reference is synced to the policy (0: never). batch_size: groups per step
-    (0: as many as make the round's steps). group: what an arm learns from a sampled group, see `pairloop.lab.run.groups_of`.
-    train: settings that differ from the comparison's.
+    resync_steps: steps inside a round after which the reference is synced to the policy (0: never). group: what an arm
+    learns from a sampled group, see `pairloop.lab.run.groups_of`. train: settings that differ from the comparison's.
     """
 
     name: str
@@ -31,7 +30,6 @@ class Arm:
     share: float = 1.0
     rounds: int = 0
     resync_steps: int = 0
-    batch_size: int = 0
     train: Mapping[str, Any] = field(default_factory=dict)
 
 

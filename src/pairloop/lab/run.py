@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,12 +19,15 @@ from pairloop.config import TrainSection
 from pairloop.lab.arms import Arm
 from pairloop.lab.bases import load, one_thread
 from pairloop.lab.rollout import sample
-from pairloop.lab.tasks.base import Task, heldout_problem, training_problem
+from pairloop.lab.tasks.base import Problem, Task, heldout_problem, training_problem
 from pairloop.learner.checkpoint import trained
 from pairloop.learner.data import TokenCompletion, TokenGroup, epoch_batches
 from pairloop.learner.reference import recorded
 from pairloop.learner.scores import References, score
 from pairloop.learner.step import Trainer, learning_rate, optimizer_of
+
+_Asked = tuple[list[int], list[TokenCompletion], list[float]]
+"""A prompt's token ids, its completions, and their scores."""
 
 EVALUATION_SEED = 10_007
 """All arms and seeds of a task are measured on the same held-out problems."""
@@ -41,7 +44,7 @@ class Budget:
 
     rollouts: int = 4_096
     completions_per_step: int = 64
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     points: int = 8
     problems: int = 256
     final_problems: int = 1_000
@@ -53,7 +56,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The policy after ``steps`` of sampling budget, on held-out problems; nats per completion, tokens per completion."""
+    """The policy after so many rollouts, on held-out problems; nats per completion, tokens per completion."""
 
     rollouts: int
     score: float
@@ -86,16 +89,13 @@ class Run:
         return asdict(self)
 
 
-def run(
-    arm: Arm, task: Task, seed: int, budget: Budget, cache_dir: Path, report: Callable[[float], None] = lambda _: None
-) -> Run:
-    """Train the task's base as the arm says; ``report`` gets the share of the steps that is done."""
+def run(arm: Arm, task: Task, seed: int, budget: Budget, cache_dir: Path) -> Run:
+    """Train the task's base as the arm says, measuring on the way."""
     with one_thread():
         runner = _Runner(arm, task, seed, budget, load(task, cache_dir))
         runner.measure(budget.problems)
         marks = [budget.steps * i // budget.points for i in range(1, budget.points)]
         for done in runner.steps():
-            report(done / budget.steps)
             if marks and done >= marks[0]:
                 runner.measure(budget.problems)
                 marks = [mark for mark in marks if mark > done]
@@ -143,24 +143,23 @@ class _Runner:
     def measure(self, problems: int) -> None:
         """One point of the curve, on the same held-out problems for all arms and seeds."""
         with self.clock("evaluate"):
-            found, completions, prompts = self._answers(problems, greedy=False)
-            rows = enumerate(zip(prompts, completions, strict=True))
-            groups = [TokenGroup(str(i), tuple(prompt), (completion,), (0.0,)) for i, (prompt, completion) in rows]
-            own = [sum(completion.logps) for completion in completions]
+            asked = self._answers(problems, greedy=False)
+            groups = [TokenGroup(str(i), tuple(prompt), tuple(group), (0.0,)) for i, (prompt, group, _) in enumerate(asked)]
+            own = [sum(group[0].logps) for _, group, _ in asked]
             base = [float(logps[0].sum()) for logps in score(self.base, groups, micro_batch_size=256)]
         self.curve.append(
             Point(
                 rollouts=self.rollouts,
-                score=fmean(found),
+                score=fmean(scores[0] for _, _, scores in asked),
                 entropy=-fmean(own),
                 kl_to_base=fmean(mine - theirs for mine, theirs in zip(own, base, strict=True)),
-                length=fmean(len(completion.token_ids) for completion in completions),
+                length=fmean(len(group[0].token_ids) for _, group, _ in asked),
             )
         )
 
     def result(self) -> Run:
         with self.clock("evaluate"):
-            greedy, _, _ = self._answers(self.budget.final_problems, greedy=True)
+            greedy = [scores[0] for _, _, scores in self._answers(self.budget.final_problems, greedy=True)]
         return Run(
             arm=self.arm.name,
             task=self.task.name,
@@ -184,24 +183,14 @@ class _Runner:
         return Trainer(self.model, optimizer_of(parameters, self.settings), parameters, References({}), self.settings)
 
     def _sample(self, steps: int) -> list[TokenGroup]:
-        """The groups of so many steps that can teach something: those whose scores are not all equal."""
+        """The groups of so many steps from which the arm can learn, see `groups_of`."""
         arm = self.arm
         wanted = int(self.budget.completions_per_step * arm.share) // arm.group_size * steps
         found: list[TokenGroup] = []
         problems = [training_problem(self.task, self.problem_rng) for _ in range(wanted)]
-        prompts = [self.task.tokens.encode_prompt(problem.prompt) for problem in problems]
-        sampled = sample(
-            self.model,
-            prompts,
-            group_size=arm.group_size,
-            max_tokens=self.task.recipe.max_tokens,
-            eos=self.task.tokens.eos_id,
-            rng=self.sample_rng,
-        )
-        for problem, prompt, completions in zip(problems, prompts, sampled, strict=True):
+        for prompt, completions, scores in self._ask(problems, self.sample_rng, group_size=arm.group_size):
             self.rollouts += len(completions)
             self.groups += 1
-            scores = [self.task.score(problem, self.task.tokens.decode(c.token_ids)) for c in completions]
             self.ties += min(scores) == max(scores)
             found += groups_of(arm, f"{self.groups}", prompt, completions, scores)
         return found
@@ -209,32 +198,30 @@ class _Runner:
     def _batches(self, groups: Sequence[TokenGroup], steps: int, start: int) -> list[list[TokenGroup]]:
         if not groups:
             return []
-        size = self.arm.batch_size or -(-len(groups) // steps)
+        size = -(-len(groups) // steps)
         return [
             [groups[i] for i in batch]
             for epoch in range(self.settings.epochs if self.arm.rounds else 1)
             for batch in epoch_batches(len(groups), size, seed=self.seed + start, epoch=epoch)
         ]
 
-    def _answers(self, count: int, *, greedy: bool) -> tuple[list[float], list[TokenCompletion], list[list[int]]]:
+    def _answers(self, count: int, *, greedy: bool) -> list[_Asked]:
+        """One answer to each of the held-out problems, which are always the same."""
         rng = random.Random(EVALUATION_SEED)
-        problems = [heldout_problem(self.task, rng) for _ in range(count)]
-        prompts = [self.task.tokens.encode_prompt(problem.prompt) for problem in problems]
-        sampled = sample(
-            self.model,
-            prompts,
-            group_size=1,
-            max_tokens=self.task.recipe.max_tokens,
-            eos=self.task.tokens.eos_id,
-            rng=rng,
-            greedy=greedy,
-        )
-        completions = [group[0] for group in sampled]
-        scores = [
-            self.task.score(problem, self.task.tokens.decode(completion.token_ids))
-            for problem, completion in zip(problems, completions, strict=True)
+        return self._ask([heldout_problem(self.task, rng) for _ in range(count)], rng, greedy=greedy)
+
+    def _ask(
+        self, problems: Sequence[Problem], rng: random.Random, *, group_size: int = 1, greedy: bool = False
+    ) -> list[_Asked]:
+        """The policy's completions of each problem, scored."""
+        tokens = self.task.tokens
+        prompts = [tokens.encode_prompt(problem.prompt) for problem in problems]
+        limits = {"max_tokens": self.task.recipe.max_tokens, "eos": tokens.eos_id}
+        sampled = sample(self.model, prompts, group_size=group_size, rng=rng, greedy=greedy, **limits)
+        return [
+            (prompt, group, [self.task.score(problem, tokens.decode(completion.token_ids)) for completion in group])
+            for problem, prompt, group in zip(problems, prompts, sampled, strict=True)
         ]
-        return scores, completions, prompts
 
 
 def groups_of(

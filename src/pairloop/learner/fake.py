@@ -83,7 +83,7 @@ def train_fake(job: TrainJob, pairs: Sequence[PreferencePair], report: Callable[
 
 
 def _measure(pairs: Sequence[TokenGroup], reference: int, policy: int, beta: float) -> dict[str, float]:
-    """The metrics of `pairloop.objective.pair_metrics`, in plain Python; empty without pairs."""
+    """The metrics of `pairloop.objective.group_metrics`, in plain Python; empty without pairs."""
     if not pairs:
         return {}
     of_tokens = [
