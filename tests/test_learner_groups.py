@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tests.learner_rig import MakeJob, job_maker, recorded, rows_of, text_pairs
+from tests.objective_by_hand import loss_by_hand
 from tests.tiny_models import byte_tokenizer, write_model
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from pairloop.learner.loop import load_parent
 from pairloop.learner.reference import check
 from pairloop.learner.scores import GroupLogps, References, batch_of, group_logps, score, totals_of
 from pairloop.learner.step import Drift, Trainer, kl_reference, objective_settings, optimizer_of
-from pairloop.objective import OBJECTIVES, Batch
+from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings
 
 SIZES = (2, 5, 1, 3, 2, 4, 2, 3)
 
@@ -109,6 +110,103 @@ def test_the_batch_counts_what_is_there(model: nn.Module) -> None:
     assert totals.weight == sum(weights)
     assert totals.completions == sum(weight * size for weight, size in zip(weights, SIZES, strict=True))
     assert totals.tokens == pytest.approx(float((batch.weight_B * batch.mask_BGT.sum((1, 2))).sum()))
+
+
+def alone_in_float64(model: nn.Module, batch: Batch, groups: Sequence[TokenGroup]) -> Batch:
+    """By the definition: each sequence in a forward pass of its own, log-softmax over the vocabulary at every position."""
+    logp_BGT = torch.zeros(batch.logp_BGT.shape, dtype=torch.float64)
+    for b, group in enumerate(groups):
+        for g, completion in enumerate(group.completions):
+            ids = [*group.prompt, *completion.token_ids]
+            with torch.no_grad():
+                logp_TV = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            for t, token in enumerate(completion.token_ids):
+                logp_BGT[b, g, t] = logp_TV[len(group.prompt) - 1 + t, token]
+    return replace(batch, logp_BGT=logp_BGT)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_loss_is_that_of_each_sequence_alone_in_float64(model: nn.Module, name: str) -> None:
+    groups = some_groups((2,) * 8 if OBJECTIVES[name].needs_pairs else SIZES)
+    references = moved_references(model, groups)
+    exact = model.double()
+    batch = batch_of(groups, *group_logps(exact, groups), references)
+    batch = replace(
+        batch,
+        ref_logp_BGT=batch.ref_logp_BGT.double(),
+        sampler_logp_BGT=None if batch.sampler_logp_BGT is None else batch.sampler_logp_BGT.double(),
+        reward_BG=batch.reward_BG.double(),
+        weight_B=batch.weight_B.double(),
+        kl_reference=torch.tensor(0.3, dtype=torch.float64),
+    )
+    alone = alone_in_float64(exact, batch, groups)
+    for settings in (
+        ObjectiveSettings(),
+        ObjectiveSettings(beta=0.7, label_smoothing=0.2, nll_weight=0.3, kl_weight=0.1, importance="sequence"),
+    ):
+        loss = OBJECTIVES[name].loss(batch, settings)
+        assert loss.dtype is torch.float64
+        assert loss.item() == pytest.approx(loss_by_hand(name, alone, settings), rel=0, abs=1e-9)
+
+
+def gradient_of_predictions(model: nn.Module, groups: Sequence[TokenGroup], name: str) -> Tensor:
+    """Gradient of the loss at the last hidden states, [N, positions, hidden]: position t predicts token t + 1."""
+    references = moved_references(model, groups)
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        output.retain_grad()
+        seen.append(output)
+
+    inner: Any = model
+    hook = inner.model.norm.register_forward_hook(keep)
+    batch = batch_of(groups, *group_logps(model, groups), references)
+    hook.remove()
+    OBJECTIVES[name].loss(batch, ObjectiveSettings(kl_weight=0.1)).backward()  # type: ignore[no-untyped-call]
+    (hidden,) = seen
+    assert hidden.grad is not None
+    return hidden.grad
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_predicts_prompt_or_padding_gets_exactly_no_gradient(model: nn.Module, name: str) -> None:
+    groups = some_groups((2,) * 8 if OBJECTIVES[name].needs_pairs else SIZES)
+    rows = [(len(group.prompt), len(completion.token_ids)) for group in groups for completion in group.completions]
+    grad = gradient_of_predictions(model, groups, name)
+    predicts = torch.zeros(grad.shape[:2], dtype=torch.bool)
+    for row, (prompt, completion) in enumerate(rows):
+        predicts[row, prompt - 1 : prompt - 1 + completion] = True
+    assert grad[~predicts].eq(0).all()
+    assert grad[predicts].ne(0).any()
+    # The planted fault: the prompt's last token taken for one of the completion.
+    longer = [replace(group, prompt=(1, *group.prompt)) for group in groups]
+    wrong = [
+        replace(
+            group,
+            prompt=group.prompt[:-1],
+            completions=tuple(TokenCompletion((group.prompt[-1], *answer.token_ids)) for answer in group.completions),
+        )
+        for group in longer
+    ]
+    predicts = torch.nn.functional.pad(predicts, (1, 0))
+    assert gradient_of_predictions(model, longer, name)[~predicts].eq(0).all()
+    assert gradient_of_predictions(model, wrong, name)[~predicts].ne(0).any()
+
+
+def test_lora_moves_the_adapter_and_not_a_bit_of_the_base(make_job: MakeJob) -> None:
+    model, _ = load_parent(make_job(text_pairs(8), method="lora", lora_rank=4, lora_alpha=8))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    groups = some_groups((2,) * 8)
+    settings = TrainSection(learning_rate=1e-2)
+    parameters = trained(model)
+    references = moved_references(model, groups)
+    trainer = Trainer(model, optimizer_of(list(parameters.values()), settings), list(parameters.values()), references, settings)
+    for _ in range(3):
+        trainer.step(groups, 1e-2)
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == {key for key in before if "lora_" in key}
+    assert moved == parameters.keys()
+    assert {key for key, parameter in model.named_parameters() if parameter.grad is not None} == moved
 
 
 # ---- micro batches

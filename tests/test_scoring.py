@@ -50,6 +50,18 @@ def test_a_ragged_batch_equals_one_by_one(tmp_path: Path, family: str) -> None:
         assert logp_NT[i, : len(completion)].tolist() == pytest.approx(one_by_one(model, prompt, completion), abs=1e-5)
 
 
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "mamba"])
+def test_a_ragged_batch_equals_one_by_one_in_float64(tmp_path: Path, family: str) -> None:
+    """Without Mamba, which rounds its logits to float32 whatever its weights are."""
+    model = load_causal_lm(write_model(tmp_path / family, family=family, gain=4.0)).double()
+    logp_NT, _ = completion_logps(model, PROMPTS, COMPLETIONS)
+    assert logp_NT.dtype is torch.float64
+    for i, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+        expected = one_by_one(model, prompt, completion)
+        assert logp_NT[i, : len(completion)].tolist() == pytest.approx(expected, rel=0, abs=1e-9)
+        assert logp_NT[i].sum().item() == pytest.approx(sum(expected), rel=0, abs=1e-9)
+
+
 def test_prompt_and_padding_get_no_gradient(llama: Path) -> None:
     model = load_causal_lm(llama, trainable=True)
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
