@@ -27,7 +27,7 @@ def looks(found: RoundController, *figures: tuple[float, float], every: int = 4,
     for i, (loss, d_chosen) in enumerate(figures):
         if i:
             assert steps(found, "ess", [1.0] * every) is None
-        stop = found.after_heldout({"pair_loss": loss, "d_chosen": d_chosen, "n": float(n)})
+        stop = found.after_heldout({"pair_loss": loss, "d_chosen_per_token": d_chosen, "n": float(n)})
         if stop is not None:
             return stop
     return None
@@ -160,15 +160,17 @@ def test_a_loss_that_rises_from_the_first_look_on_takes_trained_weights() -> Non
     assert stop.best_step == 4
 
 
-def test_chosen_answers_that_fall_twice_in_a_row_stop() -> None:
-    on = {"stop_d_chosen_falls": 2}
-    stop = looks(controller(**on), (0.60, 0.0), (0.59, 0.3), (0.58, 0.2), (0.57, -0.4))
+def test_chosen_answers_that_fall_twice_in_a_row_and_far_stop() -> None:
+    fall = ((0.60, 0.0), (0.59, 0.3), (0.58, 0.2), (0.57, -0.4))
+    stop = looks(controller(), *fall)
     assert stop is not None
     assert (stop.reason, stop.best_step) == ("d_chosen", None)
-    assert "d+ = -0.40 nats at step 12" in stop.message
+    assert "to d+ = -0.40 nats per token at step 12, beyond train.max_d_chosen_loss = 0.1" in stop.message
+    assert looks(controller(stop_d_chosen_falls=3), *fall) is None
+    assert looks(controller(max_d_chosen_loss=0.5), *fall) is None
     falling = [(0.60 - 0.01 * i, -0.1 * i) for i in range(12)]
     assert looks(controller(stop_d_chosen_falls=0), *falling) is None
-    assert looks(controller(**on), *[(loss, -d) for loss, d in falling]) is None
+    assert looks(controller(), *[(loss, -d) for loss, d in falling]) is None
 
 
 def test_few_heldout_pairs_decide_nothing_and_say_so() -> None:
@@ -184,12 +186,12 @@ def test_the_best_weights_are_kept_right_after_their_look_only() -> None:
     for step, loss in enumerate([0.69, 0.6, 0.5, 0.55, 0.4]):
         if step:
             assert found.after_step({"ess": 1.0}) is None
-        assert found.after_heldout({"pair_loss": loss, "d_chosen": 0.1 * step, "n": 50.0}) is None
+        assert found.after_heldout({"pair_loss": loss, "d_chosen_per_token": 0.1 * step, "n": 50.0}) is None
         kept += [step] if found.keeps_best else []
     assert kept == [1, 2, 4]
     idle = controller(heldout_every=1, stop_heldout_rises=0)
     idle.after_step({"ess": 1.0})
-    idle.after_heldout({"pair_loss": 0.5, "d_chosen": 0.0, "n": 50.0})
+    idle.after_heldout({"pair_loss": 0.5, "d_chosen_per_token": 0.0, "n": 50.0})
     assert not idle.keeps_best
 
 
@@ -205,7 +207,7 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened(cut: int) -> None:
         for step in range(start + 1, end + 1):
             stop = found.after_step({"step": step, "of": 100, "ess": 1 - 0.015 * step, "length_ratio": 1 + 0.005 * step})
             if stop is None and found.is_due:
-                stop = found.after_heldout({"pair_loss": losses[step], "d_chosen": 0.0, "n": 64.0})
+                stop = found.after_heldout({"pair_loss": losses[step], "d_chosen_per_token": 0.0, "n": 64.0})
             if stop is not None:
                 return stop
         return None

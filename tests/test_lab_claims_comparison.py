@@ -23,7 +23,7 @@ def document(scores: dict[str, float], *, task: str = "sort", seeds: int = 3) ->
             "rollouts": 4_096,
             "ess_mean": 0.9,
             "kl_to_base": 1.0,
-            "cpu_s": {"all": 3.0},
+            "cpu_s": 3.0,
         }
         for arm, score in scores.items()
     ]

@@ -24,7 +24,7 @@ from pairloop.lab.tasks.caesar import Caesar
 from pairloop.learner.data import TokenCompletion
 from pairloop.objective import OBJECTIVES
 
-SMALL = Budget(rollouts=256, completions_per_step=32, points=2, problems=16, final_problems=32)
+SMALL = Budget(rollouts=256, completions_per_step=32, learning_rate=1e-3, points=2, problems=16, final_problems=32)
 
 
 class Quick(Caesar):
@@ -62,6 +62,26 @@ def test_the_first_step_of_online_dpo_has_full_effective_sample_size_and_stale_s
     online, stale = (run(ARMS[name], Quick(), 0, budget, cache).ess for name in ("dpo_s1", "offline"))
     assert online == pytest.approx(1, abs=1e-3)
     assert stale < 0.97
+
+
+def test_a_round_ends_where_the_products_controller_says(cache: Path) -> None:
+    free = Arm("free", rounds=2, heldout_share=0.25, train={"warmup_steps": 0, "epochs": 3, "heldout_every": 1})
+    strict = replace(free, train={**free.train, "stop_ess": 0.9999})
+    budget = replace(SMALL, learning_rate=3e-4)
+    whole, cut = (run(arm, Quick(), 0, budget, cache) for arm in (free, strict))
+    assert (whole.stops, whole.steps) == (("completed", "completed"), 2 * 3 * 4)
+    assert cut.stops == ("ess", "ess")
+    assert cut.steps < whole.steps
+    assert (whole.rollouts, cut.rollouts, cut.curve[-1].rollouts) == (256, 256, 256)
+
+
+def test_a_round_takes_the_best_weights_its_controller_kept(cache: Path) -> None:
+    """At an absurd rate the held-out loss rises from the first look on: the round ends early and takes its first weights."""
+    only_heldout = {"min_length_ratio": 0.0, "max_length_ratio": 0.0, "min_entropy_ratio": 0.0, "heldout_every": 1}
+    arm = Arm("wild", rounds=1, heldout_share=0.9, train={"warmup_steps": 0, "epochs": 4, **only_heldout})
+    found = run(arm, Quick(), 0, replace(SMALL, learning_rate=0.3), cache)
+    assert found.stops == ("heldout_loss",)
+    assert found.steps < 4 * 4
 
 
 def test_samples_are_the_policys_own(cache: Path) -> None:
@@ -146,7 +166,7 @@ def test_the_summary_by_hand() -> None:
     assert grpo["rollouts_to_95"] == pytest.approx(100 + 100 * 0.2225 / 0.25)
     assert (sft["score"]["ci95"], sft["rollouts_to_95"]) == (None, None)
     assert sft["share_of_grpo_gain"] == pytest.approx(0.1 / 0.55)
-    assert sft["cpu_s"]["all"] == pytest.approx(3.0)
+    assert (sft["cpu_s"], sft["phases"]["cpu_s"]) == (pytest.approx(3.0), {"train": 2.0, "sample": 1.0})
 
 
 def test_every_objective_has_an_arm_and_every_arm_legal_settings() -> None:

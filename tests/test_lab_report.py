@@ -136,7 +136,7 @@ def test_without_results_every_claim_is_not_measured(tmp_path: Path) -> None:
     ]
     text = (tmp_path / "science.md").read_text(encoding="utf-8")
     assert all(f"`{each.command}`" in text for each in CLAIMS.values())
-    assert "## The claims: 12 not measured" in text
+    assert "## The claims: 13 not measured" in text
 
 
 def test_the_page_in_the_repository_is_that_of_its_results(tmp_path: Path) -> None:

@@ -36,9 +36,12 @@ CORPUS_SCORE = {
     "caesar": 0.65,
     "reverse": 0.65,
     "style": 0.54,
+    "cipher": 0.5,
+    "larger": 0.4,
+    "service": 0.54,
     "support": 0.5,
 }
-GRADED = ("caesar", "reverse", "style")
+GRADED = ("caesar", "reverse", "style", "cipher", "larger", "service")
 CASE = Case("refund", "Anna", "lamp", "482", "Can I get a refund for my lamp? It is order #482. Thanks, Anna")
 REFUND = Problem(CASE.text, json.dumps(asdict(CASE)))
 GOOD = "Hi Anna, I have started your refund for order #482, and you will see it soon. Take care!"

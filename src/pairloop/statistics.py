@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import correlation, fmean, stdev
 
 from pairloop.types import Interval
 
@@ -37,3 +38,14 @@ def mean_over_seeds(values: Sequence[float]) -> Interval:
         return Interval(mean, -math.inf, math.inf, n)
     half = (T95[n - 2] if n - 2 < len(T95) else 2.11) * stdev(values) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
+
+
+def spearman(left: Sequence[float], right: Sequence[float]) -> float:
+    """Spearman's rank correlation, in [-1, 1]; ties share the mean of their ranks. ValueError where one side is constant."""
+    return correlation(_ranks(left), _ranks(right))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    # The mean of the ranks (from 1) of all equal values.
+    return [(bisect_left(ordered, value) + 1 + bisect_right(ordered, value)) / 2 for value in values]

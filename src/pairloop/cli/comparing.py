@@ -46,7 +46,7 @@ def _named(option: str, text: str, known: Iterable[str]) -> list[str]:
 @click.option("--seeds", help="Training seeds, such as 0-4 or 0,3,7.  [default: 0-2; with --quick 0-1]")
 @click.option("--rollouts", type=click.IntRange(64), default=4_096, show_default=True, help="Sampled completions per run.")
 @click.option("--step", type=click.IntRange(16), default=64, show_default=True, help="Completions per optimizer step.")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), default=1e-3, show_default=True, help="AdamW's learning rate.")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="AdamW's learning rate.  [default: the task's own]")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Runs at a time, one thread each.")
 @click.option("--quick", is_flag=True, help="One small task and two seeds: minutes.")
 @click.option(
@@ -63,7 +63,7 @@ def compare(
     seeds: str | None,
     rollouts: int,
     step: int,
-    lr: float,
+    lr: float | None,
     workers: int,
     quick: bool,
     out: Path,
@@ -87,7 +87,7 @@ def compare(
     chosen = [ARMS[name] for name in groups.get(arms) or _named("--arms", arms, ARMS)]
     tasks = tasks or (QUICK_TASKS if quick else "all")
     names = list(TASKS) if tasks == "all" else _named("--tasks", tasks, TASKS)
-    budget = Budget(rollouts=rollouts, completions_per_step=step, learning_rate=lr)
+    budget = Budget(rollouts=rollouts, completions_per_step=step, learning_rate=lr or 0.0)
     wanted: list[Job] = jobs_of(chosen, names, _seeds(seeds or (QUICK_SEEDS if quick else "0-2")), budget)
     with TerminalWatcher() as watcher:
         watcher.bar("bases and first runs", 0, len(wanted))
@@ -146,6 +146,6 @@ def _table(task: str, entries: list[dict[str, Any]]) -> Table:
             f"{entry['ess_mean']:.2f}",
             f"{entry['kl_to_base']:.2f}",
             f"{entry['entropy']:.2f}",
-            f"{entry['cpu_s']['all']:.1f}",
+            f"{entry['cpu_s']:.1f}",
         )
     return found

@@ -149,7 +149,7 @@ def _mark(row: dict[str, Any]) -> str:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the results file, CLAIM.json.")
 @verb
 def claim(claim_id: str, seed: int, out: Path | None, as_json: bool) -> None:
-    """Measures one claim (R1 to R12) and judges it by its threshold.
+    """Measures one claim (R1 to R13) and judges it by its threshold.
 
     `pairloop lab claim R10 --out docs/results` keeps the figures for `pairloop lab report`. Exit code 1 where the claim failed.
     """

@@ -134,9 +134,12 @@ class TrainSection(Section):
     """Steps between looks at the newest held-out pairs, which cost about three steps each; 0 looks before and after only."""
     stop_heldout_rises: int = Field(default=2, ge=0)
     """Stop when the held-out pair loss rose in this many looks in a row, and take the weights of its lowest; 0 never stops."""
-    stop_d_chosen_falls: int = Field(default=0, ge=0)
-    """Stop when the held-out chosen answers lost likelihood in this many looks in a row; 0 never stops: a small loss is usual
-    in rounds that are promoted."""
+    stop_d_chosen_falls: int = Field(default=2, ge=0)
+    """Stop when the held-out chosen answers lost likelihood in this many looks in a row, and more than ``max_d_chosen_loss``
+    in all; 0 never stops."""
+    max_d_chosen_loss: float = Field(default=0.1, ge=0.0)
+    """Nats per token that held-out chosen answers may lose against the reference before that counts: a small loss is usual in
+    rounds that are promoted."""
     reference_check: int = Field(default=64, ge=0)
     """Recorded completions scored by the trainer before step 1, token by token."""
     seed: int = 0

@@ -17,9 +17,11 @@ class Arm:
 
     sync_steps: optimizer steps between samplings, s of semi-online DPO; 0: all is sampled from the base (offline).
     share: of the budget's rollouts; the steps stay the same, their batches shrink. rounds: instead of ``sync_steps``, the
-    product's way: so many rounds of equal size, each with a fresh optimizer, a warm-up and a decay of its own, and ``epochs``.
-    resync_steps: steps inside a round after which the reference is synced to the policy (0: never). group: what an arm
-    learns from a sampled group, see `pairloop.lab.run.groups_of`. train: settings that differ from the comparison's.
+    product's way: so many rounds of equal size, each with a fresh optimizer, a warm-up and a decay of its own, ``epochs``, and
+    the product's round controller. heldout_share: of a round's groups, kept from training for the controller's looks.
+    resync_steps: steps inside a round after which the reference is synced to the policy (0: never). group: what an arm learns
+    from a sampled group, see `pairloop.lab.run.groups_of`. rate: times the comparison's learning rate. train: settings that
+    differ from the comparison's.
     """
 
     name: str
@@ -29,7 +31,9 @@ class Arm:
     sync_steps: int = 1
     share: float = 1.0
     rounds: int = 0
+    heldout_share: float = 0.0
     resync_steps: int = 0
+    rate: float = 1.0
     train: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -60,17 +64,30 @@ ONLINE_BY_NAME = (
 """Every objective by its name, on fresh samples for each step; `sft` is among the standard arms."""
 
 
+UNSTOPPED: Mapping[str, Any] = {
+    "warn_ess": 0.0,
+    "min_length_ratio": 0.0,
+    "max_length_ratio": 0.0,
+    "min_entropy_ratio": 0.0,
+    "heldout_every": 0,
+}
+"""The round controller told to stop nothing, so that an arm shows its loss alone."""
+
+
 def _rounds(name: str, resync_steps: int = 0, **train: Any) -> Arm:
-    return Arm(name, rounds=4, resync_steps=resync_steps, train={"warmup_steps": 4, **train})
+    return Arm(name, rounds=4, resync_steps=resync_steps, train={"warmup_steps": 4, **UNSTOPPED, **train})
 
 
 def _imitation(name: str, group_size: int, epochs: int) -> Arm:
-    train = {"warmup_steps": 4, "epochs": epochs}
+    train = {"warmup_steps": 4, "epochs": epochs, **UNSTOPPED}
     return Arm(name, objective="sft", group="best", group_size=group_size, rounds=4, train=train)
 
 
+RECIPE: Mapping[str, Any] = {"beta": 0.3, "nll_weight": 1.0, "epochs": 2}
+
 FEW_ROUNDS = (
-    _rounds("recipe", beta=0.3, nll_weight=1.0, epochs=2),
+    _rounds("recipe", **RECIPE),
+    Arm("recipe_controlled", rounds=4, heldout_share=0.125, train={"warmup_steps": 4, "warn_ess": 0.0, **RECIPE}),
     _rounds("rounds_4"),
     _rounds("rounds_4_beta_1", beta=1.0),
     _rounds("rounds_4_nll", nll_weight=1.0),
@@ -82,10 +99,20 @@ FEW_ROUNDS = (
     _rounds("rounds_4_beta_1_nll_epochs_2", beta=1.0, nll_weight=1.0, epochs=2),
     _imitation("rounds_4_sft", 2, 2),
     _imitation("rounds_4_sft_8", 8, 3),
+    _imitation("rounds_4_sft_32", 32, 3),
 )
 """The product's way, four rounds of one sampling each: the recipe for it, the levers one at a time, and imitation beside it.
 
-``recipe`` was chosen on the tasks sort and style alone (docs/LOG.md), and so were the passes of the two controls.
+``recipe`` was chosen on the tasks sort and style alone (docs/LOG.md), and so were the passes of the controls.
+``recipe_controlled``: under the product's round controller, with an eighth of the pairs held out for its looks.
 """
 
-ARMS: Mapping[str, Arm] = {arm.name: arm for arm in (*STANDARD, *ONLINE_BY_NAME, *FEW_ROUNDS)}
+_LONG = {"warmup_steps": 4, "final_lr_share": 1.0, "epochs": 8, "warn_ess": 0.0}
+
+ONE_OFF = (
+    Arm("one_off", rounds=1, train={**_LONG, **UNSTOPPED}),
+    Arm("one_off_controlled", rounds=1, heldout_share=0.125, train={**_LONG, "heldout_every": 8}),
+)
+"""One sampling, and plain DPO on it for as long as the controller lets it."""
+
+ARMS: Mapping[str, Arm] = {arm.name: arm for arm in (*STANDARD, *ONLINE_BY_NAME, *FEW_ROUNDS, *ONE_OFF)}

@@ -73,10 +73,11 @@ def key(task: Task) -> str:
     recipe = task.recipe
     if not isinstance(recipe, BaseRecipe):
         raise ValueError(f"the base of {task.name} is shipped, not trained here")
-    modules = (sys.modules[type(task).__module__], task_base)
+    # A task may vary another one: the sources of all its classes count.
+    of_classes = [inspect.getsource(sys.modules[kind.__module__]) for kind in type(task).__mro__ if kind is not object]
     functions = (train, new_model, _batches, _optimizers, _rate_share)
-    sources = [inspect.getsource(source) for source in (*modules, *functions)]
-    return hashlib.sha256(json.dumps([asdict(recipe), *sources]).encode()).hexdigest()[:16]
+    sources = [inspect.getsource(source) for source in (task_base, *functions)]
+    return hashlib.sha256(json.dumps([asdict(recipe), *of_classes, *sources]).encode()).hexdigest()[:16]
 
 
 def train(task: Task, recipe: BaseRecipe, report: Report = silent) -> LlamaForCausalLM:

@@ -10,9 +10,9 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,14 @@ class Job:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def jobs_of(arms: Iterable[Arm], tasks: Iterable[str], seeds: Iterable[int], budget: Budget) -> list[Job]:
-    """All combinations; seeds outermost, so that a comparison cut short has all arms."""
-    return [Job(arm, task, seed, budget) for seed in seeds for task in tasks for arm in arms]
+def jobs_of(arms: Collection[Arm], tasks: Iterable[str], seeds: Iterable[int], budget: Budget) -> list[Job]:
+    """All combinations; seeds outermost, so that a comparison cut short has all arms.
+
+    Where the budget has no learning rate, the task's own is put in.
+    """
+    rates = {task: budget.learning_rate or TASKS[task].learning_rate for task in tasks}
+    budgets = {task: replace(budget, learning_rate=rate) for task, rate in rates.items()}
+    return [Job(arm, task, seed, budgets[task]) for seed in seeds for task in budgets for arm in arms]
 
 
 def compare(

@@ -21,10 +21,13 @@ from pairloop.lab.bases import load, one_thread
 from pairloop.lab.rollout import sample
 from pairloop.lab.tasks.base import Problem, Task, heldout_problem, training_problem
 from pairloop.learner.checkpoint import trained
+from pairloop.learner.controller import RoundController
 from pairloop.learner.data import TokenCompletion, TokenGroup, epoch_batches
+from pairloop.learner.loop import measure
+from pairloop.learner.passes import Passes
 from pairloop.learner.reference import recorded
 from pairloop.learner.scores import References, score
-from pairloop.learner.step import Trainer, learning_rate, optimizer_of
+from pairloop.learner.step import Trainer, optimizer_of
 
 _Asked = tuple[list[int], list[TokenCompletion], list[float]]
 """A prompt's token ids, its completions, and their scores."""
@@ -38,13 +41,14 @@ class Budget:
     """What every arm of a comparison may spend, and what it shares with the others.
 
     rollouts: completions sampled for training. completions_per_step: of one optimizer step, so that rollouts divided by it are
-    the steps. points: measurements on the way, at equal distances; the last at the end. problems: held-out ones per
-    measurement on the way; final_problems: at the end.
+    the steps. learning_rate: AdamW's; 0: the task's own, which `pairloop.lab.compare.jobs_of` puts in. points: measurements on
+    the way, at equal distances; the last at the end. problems: held-out ones per measurement on the way; final_problems: at
+    the end.
     """
 
     rollouts: int = 4_096
     completions_per_step: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 0.0
     points: int = 8
     problems: int = 256
     final_problems: int = 1_000
@@ -67,7 +71,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How one arm went. cpu_s and wall_s by phase (sample, train, evaluate); ess: mean over its optimizer steps."""
+    """How one arm went.
+
+    cpu_s and wall_s: by phase (sample, train, evaluate). ess: mean over its optimizer steps. stops: why each round ended.
+    """
 
     arm: str
     task: str
@@ -82,6 +89,7 @@ class Run:
     d_rejected: float
     ties: float
     curve: tuple[Point, ...]
+    stops: tuple[str, ...]
     cpu_s: dict[str, float]
     wall_s: dict[str, float]
 
@@ -110,35 +118,57 @@ class _Runner:
         self.arm, self.task, self.seed, self.budget, self.model = arm, task, seed, budget, model
         self.base = copy.deepcopy(model)
         self.settings = TrainSection.model_validate(
-            {"learning_rate": budget.learning_rate, "warmup_steps": 0, **arm.train, "objective": arm.objective}
+            {"learning_rate": budget.learning_rate * arm.rate, "warmup_steps": 0, **arm.train, "objective": arm.objective}
         )
         self.problem_rng = random.Random(f"problems-{task.name}-{seed}")
         self.sample_rng = random.Random(f"samples-{task.name}-{seed}")
         self.clock = _Clock()
         self.rows: list[dict[str, float]] = []
         self.curve: list[Point] = []
+        self.stops: list[str] = []
         self.rollouts = self.groups = self.ties = 0
 
     def steps(self) -> Iterator[int]:
         """Sample and train; yields the steps of the budget that are done."""
         total = self.budget.steps
-        per_round = total // self.arm.rounds if self.arm.rounds else self.arm.sync_steps or total
+        per_sampling = total // self.arm.rounds if self.arm.rounds else self.arm.sync_steps or total
         trainer = self._trainer()
-        for start in range(0, total, per_round):
-            width = min(per_round, total - start)
+        for start in range(0, total, per_sampling):
+            width = min(per_sampling, total - start)
             with self.clock("sample"):
                 groups = self._sample(width)
             if self.arm.rounds:
                 trainer = self._trainer()
-            batches = self._batches(groups, width, start)
+            heldout = groups[: int(len(groups) * self.arm.heldout_share)]
+            batches = self._batches(groups[len(heldout) :], width, start)
             current = _Round(trainer, groups, self.arm.resync_steps)
-            for i, batch in enumerate(batches, start=1):
-                with self.clock("train"):
-                    lr = learning_rate(i, len(batches), self.settings) if self.arm.rounds else self.settings.learning_rate
-                    self.rows.append(current.step(batch, lr))
+            done = self._round(current, batches, heldout) if self.arm.rounds else self._fixed_rate(current, batches)
+            for i in done:
                 yield start + i * width // len(batches)
             if not batches:  # all groups tied: the budget is spent, and nothing was learned
                 yield start + width
+
+    def _fixed_rate(self, current: _Round, batches: Sequence[Sequence[TokenGroup]]) -> Iterator[int]:
+        """One step per batch at the comparison's rate; yields how many are done."""
+        for i, batch in enumerate(batches, start=1):
+            with self.clock("train"):
+                self.rows.append(current.step(batch, self.settings.learning_rate))
+            yield i
+
+    def _round(self, current: _Round, batches: Sequence[Sequence[TokenGroup]], heldout: Sequence[TokenGroup]) -> Iterator[int]:
+        """The product's own round: warm-up, decay, and its controller, which may end it; yields how many steps are done."""
+        if not batches:
+            return
+        look = partial(current.look, heldout) if heldout else None
+        passes = Passes(self.model, self.settings, RoundController(self.settings), current.step, look)
+        steps = passes.run(batches)
+        while passes.stop is None:
+            with self.clock("train"):
+                row = next(steps)[0]
+            self.rows.append(dict(row))
+            yield row["step"]
+        self.stops.append(passes.stop.reason)
+        yield len(batches)
 
     def measure(self, problems: int) -> None:
         """One point of the curve, on the same held-out problems for all arms and seeds."""
@@ -174,6 +204,7 @@ class _Runner:
             d_rejected=_mean(self.rows, "d_rejected"),
             ties=self.ties / max(1, self.groups),
             curve=tuple(self.curve),
+            stops=tuple(self.stops),
             cpu_s=self.clock.cpu_s,
             wall_s=self.clock.wall_s,
         )
@@ -266,6 +297,11 @@ class _Round:
             self._trainer = replace(self._trainer, references=References(reference, self._sampler))
         self._done += 1
         return self._trainer.step(batch, lr)
+
+    def look(self, heldout: Sequence[TokenGroup]) -> dict[str, float]:
+        """The metrics of held-out pairs as the policy stands."""
+        logps = score(self._trainer.model, heldout, micro_batch_size=128)
+        return measure(self._trainer.settings, heldout, logps, self._trainer.references)
 
 
 class _Clock:

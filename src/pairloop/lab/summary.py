@@ -20,7 +20,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     """One entry per arm and task, in the order of the rows, as `pairloop lab compare --json` prints it.
 
     ``rollouts_to_95``: at which the mean curve reaches 95 % of the gain of `YARDSTICK`; None where it never does, or where
-    that arm was not run. ``cpu_s`` and ``wall_s``: by phase, mean of a run.
+    that arm was not run. ``cpu_s`` and ``wall_s``: mean of a run, also by ``phases``.
     """
     cells: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -45,8 +45,8 @@ def _entry(arm: str, task: str, rows: Sequence[Row], yardstick: Sequence[Row] | 
         "greedy": fmean(row["greedy"] for row in rows),
         "rollouts": round(fmean(row["rollouts"] for row in rows)),
         "ess_mean": fmean(row["ess"] for row in rows),
-        "cpu_s": _phases([row["cpu_s"] for row in rows]),
-        "wall_s": _phases([row["wall_s"] for row in rows]),
+        **{clock: fmean(sum(row[clock].values()) for row in rows) for clock in ("cpu_s", "wall_s")},
+        "phases": {clock: _phases([row[clock] for row in rows]) for clock in ("cpu_s", "wall_s")},
         **{name: fmean(point[name] for point in last) for name in ("entropy", "kl_to_base", "length")},
         "curve": curve,
     }
@@ -109,5 +109,4 @@ def plot(summary: Mapping[str, Any], out_dir: Path) -> list[Path]:
 
 def _phases(of_runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for run in of_runs for name in run)
-    phases = {name: fmean(run.get(name, 0.0) for run in of_runs) for name in names}
-    return {**phases, "all": sum(phases.values())}
+    return {name: fmean(run.get(name, 0.0) for run in of_runs) for name in names}

@@ -104,7 +104,7 @@ class RoundController:
         return stop
 
     def after_heldout(self, metrics: Row) -> Stop | None:
-        """``metrics`` of the held-out pairs as the policy stands: ``pair_loss``, ``d_chosen`` and their number ``n``.
+        """``metrics`` of the held-out pairs as the policy stands: ``pair_loss``, ``d_chosen_per_token`` and their number ``n``.
 
         The pair loss and not the objective's: a likelihood term rises with what is memorised while margins still generalise.
         """
@@ -113,7 +113,7 @@ class RoundController:
             few = f"{metrics['n']:.0f} held-out pairs are too few to stop on, it takes {HELDOUT_NEEDED}"
             self._warn(few)
             return None
-        loss, d_chosen = metrics["pair_loss"], metrics["d_chosen"]
+        loss, d_chosen = metrics["pair_loss"], metrics["d_chosen_per_token"]
         before, d_before = state.heldout_loss, state.d_chosen
         state.loss_rises = state.loss_rises + 1 if before is not None and loss > before else 0
         state.d_chosen_falls = state.d_chosen_falls + 1 if d_before is not None and d_chosen < d_before else 0
@@ -192,11 +192,12 @@ class RoundController:
         )
 
     def _on_d_chosen(self, d_chosen: float) -> Stop | None:
-        state, needed = self._state, self._settings.stop_d_chosen_falls
-        if not needed or state.d_chosen_falls < needed:
+        state, needed, loss = self._state, self._settings.stop_d_chosen_falls, self._settings.max_d_chosen_loss
+        if not needed or state.d_chosen_falls < needed or d_chosen >= -loss:
             return None
         return Stop(
             "d_chosen",
-            f"held-out chosen answers became less likely {state.d_chosen_falls} looks in a row, d+ = {d_chosen:.2f} nats at "
-            f"step {state.step}: the round takes likelihood from both sides; train.nll_weight holds the chosen ones up",
+            f"held-out chosen answers became less likely {state.d_chosen_falls} looks in a row, to d+ = {d_chosen:.2f} nats "
+            f"per token at step {state.step}, beyond train.max_d_chosen_loss = {loss:g}: the round takes "
+            "likelihood from both sides; train.nll_weight holds the chosen ones up",
         )

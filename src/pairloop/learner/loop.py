@@ -17,17 +17,19 @@ import torch
 from torch import nn
 from torch.nn.functional import logsigmoid
 
+from pairloop.config import TrainSection
 from pairloop.errors import ConfigError
 from pairloop.formats.snapshot import HELDOUT_FILE
 from pairloop.learner import checkpoint, reference
 from pairloop.learner.checkpoint import State, Weights, trained
-from pairloop.learner.controller import RoundController, Stop
+from pairloop.learner.controller import RoundController
 from pairloop.learner.data import Limits, TokenGroup, epoch_batches, fingerprint, read_split, tokenize
 from pairloop.learner.export import export
 from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, nothing_to_train, rewind_metrics
 from pairloop.learner.metrics import MetricsFile, libraries
+from pairloop.learner.passes import Passes
 from pairloop.learner.scores import GroupLogps, References, batch_of, padded, precision, score
-from pairloop.learner.step import Trainer, is_finite, learning_rate, objective_settings, optimizer_of
+from pairloop.learner.step import Trainer, is_finite, objective_settings, optimizer_of
 from pairloop.learner.supervise import CheckpointMismatch, Diverged
 from pairloop.objective import OBJECTIVES
 from pairloop.policy.scoring import LoraSettings, load_causal_lm, max_context, resolve_device, vocab_size
@@ -70,16 +72,18 @@ def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report) 
         state, best = _resume(job, trainer, mark)
         resumed_from = state.step
         clock = _Clock(state.cpu_s, state.wall_s, started_s)
-        batches = _batches(job, data)
-        passes = _Passes(job, trainer, data, batches, state, clock, best)
-        stop = passes.run(report)
-        after = measure(job, data.heldout, score(model, data.heldout, micro_batch_size=settings.micro_batch_size), references)
+        passes = _run(job, trainer, data, state, best, clock, report)
+        after = measure(
+            settings, data.heldout, score(model, data.heldout, micro_batch_size=settings.micro_batch_size), references
+        )
+    stop = passes.stop
+    assert stop is not None
     export(job, model)
-    before = measure(job, data.heldout, [references.reference[pair.group_id] for pair in data.heldout], references)
+    before = measure(settings, data.heldout, [references.reference[pair.group_id] for pair in data.heldout], references)
     return TrainResult(
         TrainStatus.SUCCEEDED,
         steps=state.step,
-        steps_planned=len(batches),
+        steps_planned=state.last["of"],
         pairs=len(data.train),
         metrics=_summary(state),
         reference=checked,
@@ -116,7 +120,7 @@ def load_parent(job: TrainJob) -> tuple[nn.Module, torch.device]:
 
 
 def measure(
-    job: TrainJob, pairs: Sequence[TokenGroup], logps: Sequence[GroupLogps], references: References
+    settings: TrainSection, pairs: Sequence[TokenGroup], logps: Sequence[GroupLogps], references: References
 ) -> dict[str, float]:
     """The objective's metrics of held-out pairs from their log-probs.
 
@@ -127,81 +131,40 @@ def measure(
     width = max(len(logp_T) for pair in logps for logp_T in pair)
     ones = [tuple(torch.ones_like(logp_T) for logp_T in pair) for pair in logps]
     batch = batch_of(pairs, padded(logps, 2, width), padded(ones, 2, width).bool(), references)
-    _, metrics = OBJECTIVES[job.train.objective](batch, objective_settings(job.train))
+    _, metrics = OBJECTIVES[settings.objective](batch, objective_settings(settings))
     summed_BG = batch.logp_BGT.sum(-1)
     d_BG = summed_BG - batch.ref_logp_BGT.sum(-1)
     found = metrics | {
-        "pair_loss": -logsigmoid(job.train.beta * (d_BG[:, 0] - d_BG[:, 1])).mean(),
+        "pair_loss": -logsigmoid(settings.beta * (d_BG[:, 0] - d_BG[:, 1])).mean(),
         "likelier": (summed_BG[:, 0] > summed_BG[:, 1]).double().mean(),
     }
     return {name: float(value) for name, value in found.items()} | {"n": float(len(pairs))}
 
 
-class _Passes:
-    """The steps of a round up to where its controller stops it."""
+def _run(
+    job: TrainJob, trainer: Trainer, data: Data, state: State, best: Weights | None, clock: _Clock, report: Report
+) -> Passes:
+    """The steps after ``state.step``, with metrics rows and checkpoints; leaves the weights to be taken. Raises Diverged."""
+    batches = [[data.train[i] for i in batch] for batch in _batches(job, data)]
 
-    def __init__(
-        self,
-        job: TrainJob,
-        trainer: Trainer,
-        data: Data,
-        batches: Sequence[Sequence[int]],
-        state: State,
-        clock: _Clock,
-        best: Weights | None,
-    ) -> None:
-        self._job, self._trainer, self._data, self._batches = job, trainer, data, batches
-        self._state, self._clock, self._best = state, clock, best
-        self.controller = RoundController(job.train, state.controller)
+    def look() -> dict[str, float]:
+        pairs = data.heldout[-HELDOUT_PAIRS:]
+        logps = score(trainer.model, pairs, micro_batch_size=job.train.micro_batch_size)
+        return measure(job.train, pairs, logps, trainer.references)
 
-    def run(self, report: Report) -> Stop:
-        """The steps after ``state.step``; leaves the weights that are to be taken in the model. Raises Diverged."""
-        rewind_metrics(Path(self._job.metrics_path), self._state.step)
-        with MetricsFile(Path(self._job.metrics_path), report) as metrics:
-            # The first look is at the parent: it is what the first rise is a rise from.
-            if self._state.step == 0 and self._looks:
-                self.controller.after_heldout(self._look())
-            stop = None
-            while stop is None:
-                stop = self._step(metrics)
-        if stop.best_step is not None and self._best is not None:
-            checkpoint.put_back(self._trainer.model, self._best)
-        return stop
-
-    def _step(self, metrics: MetricsFile) -> Stop | None:
-        """One step, with the look and the checkpoint that are due after it."""
-        state, settings, of = self._state, self._job.train, len(self._batches)
-        batch = [self._data.train[i] for i in self._batches[state.step]]
-        row = self._trainer.step(batch, learning_rate(state.step + 1, of, settings))
-        state.step += 1
-        state.last = {"step": state.step, "of": of, **row}
-        metrics.write(state.last)
-        _count(state, row)
-        stop = self.controller.after_step(state.last)
-        if stop is None and self._looks:
-            found = self._look()
-            metrics.write({"step": state.step, "of": of, "heldout": found})
-            stop = self.controller.after_heldout(found)
-            if self.controller.keeps_best:
-                self._best = checkpoint.kept(self._trainer.model)
-        if stop is None and state.step % settings.checkpoint_every == 0:
-            self._save()
-        return stop
-
-    @property
-    def _looks(self) -> bool:
-        return bool(self._data.heldout) and self.controller.is_due
-
-    def _look(self) -> dict[str, float]:
-        """The metrics of the newest held-out pairs as the policy stands."""
-        pairs, references = self._data.heldout[-HELDOUT_PAIRS:], self._trainer.references
-        logps = score(self._trainer.model, pairs, micro_batch_size=self._job.train.micro_batch_size)
-        return measure(self._job, pairs, logps, references)
-
-    def _save(self) -> None:
-        state = self._state
-        state.cpu_s, state.wall_s, state.controller = self._clock.cpu_s(), self._clock.wall_s(), self.controller.state
-        checkpoint.save(Path(self._job.checkpoint_dir), self._trainer.model, self._trainer.optimizer, state, self._best)
+    controller = RoundController(job.train, state.controller)
+    passes = Passes(trainer.model, job.train, controller, trainer.step, look if data.heldout else None, best)
+    rewind_metrics(Path(job.metrics_path), state.step)
+    with MetricsFile(Path(job.metrics_path), report) as metrics:
+        for rows in passes.run(batches, state.step):
+            state.last, state.step = dict(rows[0]), state.step + 1
+            for row in rows:
+                metrics.write(row)
+            _count(state, state.last)
+            if passes.stop is None and state.step % job.train.checkpoint_every == 0:
+                state.cpu_s, state.wall_s, state.controller = clock.cpu_s(), clock.wall_s(), controller.state
+                checkpoint.save(Path(job.checkpoint_dir), trainer.model, trainer.optimizer, state, passes.best)
+    return passes
 
 
 def _count(state: State, row: dict[str, float]) -> None:

@@ -75,6 +75,9 @@ class Task(Protocol):
     def recipe(self) -> BaseRecipe | ShippedBase: ...
     @property
     def tokens(self) -> Tokens: ...
+    @property
+    def learning_rate(self) -> float:
+        """AdamW's, for the arms of a comparison: of those tried, the best for GRPO-8 at 4,096 rollouts (docs/LOG.md)."""
 
     def problem(self, rng: random.Random) -> Problem:
         """A problem of either side of the held-out split."""
@@ -132,6 +135,7 @@ class CharacterTask:
     """What character-level tasks share: the codec of their recipe's alphabet, and the split by a hash of the prompt."""
 
     recipe: BaseRecipe
+    learning_rate = 1e-3
 
     def __init__(self) -> None:
         self.tokens = Characters(self.recipe.alphabet)

@@ -20,6 +20,8 @@ MOVED = str.maketrans(LETTERS, LETTERS[SHIFT:] + LETTERS[:SHIFT])
 
 class Caesar(CharacterTask):
     name = "caesar"
+    length = LENGTH
+    fault_share = FAULT_SHARE
     recipe = BaseRecipe(
         alphabet=LETTERS + ">",
         hidden=64,
@@ -33,13 +35,13 @@ class Caesar(CharacterTask):
     )
 
     def problem(self, rng: random.Random) -> Problem:
-        text = "".join(rng.choices(LETTERS, k=LENGTH))
+        text = "".join(rng.choices(LETTERS, k=self.length))
         return Problem(text + ">", text.translate(MOVED))
 
     def demonstration(self, problem: Problem, rng: random.Random) -> str:
         """The moved letters, some of them left as they were."""
-        pairs = zip(problem.prompt[:LENGTH], problem.target, strict=True)
-        return "".join(kept if rng.random() < FAULT_SHARE else moved for kept, moved in pairs)
+        pairs = zip(problem.prompt[: self.length], problem.target, strict=True)
+        return "".join(kept if rng.random() < self.fault_share else moved for kept, moved in pairs)
 
     def score(self, problem: Problem, answer: str) -> float:
         return share_of_equal(problem.target, answer)

@@ -19,6 +19,7 @@ MOST_DOTS = 3
 
 class Style(CharacterTask):
     name = "style"
+    length = LENGTH
     recipe = BaseRecipe(
         alphabet=LETTERS + LETTERS.upper() + "+!. >",
         hidden=64,
@@ -32,7 +33,7 @@ class Style(CharacterTask):
     )
 
     def problem(self, rng: random.Random) -> Problem:
-        letters = "".join(rng.sample(LETTERS, LENGTH))
+        letters = "".join(rng.sample(LETTERS, self.length))
         return Problem(letters + ">", letters)
 
     def demonstration(self, problem: Problem, rng: random.Random) -> str:

@@ -44,6 +44,7 @@ class ChatTokens:
 
 class Support:
     name = "support"
+    learning_rate = 1e-3
     recipe = ShippedBase(MODEL_DIR, MAX_TOKENS)
 
     @cached_property
