@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -51,6 +53,13 @@ READ_BY: dict[str, set[str]] = {
 """Which options each objective reads; ``beta`` scales the reported rewards of all. ``sft`` is not named: as the control it
 takes the place of any objective, under that one's settings."""
 OPTIONS = frozenset().union(*READ_BY.values())
+
+
+RECIPE: Mapping[str, Any] = MappingProxyType({"beta": 0.3, "nll_weight": 1.0, "epochs": 4})
+"""The default recipe of a round: what `pairloop init` writes for a model of one's own, and what the lab measures as ``recipe``.
+
+Chosen on two of the lab's tasks and judged on the others (docs/science.md, R13).
+"""
 
 
 class TrainSection(Section):

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pairloop.config.train import RECIPE
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:
@@ -83,8 +85,6 @@ def _imitation(name: str, group_size: int, epochs: int) -> Arm:
     return Arm(name, objective="sft", group="best", group_size=group_size, rounds=4, train=train)
 
 
-RECIPE: Mapping[str, Any] = {"beta": 0.3, "nll_weight": 1.0, "epochs": 2}
-
 FEW_ROUNDS = (
     _rounds("recipe", **RECIPE),
     Arm("recipe_controlled", rounds=4, heldout_share=0.125, train={"warmup_steps": 4, "warn_ess": 0.0, **RECIPE}),
@@ -97,9 +97,10 @@ FEW_ROUNDS = (
     _rounds("rounds_4_sync", resync_steps=4),
     _rounds("rounds_4_nll_epochs_2", nll_weight=1.0, epochs=2),
     _rounds("rounds_4_beta_1_nll_epochs_2", beta=1.0, nll_weight=1.0, epochs=2),
-    _imitation("rounds_4_sft", 2, 2),
-    _imitation("rounds_4_sft_8", 8, 3),
-    _imitation("rounds_4_sft_32", 32, 3),
+    _imitation("rounds_4_sft", 2, 5),
+    _imitation("rounds_4_sft_8", 8, 5),
+    _imitation("rounds_4_sft_32", 32, 5),
+    _imitation("rounds_4_sft_64", 64, 5),
 )
 """The product's way, four rounds of one sampling each: the recipe for it, the levers one at a time, and imitation beside it.
 

@@ -19,6 +19,7 @@ FAULT_SHARE = 0.33
 
 class Addition(CharacterTask):
     name = "addition"
+    learning_rate = 6e-4
     recipe = BaseRecipe(
         alphabet=DIGITS + "+,=>",
         hidden=64,

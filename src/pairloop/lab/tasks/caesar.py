@@ -20,6 +20,7 @@ MOVED = str.maketrans(LETTERS, LETTERS[SHIFT:] + LETTERS[:SHIFT])
 
 class Caesar(CharacterTask):
     name = "caesar"
+    learning_rate = 2e-3
     length = LENGTH
     fault_share = FAULT_SHARE
     recipe = BaseRecipe(

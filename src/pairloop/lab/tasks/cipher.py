@@ -14,6 +14,7 @@ LENGTH = 48
 
 class Cipher(Caesar):
     name = "cipher"
+    learning_rate = 1e-3
     length = LENGTH
     fault_share = 0.5
     recipe = BaseRecipe(

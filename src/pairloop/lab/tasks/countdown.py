@@ -22,6 +22,7 @@ MISREAD, WRONG_VALUE = 0.35, 0.2
 
 class Countdown(CharacterTask):
     name = "countdown"
+    learning_rate = 6e-4
     recipe = BaseRecipe(
         alphabet="0" + DIGITS + "+-,=;>",
         hidden=64,

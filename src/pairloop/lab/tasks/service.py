@@ -1,4 +1,4 @@
-"""Serve sixteen letters, each by a clause: `style` over a long request. Graded: a utility with penalties.
+"""Serve twelve letters, each by a clause: `style` over a long request. Graded: a utility with penalties.
 
 As in `cipher`, an answer has so many parts that the best of a few is hardly better than the others.
 """
@@ -13,6 +13,7 @@ LENGTH = 12
 
 class Service(Style):
     name = "service"
+    learning_rate = 1e-3
     length = LENGTH
     recipe = BaseRecipe(
         alphabet=LETTERS + LETTERS.upper() + "+!. >",

@@ -14,6 +14,7 @@ MOST_FAULTS = 2
 
 class Sort(CharacterTask):
     name = "sort"
+    learning_rate = 6e-4
     recipe = BaseRecipe(
         alphabet=DIGITS + ">",
         hidden=64,
