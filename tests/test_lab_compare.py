@@ -20,6 +20,7 @@ from pairloop.lab.compare import RUNS_FILE, jobs_of
 from pairloop.lab.rollout import sample
 from pairloop.lab.run import Budget, groups_of, run
 from pairloop.lab.tasks import TASKS
+from pairloop.lab.tasks.base import Problem
 from pairloop.lab.tasks.caesar import Caesar
 from pairloop.learner.data import TokenCompletion
 from pairloop.objective import OBJECTIVES
@@ -49,6 +50,22 @@ def test_an_arm_spends_its_rollouts(cache: Path, name: str, rollouts: int, steps
     assert [point.rollouts for point in found.curve][::2] == [0, rollouts]
     assert 0 < found.ess <= 1 + 1e-6
     assert found.curve[0].kl_to_base == pytest.approx(0, abs=1e-4)
+
+
+class Exact(Quick):
+    """Any right letter is enough: of two samples often both have one, or neither."""
+
+    name = "exact"
+
+    def score(self, problem: Problem, answer: str) -> float:
+        return float(super().score(problem, answer) > 0)
+
+
+def test_tied_groups_are_sampled_again_within_the_budget(cache: Path) -> None:
+    plain, resampled = (run(ARMS[name], Exact(), 0, SMALL, cache) for name in ("grpo_2", "grpo_2_resampled"))
+    assert 0.1 < plain.ties < 1
+    assert (plain.rollouts, resampled.rollouts) == (256, 256)
+    assert (plain.steps, resampled.steps < plain.steps) == (8, True)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_another(cache: Path) -> None:

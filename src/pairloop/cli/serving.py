@@ -18,10 +18,11 @@ from pairloop.cli.output import EXIT_SYSTEM_FAILURE, config_option, emit, show, 
 @verb
 def init(directory: Path, model: str, name: str, force: bool, as_json: bool) -> None:
     """Write a commented DIRECTORY/pairloop.toml; all state will live beside it."""
+    from pairloop.config.train import RECIPE
     from pairloop.policy.engine import resolve_model
     from pairloop.scaffold import starter_recipe, write_config
 
-    settings: dict[str, dict[str, Any]] = starter_recipe() if model == "starter" else {}
+    settings: dict[str, dict[str, Any]] = starter_recipe() if model == "starter" else {"train": dict(RECIPE)}
     if model not in ("starter", "fake"):
         local = Path(model).expanduser()
         if local.exists():

@@ -17,8 +17,9 @@ from pairloop.config.train import RECIPE
 class Arm:
     """How one arm spends its rollouts.
 
-    sync_steps: optimizer steps between samplings, s of semi-online DPO; 0: all is sampled from the base (offline).
-    share: of the budget's rollouts; the steps stay the same, their batches shrink. rounds: instead of ``sync_steps``, the
+    sync_steps: optimizer steps between samplings, s of semi-online DPO; 0: all is sampled from the base (offline). share: of
+    the budget's rollouts; the steps stay the same, their batches shrink. resamples: a step waits until enough groups have
+    different scores, with fewer steps for the same rollouts (DAPO's dynamic sampling). rounds: instead of ``sync_steps``, the
     product's way: so many rounds of equal size, each with a fresh optimizer, a warm-up and a decay of its own, ``epochs``, and
     the product's round controller. heldout_share: of a round's groups, kept from training for the controller's looks.
     resync_steps: steps inside a round after which the reference is synced to the policy (0: never). group: what an arm learns
@@ -32,6 +33,7 @@ class Arm:
     group: Literal["pair", "scores", "best"] = "pair"
     sync_steps: int = 1
     share: float = 1.0
+    resamples: bool = False
     rounds: int = 0
     heldout_share: float = 0.0
     resync_steps: int = 0
@@ -55,6 +57,7 @@ STANDARD = (
     _grpo("grpo_2", 2),
     _grpo("grpo_2_quarter", 2, share=0.25),
     _grpo("grpo_2_eighth", 2, share=0.125),
+    _grpo("grpo_2_resampled", 2, resamples=True),
     Arm("sft", objective="sft", group="best"),
 )
 

@@ -134,6 +134,8 @@ class _Runner:
         per_sampling = total // self.arm.rounds if self.arm.rounds else self.arm.sync_steps or total
         trainer = self._trainer()
         for start in range(0, total, per_sampling):
+            if self.rollouts >= self.budget.rollouts:  # spent on groups that were tied
+                return
             width = min(per_sampling, total - start)
             with self.clock("sample"):
                 groups = self._sample(width)
@@ -217,13 +219,22 @@ class _Runner:
         """The groups of so many steps from which the arm can learn, see `groups_of`."""
         arm = self.arm
         wanted = int(self.budget.completions_per_step * arm.share) // arm.group_size * steps
+        if not arm.resamples:
+            return self._groups(wanted)
         found: list[TokenGroup] = []
-        problems = [training_problem(self.task, self.problem_rng) for _ in range(wanted)]
-        for prompt, completions, scores in self._ask(problems, self.sample_rng, group_size=arm.group_size):
+        while (missing := min(wanted - len(found), (self.budget.rollouts - self.rollouts) // arm.group_size)) > 0:
+            found += self._groups(missing)
+        return found
+
+    def _groups(self, count: int) -> list[TokenGroup]:
+        """What so many sampled groups teach: nothing where they are tied."""
+        found: list[TokenGroup] = []
+        problems = [training_problem(self.task, self.problem_rng) for _ in range(count)]
+        for prompt, completions, scores in self._ask(problems, self.sample_rng, group_size=self.arm.group_size):
             self.rollouts += len(completions)
             self.groups += 1
             self.ties += min(scores) == max(scores)
-            found += groups_of(arm, f"{self.groups}", prompt, completions, scores)
+            found += groups_of(self.arm, f"{self.groups}", prompt, completions, scores)
         return found
 
     def _batches(self, groups: Sequence[TokenGroup], steps: int, start: int) -> list[list[TokenGroup]]:
