@@ -109,7 +109,7 @@ def compare(
 def _print(document: dict[str, Any]) -> None:
     from rich.console import Console
 
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
     for task in dict.fromkeys(entry["task"] for entry in document["arms"]):
         console.print(_table(task, [entry for entry in document["arms"] if entry["task"] == task]))
     console.print("plots: " + ", ".join(document["files"]), soft_wrap=True)
@@ -130,7 +130,9 @@ def _table(task: str, entries: list[dict[str, Any]]) -> Table:
         "ESS",
         "KL",
         "entropy",
+        "length",
         "CPU s",
+        "sample + train + evaluate",
     ):
         found.add_column(header, justify="left" if header == "arm" else "right")
     for entry in entries:
@@ -146,6 +148,8 @@ def _table(task: str, entries: list[dict[str, Any]]) -> Table:
             f"{entry['ess_mean']:.2f}",
             f"{entry['kl_to_base']:.2f}",
             f"{entry['entropy']:.2f}",
+            f"{entry['length']:.1f}",
             f"{entry['cpu_s']:.1f}",
+            " + ".join(f"{entry['phases']['cpu_s'].get(phase, 0.0):.1f}" for phase in ("sample", "train", "evaluate")),
         )
     return found
