@@ -20,17 +20,7 @@ FAULT_SHARE = 0.33
 class Addition(CharacterTask):
     name = "addition"
     learning_rate = 6e-4
-    recipe = BaseRecipe(
-        alphabet=DIGITS + "+,=>",
-        hidden=64,
-        layers=2,
-        heads=4,
-        mlp=192,
-        steps=800,
-        batch_size=32,
-        learning_rate=0.02,
-        max_tokens=20,
-    )
+    recipe = BaseRecipe(alphabet=DIGITS + "+,=>", steps=800, max_tokens=20)
 
     def problem(self, rng: random.Random) -> Problem:
         left, right = rng.randrange(10**COLUMNS), rng.randrange(10**COLUMNS)

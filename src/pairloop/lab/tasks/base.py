@@ -27,22 +27,22 @@ class Problem:
     target: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BaseRecipe:
-    """How a task's base is pre-trained.
+    """How a task's base is pre-trained: a tenth of a million parameters, on `steps` batches of its corpus.
 
     `learning_rate` is Muon's peak on the matrices. `max_tokens` bounds what is sampled, the end token included.
     """
 
     alphabet: str
-    hidden: int
-    layers: int
-    heads: int
-    mlp: int
     steps: int
-    batch_size: int
-    learning_rate: float
     max_tokens: int
+    hidden: int = 64
+    layers: int = 2
+    heads: int = 4
+    mlp: int = 192
+    batch_size: int = 32
+    learning_rate: float = 0.02
     seed: int = 0
 
 

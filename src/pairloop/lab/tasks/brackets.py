@@ -17,17 +17,7 @@ RIGHT_SHARE = 0.3
 
 class Brackets(CharacterTask):
     name = "brackets"
-    recipe = BaseRecipe(
-        alphabet="()[]{}>",
-        hidden=64,
-        layers=2,
-        heads=4,
-        mlp=192,
-        steps=800,
-        batch_size=32,
-        learning_rate=0.02,
-        max_tokens=LENGTH + 2,
-    )
+    recipe = BaseRecipe(alphabet="()[]{}>", steps=800, max_tokens=LENGTH + 2)
 
     def problem(self, rng: random.Random) -> Problem:
         opened: list[str] = []

@@ -23,17 +23,7 @@ class Caesar(CharacterTask):
     learning_rate = 2e-3
     length = LENGTH
     fault_share = FAULT_SHARE
-    recipe = BaseRecipe(
-        alphabet=LETTERS + ">",
-        hidden=64,
-        layers=2,
-        heads=4,
-        mlp=192,
-        steps=300,
-        batch_size=32,
-        learning_rate=0.02,
-        max_tokens=LENGTH + 4,
-    )
+    recipe = BaseRecipe(alphabet=LETTERS + ">", steps=300, max_tokens=LENGTH + 4)
 
     def problem(self, rng: random.Random) -> Problem:
         text = "".join(rng.choices(LETTERS, k=self.length))

@@ -17,14 +17,4 @@ class Cipher(Caesar):
     learning_rate = 1e-3
     length = LENGTH
     fault_share = 0.5
-    recipe = BaseRecipe(
-        alphabet=LETTERS + ">",
-        hidden=64,
-        layers=2,
-        heads=4,
-        mlp=192,
-        steps=400,
-        batch_size=32,
-        learning_rate=0.02,
-        max_tokens=LENGTH + 4,
-    )
+    recipe = BaseRecipe(alphabet=LETTERS + ">", steps=400, max_tokens=LENGTH + 4)

@@ -23,17 +23,7 @@ MISREAD, WRONG_VALUE = 0.35, 0.2
 class Countdown(CharacterTask):
     name = "countdown"
     learning_rate = 6e-4
-    recipe = BaseRecipe(
-        alphabet="0" + DIGITS + "+-,=;>",
-        hidden=64,
-        layers=2,
-        heads=4,
-        mlp=192,
-        steps=1000,
-        batch_size=32,
-        learning_rate=0.02,
-        max_tokens=40,
-    )
+    recipe = BaseRecipe(alphabet="0" + DIGITS + "+-,=;>", steps=1000, max_tokens=40)
 
     def problem(self, rng: random.Random) -> Problem:
         numbers = rng.choices(DIGITS, k=NUMBERS)

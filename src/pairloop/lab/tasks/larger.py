@@ -17,17 +17,7 @@ FAULT_SHARE = 0.6
 
 class Larger(CharacterTask):
     name = "larger"
-    recipe = BaseRecipe(
-        alphabet=DIGITS + ",>",
-        hidden=64,
-        layers=2,
-        heads=4,
-        mlp=192,
-        steps=800,
-        batch_size=32,
-        learning_rate=0.02,
-        max_tokens=LENGTH + 4,
-    )
+    recipe = BaseRecipe(alphabet=DIGITS + ",>", steps=800, max_tokens=LENGTH + 4)
 
     def problem(self, rng: random.Random) -> Problem:
         pairs = [rng.sample(DIGITS, 2) for _ in range(LENGTH)]

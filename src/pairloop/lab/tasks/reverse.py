@@ -17,17 +17,7 @@ FAULT_SHARE = 0.35
 
 class Reverse(CharacterTask):
     name = "reverse"
-    recipe = BaseRecipe(
-        alphabet=LETTERS + ">",
-        hidden=64,
-        layers=2,
-        heads=4,
-        mlp=192,
-        steps=900,
-        batch_size=32,
-        learning_rate=0.02,
-        max_tokens=LENGTH + 4,
-    )
+    recipe = BaseRecipe(alphabet=LETTERS + ">", steps=900, max_tokens=LENGTH + 4)
 
     def problem(self, rng: random.Random) -> Problem:
         text = "".join(rng.choices(LETTERS, k=LENGTH))

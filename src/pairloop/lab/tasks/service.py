@@ -15,14 +15,4 @@ class Service(Style):
     name = "service"
     learning_rate = 1e-3
     length = LENGTH
-    recipe = BaseRecipe(
-        alphabet=LETTERS + LETTERS.upper() + "+!. >",
-        hidden=64,
-        layers=2,
-        heads=4,
-        mlp=192,
-        steps=1200,
-        batch_size=32,
-        learning_rate=0.02,
-        max_tokens=96,
-    )
+    recipe = BaseRecipe(alphabet=LETTERS + LETTERS.upper() + "+!. >", steps=1200, max_tokens=96)

@@ -15,17 +15,7 @@ MOST_FAULTS = 2
 class Sort(CharacterTask):
     name = "sort"
     learning_rate = 6e-4
-    recipe = BaseRecipe(
-        alphabet=DIGITS + ">",
-        hidden=64,
-        layers=2,
-        heads=4,
-        mlp=192,
-        steps=250,
-        batch_size=64,
-        learning_rate=0.02,
-        max_tokens=LENGTH + 1,
-    )
+    recipe = BaseRecipe(alphabet=DIGITS + ">", steps=250, batch_size=64, max_tokens=LENGTH + 1)
 
     def problem(self, rng: random.Random) -> Problem:
         digits = rng.choices(DIGITS, k=LENGTH)

@@ -20,17 +20,7 @@ MOST_DOTS = 3
 class Style(CharacterTask):
     name = "style"
     length = LENGTH
-    recipe = BaseRecipe(
-        alphabet=LETTERS + LETTERS.upper() + "+!. >",
-        hidden=64,
-        layers=2,
-        heads=4,
-        mlp=192,
-        steps=800,
-        batch_size=32,
-        learning_rate=0.02,
-        max_tokens=48,
-    )
+    recipe = BaseRecipe(alphabet=LETTERS + LETTERS.upper() + "+!. >", steps=800, max_tokens=48)
 
     def problem(self, rng: random.Random) -> Problem:
         letters = "".join(rng.sample(LETTERS, self.length))
