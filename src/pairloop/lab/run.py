@@ -43,7 +43,7 @@ class Budget:
     rollouts: completions sampled for training. completions_per_step: of one optimizer step, so that rollouts divided by it are
     the steps. learning_rate: AdamW's; 0: the task's own, which `pairloop.lab.compare.jobs_of` puts in. points: measurements on
     the way, at equal distances; the last at the end. problems: held-out ones per measurement on the way; final_problems: at
-    the end.
+    the start and at the end.
     """
 
     rollouts: int = 4_096
@@ -101,7 +101,8 @@ def run(arm: Arm, task: Task, seed: int, budget: Budget, cache_dir: Path) -> Run
     """Train the task's base as the arm says, measuring on the way."""
     with one_thread():
         runner = _Runner(arm, task, seed, budget, load(task, cache_dir))
-        runner.measure(budget.problems)
+        # The base as exactly as the end: every gain is measured from it.
+        runner.measure(budget.final_problems)
         marks = [budget.steps * i // budget.points for i in range(1, budget.points)]
         for done in runner.steps():
             if marks and done >= marks[0]:

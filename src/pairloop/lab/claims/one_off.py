@@ -16,7 +16,7 @@ from pairloop.statistics import mean_over_seeds
 
 TASK, RATE = "caesar", 1e-4
 FREE, CONTROLLED = "one_off", "one_off_controlled"
-SEEDS = 5
+SEEDS = 3
 POINTS, PROBLEMS = 32, 500
 WITHIN = 0.9
 """Of the peak's score."""

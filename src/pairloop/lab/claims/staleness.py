@@ -16,7 +16,7 @@ from pairloop.statistics import spearman
 
 TASKS = ("sort", "brackets")
 REFRESH = ("dpo_s1", "dpo_s4", "dpo_s10", "dpo_s16", "dpo_s40", "offline")
-RATES = (1e-4, 2e-4, 4e-4)
+RATES = (1e-4, 4e-4)
 ROLLOUTS = 16_384
 SEEDS = 3
 NEEDED = 0.7
