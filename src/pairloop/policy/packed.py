@@ -148,6 +148,10 @@ def _attend(
     """The block's tokens after attention, [stop - start, heads, D]."""
     query = _rows(query_THD, block, block.query_NQ)
     key, value = (_rows(tensor, block, block.key_NK) for tensor in (key_THD, value_THD))
+    shared_by = query.shape[1] // key.shape[1]
+    if shared_by > 1 and query.is_cuda and block.mask_NQK is not None:
+        # There no fast kernel takes both a mask and fewer heads of keys.
+        key, value = (tensor.repeat_interleave(shared_by, dim=1) for tensor in (key, value))
     attended = scaled_dot_product_attention(
         query,
         key,

@@ -22,6 +22,8 @@ MIN_SHARED = 16
 """A beginning that different prompts share becomes a segment where that saves at least so many tokens."""
 MAX_FILLING = 4_096
 """Query-key products that filling up may cost a block; about what one more attention call would."""
+MAX_PRODUCTS = 2**24
+"""Query-key products of a block of several segments: bounds its mask."""
 
 Ids = tuple[int, ...]
 
@@ -151,7 +153,8 @@ def _blocks(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
         for segment in ordered:
             products, n_queries = len(segment.tokens) * segment.n_keys, len(segment.tokens)
             widest = max(n_keys, segment.n_keys)
-            if block and (len(block) + 1) * n_queries * widest - asked - products > MAX_FILLING:
+            area = (len(block) + 1) * n_queries * widest
+            if block and (area - asked - products > MAX_FILLING or area > MAX_PRODUCTS):
                 yield block
                 block, asked, widest = [], 0, segment.n_keys
             block.append(segment)
