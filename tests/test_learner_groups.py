@@ -25,6 +25,8 @@ from pairloop.learner.reference import check
 from pairloop.learner.scores import GroupLogps, References, batch_of, group_logps, score, totals_of
 from pairloop.learner.step import Drift, Trainer, kl_reference, objective_settings, optimizer_of
 from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings
+from pairloop.policy import packed
+from pairloop.policy.packing import pack
 
 SIZES = (2, 5, 1, 3, 2, 4, 2, 3)
 
@@ -169,7 +171,10 @@ def gradient_of_predictions(model: nn.Module, groups: Sequence[TokenGroup], name
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_what_predicts_prompt_or_padding_gets_exactly_no_gradient(model: nn.Module, name: str) -> None:
+def test_what_predicts_prompt_or_padding_gets_exactly_no_gradient(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(packed, "PACKABLE", frozenset())
     groups = some_groups((2,) * 8 if OBJECTIVES[name].needs_pairs else SIZES)
     rows = [(len(group.prompt), len(completion.token_ids)) for group in groups for completion in group.completions]
     grad = gradient_of_predictions(model, groups, name)
@@ -180,17 +185,36 @@ def test_what_predicts_prompt_or_padding_gets_exactly_no_gradient(model: nn.Modu
     assert grad[predicts].ne(0).any()
     # The planted fault: the prompt's last token taken for one of the completion.
     longer = [replace(group, prompt=(1, *group.prompt)) for group in groups]
-    wrong = [
+    predicts = torch.nn.functional.pad(predicts, (1, 0))
+    assert gradient_of_predictions(model, longer, name)[~predicts].eq(0).all()
+    assert gradient_of_predictions(model, begun_early(longer), name)[~predicts].ne(0).any()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_in_a_packed_row_only_what_predicts_a_completion_gets_gradient(model: nn.Module, name: str) -> None:
+    groups = some_groups((2,) * 8 if OBJECTIVES[name].needs_pairs else SIZES)
+    longer = [replace(group, prompt=(1, *group.prompt)) for group in groups]
+    silent = sum(len(group.prompt) - 1 for group in longer)
+    prompts = [group.prompt for group in longer for _ in group.completions]
+    packing = pack(prompts, [c.token_ids for group in longer for c in group.completions], torch.device("cpu"))
+    grad = gradient_of_predictions(model, longer, name)[0]
+    predicts = torch.zeros(len(grad), dtype=torch.bool)
+    predicts[packing.predicts_M] = True
+    assert (~predicts).sum() == silent
+    assert grad[~predicts].eq(0).all()
+    assert grad[predicts].ne(0).any()
+
+
+def begun_early(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+    """The prompt's last token taken for the completions' first."""
+    return [
         replace(
             group,
             prompt=group.prompt[:-1],
             completions=tuple(TokenCompletion((group.prompt[-1], *answer.token_ids)) for answer in group.completions),
         )
-        for group in longer
+        for group in groups
     ]
-    predicts = torch.nn.functional.pad(predicts, (1, 0))
-    assert gradient_of_predictions(model, longer, name)[~predicts].eq(0).all()
-    assert gradient_of_predictions(model, wrong, name)[~predicts].ne(0).any()
 
 
 def test_lora_moves_the_adapter_and_not_a_bit_of_the_base(make_job: MakeJob) -> None:

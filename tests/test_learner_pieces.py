@@ -22,6 +22,7 @@ from pairloop.learner.job import TrainStatus, rewind_metrics
 from pairloop.learner.loop import load_parent
 from pairloop.learner.scores import group_logps
 from pairloop.learner.step import learning_rate
+from pairloop.policy import packed
 from pairloop.policy.fake import FakeTokens
 from pairloop.types import PairSide, VersionKind
 
@@ -106,8 +107,16 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     rewind_metrics(tmp_path / "absent.jsonl", 0)
 
 
-def test_padding_and_the_last_token_get_no_gradient_through_the_model(make_job: MakeJob) -> None:
-    """Nothing is predicted from padding or from a last token, so the loss must not depend on what they are embedded as."""
+@pytest.mark.parametrize("rows", ["packed", "padded"])
+def test_padding_and_the_last_token_get_no_gradient_through_the_model(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, rows: str
+) -> None:
+    """Nothing is predicted from padding or from a last token, so the loss must not depend on what they are embedded as.
+
+    A packed row holds neither, and its prompts once.
+    """
+    if rows == "padded":
+        monkeypatch.setattr(packed, "PACKABLE", frozenset())
     model, _ = load_parent(make_job(text_pairs(8)))
     short = TokenGroup("p", (5, 6), (TokenCompletion((7, 8)), TokenCompletion((9, 10, 11))), (1.0, 0.0))
     long_ = TokenGroup("q", (5, 6, 7, 8), (TokenCompletion((9,) * 6), TokenCompletion((9, 10, 11))), (1.0, 0.0))
@@ -127,5 +136,8 @@ def test_padding_and_the_last_token_get_no_gradient_through_the_model(make_job: 
     grad = embedded[0].grad
     assert grad is not None
     moved = (grad != 0).any(-1).sum(-1)
+    if rows == "packed":
+        assert moved.tolist() == [2 + 1 + 2 + 4 + 5 + 2] == [grad.shape[1]]
+        return
     lengths = [2 + 2, 2 + 3, 4 + 6, 4 + 3]
     assert moved.tolist() == [length - 1 for length in lengths]

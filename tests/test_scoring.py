@@ -62,22 +62,34 @@ def test_a_ragged_batch_equals_one_by_one_in_float64(tmp_path: Path, family: str
         assert logp_NT[i].sum().item() == pytest.approx(sum(expected), rel=0, abs=1e-9)
 
 
-def test_prompt_and_padding_get_no_gradient(llama: Path) -> None:
-    model = load_causal_lm(llama, trainable=True)
+def gradient_of_the_first(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids that the model read, and the gradient at their embeddings of the first completion's log-probs."""
+    model = load_causal_lm(folder, trainable=True)
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    seen: list[torch.Tensor] = []
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def keep(_: torch.nn.Module, __: Any, output: torch.Tensor) -> None:
+    def keep(_: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
         output.retain_grad()
-        seen.append(output)
+        seen.append((args[0], output))
 
-    hook = embedding.register_forward_hook(keep)
+    embedding.register_forward_hook(keep)
     logp_NT, _ = completion_logps(model, PROMPTS, COMPLETIONS)
     backward(logp_NT[0].sum())
-    hook.remove()
-    # Only the first row's positions before its last token have a say in its log-probs: not other rows, not padding.
-    gradient = seen[0].grad
-    assert gradient is not None
+    ((ids, output),) = seen
+    assert output.grad is not None
+    return ids, output.grad
+
+
+def test_strangers_in_the_row_get_no_gradient(llama: Path) -> None:
+    """Only the first sequence's tokens before its last have a say in its log-probs; nothing is padded."""
+    ids, gradient = gradient_of_the_first(llama)
+    assert ids.tolist() == [[5, 3, 2, 1, 9, 8, 7, 6, 5, 4, 7, 7, 1, 2, 3]]
+    assert [t for t in range(15) if gradient[0, t].ne(0).any()] == [0, 12, 13, 14]
+
+
+def test_prompt_and_padding_get_no_gradient(tmp_path: Path) -> None:
+    """The same of a model that takes no packed rows."""
+    _, gradient = gradient_of_the_first(write_model(tmp_path / "bloom", family="bloom", gain=4.0))
     assert gradient[0, :4].abs().sum() > 0
     assert gradient[0, 4:].eq(0).all()
     assert gradient[1:].eq(0).all()

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from pairloop.errors import ModelError
 from pairloop.policy.engine import check_weights
+from pairloop.policy.head import exact_logps, target_logps
+from pairloop.policy.packed import hidden_states, takes_packed
+from pairloop.policy.packing import pack
 from pairloop.types import VersionKind
 
 if TYPE_CHECKING:
@@ -252,19 +254,41 @@ def completion_logps(
     """Log-probs of completion tokens, differentiable: (``logp_NT`` float32, 0 where masked; ``mask_NT`` bool).
 
     N sequences, T tokens of the longest completion. Raw: temperature 1, whole vocabulary, softmax in float32; all of it in
-    float64 where the model is (the lab checks gradients to machine precision). The batch is padded on the right, which is
-    exact for every causal model, recurrent ones included; the head runs on the positions that predict completion tokens only.
+    float64 where the model is (the lab checks gradients to machine precision). Where the model can take it the sequences are
+    packed, each distinct prompt read once (see `packing`), and padded otherwise; the head runs on the positions that predict
+    completion tokens only.
     """
     if not prompts or not all(prompts):
         raise ValueError("every sequence needs a prompt of at least one token: the first completion token is predicted from it")
+    inner, device = bare(model), next(model.parameters()).device
+    lengths = torch.tensor([len(completion) for completion in completions])
+    mask_NT = torch.arange(int(lengths.max())) < lengths[:, None]
+    longest = max(len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True))
+    if takes_packed(inner, longest):
+        packing = pack([tuple(prompt) for prompt in prompts], [tuple(completion) for completion in completions], device)
+        targets = torch.tensor([token for completion in completions for token in completion], dtype=torch.int64, device=device)
+        logp_M = target_logps(inner, hidden_states(inner, packing), targets)
+    else:
+        logp_M = _padded_logps(model, prompts, completions, mask_NT)
+    mask_NT = mask_NT.to(device)
+    logp_NT = torch.zeros(mask_NT.shape, dtype=logp_M.dtype, device=device)
+    return logp_NT.masked_scatter(mask_NT, logp_M), mask_NT
+
+
+def _padded_logps(
+    model: nn.Module, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], mask_NT: Tensor
+) -> Tensor:
+    """Log-probs of the completions' tokens, one sequence after the other, [M], from a batch that is padded on the right.
+
+    That is exact for every causal model, recurrent ones included.
+    """
     device = next(model.parameters()).device
     rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-    width, n_tokens = max(map(len, rows)), max(map(len, completions))
+    width = max(map(len, rows))
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     starts = torch.tensor([len(prompt) for prompt in prompts])
-    mask = torch.arange(n_tokens) < (lengths - starts)[:, None]
-    row, t = mask.nonzero(as_tuple=True)
+    row, t = mask_NT.nonzero(as_tuple=True)
     column = starts[row] + t
     targets = ids[row, column].to(device)
     inputs: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": False}
@@ -273,12 +297,7 @@ def completion_logps(
     # The token in a column is predicted one column earlier.
     with _head_on(model, row.to(device), (column - 1).to(device)) as packed:
         logits = model(**inputs).logits
-    logits_MV = logits[0] if packed else logits[row.to(device), (column - 1).to(device)]
-    exact_MV = logits_MV if logits_MV.dtype is torch.float64 else logits_MV.float()
-    logp_M = -cross_entropy(exact_MV, targets, reduction="none")
-    logp_NT = torch.zeros(mask.shape, dtype=logp_M.dtype, device=device)
-    mask_NT = mask.to(device)
-    return logp_NT.masked_scatter(mask_NT, logp_M), mask_NT
+    return exact_logps(logits[0] if packed else logits[row.to(device), (column - 1).to(device)], targets)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,11 +71,24 @@ def _prepare_sqlite(engine: Engine, pragmas: list[str], *, begin: str) -> None:
     def on_connect(connection: sqlite3.Connection, _record: Any) -> None:
         connection.isolation_level = None
         for pragma in (f"busy_timeout = {BUSY_TIMEOUT_MS}", *pragmas):
-            connection.execute(f"PRAGMA {pragma}").close()
+            _set_pragma(connection, pragma)
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:
         connection.exec_driver_sql(begin)
+
+
+def _set_pragma(connection: sqlite3.Connection, pragma: str) -> None:
+    """Sets it, waiting as long as the busy timeout: SQLite does not, where another opener changes the journal mode as well."""
+    until_s = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute(f"PRAGMA {pragma}").close()
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= until_s:
+                raise
+        time.sleep(0.005)
 
 
 def migrate(engine: Engine) -> None:

@@ -1,0 +1,172 @@
+"""Packed rows through a transformers model: its attention over the blocks of a `Packing`, and which models can take one.
+
+The attention function stands in transformers' table under a name that the model's configuration carries from the first packed
+pass on. Which row it meets it reads from the forward's keyword arguments, never from a global: gradient checkpointing calls it
+again in the backward pass. Calls without a packing go to transformers' own sdpa function, unchanged.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from pairloop.policy.packing import Block, Packing
+
+LOG = logging.getLogger(__name__)
+
+NAME = "pairloop_packed"
+
+PACKABLE = frozenset(
+    {
+        "cohere",
+        "cohere2",
+        "ernie4_5",
+        "gemma",
+        "gemma3_text",
+        "glm",
+        "glm4",
+        "gpt2",
+        "gpt_neox",
+        "granite",
+        "helium",
+        "llama",
+        "ministral",
+        "ministral3",
+        "mistral",
+        "mixtral",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "olmoe",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "seed_oss",
+        "smollm3",
+        "starcoder2",
+    }
+)
+"""Model types whose packed pass tests/test_packing.py finds equal to the plain one; all others go the plain way.
+
+What these share: tokens meet in attention alone, places are told by position ids, and keyword arguments reach the attention.
+"""
+
+
+def refusal(model: nn.Module, longest: int) -> str | None:
+    """Why a transformers model cannot take packed rows whose longest sequence has so many tokens; None where it can."""
+    config: Any = getattr(model, "config", None)
+    kind = getattr(config, "model_type", type(model).__name__)
+    if kind not in PACKABLE:
+        return f"models of type {kind} are not known to take packed rows"
+    if config._attn_implementation not in ("sdpa", NAME):
+        return f"its attention is {config._attn_implementation}"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "its attention logits are capped"
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+        return "it is not causal"
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    if kinds - {"full_attention", "sliding_attention"}:
+        return f"it has layers of type {', '.join(sorted(kinds))}"
+    window = getattr(config, "sliding_window", None)
+    # A window that no sequence outgrows is none.
+    if "sliding_attention" in kinds and window is not None and longest > window:
+        return f"its attention sees {window} tokens, and there are sequences of more"
+    return None
+
+
+def takes_packed(model: nn.Module, longest: int) -> bool:
+    """True where the model can take packed rows (see `refusal`), and is switched to them; a refusal is said once in the log."""
+    reason = refusal(model, longest)
+    if reason is not None:
+        _say_once(reason)
+        return False
+    inner: Any = model
+    if inner.config._attn_implementation != NAME:
+        AttentionInterface.register(NAME, packed_attention)
+        # Of plain rows, which decoding goes on to feed; packed ones come with a mask of their own that is handed through.
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        inner.set_attn_implementation(NAME)
+    return True
+
+
+@cache
+def _say_once(reason: str) -> None:
+    LOG.info("prompts are not shared by the completions that follow them: %s", reason)
+
+
+def hidden_states(model: nn.Module, packing: Packing) -> Tensor:
+    """What the model's head would read at each predicted token, [M, hidden]; ``model`` was found to take packed rows."""
+    inner: Any = model
+    output = inner.base_model(
+        input_ids=packing.ids_T[None],
+        position_ids=packing.positions_T[None],
+        # Of four dimensions, so that transformers makes no mask; of no size, so that no other attention can use it.
+        attention_mask=torch.empty(1, 1, 0, 0, dtype=torch.bool, device=packing.ids_T.device),
+        use_cache=False,
+        packing=packing,
+    )
+    hidden: Tensor = output.last_hidden_state[0].index_select(0, packing.predicts_M)
+    return hidden
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packing: Packing | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """As every attention function of transformers: [1, heads, T, D] queries, keys and values to [1, T, heads, D]."""
+    if packing is None:
+        attend: Any = sdpa_attention_forward
+        output: tuple[Tensor, None] = attend(module, query, key, value, attention_mask, **options)
+        return output
+    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    attended = [
+        _attend(block, *rows, scale=options.get("scaling"), dropout=options.get("dropout", 0.0)) for block in packing.blocks
+    ]
+    return torch.cat(attended)[None], None
+
+
+def _attend(
+    block: Block, query_THD: Tensor, key_THD: Tensor, value_THD: Tensor, *, scale: float | None, dropout: float
+) -> Tensor:
+    """The block's tokens after attention, [stop - start, heads, D]."""
+    query = _rows(query_THD, block, block.query_NQ)
+    key, value = (_rows(tensor, block, block.key_NK) for tensor in (key_THD, value_THD))
+    shared_by = query.shape[1] // key.shape[1]
+    if shared_by > 1 and query.is_cuda and block.mask_NQK is not None:
+        # There no fast kernel takes both a mask and fewer heads of keys.
+        key, value = (tensor.repeat_interleave(shared_by, dim=1) for tensor in (key, value))
+    attended = scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=None if block.mask_NQK is None else block.mask_NQK[:, None],
+        dropout_p=dropout,
+        is_causal=block.mask_NQK is None,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    flat = attended.transpose(1, 2).flatten(0, 1)
+    return flat if block.real is None else flat.index_select(0, block.real)
+
+
+def _rows(tensor_THD: Tensor, block: Block, index: Tensor | None) -> Tensor:
+    """[N, heads, Q or K, D] of the block's queries or keys."""
+    rows = tensor_THD[block.start : block.stop] if index is None else tensor_THD.index_select(0, index.flatten())
+    return rows.reshape(block.n, -1, *rows.shape[1:]).transpose(1, 2)
