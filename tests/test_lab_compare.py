@@ -81,6 +81,16 @@ def test_the_first_step_of_online_dpo_has_full_effective_sample_size_and_stale_s
     assert stale < 0.97
 
 
+def test_an_arms_rate_is_a_share_of_the_comparisons(cache: Path) -> None:
+    whole, half = Arm("whole", rounds=1), Arm("half", rounds=1, rate=0.5)
+    slower, same, faster = (
+        run(arm, Quick(), 0, replace(SMALL, learning_rate=rate), cache).curve
+        for arm, rate in ((half, 1e-3), (whole, 5e-4), (whole, 1e-3))
+    )
+    assert slower == same
+    assert slower[-1] != faster[-1]
+
+
 def test_a_round_ends_where_the_products_controller_says(cache: Path) -> None:
     free = Arm("free", rounds=2, heldout_share=0.25, train={"warmup_steps": 0, "epochs": 3, "heldout_every": 1})
     strict = replace(free, train={**free.train, "stop_ess": 0.9999})

@@ -79,8 +79,8 @@ UNSTOPPED: Mapping[str, Any] = {
 """The round controller told to stop nothing, so that an arm shows its loss alone."""
 
 
-def _rounds(name: str, resync_steps: int = 0, **train: Any) -> Arm:
-    return Arm(name, rounds=4, resync_steps=resync_steps, train={"warmup_steps": 4, **UNSTOPPED, **train})
+def _rounds(name: str, resync_steps: int = 0, rate: float = 1.0, **train: Any) -> Arm:
+    return Arm(name, rounds=4, resync_steps=resync_steps, rate=rate, train={"warmup_steps": 4, **UNSTOPPED, **train})
 
 
 def _imitation(name: str, group_size: int, epochs: int) -> Arm:
@@ -90,6 +90,7 @@ def _imitation(name: str, group_size: int, epochs: int) -> Arm:
 
 FEW_ROUNDS = (
     _rounds("recipe", **RECIPE),
+    _rounds("recipe_half_rate", rate=0.5, **RECIPE),
     Arm("recipe_controlled", rounds=4, heldout_share=0.125, train={"warmup_steps": 4, "warn_ess": 0.0, **RECIPE}),
     _rounds("rounds_4"),
     _rounds("rounds_4_beta_1", beta=1.0),
