@@ -61,14 +61,14 @@ def follow(
     None: ``should_stop`` said so; the child still runs.
     """
     offset = 0
-    while True:
+    # Asked before the first wait too: a child may be done sooner than that.
+    while not should_stop():
         code = _wait(child)
         rows, offset = read_rows(metrics_path, offset)
         on_rows(rows)
         if code is not None:
             return code
-        if should_stop():
-            return None
+    return None
 
 
 def read_rows(path: Path, offset: int = 0) -> tuple[list[Row], int]:
