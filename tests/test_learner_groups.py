@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pairloop.config import TrainSection
 from pairloop.learner import train
 from pairloop.learner.checkpoint import trained
-from pairloop.learner.data import TokenCompletion, TokenGroup
+from pairloop.learner.data import TokenGroup
 from pairloop.learner.loop import load_parent
 from pairloop.learner.reference import check
 from pairloop.learner.scores import GroupLogps, References, batch_of, group_logps, score, totals_of
@@ -27,6 +27,7 @@ from pairloop.learner.step import Drift, Trainer, kl_reference, objective_settin
 from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings
 from pairloop.policy import packed
 from pairloop.policy.packing import pack
+from pairloop.policy.protocols import TokenCompletion
 
 SIZES = (2, 5, 1, 3, 2, 4, 2, 3)
 

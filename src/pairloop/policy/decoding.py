@@ -1,6 +1,6 @@
-"""The generation loop's tensors: a batch of rows with one cache that rows join and leave, and the draw of the next tokens.
+"""The generation loop's tensors: a batch of rows that rows join and leave, and the draw of the next tokens.
 
-Axis letters: B rows, L cached columns, V vocabulary. Rows are padded on the left, so that all of them end in the same column.
+Axis letters: B rows, P distinct prompts, L cached columns, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,52 +13,50 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicLayer
 
-from pairloop.policy.scoring import Traits
+from pairloop.policy.packed import takes_packed
+from pairloop.policy.scoring import Traits, bare
+from pairloop.policy.slots import SlotBatch
 from pairloop.types import GREEDY_BELOW
 
 
 class Batch:
-    """Rows that decode together. Built by `prefill`; `step` feeds one token per row; both return float32 logits_BV."""
+    """Rows that decode together, of any model: their prompts are padded on the left, and the cache is transformers' own."""
 
-    def __init__(self, model: nn.Module, traits: Traits, mask_BL: Tensor) -> None:
+    def __init__(self, model: nn.Module, traits: Traits) -> None:
         self.model = model
         self.traits = traits
-        self.mask_BL = mask_BL
+        self.mask_BL = torch.empty(0, 0, dtype=torch.int64)
         self.cache: Any = None
 
-    @classmethod
-    def prefill(
-        cls, model: nn.Module, traits: Traits, prompts: Sequence[Sequence[int]], copies: Tensor
-    ) -> tuple[Batch, Tensor]:
-        """Read the distinct ``prompts`` once each; row b of the new batch starts from prompt ``copies[b]``.
+    def admit(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Put one row behind each prompt, every distinct prompt read once; float32 logits_BV of these.
 
         Models that obey no attention mask need prompts of equal length.
         """
-        width = max(map(len, prompts))
-        device = next(model.parameters()).device
-        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
-        batch = cls(model, traits, mask)
-        logits = batch._forward(ids)
-        if len(copies) != len(prompts):
+        distinct = list(dict.fromkeys(map(tuple, prompts)))
+        batch = self if self.cache is None else Batch(self.model, self.traits)
+        logits_PV = batch._read(distinct)
+        place = {prompt: p for p, prompt in enumerate(distinct)}
+        copies = [place[tuple(prompt)] for prompt in prompts]
+        if copies != list(range(len(distinct))):
             batch.keep(copies)
-            logits = logits[copies.to(device)]
-        return batch, logits
+        if batch is not self:
+            self._join(batch)
+        return logits_PV[copies]
 
     def step(self, token_ids_B: Tensor) -> Tensor:
-        """Append one token to each row."""
+        """Append one token to each row; float32 logits_BV."""
         self.mask_BL = pad(self.mask_BL, (0, 1), value=1)
         return self._forward(token_ids_B[:, None])
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be named several times."""
-        rows = rows.to(self.mask_BL.device)
+        chosen = torch.tensor(rows, device=self.mask_BL.device)
         if isinstance(self.cache, Cache):
-            self.cache.reorder_cache(rows)  # type: ignore[arg-type] # it says LongTensor, and takes any Tensor of int64
+            self.cache.reorder_cache(chosen)  # type: ignore[arg-type] # it says LongTensor, and takes any Tensor of int64
         else:
-            self.cache = [state[rows] for state in self.cache]
-        self.mask_BL = self.mask_BL[rows]
+            self.cache = [state[chosen] for state in self.cache]
+        self.mask_BL = self.mask_BL[chosen]
         self._trim()
 
     @property
@@ -68,8 +66,16 @@ class Batch:
             return True
         return self.traits.masked and all(type(layer) is DynamicLayer for layer in self.cache.layers)
 
-    def join(self, other: Batch) -> None:
-        """Append the rows of ``other`` (of the same model) behind these."""
+    def _read(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        width = max(map(len, prompts))
+        device = next(self.model.parameters()).device
+        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self.mask_BL = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
+        return self._forward(ids)
+
+    def _join(self, other: Batch) -> None:
+        """Append the rows of ``other`` behind these."""
         width = max(self.mask_BL.shape[1], other.mask_BL.shape[1])
         if isinstance(self.cache, Cache):
             for mine, theirs in zip(_layers(self.cache), _layers(other.cache), strict=True):
@@ -99,8 +105,9 @@ class Batch:
 
     def _row_by_row(self, ids: Tensor) -> Tensor:
         """transformers' RWKV (5.23) mixes the rows of a one-token batch: a shift of shape [B, H] meets states [B, 1, H]."""
-        batches = [Batch(self.model, self.traits, self.mask_BL[b : b + 1]) for b in range(len(ids))]
+        batches = [Batch(self.model, self.traits) for _ in ids]
         for b, batch in enumerate(batches):
+            batch.mask_BL = self.mask_BL[b : b + 1]
             batch.cache = [state[b : b + 1].clone() for state in self.cache] if self.cache is not None else None
         logits = [batch._forward(ids[b : b + 1]) for b, batch in enumerate(batches)]
         self.cache = [torch.cat(states) for states in zip(*(batch.cache for batch in batches), strict=True)]
@@ -115,6 +122,11 @@ class Batch:
             for layer in _layers(self.cache):
                 layer.keys, layer.values = layer.keys[:, :, empty:], layer.values[:, :, empty:]
             self.mask_BL = self.mask_BL[:, empty:]
+
+
+def open_batch(model: nn.Module, traits: Traits, longest: int) -> SlotBatch | Batch:
+    """An empty batch for rows of at most ``longest`` tokens with their prompts; the fast one where the model can take it."""
+    return SlotBatch(bare(model)) if takes_packed(bare(model), longest) else Batch(model, traits)
 
 
 def draw(
