@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pairloop.policy.decoding import draw, open_batch
+from pairloop.policy.linear import laid_out
 from pairloop.policy.protocols import TokenCompletion
 from pairloop.policy.scoring import Traits
 from pairloop.policy.slots import compact
@@ -36,7 +37,8 @@ def sample(
     found: list[list[TokenCompletion]] = []
     for start in range(0, len(prompts), per_pass):
         rows = [tuple(prompt) for prompt in prompts[start : start + per_pass] for _ in range(group_size)]
-        drawn = _decode(model, traits, rows, max_tokens, eos, rng, 0.0 if greedy else 1.0)
+        with laid_out(model):
+            drawn = _decode(model, traits, rows, max_tokens, eos, rng, 0.0 if greedy else 1.0)
         found += [drawn[i : i + group_size] for i in range(0, len(drawn), group_size)]
     return found
 
