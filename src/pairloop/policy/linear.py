@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MIN_WEIGHTS = 2**16
+MIN_WEIGHTS = 2**15
 """Smaller matrices stay as they are: the call would cost more than it saves."""
 ROWS = 16
 """Rows for which the layout is chosen; others are multiplied by it too."""

@@ -9,8 +9,9 @@ Axis letters: B rows, P prompts, W rows of one prompt, K key heads, R query head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from pairloop.policy.packing import Ids, pack_prompts
 
 MAX_WIDTH = 8
 """Rows that share one copy of their prompt's keys: it bounds what is filled up where another prompt has fewer."""
+MIN_SHARED = 128
+"""Shorter prompts are copied into the slots of their rows: to ask them apart would cost more than it saves."""
 FREE_ROWS, FREE_COLUMNS = 8, 128
 """Room that is kept though nothing needs it, beyond as much again as is needed."""
 
@@ -58,6 +61,16 @@ class Slots:
             self.values.append(value.new_zeros((slots, value.shape[-2], columns, value.shape[-1]), dtype=dtype))
         return self.keys[layer], self.values[layer]
 
+    def write(self, layer: int, slots: Sequence[int], key_LKD: Tensor, value_LKD: Tensor) -> None:
+        """Fill slots from their first column on, all with the same."""
+        keys, values = self.layer(layer, key_LKD, value_LKD)
+        columns = len(key_LKD)
+        for slot in slots:
+            keys[slot, ..., :columns] = key_LKD.permute(1, 2, 0)
+            keys[slot, ..., columns:] = 0
+            values[slot, :, :columns] = value_LKD.transpose(0, 1)
+            values[slot, :, columns:] = 0
+
     def move(self, source: int, target: int) -> None:
         for buffer in (*self.keys, *self.values):
             buffer[target] = buffer[source]
@@ -81,7 +94,8 @@ class Layout:
     """Who asks which prompt: fixed until a row comes or goes.
 
     ``asks_PW``: the row that asks prompt p as its w-th, and ``asked_B``: where in [P x W] row b stands; None where the rows
-    stand in this order already. ``mask_B11L``: -inf behind the end of the row's prompt; None where all prompts end in one column.
+    stand in this order already. ``mask_B11L``: -inf from the end of the row's prompt on (``length_B``, which is 0 for a row that
+    asks none); None where all prompts end in one column.
     """
 
     n_prompts: int
@@ -92,11 +106,12 @@ class Layout:
     length_B: Tensor
 
     @classmethod
-    def of(cls, prompts: Sequence[Prompt], slot_B: Sequence[int], device: torch.device) -> Layout:
+    def of(cls, prompts: Sequence[Prompt], slot_B: Sequence[int | None], device: torch.device) -> Layout:
         rows: list[list[int]] = [[] for _ in prompts]
         for row, slot in enumerate(slot_B):
-            rows[slot].append(row)
-        width = max(map(len, rows))
+            if slot is not None:
+                rows[slot].append(row)
+        width = max(map(len, rows), default=0)
         # What fills up asks for row 0; nobody looks at the answer.
         asks = [(*mine, *(0,) * (width - len(mine))) for mine in rows]
         asked = [0] * len(slot_B)
@@ -104,7 +119,7 @@ class Layout:
             for w, row in enumerate(mine):
                 asked[row] = slot * width + w
         in_order = asked == list(range(len(prompts) * width))
-        lengths = [len(prompts[slot].ids) for slot in slot_B]
+        lengths = [0 if slot is None else len(prompts[slot].ids) for slot in slot_B]
         length_B = torch.tensor(lengths, device=device)
         return cls(
             len(prompts),
@@ -125,25 +140,31 @@ class SlotBatch:
         self._model = model
         self._device = next(model.parameters()).device
         self._prompts: list[Prompt] = []
-        self._slot_B: list[int] = []
+        self._slot_B: list[int | None] = []
+        """Where the row's prompt is; None where the row holds it itself."""
         self._age_B: list[int] = []
+        """Columns of the row's own slot that are used."""
         self._shared = Slots(columns_more=16)
         self._own = Slots(columns_more=32)
         self._layout: Layout | None = None
 
     def admit(self, prompts: Sequence[Ids]) -> Tensor:
-        """Put one row behind each prompt; float32 logits_BV of these. A prompt that rows follow already is not read again."""
-        known = {prompt.ids for prompt in self._prompts}
-        if fresh := [ids for ids in dict.fromkeys(prompts) if ids not in known]:
-            self._read(fresh)
-        slots = [self._follow(ids) for ids in prompts]
-        n = len(self._slot_B)
-        self._slot_B += slots
-        self._age_B += [0] * len(slots)
-        self._own.reserve(len(self._slot_B), max(self._age_B) + 1)
-        self._own.clear(n, len(self._slot_B))
+        """Put one row behind each prompt; float32 logits_BV of these. A long prompt that rows follow already is not read again."""
+        first = len(self._slot_B)
+        self._slot_B += [None] * len(prompts)
+        self._age_B += [0 if len(ids) >= MIN_SHARED else len(ids) for ids in prompts]
+        self._own.reserve(len(self._age_B), max(self._age_B) + 1)
+        self._own.clear(first, len(self._slot_B))
+        rows: dict[Ids, list[int]] = {}
+        for row, ids in enumerate(prompts, first):
+            rows.setdefault(ids, []).append(row)
+        known = {prompt.ids: prompt.logits_V for prompt in self._prompts}
+        logits = known | self._read({ids: mine for ids, mine in rows.items() if ids not in known})
+        for row, ids in enumerate(prompts, first):
+            if len(ids) >= MIN_SHARED:
+                self._slot_B[row] = self._follow(ids)
         self._layout = None
-        return torch.stack([self._prompts[slot].logits_V for slot in slots])
+        return torch.stack([logits[ids] for ids in prompts])
 
     def step(self, token_ids_B: Tensor) -> Tensor:
         """Append one token to each row; float32 logits_BV."""
@@ -166,30 +187,36 @@ class SlotBatch:
         for prompt in self._prompts:
             prompt.width = 0
         for slot in self._slot_B:
-            self._prompts[slot].width += 1
+            if slot is not None:
+                self._prompts[slot].width += 1
         self._forget()
         self._own.reserve(len(rows), max(self._age_B) + 1)
         self._layout = None
 
-    def _read(self, fresh: Sequence[Ids]) -> None:
-        """Read new prompts, each once, into the next free slots."""
-        packing, columns = pack_prompts(fresh, self._device)
-        first = len(self._prompts)
-        self._shared.reserve(first + len(fresh), max(len(ids) for ids in (*fresh, *(prompt.ids for prompt in self._prompts))))
+    def _read(self, fresh: Mapping[Ids, Sequence[int]]) -> dict[Ids, Tensor]:
+        """Read new prompts, each once: a long one into the next free slot, a short one into its rows; logits_V behind each."""
+        if not fresh:
+            return {}
+        packing, columns = pack_prompts(list(fresh), self._device)
+        slots = dict(zip((ids for ids in fresh if len(ids) >= MIN_SHARED), count(len(self._prompts)), strict=False))
+        self._reserve_prompts(*slots)
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
             rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-            keys, values = self._shared.layer(layer, *rows[1:])
-            for slot, index in enumerate(columns, first):
-                keys[slot, :, :, : len(index)] = rows[1][index].permute(1, 2, 0)
-                values[slot, :, : len(index)] = rows[2][index].transpose(0, 1)
-                keys[slot, :, :, len(index) :] = 0
-                values[slot, :, len(index) :] = 0
+            for (ids, followers), index in zip(fresh.items(), columns, strict=True):
+                buffers, targets = (self._shared, [slots[ids]]) if ids in slots else (self._own, followers)
+                buffers.write(layer, targets, rows[1][index], rows[2][index])
             return attend_blocks(packing, *rows, scale=scale)[None]
 
         hidden = run(self._model, packing.ids_T[None], packing.positions_T[None], attend=attend)
         logits_PV = logits_of(self._model, hidden[0].index_select(0, packing.predicts_M)).float()
-        self._prompts += [Prompt(ids, logits_V) for ids, logits_V in zip(fresh, logits_PV, strict=True)]
+        logits = dict(zip(fresh, logits_PV, strict=True))
+        self._prompts += [Prompt(ids, logits[ids]) for ids in slots]
+        return logits
+
+    def _reserve_prompts(self, *more: Ids) -> None:
+        known = [*(prompt.ids for prompt in self._prompts), *more]
+        self._shared.reserve(len(known), max(map(len, known), default=0))
 
     def _follow(self, ids: Ids) -> int:
         """The slot of the prompt that one more row follows: a copy of it where all have their full width."""
@@ -197,7 +224,7 @@ class SlotBatch:
         free = next((slot for slot in slots if self._prompts[slot].width < MAX_WIDTH), None)
         if free is None:
             free = len(self._prompts)
-            self._shared.reserve(free + 1, max(len(prompt.ids) for prompt in self._prompts))
+            self._reserve_prompts(ids)
             self._shared.move(slots[0], free)
             self._prompts.append(Prompt(ids, self._prompts[slots[0]].logits_V))
         self._prompts[free].width += 1
@@ -210,9 +237,9 @@ class SlotBatch:
             if old != slot:
                 self._shared.move(old, slot)
         now_at = {old: slot for slot, old in enumerate(order)}
-        self._slot_B = [now_at[slot] for slot in self._slot_B]
+        self._slot_B = [None if slot is None else now_at[slot] for slot in self._slot_B]
         self._prompts = [self._prompts[old] for old in order]
-        self._shared.reserve(len(order), max(len(prompt.ids) for prompt in self._prompts))
+        self._reserve_prompts()
 
 
 class Step:
@@ -231,23 +258,23 @@ class Step:
         """[B, heads, 1, D] queries, keys and values to [B, 1, heads, D]."""
         n, n_heads, _, size = query.shape
         keys, values = self._write(layer, key[:, :, 0], value[:, :, 0])
-        query_BKRD = (
-            (query[:, :, 0] * (size**-0.5 if scale is None else scale)).to(keys.dtype).reshape(n, key.shape[1], -1, size)
-        )
-        share = query_BKRD.shape[2]
-        shared_keys, shared_values = self.shared.keys[layer], self.shared.values[layer]
-        n_prompts, columns = self.layout.n_prompts, self.layout.columns
-        scores = query_BKRD.new_empty((*query_BKRD.shape[:3], columns + self.columns))
-        scores[..., :columns] = self._told(self._asking(query_BKRD) @ shared_keys[:n_prompts, ..., :columns], share)
-        scores[..., columns:] = query_BKRD @ keys
+        scaled = (query[:, :, 0] * (size**-0.5 if scale is None else scale)).to(keys.dtype)
+        query_BKRD = scaled.reshape(n, key.shape[1], -1, size)
+        own = query_BKRD @ keys
+        if self._mask_B11L is not None:
+            own += self._mask_B11L
+        attended = self._with_prompts(layer, query_BKRD, own, values) if self.layout.n_prompts else _probs(own) @ values
+        return attended.to(query.dtype).reshape(n, 1, n_heads, -1)
+
+    def _with_prompts(self, layer: int, query_BKRD: Tensor, own: Tensor, values: Tensor) -> Tensor:
+        share, columns = query_BKRD.shape[2], self.layout.columns
+        keys = self.shared.keys[layer][: self.layout.n_prompts, ..., :columns]
+        scores = torch.cat([self._told(self._asking(query_BKRD) @ keys, share), own], dim=-1)
         if self.layout.mask_B11L is not None:
             scores[..., :columns] += self.layout.mask_B11L
-        if self._mask_B11L is not None:
-            scores[..., columns:] += self._mask_B11L
-        probs = scores.float().softmax(-1).to(scores.dtype) if scores.dtype is torch.bfloat16 else scores.softmax(-1)
-        attended = probs[..., columns:] @ values
-        attended += self._told(self._asking(probs[..., :columns]) @ shared_values[:n_prompts, :, :columns], share)
-        return attended.to(query.dtype).reshape(n, 1, n_heads, -1)
+        probs = _probs(scores)
+        shared = self._asking(probs[..., :columns]) @ self.shared.values[layer][: self.layout.n_prompts, :, :columns]
+        return (probs[..., columns:] @ values).add_(self._told(shared, share))
 
     def _write(self, layer: int, key_BKD: Tensor, value_BKD: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's own keys and values, the new ones among them."""
@@ -273,6 +300,10 @@ class Step:
         n_prompts, n_keys, _, size = asked_PKQX.shape
         told = asked_PKQX.view(n_prompts, n_keys, -1, share, size).transpose(1, 2).flatten(0, 1)
         return told if self.layout.asked_B is None else told.index_select(0, self.layout.asked_B)
+
+
+def _probs(scores: Tensor) -> Tensor:
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 
 
 def compact(stay: Sequence[int]) -> list[int]:
