@@ -18,6 +18,9 @@ from pairloop.policy.scoring import Traits, bare
 from pairloop.policy.slots import SlotBatch
 from pairloop.types import GREEDY_BELOW
 
+BLOCK = 64
+"""Probabilities that are first added up as one when a token is drawn."""
+
 
 class Batch:
     """Rows that decode together, of any model: their prompts are padded on the left, and the cache is transformers' own."""
@@ -140,20 +143,38 @@ def draw(
     By the inverse of the cumulative distribution, in float64; a temperature below GREEDY_BELOW takes the most likely token. The
     row's number decides, so a seeded row draws the same whatever rows are beside it.
     """
-    logp_BV = logits_BV.log_softmax(-1)
+    probs_BV = logits_BV.softmax(-1)
+    # The largest logit less its log-prob: exact where a small probability would be 0.
+    normaliser_B = logits_BV.amax(-1) - probs_BV.amax(-1).log()
     device = logits_BV.device
-    plain = all(t == 1.0 for t in temperatures)
-    probs_BV = logp_BV.exp() if plain else _tempered(logits_BV, temperatures)
+    if any(t != 1.0 for t in temperatures):
+        probs_BV = _tempered(logits_BV, temperatures)
     if any(p < 1.0 for p in top_ps):
         probs_BV = _nucleus(probs_BV, torch.tensor(top_ps, device=device))
-    cdf_BV = probs_BV.cumsum(-1, dtype=torch.float64)
-    # right=True: the first token whose cumulative mass exceeds the point, so a token of mass 0 is never drawn.
-    points_B1 = torch.tensor(uniforms, dtype=torch.float64, device=device)[:, None] * cdf_BV[:, -1:]
-    tokens_B = torch.searchsorted(cdf_BV, points_B1, right=True)[:, 0].clamp_(max=logits_BV.shape[1] - 1)
+    tokens_B = _at(probs_BV, torch.tensor(uniforms, dtype=torch.float64, device=device)[:, None])
     if any(t < GREEDY_BELOW for t in temperatures):
         greedy = torch.tensor([t < GREEDY_BELOW for t in temperatures], device=device)
         tokens_B = torch.where(greedy, logits_BV.argmax(-1), tokens_B)
-    return tokens_B, logp_BV.gather(1, tokens_B[:, None])[:, 0]
+    return tokens_B, logits_BV.gather(1, tokens_B[:, None])[:, 0] - normaliser_B
+
+
+def _at(mass_BV: Tensor, share_B1: Tensor) -> Tensor:
+    """Where the running sum of each row's masses first exceeds this share of their total: in whole blocks, then inside one."""
+    blocks_BNW = pad(mass_BV, (0, -mass_BV.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    sums_BN = blocks_BNW.sum(-1).double()
+    ends_BN = sums_BN.cumsum(-1)
+    points_B1 = share_B1 * ends_BN[:, -1:]
+    block_B1 = _first_above(ends_BN, points_B1)
+    inside_BW = blocks_BNW.gather(1, block_B1[:, :, None].expand(-1, -1, BLOCK))[:, 0].cumsum(-1, dtype=torch.float64)
+    sum_B1 = sums_BN.gather(1, block_B1)
+    # Below 1 whatever was rounded, so that the place found has a mass.
+    share_B1 = ((points_B1 - ends_BN.gather(1, block_B1) + sum_B1) / sum_B1).clamp_(0.0, 1.0 - 1e-15)
+    place_B1 = block_B1 * BLOCK + _first_above(inside_BW, share_B1 * inside_BW[:, -1:])
+    return place_B1[:, 0].clamp_(max=mass_BV.shape[1] - 1)
+
+
+def _first_above(sums_BN: Tensor, points_B1: Tensor) -> Tensor:
+    return torch.searchsorted(sums_BN, points_B1, right=True).clamp_(max=sums_BN.shape[1] - 1)
 
 
 def _tempered(logits_BV: Tensor, temperatures: Sequence[float]) -> Tensor:
