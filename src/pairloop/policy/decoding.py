@@ -160,7 +160,7 @@ def draw(
 
 def _at(mass_BV: Tensor, share_B1: Tensor) -> Tensor:
     """Where the running sum of each row's masses first exceeds this share of their total: in whole blocks, then inside one."""
-    blocks_BNW = pad(mass_BV, (0, -mass_BV.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    blocks_BNW = pad(mass_BV, (0, -mass_BV.shape[1] % BLOCK)).reshape(len(mass_BV), -1, BLOCK)
     sums_BN = blocks_BNW.sum(-1).double()
     ends_BN = sums_BN.cumsum(-1)
     points_B1 = share_B1 * ends_BN[:, -1:]

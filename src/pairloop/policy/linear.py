@@ -47,8 +47,9 @@ def laid_out(model: nn.Module) -> Iterator[None]:
 
 
 def _candidates(model: nn.Module) -> list[nn.Linear]:
+    mkldnn: Any = torch.backends.mkldnn
     # The operators are those that torch.compile uses; a build without oneDNN lacks them.
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+    if platform.machine() not in ("x86_64", "AMD64") or not mkldnn.is_available():
         return []
     dtypes = [torch.float32] + [torch.bfloat16] * torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return [
@@ -70,9 +71,9 @@ def _answer_from_packed(module: nn.Linear) -> Tensor:
     packed: Tensor = operators._reorder_linear_weight(module.weight.detach(), ROWS)
     bias = None if module.bias is None else module.bias.detach()
 
-    def forward(rows: Tensor) -> Tensor:
-        answer: Tensor = multiply(rows, packed, bias, "none", [], "")
+    def forward(input: Tensor) -> Tensor:
+        answer: Tensor = multiply(input, packed, bias, "none", [], "")
         return answer
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward  # type: ignore[assignment, method-assign]
     return packed

@@ -94,8 +94,8 @@ class Layout:
     """Who asks which prompt: fixed until a row comes or goes.
 
     ``asks_PW``: the row that asks prompt p as its w-th, and ``asked_B``: where in [P x W] row b stands; None where the rows
-    stand in this order already. ``mask_B11L``: -inf from the end of the row's prompt on (``length_B``, which is 0 for a row that
-    asks none); None where all prompts end in one column.
+    stand in this order already. ``length_B``: of the row's prompt, 0 for a row that asks none. ``mask_B11L``: -inf from there
+    on; None where all are of one length. ``alone_B111``: the rows that ask none; None where all ask.
     """
 
     n_prompts: int
@@ -103,6 +103,7 @@ class Layout:
     asks_PW: Tensor | None
     asked_B: Tensor | None
     mask_B11L: Tensor | None
+    alone_B111: Tensor | None
     length_B: Tensor
 
     @classmethod
@@ -127,6 +128,7 @@ class Layout:
             None if in_order else torch.tensor(asks, device=device).flatten(),
             None if in_order else torch.tensor(asked, device=device),
             None if len(set(lengths)) == 1 else _closed_from(length_B, max(lengths)),
+            None if all(lengths) else (length_B == 0)[:, None, None, None],
             length_B,
         )
 
@@ -149,7 +151,7 @@ class SlotBatch:
         self._layout: Layout | None = None
 
     def admit(self, prompts: Sequence[Ids]) -> Tensor:
-        """Put one row behind each prompt; float32 logits_BV of these. A long prompt that rows follow already is not read again."""
+        """Put one row behind each prompt; float32 logits_BV of these. A long prompt that has rows already is not read again."""
         first = len(self._slot_B)
         self._slot_B += [None] * len(prompts)
         self._age_B += [0 if len(ids) >= MIN_SHARED else len(ids) for ids in prompts]
@@ -274,7 +276,10 @@ class Step:
             scores[..., :columns] += self.layout.mask_B11L
         probs = _probs(scores)
         shared = self._asking(probs[..., :columns]) @ self.shared.values[layer][: self.layout.n_prompts, :, :columns]
-        return (probs[..., columns:] @ values).add_(self._told(shared, share))
+        told = self._told(shared, share)
+        if self.layout.alone_B111 is not None:
+            told = told.masked_fill(self.layout.alone_B111, 0)
+        return (probs[..., columns:] @ values).add_(told)
 
     def _write(self, layer: int, key_BKD: Tensor, value_BKD: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's own keys and values, the new ones among them."""
