@@ -75,5 +75,5 @@ def _answer_from_packed(module: nn.Linear) -> Tensor:
         answer: Tensor = multiply(input, packed, bias, "none", [], "")
         return answer
 
-    module.forward = forward  # type: ignore[assignment, method-assign]
+    module.forward = forward  # type: ignore[method-assign]
     return packed
