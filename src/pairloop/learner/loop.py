@@ -66,7 +66,7 @@ def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report) 
     if len(data.train) < settings.min_pairs:
         return nothing_to_train(len(data.train), data.dropped)
     mark = _fingerprint(job, data)
-    with precision(device, job.dtype, job.method):
+    with precision(device, job.dtype):
         budget = TokenBudget(settings.max_tokens_per_batch)
         references, checked = _references(job, model, data, mark, budget)
         parameters = list(trained(model).values())
