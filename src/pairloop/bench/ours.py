@@ -14,7 +14,13 @@ from pairloop.bench.cells import SAMPLE_CELLS, TRAIN_CELLS, Pair, TrainCell, pai
 from pairloop.bench.flops import ceiling, step_flops
 from pairloop.bench.pacing import Pacer
 from pairloop.config import TrainSection
+<<<<<<< HEAD
 from pairloop.learner.data import TokenGroup
+=======
+from pairloop.lab import rollout
+from pairloop.learner.data import TokenCompletion, TokenGroup
+from pairloop.learner.memory import TokenBudget
+>>>>>>> main
 from pairloop.learner.scores import References, precision, score
 from pairloop.learner.step import Trainer, optimizer_of
 from pairloop.policy import rollout
@@ -23,7 +29,7 @@ from pairloop.policy.scoring import LoraSettings, load_causal_lm
 
 NO_TOKEN = -1
 """Ends no completion: every contestant samples the same number of tokens."""
-SCORED_TOGETHER = 2
+TOKENS_SCORED_TOGETHER = 1_024
 """Few, as what the allocator keeps of the scoring would be counted as held before the first step."""
 
 
@@ -38,10 +44,11 @@ def train(spec: dict[str, Any], pacer: Pacer) -> None:
     groups = [_group(index, pair) for index, pair in enumerate(found)]
     settings = TrainSection(batch_size=cell.batch_size, threads=spec["threads"])
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with precision(device, spec["dtype"], spec["mode"]):
-        logps = score(model, groups, micro_batch_size=SCORED_TOGETHER)
+    with precision(device, spec["dtype"]):
+        logps = score(model, groups, TokenBudget(TOKENS_SCORED_TOGETHER))
         references = References({group.group_id: values for group, values in zip(groups, logps, strict=True)})
-        trainer = Trainer(model, optimizer_of(parameters, settings), parameters, references, settings)
+        budget = TokenBudget(settings.max_tokens_per_batch)
+        trainer = Trainer(model, optimizer_of(parameters, settings), parameters, references, settings, budget)
         facts = {
             "flops_per_pair": step_flops(cell.shape, found[: cell.batch_size], spec["mode"]) / cell.batch_size,
             "tokens_per_pair": sum(group.n_tokens for group in groups) / len(groups),

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pairloop.learner.data import TokenGroup, micro_batches
+from pairloop.learner.batches import MicroBatch
+from pairloop.learner.data import TokenGroup
+from pairloop.learner.memory import TokenBudget
 from pairloop.objective import Batch, Totals
 from pairloop.policy.scoring import completion_logps
 
-SCORING_GROUPS = 32
-"""Groups scored by one forward pass where the configuration sets no micro batch; without gradient, memory is no concern."""
+SCORING_TOKENS = 16_384
+"""Tokens that one scoring pass reads at most where the configuration sets no bound."""
 
 GroupLogps = tuple[Tensor, ...]
 """Log-probs of each completion's tokens, float32 on the CPU, one dimension each."""
@@ -28,12 +30,14 @@ class References:
     sampler: Mapping[str, GroupLogps] = field(default_factory=dict)
 
 
-def precision(device: torch.device, dtype: str, method: str) -> AbstractContextManager[object]:
-    """bfloat16 products over float32 weights for full fine-tuning, whose small updates bfloat16 weights would lose.
+def precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+    """bfloat16 products over float32 weights where training is in bfloat16, whose own weights would lose small updates.
 
-    With LoRA the base is loaded in bfloat16 and the adapter in float32, so nothing is to be done.
+    With LoRA the adapter's weights are the float32 ones: without this its inputs were kept in float32, once for each matrix.
+    Rounded weights are not cached: the cache lives as long as the context, which is the whole round, and steps would not see
+    what others changed.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16" and method == "full")
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16", cache_enabled=False)
 
 
 def group_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> tuple[Tensor, Tensor]:
@@ -54,15 +58,20 @@ def group_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def score(model: nn.Module, groups: Sequence[TokenGroup], *, micro_batch_size: int) -> list[GroupLogps]:
-    """The groups' log-probs under the model as it is, in their order; like lengths are scored together."""
-    found: dict[int, GroupLogps] = {}
-    for part in micro_batches(groups, micro_batch_size or SCORING_GROUPS):
-        logp_BGT, _ = group_logps(model, part)
-        for group, logp_GT in zip(part, logp_BGT.float().cpu(), strict=True):
-            found[id(group)] = tuple(
-                logp_GT[g, : len(completion.token_ids)].clone() for g, completion in enumerate(group.completions)
-            )
+def score(model: nn.Module, groups: Sequence[TokenGroup], budget: TokenBudget | None = None) -> list[GroupLogps]:
+    """The groups' log-probs under the model as it is, in their order, in micro batches within ``budget``."""
+
+    def work(parts: list[MicroBatch]) -> dict[int, GroupLogps]:
+        found: dict[int, GroupLogps] = {}
+        for part in parts:
+            logp_BGT, _ = group_logps(model, part.groups)
+            for group, logp_GT in zip(part.groups, logp_BGT.float().cpu(), strict=True):
+                found[id(group)] = tuple(
+                    logp_GT[g, : len(completion.token_ids)].clone() for g, completion in enumerate(group.completions)
+                )
+        return found
+
+    found = (budget or TokenBudget()).run(model, groups, work, unbounded=SCORING_TOKENS)
     return [found[id(group)] for group in groups]
 
 
