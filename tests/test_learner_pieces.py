@@ -17,21 +17,13 @@ from tests.tiny_models import byte_tokenizer, write_model
 
 from pairloop.config import TrainSection
 from pairloop.learner import TrainJob, train
-<<<<<<< HEAD
-from pairloop.learner.data import Limits, TokenGroup, epoch_batches, micro_batches, tokenize
-=======
-from pairloop.learner.data import TokenCompletion, TokenGroup, epoch_batches
->>>>>>> main
+from pairloop.learner.data import TokenGroup, epoch_batches
 from pairloop.learner.job import TrainStatus, rewind_metrics
 from pairloop.learner.loop import load_parent
 from pairloop.learner.scores import group_logps
 from pairloop.learner.step import learning_rate
 from pairloop.policy import packed
-<<<<<<< HEAD
-from pairloop.policy.fake import FakeTokens
 from pairloop.policy.protocols import TokenCompletion
-=======
->>>>>>> main
 from pairloop.types import PairSide, VersionKind
 
 

@@ -17,12 +17,8 @@ from tests.tiny_models import byte_tokenizer, letter_tokenizer, write_model
 from torch import Tensor, nn
 
 from pairloop.config import TrainSection
-<<<<<<< HEAD
 from pairloop.learner.data import TokenGroup
-=======
-from pairloop.learner.data import TokenCompletion, TokenGroup
 from pairloop.learner.memory import TokenBudget
->>>>>>> main
 from pairloop.learner.scores import References, batch_of, group_logps, score
 from pairloop.learner.step import Trainer, optimizer_of
 from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings, group_metrics

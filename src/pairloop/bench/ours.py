@@ -14,13 +14,8 @@ from pairloop.bench.cells import SAMPLE_CELLS, TRAIN_CELLS, Pair, TrainCell, pai
 from pairloop.bench.flops import ceiling, step_flops
 from pairloop.bench.pacing import Pacer
 from pairloop.config import TrainSection
-<<<<<<< HEAD
 from pairloop.learner.data import TokenGroup
-=======
-from pairloop.lab import rollout
-from pairloop.learner.data import TokenCompletion, TokenGroup
 from pairloop.learner.memory import TokenBudget
->>>>>>> main
 from pairloop.learner.scores import References, precision, score
 from pairloop.learner.step import Trainer, optimizer_of
 from pairloop.policy import rollout

@@ -17,12 +17,8 @@ from pairloop.lab.claims.base import Claim, Data, Outcome, Settings, markdown_ta
 from pairloop.lab.tasks import TASKS
 from pairloop.lab.tasks.base import Problem, Task, heldout_problem, training_problem
 from pairloop.learner.checkpoint import trained
-<<<<<<< HEAD
 from pairloop.learner.data import TokenGroup
-=======
-from pairloop.learner.data import TokenCompletion, TokenGroup
 from pairloop.learner.memory import TokenBudget
->>>>>>> main
 from pairloop.learner.scores import References, score
 from pairloop.learner.step import Trainer, optimizer_of
 from pairloop.policy.protocols import TokenCompletion
