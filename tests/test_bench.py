@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from pairloop.bench import cells, flops, race, report, training
 from pairloop.bench.cells import SAMPLE_CELLS, TRAIN_CELLS, Pair, Shape
 from pairloop.bench.models import words, write_model
-from pairloop.bench.pacing import Pacer
 from pairloop.bench.race import Outcome, Turn
 from pairloop.bench.settings import Settings
 from pairloop.bench.trl import row
