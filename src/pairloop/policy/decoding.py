@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicLayer
 
+from pairloop.policy.mixed import Adapters
 from pairloop.policy.packed import takes_packed
 from pairloop.policy.scoring import Traits, bare
 from pairloop.policy.slots import SlotBatch
@@ -31,10 +32,10 @@ class Batch:
         self.mask_BL = torch.empty(0, 0, dtype=torch.int64)
         self.cache: Any = None
 
-    def admit(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def admit(self, prompts: Sequence[Sequence[int]], _: Sequence[int] = ()) -> Tensor:
         """Put one row behind each prompt, every distinct prompt read once; float32 logits_BV of these.
 
-        Models that obey no attention mask need prompts of equal length.
+        The rows' versions are not asked for: here all are of one. Models that obey no attention mask need prompts of equal length.
         """
         distinct = list(dict.fromkeys(map(tuple, prompts)))
         batch = self if self.cache is None else Batch(self.model, self.traits)
@@ -127,9 +128,9 @@ class Batch:
             self.mask_BL = self.mask_BL[:, empty:]
 
 
-def open_batch(model: nn.Module, traits: Traits, longest: int) -> SlotBatch | Batch:
+def open_batch(model: nn.Module, traits: Traits, longest: int, adapters: Adapters | None = None) -> SlotBatch | Batch:
     """An empty batch for rows of at most ``longest`` tokens with their prompts; the fast one where the model can take it."""
-    return SlotBatch(bare(model)) if takes_packed(bare(model), longest) else Batch(model, traits)
+    return SlotBatch(bare(model), adapters) if takes_packed(bare(model), longest) else Batch(model, traits)
 
 
 def draw(

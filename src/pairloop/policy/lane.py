@@ -1,4 +1,4 @@
-"""The requests of one version: waiting rows join the running batch between steps, finished ones leave it at once.
+"""The requests of one version, or of several adapters on one base: waiting rows join the running batch between steps, finished ones leave it at once.
 
 A request for n completions is n rows. Rows of one prompt that are admitted together share one reading of it.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pairloop.policy.decoding import Batch, draw, open_batch
+from pairloop.policy.mixed import Adapters
 from pairloop.policy.protocols import SampleRequest, TokenEvent
 from pairloop.policy.scoring import Traits
 from pairloop.policy.slots import SlotBatch, compact
@@ -72,6 +73,10 @@ class Row:
     token_ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
 
+    @property
+    def version(self) -> int:
+        return self.ticket.request.version
+
     @classmethod
     def of(
         cls,
@@ -89,7 +94,10 @@ class Row:
 
 
 class Lane:
-    """One version's waiting and running rows. `waiting` may be appended to from any thread; the rest is the engine's."""
+    """The waiting and running rows of the versions that share its batch: one, or any number of mixed ``adapters``.
+
+    `serve`, `leave` and `add` may be called from any thread that holds the engine's lock; the rest is the engine's.
+    """
 
     def __init__(
         self,
@@ -100,8 +108,9 @@ class Lane:
         max_batch: int,
         max_context: int,
         supervisor: Supervisor,
+        adapters: Adapters | None = None,
     ) -> None:
-        self.waiting: deque[Row] = deque()
+        self._waiting: dict[int, deque[Row]] = {}
         self._rows: list[Row] = []
         self._batch: SlotBatch | Batch | None = None
         self._logits_BV: Tensor | None = None
@@ -111,10 +120,26 @@ class Lane:
         self._max_batch = max_batch
         self._max_context = max_context
         self._supervisor = supervisor
+        self._adapters = adapters
 
     @property
     def is_idle(self) -> bool:
-        return not self.waiting and not self._rows
+        return not self._rows and not any(self._waiting.values())
+
+    def is_done_with(self, version: int) -> bool:
+        """True where no row of the version waits or runs."""
+        return not self._waiting[version] and all(row.version != version for row in self._rows)
+
+    def serve(self, version: int) -> None:
+        """Take requests of this version too."""
+        # A new table, as the engine's thread may be reading the old one.
+        self._waiting = {**self._waiting, version: deque()}
+
+    def leave(self, version: int) -> None:
+        self._waiting = {number: queue for number, queue in self._waiting.items() if number != version}
+
+    def add(self, version: int, rows: Sequence[Row]) -> None:
+        self._waiting[version].extend(rows)
 
     def run(self, model: nn.Module, seconds: float) -> None:
         """Admit what waits, then step until ``seconds`` have passed or nothing runs (at least one step)."""
@@ -129,8 +154,9 @@ class Lane:
     def fail(self, error: Exception, *, waiting: bool = False) -> None:
         """End all running requests with ``error``; the waiting ones too where asked, or where it was not a row that failed."""
         lost = list(self._rows)
-        while self.waiting and (waiting or not self._rows):
-            lost.append(self.waiting.popleft())
+        for queue in self._waiting.values():
+            while queue and (waiting or not self._rows):
+                lost.append(queue.popleft())
         self._rows, self._batch, self._logits_BV = [], None, None
         for row in lost:
             row.ticket.fail(error)
@@ -143,17 +169,22 @@ class Lane:
             return
         self._rows += taken
         if self._batch is None:
-            self._batch = open_batch(model, self._traits, self._max_context)
-        logits_BV = self._batch.admit([row.ticket.request.prompt_token_ids for row in taken])
+            self._batch = open_batch(model, self._traits, self._max_context, self._adapters)
+        prompts = [row.ticket.request.prompt_token_ids for row in taken]
+        logits_BV = self._batch.admit(prompts, [row.version for row in taken])
         self._logits_BV = logits_BV if self._logits_BV is None else torch.cat([self._logits_BV, logits_BV])
 
     def _take(self) -> list[Row]:
-        """The next rows from the queue: as many as fit; of one prompt length where the model obeys no mask."""
+        """The next rows that fit, of the version with the fewest; of one prompt length where the model obeys no mask."""
         taken: list[Row] = []
         later: list[Row] = []
         width = 0
-        while self.waiting and len(self._rows) + len(taken) < self._max_batch:
-            row = self.waiting.popleft()
+        rows_of = Counter(row.version for row in self._rows)
+        while len(self._rows) + len(taken) < self._max_batch:
+            version = min((number for number, queue in self._waiting.items() if queue), key=rows_of.__getitem__, default=None)
+            if version is None:
+                break
+            row = self._waiting[version].popleft()
             if row.ticket.is_over:
                 continue
             size = len(row.ticket.request.prompt_token_ids)
@@ -163,8 +194,10 @@ class Lane:
                     break
                 continue
             width = max(width, size)
+            rows_of[version] += 1
             taken.append(row)
-        self.waiting.extendleft(reversed(later))
+        for row in reversed(later):
+            self._waiting[row.version].appendleft(row)
         return taken
 
     def _step(self) -> None:
@@ -205,8 +238,7 @@ class Lane:
         if reason is None:
             return True
         text = row.stream.text if row.stream is not None else self._decode(row.token_ids)
-        version = row.ticket.request.version
-        row.ticket.finish(row.index, Completion(text, tuple(row.token_ids), tuple(row.logps), version, reason))
+        row.ticket.finish(row.index, Completion(text, tuple(row.token_ids), tuple(row.logps), row.version, reason))
         return False
 
     def _tell(self, row: Row, event: TokenEvent) -> None:

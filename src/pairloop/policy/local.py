@@ -1,8 +1,9 @@
 """The engine in this process: transformers models and PEFT adapters, sampled and scored by one thread.
 
-Callers queue requests from any thread. The engine's thread turns to each version with work for a short burst of steps, and
+Callers queue requests from any thread. The engine's thread turns to each lane with work for a short burst of steps, and
 does loading and scoring jobs in between, so nothing ever runs beside a switch of adapters. Rows of different requests share
-forward passes (`lane`); what a row draws depends on its own numbers only, never on its neighbours.
+forward passes (`lane`), and so do those of the base and its adapters where the model can take it (`mixed`); full weights have
+a lane of their own. What a row draws depends on its own numbers only, never on its neighbours.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import torch
 from pairloop.config import PolicySection
 from pairloop.errors import EngineError, InvalidRequestError, ModelError, PairloopError
 from pairloop.policy.lane import Lane, Row, Ticket
+from pairloop.policy.mixed import Adapters
+from pairloop.policy.packed import takes_packed
 from pairloop.policy.protocols import SampleRequest, TokenSequence
 from pairloop.policy.scoring import Traits, completion_logps, max_context, resolve_device, vocab_size
 from pairloop.policy.shelf import Shelf
@@ -29,7 +32,7 @@ from pairloop.template import ChatTemplate
 from pairloop.types import BASE_VERSION, Completion, Version, VersionKind
 
 BURST_S = 0.02
-"""How long one version decodes before waiting rows, other versions and jobs get their turn."""
+"""How long one lane decodes before waiting rows, other lanes and jobs get their turn."""
 SCORE_TOKENS = 4_096
 """Padded tokens scored by one job, so that scoring never holds up serving for long."""
 SCORE_LOGITS = 1 << 26
@@ -61,7 +64,8 @@ class LocalPolicy:
         self._rng = random.Random()
         self._changed = threading.Condition()
         self._loading = threading.Lock()
-        self._lanes: dict[int, Lane] = {BASE_VERSION: self._new_lane()}
+        self._lanes: dict[int, Lane] = {BASE_VERSION: self._new_lane(self._shelf.mixed)}
+        self._lanes[BASE_VERSION].serve(BASE_VERSION)
         self._retired: set[int] = set()
         self._jobs: deque[tuple[Callable[[], None], Callable[[Exception], None]]] = deque()
         self._scoring: Counter[int] = Counter()
@@ -88,7 +92,7 @@ class LocalPolicy:
             problem = self._refusal(request.version)
             if problem is None:
                 self._queued += 1
-                self._lanes[request.version].waiting.extend(rows)
+                self._lanes[request.version].add(request.version, rows)
                 self._changed.notify()
         if problem is not None:
             ticket.fail(EngineError(problem))
@@ -109,10 +113,12 @@ class LocalPolicy:
                 if vocab_size(module) != self._vocab_size:
                     raise ModelError(f"{version.path}: {vocab_size(module)} token rows, the base model has {self._vocab_size}")
                 self._submit(partial(self._shelf.put_full, number, module)).result()
+                lane = self._new_lane()
             else:
-                self._submit(partial(self._shelf.put_adapter, version)).result()
+                lane = self._submit(partial(self._put_adapter, version)).result()
             with self._changed:
-                self._lanes[number] = self._new_lane()
+                lane.serve(number)
+                self._lanes[number] = lane
 
     def unload(self, number: int) -> None:
         """See `Sampler.unload`: requests already queued are still answered, then the weights are freed. The base stays."""
@@ -203,10 +209,15 @@ class LocalPolicy:
         with self._changed:
             self._queued -= 1
 
-    def _new_lane(self) -> Lane:
+    def _new_lane(self, adapters: Adapters | None = None) -> Lane:
         eos, decode = self._tokens.eos_token_ids, self._tokens.decode
         limits = {"max_batch": self._section.max_batch, "max_context": self._max_context}
-        return Lane(self._traits, eos, decode, **limits, supervisor=_supervised)
+        return Lane(self._traits, eos, decode, **limits, supervisor=_supervised, adapters=adapters)
+
+    def _put_adapter(self, version: Version) -> Lane:
+        """Load it; the base's lane where its rows can be mixed with the base's."""
+        is_mixed = self._shelf.put_adapter(version) and takes_packed(self._shelf.base, self._max_context)
+        return self._lanes[BASE_VERSION] if is_mixed else self._new_lane()
 
     def _submit(self, work: Callable[[], T]) -> Future[T]:
         """Have the engine's thread do ``work`` between two bursts."""
@@ -247,20 +258,23 @@ class LocalPolicy:
             return not self._closed
 
     def _busy(self) -> list[tuple[int, Lane]]:
+        """The lanes with work, and what to activate for each: the base where adapters are mixed."""
         with self._changed:
-            return [(number, lane) for number, lane in self._lanes.items() if not lane.is_idle]
+            base = self._lanes[BASE_VERSION]
+            own = {number: lane for number, lane in self._lanes.items() if number == BASE_VERSION or lane is not base}
+            return [(number, lane) for number, lane in own.items() if not lane.is_idle]
 
     def _burst(self, number: int, lane: Lane) -> None:
         lane.run(self._shelf.activate(number), BURST_S)
 
     def _free_now(self) -> list[int]:
-        return [n for n in self._retired if self._lanes[n].is_idle and not self._scoring[n]]
+        return [n for n in self._retired if self._lanes[n].is_done_with(n) and not self._scoring[n]]
 
     def _free_retired(self) -> None:
         with self._changed:
             free = self._free_now()
             for number in free:
-                del self._lanes[number]
+                self._lanes.pop(number).leave(number)
                 self._retired.discard(number)
         for number in free:
             _supervised(partial(self._shelf.drop, number), lambda _: None)

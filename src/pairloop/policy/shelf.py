@@ -11,6 +11,7 @@ from torch import nn
 from pairloop.config import PolicySection
 from pairloop.errors import EngineError
 from pairloop.policy.linear import lay_out
+from pairloop.policy.mixed import Adapters
 from pairloop.policy.scoring import LoraSettings, check_adapter, load_adapter, load_full, lora_layers
 from pairloop.types import BASE_VERSION, Version
 
@@ -26,6 +27,7 @@ class Shelf:
         self._peft: nn.Module = self._base
         """The base, or PEFT's wrapper around it once there was an adapter, whose layers PEFT put into the base itself."""
         self._adapters: set[int] = set()
+        self.mixed = Adapters(self._base, _name)
         self._full: dict[int, nn.Module] = {}
         self._active: int | None = None
 
@@ -48,19 +50,24 @@ class Shelf:
     def put_full(self, number: int, module: nn.Module) -> None:
         self._full[number] = module
 
-    def put_adapter(self, version: Version) -> None:
-        """Read an adapter onto the base; ModelError where it does not fit, and then nothing has changed."""
+    def put_adapter(self, version: Version) -> bool:
+        """Read an adapter onto the base; True where its rows may be mixed with those of the base and of others like it.
+
+        ModelError where it does not fit, and then nothing has changed.
+        """
         section, path = self._section, Path(version.path)
         check_adapter(path, LoraSettings(section.lora_rank, section.lora_alpha, section.lora_targets))
         self._peft = load_adapter(self._peft, path, _name(version.number), device=self._device)
         self._peft.requires_grad_(False).eval()
         self._adapters.add(version.number)
         self._active = None
+        return self.mixed.add(version.number)
 
     def drop(self, number: int) -> None:
         self._full.pop(number, None)
         if number in self._adapters:
             self._adapters.discard(number)
+            self.mixed.forget(number)
             self._active = None
             wrapper: Any = self._peft
             # PEFT warns when it has to choose the next active adapter itself.

@@ -9,7 +9,8 @@ Axis letters: B rows, P prompts, W rows of one prompt, K key heads, R query head
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
@@ -17,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from pairloop.policy.head import logits_of
+from pairloop.policy.mixed import Adapters, Choice
 from pairloop.policy.packed import attend_blocks, run
 from pairloop.policy.packing import Ids, pack_prompts
+from pairloop.types import BASE_VERSION
 
 MAX_WIDTH = 8
 """Rows that share one copy of their prompt's keys: it bounds what is filled up where another prompt has fewer."""
@@ -82,9 +85,10 @@ class Slots:
 
 @dataclass(slots=True)
 class Prompt:
-    """A prompt in a slot: its tokens, what the head said behind it, and how many rows follow it."""
+    """A prompt in a slot: its tokens, the version that read it, what the head said behind it, and how many rows follow it."""
 
     ids: Ids
+    version: int
     logits_V: Tensor
     width: int = 0
 
@@ -134,14 +138,20 @@ class Layout:
 
 
 class SlotBatch:
-    """Rows that decode together, of a model that takes packed rows (`packed.takes_packed`)."""
+    """Rows that decode together, of a model that takes packed rows (`packed.takes_packed`).
+
+    With ``adapters`` each row is one of a version of its own; without, all are of the model as it stands.
+    """
 
     is_joinable = True
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, adapters: Adapters | None = None) -> None:
         self._model = model
+        self._adapters = adapters
         self._device = next(model.parameters()).device
         self._prompts: list[Prompt] = []
+        self._version_B: list[int] = []
+        self._choice: Choice | None = None
         self._slot_B: list[int | None] = []
         """Where the row's prompt is; None where the row holds it itself."""
         self._age_B: list[int] = []
@@ -150,40 +160,48 @@ class SlotBatch:
         self._own = Slots(columns_more=32)
         self._layout: Layout | None = None
 
-    def admit(self, prompts: Sequence[Ids]) -> Tensor:
+    def admit(self, prompts: Sequence[Ids], versions: Sequence[int] = ()) -> Tensor:
         """Put one row behind each prompt; float32 logits_BV of these. A long prompt that has rows already is not read again."""
         first = len(self._slot_B)
+        asked = list(zip(versions or (BASE_VERSION,) * len(prompts), prompts, strict=True))
+        self._version_B += [version for version, _ in asked]
         self._slot_B += [None] * len(prompts)
         self._age_B += [0 if len(ids) >= MIN_SHARED else len(ids) for ids in prompts]
         self._own.reserve(len(self._age_B), max(self._age_B) + 1)
         self._own.clear(first, len(self._slot_B))
-        rows: dict[Ids, list[int]] = {}
-        for row, ids in enumerate(prompts, first):
-            rows.setdefault(ids, []).append(row)
-        known = {prompt.ids: prompt.logits_V for prompt in self._prompts}
-        logits = known | self._read({ids: mine for ids, mine in rows.items() if ids not in known})
-        for row, ids in enumerate(prompts, first):
+        rows: dict[tuple[int, Ids], list[int]] = {}
+        for row, prompt in enumerate(asked, first):
+            rows.setdefault(prompt, []).append(row)
+        logits = {(prompt.version, prompt.ids): prompt.logits_V for prompt in self._prompts}
+        for version in dict.fromkeys(version for version, _ in rows.keys() - logits.keys()):
+            fresh = {ids: mine for (by, ids), mine in rows.items() if by == version and (by, ids) not in logits}
+            logits |= {(version, ids): logits_V for ids, logits_V in self._read(fresh, version).items()}
+        for row, (version, ids) in enumerate(asked, first):
             if len(ids) >= MIN_SHARED:
-                self._slot_B[row] = self._follow(ids)
+                self._slot_B[row] = self._follow(ids, version)
         self._layout = None
-        return torch.stack([logits[ids] for ids in prompts])
+        return torch.stack([logits[prompt] for prompt in asked])
 
     def step(self, token_ids_B: Tensor) -> Tensor:
         """Append one token to each row; float32 logits_BV."""
         if self._layout is None:
             self._layout = Layout.of(self._prompts, self._slot_B, self._device)
+            self._choice = self._chosen(self._version_B)
         self._own.reserve(len(self._age_B), max(self._age_B) + 1)
         step = Step(self._shared, self._own, self._layout, self._age_B)
         positions_B = self._layout.length_B + step.age_B
-        hidden = run(self._model, token_ids_B[:, None], positions_B[:, None], attend=step)
+        with self._under(self._choice):
+            hidden = run(self._model, token_ids_B[:, None], positions_B[:, None], attend=step)
+            logits_BV = logits_of(self._model, hidden[:, 0]).float()
         self._age_B = [age + 1 for age in self._age_B]
-        return logits_of(self._model, hidden[:, 0]).float()
+        return logits_BV
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows, in the order of `compact`: row b is ``rows[b]`` from now on."""
         for b, row in enumerate(rows):
             if row != b:
                 self._own.move(row, b)
+        self._version_B = [self._version_B[row] for row in rows]
         self._slot_B = [self._slot_B[row] for row in rows]
         self._age_B = [self._age_B[row] for row in rows]
         for prompt in self._prompts:
@@ -195,10 +213,22 @@ class SlotBatch:
         self._own.reserve(len(rows), max(self._age_B) + 1)
         self._layout = None
 
-    def _read(self, fresh: Mapping[Ids, Sequence[int]]) -> dict[Ids, Tensor]:
-        """Read new prompts, each once: a long one into the next free slot, a short one into its rows; logits_V behind each."""
-        if not fresh:
-            return {}
+    def _chosen(self, versions: Sequence[int]) -> Choice | None:
+        return None if self._adapters is None else self._adapters.choose(versions, self._version_B)
+
+    @contextmanager
+    def _under(self, choice: Choice | None) -> Iterator[None]:
+        if self._adapters is None or choice is None:
+            yield
+        else:
+            with self._adapters.under(choice):
+                yield
+
+    def _read(self, fresh: Mapping[Ids, Sequence[int]], version: int) -> dict[Ids, Tensor]:
+        """Read new prompts of a version, each once; logits_V behind each.
+
+        A long one goes into the next free slot, a short one into its rows.
+        """
         packing, columns = pack_prompts(list(fresh), self._device)
         slots = dict(zip((ids for ids in fresh if len(ids) >= MIN_SHARED), count(len(self._prompts)), strict=False))
         self._reserve_prompts(*slots)
@@ -210,25 +240,26 @@ class SlotBatch:
                 buffers.write(layer, targets, rows[1][index], rows[2][index])
             return attend_blocks(packing, *rows, scale=scale)[None]
 
-        hidden = run(self._model, packing.ids_T[None], packing.positions_T[None], attend=attend)
-        logits_PV = logits_of(self._model, hidden[0].index_select(0, packing.predicts_M)).float()
+        with self._under(self._chosen([version])):
+            hidden = run(self._model, packing.ids_T[None], packing.positions_T[None], attend=attend)
+            logits_PV = logits_of(self._model, hidden[0].index_select(0, packing.predicts_M)).float()
         logits = dict(zip(fresh, logits_PV, strict=True))
-        self._prompts += [Prompt(ids, logits[ids]) for ids in slots]
+        self._prompts += [Prompt(ids, version, logits[ids]) for ids in slots]
         return logits
 
     def _reserve_prompts(self, *more: Ids) -> None:
         known = [*(prompt.ids for prompt in self._prompts), *more]
         self._shared.reserve(len(known), max(map(len, known), default=0))
 
-    def _follow(self, ids: Ids) -> int:
+    def _follow(self, ids: Ids, version: int) -> int:
         """The slot of the prompt that one more row follows: a copy of it where all have their full width."""
-        slots = [slot for slot, prompt in enumerate(self._prompts) if prompt.ids == ids]
+        slots = [slot for slot, prompt in enumerate(self._prompts) if (prompt.version, prompt.ids) == (version, ids)]
         free = next((slot for slot in slots if self._prompts[slot].width < MAX_WIDTH), None)
         if free is None:
             free = len(self._prompts)
             self._reserve_prompts(ids)
             self._shared.move(slots[0], free)
-            self._prompts.append(Prompt(ids, self._prompts[slots[0]].logits_V))
+            self._prompts.append(Prompt(ids, version, self._prompts[slots[0]].logits_V))
         self._prompts[free].width += 1
         return free
 
