@@ -35,7 +35,7 @@ class Batch:
     def admit(self, prompts: Sequence[Sequence[int]], _: Sequence[int] = ()) -> Tensor:
         """Put one row behind each prompt, every distinct prompt read once; float32 logits_BV of these.
 
-        The rows' versions are not asked for: here all are of one. Models that obey no attention mask need prompts of equal length.
+        All are of one version, whatever its number. Models that obey no attention mask need prompts of equal length.
         """
         distinct = list(dict.fromkeys(map(tuple, prompts)))
         batch = self if self.cache is None else Batch(self.model, self.traits)

@@ -1,4 +1,4 @@
-"""The requests of one version, or of several adapters on one base: waiting rows join the running batch between steps, finished ones leave it at once.
+"""Requests of one version, or of adapters on one base: waiting rows join the running batch between steps, ended ones leave it.
 
 A request for n completions is n rows. Rows of one prompt that are admitted together share one reading of it.
 """

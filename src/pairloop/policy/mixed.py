@@ -29,16 +29,19 @@ Stack = dict[nn.Module, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The adapter of each row. ``closed_NR``: True at the coordinates of others (N may be 1); None where there are no others."""
+    """The adapter of each row: for all that whose coordinates are ``part``, or ``closed_NR`` is True at those of others."""
 
     stack: Stack
-    closed_NR: Tensor | None
+    part: slice | None = None
+    closed_NR: Tensor | None = None
 
     def add(self, layer: nn.Module, base: Tensor, inputs: Tensor) -> Tensor:
         """What the layer's base says, [..., out], and what the rows' adapters add to it."""
         if layer not in self.stack:
             return base
         down, up = self.stack[layer]
+        if self.part is not None:
+            down, up = down[:, self.part], up[self.part]
         low_NR = inputs.flatten(0, -2).to(down.dtype) @ down
         if self.closed_NR is not None:
             low_NR.masked_fill_(self.closed_NR, 0)
@@ -78,18 +81,19 @@ class Adapters:
 
     def choose(self, version_N: Sequence[int], among: Sequence[int]) -> Choice:
         """The adapters of rows of these versions, or of all rows where there is one; stacked for all versions of ``among``."""
-        present = frozenset(among) - {BASE_VERSION}
-        if set(version_N) == {BASE_VERSION}:
-            return Choice({}, None)
+        present, asked = frozenset(among) - {BASE_VERSION}, set(version_N)
+        if asked == {BASE_VERSION}:
+            return Choice({})
         # A stack is kept while it holds too much, as versions come back; but not much too much.
         if not present <= self._stacked or len(self._stacked) > 2 * len(present):
             self._stacked, self._stack = present, self._stack_of(sorted(present))
-        order = sorted(self._stacked)
-        if len(order) == 1 and set(version_N) == self._stacked:
-            return Choice(self._stack, None)
+        owners = [number for number in sorted(self._stacked) for _ in range(self._ranks[number])]
+        if len(asked) == 1:
+            start = owners.index(version_N[0])
+            return Choice(self._stack, part=slice(start, start + self._ranks[version_N[0]]))
         device = next(iter(self._stack.values()))[0].device
-        owner_R = torch.tensor([number for number in order for _ in range(self._ranks[number])], device=device)
-        return Choice(self._stack, torch.tensor(version_N, device=device)[:, None] != owner_R)
+        closed_NR = torch.tensor(version_N, device=device)[:, None] != torch.tensor(owners, device=device)
+        return Choice(self._stack, closed_NR=closed_NR)
 
     @contextmanager
     def under(self, choice: Choice) -> Iterator[None]:
@@ -144,4 +148,6 @@ class Adapters:
 
 def _matrices(layer: LoraLayer, name: str) -> tuple[Tensor, Tensor]:
     """A, [rank, in], and B times the scale, [out, rank]."""
-    return layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach() * layer.scaling[name]
+    down: Any = layer.lora_A[name]
+    up: Any = layer.lora_B[name]
+    return down.weight.detach(), up.weight.detach() * layer.scaling[name]
