@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from pairloop.policy.packing import Block, Packing
+from pairloop.policy.strips import strip_attention
 
 LOG = logging.getLogger(__name__)
 
@@ -136,9 +137,12 @@ def packed_attention(
         output: tuple[Tensor, None] = attend(module, query, key, value, attention_mask, **options)
         return output
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    attended = [
-        _attend(block, *rows, scale=options.get("scaling"), dropout=options.get("dropout", 0.0)) for block in packing.blocks
-    ]
+    scale, dropout = options.get("scaling"), options.get("dropout", 0.0)
+    if query.device.type == "cpu" and not dropout:
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return strip_attention(*(tensor.to(dtype) for tensor in rows), packing, scale)[None], None
+    attended = [_attend(block, *rows, scale=scale, dropout=dropout) for block in packing.blocks]
     return torch.cat(attended)[None], None
 
 
