@@ -65,7 +65,7 @@ def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report) 
     if len(data.train) < settings.min_pairs:
         return nothing_to_train(len(data.train), data.dropped)
     mark = _fingerprint(job, data)
-    with precision(device, job.dtype, job.method):
+    with precision(model, job.dtype):
         references, checked = _references(job, model, data, mark)
         parameters = list(trained(model).values())
         trainer = Trainer(model, optimizer_of(parameters, settings), parameters, references, settings)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -28,12 +28,20 @@ class References:
     sampler: Mapping[str, GroupLogps] = field(default_factory=dict)
 
 
-def precision(device: torch.device, dtype: str, method: str) -> AbstractContextManager[object]:
-    """bfloat16 products over float32 weights for full fine-tuning, whose small updates bfloat16 weights would lose.
+@contextmanager
+def precision(model: nn.Module, dtype: str) -> Iterator[None]:
+    """While open, with ``bfloat16`` the products are, over weights that are kept in float32: small updates would be lost in it.
 
-    With LoRA the base is loaded in bfloat16 and the adapter in float32, so nothing is to be done.
+    In full fine-tuning these are all weights, with LoRA the adapters; their inputs then stay in the base's bfloat16, too.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16" and method == "full")
+    with ExitStack() as stack:
+        if dtype == "bfloat16":
+            stack.enter_context(torch.autocast(next(model.parameters()).device.type, torch.bfloat16))
+            if hasattr(model, "peft_config"):
+                from peft.helpers import disable_input_dtype_casting
+
+                stack.enter_context(disable_input_dtype_casting(model))
+        yield
 
 
 def group_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> tuple[Tensor, Tensor]:
