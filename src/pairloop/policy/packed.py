@@ -138,12 +138,16 @@ def packed_attention(
         return output
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
     scale, dropout = options.get("scaling"), options.get("dropout", 0.0)
-    if query.device.type == "cpu" and not dropout:
+    if takes_strips(query, dropout):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         return strip_attention(*(tensor.to(dtype) for tensor in rows), packing, scale)[None], None
     attended = [_attend(block, *rows, scale=scale, dropout=dropout) for block in packing.blocks]
     return torch.cat(attended)[None], None
+
+
+def takes_strips(query: Tensor, dropout: float) -> bool:
+    return query.device.type == "cpu" and not dropout
 
 
 def _attend(

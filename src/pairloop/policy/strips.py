@@ -22,7 +22,7 @@ from pairloop.policy.packing import Block, Packing
 
 STRIP = 128
 """Queries of a strip; it reads no key behind its last query."""
-MAX_SCORES = 2**18
+MAX_SCORES = 2**19
 """Scores held at once, as far as one pair of heads has no more."""
 
 
@@ -147,26 +147,21 @@ class _Strip:
 
 def _strips(block: Block, rows: _Rows) -> Iterator[_Strip]:
     n_pairs, n_shared_by, n_queries, _ = rows.query_BGQD.shape
-    n_keys, per_segment = rows.key_BKD.shape[1], n_pairs // block.n
-    ahead = n_keys - n_queries
     for start in range(0, n_queries, STRIP):
         q = slice(start, min(start + STRIP, n_queries))
-        # Block's mask fills up
-        n_seen = min(n_keys, ahead + q.stop)
-        bias = _bias(block, q, n_seen, rows.query_BGQD.dtype)
-        step = max(1, MAX_SCORES // (n_shared_by * (q.stop - q.start) * n_seen))
-        for first in range(0, n_pairs, step):
-            b = slice(first, min(first + step, n_pairs))
-            of_pairs = bias if len(bias) == 1 else bias[torch.arange(b.start, b.stop) // per_segment]
-            size = b.stop - b.start
-            whole = of_pairs.repeat(1, n_shared_by, 1).expand(size, -1, -1)
-            yield _Strip(b, q, n_seen, whole)
+        n_keys = min(block.depth + q.stop, rows.key_BKD.shape[1])
+        bias_NQK = _bias(block, q, n_keys, rows.query_BGQD.dtype)
+        size = max(1, MAX_SCORES // (n_shared_by * (q.stop - q.start) * n_keys))
+        for first in range(0, n_pairs, size):
+            b = slice(first, min(first + size, n_pairs))
+            segments = torch.arange(b.start, b.stop) // (n_pairs // block.n)
+            bias = bias_NQK if len(bias_NQK) == 1 else bias_NQK[segments]
+            yield _Strip(b, q, n_keys, bias.repeat(1, n_shared_by, 1).expand(b.stop - b.start, -1, -1))
 
 
 def _bias(block: Block, q: slice, n_keys: int, dtype: torch.dtype) -> Tensor:
     if block.mask_NQK is None:
-        mask = torch.arange(n_keys) <= torch.arange(q.start, q.stop)[:, None]
-        mask = mask[None]
+        mask_NQK = (torch.arange(n_keys) <= torch.arange(q.start, q.stop)[:, None])[None]
     else:
-        mask = block.mask_NQK[:, q, :n_keys]
-    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -math.inf)
+        mask_NQK = block.mask_NQK[:, q, :n_keys]
+    return torch.zeros(mask_NQK.shape, dtype=dtype).masked_fill_(~mask_NQK, -math.inf)
