@@ -60,7 +60,7 @@ def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report) 
     settings = job.train
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    model, device = load_parent(job)
+    model, _ = load_parent(job)
     data = _data(job, pairs, model)
     if len(data.train) < settings.min_pairs:
         return nothing_to_train(len(data.train), data.dropped)

@@ -38,8 +38,8 @@ def target_logps(model: nn.Module, hidden_MH: Tensor, targets_M: Tensor, *, max_
 def exact_logps(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
     """Log-probs of the targets, [M], differentiable once: the softmax in float32, in float64 where the logits are.
 
-    Kept for the backward pass are the logits as they came, and float32 is used in strips of rows: as one expression, a loss over
-    the vocabulary holds five copies of its logits, four of them in float32.
+    Kept for the backward pass are the logits as they came, and float32 is used in strips of rows: written as one expression,
+    this would hold five copies of the logits, four of them in float32.
     """
     logps: Any = _TargetLogps.apply(logits_MV, targets_M)  # type: ignore[no-untyped-call]
     result: Tensor = logps

@@ -1,9 +1,9 @@
 """Groups as one row without padding: every prompt once, its completions behind it, none of them in sight of another.
 
 The row is a tree of segments. A prompt is a segment, or a chain of them where prompts begin alike (a system prompt, a
-conversation's history); a completion is a segment below its prompt, or a chain where siblings begin alike. A token sees the segments above its own and its own up to
-itself, so siblings and strangers never meet, and its position counts from the root. What comes out at a token is therefore what
-comes out where its sequence stands alone.
+conversation's history); a completion is a segment below its prompt, or a chain where siblings begin alike. A token sees the
+segments above its own and its own up to itself, so siblings and strangers never meet, and its position counts from the root.
+What comes out at a token is therefore what comes out where its sequence stands alone.
 
 Attention runs in blocks: segments of like size in one call, the small ones filled up. Axis letters: T tokens of the row, M
 predicted tokens, N segments of a block, Q and K their queries and keys.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 MIN_SHARED = 16
 """A beginning that prompts, or a prompt's completions, share becomes a segment where that saves at least so many tokens."""
-MAX_FILLING = 4_096
+MAX_FILLING = 16_384
 """Query-key products that filling up may cost a block; about what one more attention call would."""
 MAX_PRODUCTS = 2**24
 """Query-key products of a block of several segments: bounds its mask."""

@@ -1,8 +1,8 @@
-"""Attention over a packed row on the CPU: plain matrix products in strips of queries, which no one else's kernel is needed for.
+"""Attention over a packed row on the CPU in bfloat16: plain matrix products in strips of queries.
 
-In bfloat16 that takes a third of the time of torch's own fused attention and as much in float32, as the products are the library's
-best and a strip's scores stay in the cache. Scores are rounded to the row's own type, the softmax is taken in float32 at least, and the
-backward pass computes them again, so what is kept is the row's queries, keys and values.
+That takes a third of the time of torch's own fused attention, which in this type is slow on the CPU: matrix products are not,
+and a strip's scores stay in the cache. Scores are rounded to bfloat16, as they are in transformers' plain attention, and their
+softmax is taken in float32. Kept are the row's queries, keys and values; the backward pass computes the scores again.
 
 Axis letters beside those of `packing`: H heads, J heads of keys, G = H / J that share one, D their size, B = N x J.
 """
@@ -75,7 +75,13 @@ class _StripAttention(torch.autograd.Function):
                 grad_query[block.start : block.stop] = rows.flat(to_query)
                 rows.add_to_keys(grad_key, to_key)
                 rows.add_to_keys(grad_value, to_value)
-        return grad_query.mul_(ctx.scale), grad_key.mul_(ctx.scale).to(key_TJD.dtype), grad_value.to(value_TJD.dtype), None, None
+        return (
+            grad_query.mul_(ctx.scale),
+            grad_key.mul_(ctx.scale).to(key_TJD.dtype),
+            grad_value.to(value_TJD.dtype),
+            None,
+            None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,8 @@ class _Rows:
     @classmethod
     def of(cls, block: Block, query_THD: Tensor, key_TJD: Tensor, value_TJD: Tensor) -> _Rows:
         n_shared = key_TJD.shape[1]
-        query = _taken(query_THD, block, block.query_NQ).unflatten(2, (n_shared, -1)).permute(0, 2, 3, 1, 4).flatten(0, 1)
+        query = _taken(query_THD, block, block.query_NQ)
+        query = query.view(*query.shape[:2], n_shared, -1, query.shape[-1]).permute(0, 2, 3, 1, 4).flatten(0, 1)
         key, value = (_taken(of, block, block.key_NK).transpose(1, 2).flatten(0, 1) for of in (key_TJD, value_TJD))
         return cls(block, query, key, value)
 
@@ -142,7 +149,7 @@ class _Strip:
         return of_BGQD[self.b, :, self.q].flatten(1, 2)
 
     def unfolded(self, of_BRD: Tensor) -> Tensor:
-        return of_BRD.unflatten(1, (-1, self.q.stop - self.q.start))
+        return of_BRD.view(len(of_BRD), -1, self.q.stop - self.q.start, of_BRD.shape[-1])
 
 
 def _strips(block: Block, rows: _Rows) -> Iterator[_Strip]:
