@@ -17,13 +17,12 @@ from tests.tiny_models import byte_tokenizer, write_model
 
 from pairloop.config import TrainSection
 from pairloop.learner import TrainJob, train
-from pairloop.learner.data import Limits, TokenCompletion, TokenGroup, epoch_batches, micro_batches, tokenize
+from pairloop.learner.data import TokenCompletion, TokenGroup, epoch_batches
 from pairloop.learner.job import TrainStatus, rewind_metrics
 from pairloop.learner.loop import load_parent
 from pairloop.learner.scores import group_logps
 from pairloop.learner.step import learning_rate
 from pairloop.policy import packed
-from pairloop.policy.fake import FakeTokens
 from pairloop.types import PairSide, VersionKind
 
 
@@ -75,18 +74,6 @@ def test_epochs_are_seeded_orders_in_even_batches() -> None:
     assert batches == epoch_batches(33, 16, seed=1, epoch=0)
     assert batches != epoch_batches(33, 16, seed=1, epoch=1)
     assert batches != epoch_batches(33, 16, seed=2, epoch=0)
-
-
-def test_micro_batches_keep_every_pair_once() -> None:
-    pairs = [replace(pair, prompt=(1,) * (9 - i)) for i, pair in enumerate(some_token_pairs(7))]
-    parts = micro_batches(pairs, 3)
-    assert [len(part) for part in parts] == [3, 3, 1]
-    assert sorted(pair.group_id for part in parts for pair in part) == sorted(pair.group_id for pair in pairs)
-    assert [pair.length for part in parts for pair in part] == sorted(pair.length for pair in pairs)
-
-
-def some_token_pairs(count: int) -> list[TokenGroup]:
-    return tokenize(text_pairs(count), FakeTokens(), Limits(1000, 257), parent_version=0)[0]
 
 
 def test_the_learning_rate_warms_up_and_decays_linearly() -> None:

@@ -16,13 +16,14 @@ from pairloop.bench.pacing import Pacer
 from pairloop.config import TrainSection
 from pairloop.lab import rollout
 from pairloop.learner.data import TokenCompletion, TokenGroup
+from pairloop.learner.memory import TokenBudget
 from pairloop.learner.scores import References, precision, score
 from pairloop.learner.step import Trainer, optimizer_of
 from pairloop.policy.scoring import LoraSettings, load_causal_lm
 
 NO_TOKEN = -1
 """Ends no completion: every contestant samples the same number of tokens."""
-SCORED_TOGETHER = 2
+TOKENS_SCORED_TOGETHER = 1_024
 """Few, as what the allocator keeps of the scoring would be counted as held before the first step."""
 
 
@@ -38,9 +39,10 @@ def train(spec: dict[str, Any], pacer: Pacer) -> None:
     settings = TrainSection(batch_size=cell.batch_size, threads=spec["threads"])
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with precision(model, spec["dtype"]):
-        logps = score(model, groups, micro_batch_size=SCORED_TOGETHER)
+        logps = score(model, groups, TokenBudget(TOKENS_SCORED_TOGETHER))
         references = References({group.group_id: values for group, values in zip(groups, logps, strict=True)})
-        trainer = Trainer(model, optimizer_of(parameters, settings), parameters, references, settings)
+        budget = TokenBudget(settings.max_tokens_per_batch)
+        trainer = Trainer(model, optimizer_of(parameters, settings), parameters, references, settings, budget)
         facts = {
             "flops_per_pair": step_flops(cell.shape, found[: cell.batch_size], spec["mode"]) / cell.batch_size,
             "tokens_per_pair": sum(group.n_tokens for group in groups) / len(groups),

@@ -15,15 +15,25 @@ from pairloop.errors import SystemFailure
 OURS, DEFAULT, BEST = "pairloop", "trl_default", "trl_best"
 SEARCH_STEPS = 2
 
+Search = tuple[trl.Settings, list[dict[str, Any]]]
+"""The settings found, and what each change did."""
+
 
 def bench(settings: Settings, modes: Sequence[Mode]) -> list[dict[str, Any]]:
-    """One row per cell and mode."""
+    """One row per cell and mode; TRL's best settings are searched once per model and mode, on the first cell that has them."""
     cells = chosen(TRAIN_CELLS, settings.cells, settings.device)
-    return [_row(settings, cell, mode) for cell in cells for mode in modes]
+    searched: dict[tuple[str, Mode], Search] = {}
+    rows = []
+    for cell in cells:
+        for mode in modes:
+            key = (cell.shape.name, mode)
+            if key not in searched:
+                searched[key] = (trl.KNOWN_BEST, []) if settings.quick else _search(settings, cell, mode)
+            rows.append(_row(settings, cell, mode, *searched[key]))
+    return rows
 
 
-def _row(settings: Settings, cell: TrainCell, mode: Mode) -> dict[str, Any]:
-    best, tried = (trl.KNOWN_BEST, []) if settings.quick else _search(settings, cell, mode)
+def _row(settings: Settings, cell: TrainCell, mode: Mode, best: trl.Settings, tried: list[dict[str, Any]]) -> dict[str, Any]:
     ours = _spec(settings, cell, mode, steps=cell.steps * settings.rounds + 1)
     peer: dict[str, Any] = {**ours, "contestant": "trl"}
     outcomes = race(
@@ -66,7 +76,7 @@ def _spec(settings: Settings, cell: TrainCell, mode: Mode, *, steps: int) -> dic
     }
 
 
-def _search(settings: Settings, cell: TrainCell, mode: Mode) -> tuple[trl.Settings, list[dict[str, Any]]]:
+def _search(settings: Settings, cell: TrainCell, mode: Mode) -> Search:
     """TRL's fastest settings, found change by change from its defaults, and what each change did.
 
     Fastest per step: the reference's pass over the data is counted in the ratio, not in the search.

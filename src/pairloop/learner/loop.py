@@ -8,7 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,6 +26,7 @@ from pairloop.learner.controller import RoundController
 from pairloop.learner.data import Limits, TokenGroup, epoch_batches, fingerprint, read_split, tokenize
 from pairloop.learner.export import export
 from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, nothing_to_train, rewind_metrics
+from pairloop.learner.memory import TokenBudget, checkpoint_layers
 from pairloop.learner.metrics import MetricsFile, libraries
 from pairloop.learner.passes import Passes
 from pairloop.learner.scores import GroupLogps, References, batch_of, padded, precision, score
@@ -66,16 +67,15 @@ def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report) 
         return nothing_to_train(len(data.train), data.dropped)
     mark = _fingerprint(job, data)
     with precision(model, job.dtype):
-        references, checked = _references(job, model, data, mark)
+        budget = TokenBudget(settings.max_tokens_per_batch)
+        references, checked = _references(job, model, data, mark, budget)
         parameters = list(trained(model).values())
-        trainer = Trainer(model, optimizer_of(parameters, settings), parameters, references, settings)
+        trainer = Trainer(model, optimizer_of(parameters, settings), parameters, references, settings, budget)
         state, best = _resume(job, trainer, mark)
         resumed_from = state.step
         clock = _Clock(state.cpu_s, state.wall_s, started_s)
         passes = _run(job, trainer, data, state, best, clock, report)
-        after = measure(
-            settings, data.heldout, score(model, data.heldout, micro_batch_size=settings.micro_batch_size), references
-        )
+        after = measure(settings, data.heldout, score(model, data.heldout, budget), references)
     stop = passes.stop
     assert stop is not None
     export(job, model)
@@ -94,7 +94,7 @@ def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report) 
         stopped_because=stop.reason,
         stop_message=stop.message,
         weights_step=state.step if stop.best_step is None else stop.best_step,
-        warnings=passes.controller.warnings,
+        warnings=[*passes.controller.warnings, *([budget.warning] if budget.warning else [])],
         resumed_from=resumed_from,
         libraries=libraries(),
         cpu_s=clock.cpu_s(),
@@ -116,6 +116,8 @@ def load_parent(job: TrainJob) -> tuple[nn.Module, torch.device]:
         trainable=True,
         lora=lora,
     )
+    if job.train.gradient_checkpointing:
+        checkpoint_layers(model)
     return model, device
 
 
@@ -149,7 +151,7 @@ def _run(
 
     def look() -> dict[str, float]:
         pairs = data.heldout[-HELDOUT_PAIRS:]
-        logps = score(trainer.model, pairs, micro_batch_size=job.train.micro_batch_size)
+        logps = score(trainer.model, pairs, trainer.budget)
         return measure(job.train, pairs, logps, trainer.references)
 
     controller = RoundController(job.train, state.controller)
@@ -158,6 +160,9 @@ def _run(
     with MetricsFile(Path(job.metrics_path), report) as metrics:
         for rows in passes.run(batches, state.step):
             state.last, state.step = dict(rows[0]), state.step + 1
+            if trainer.budget.warning and not state.budget.get("warning"):
+                rows[0] = {**rows[0], "warning": trainer.budget.warning}
+            state.budget = asdict(trainer.budget)
             for row in rows:
                 metrics.write(row)
             _count(state, state.last)
@@ -194,14 +199,18 @@ def _data(job: TrainJob, pairs: Sequence[PreferencePair], model: nn.Module) -> D
     return Data(train, heldout, dropped)
 
 
-def _references(job: TrainJob, model: nn.Module, data: Data, mark: str) -> tuple[References, dict[str, Any]]:
+def _references(
+    job: TrainJob, model: nn.Module, data: Data, mark: str, budget: TokenBudget
+) -> tuple[References, dict[str, Any]]:
     """The cached references of an earlier attempt, or new ones; ``model`` is still the parent."""
     folder = Path(job.checkpoint_dir)
     found = reference.load(folder, mark)
     if found is not None:
+        budget.resume(found[1]["budget"])
         return found
     _refuse_unweighable(job, data.train)
-    references, report = reference.prepare(model, [*data.train, *data.heldout], job.train, job.dtype)
+    references, report = reference.prepare(model, [*data.train, *data.heldout], job.train, job.dtype, budget)
+    report["budget"] = asdict(budget)
     if report["passed"] is False:
         LOG.warning("the recorded log-probs are not the model's: %s; the parent scores all pairs", report)
     reference.save(folder, references, report, mark)
@@ -231,6 +240,7 @@ def _resume(job: TrainJob, trainer: Trainer, mark: str) -> tuple[State, Weights 
             "resume with the ones it was begun with, or remove the folder and start afresh"
         )
     LOG.info("resuming after step %d", found[0].step)
+    trainer.budget.resume(found[0].budget)
     return found
 
 
@@ -251,7 +261,11 @@ def _fingerprint(job: TrainJob, data: Data) -> str:
         if folder
         for path in sorted(Path(folder).iterdir())
     ]
-    parts = [json.dumps(job.recipe(), sort_keys=True), repr(files), fingerprint(data.train), fingerprint(data.heldout)]
+    recipe = job.recipe()
+    # Of one value to all but rounding: a run that died for want of memory may go on with less.
+    for name in ("max_tokens_per_batch", "gradient_checkpointing"):
+        del recipe["train"][name]
+    parts = [json.dumps(recipe, sort_keys=True), repr(files), fingerprint(data.train), fingerprint(data.heldout)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pairloop.learner.data import TokenGroup, micro_batches
+from pairloop.learner.batches import MicroBatch
+from pairloop.learner.data import TokenGroup
+from pairloop.learner.memory import TokenBudget
 from pairloop.objective import Batch, Totals
 from pairloop.policy.scoring import completion_logps
 
-SCORING_GROUPS = 32
-"""Groups scored by one forward pass where the configuration sets no micro batch; without gradient, memory is no concern."""
+SCORING_TOKENS = 16_384
+"""Tokens that one scoring pass reads at most where the configuration sets no bound."""
 
 GroupLogps = tuple[Tensor, ...]
 """Log-probs of each completion's tokens, float32 on the CPU, one dimension each."""
@@ -30,13 +32,14 @@ class References:
 
 @contextmanager
 def precision(model: nn.Module, dtype: str) -> Iterator[None]:
-    """While open, with ``bfloat16`` the products are, over weights that are kept in float32: small updates would be lost in it.
+    """While open, bfloat16 products over float32 weights where training is in bfloat16, whose own would lose small updates.
 
-    In full fine-tuning these are all weights, with LoRA the adapters; their inputs then stay in the base's bfloat16, too.
+    With LoRA these are the adapter's weights, and its inputs stay in the base's bfloat16. Rounded weights are not cached: the
+    cache lives as long as the context, which is the whole round, and steps would not see what others changed.
     """
     with ExitStack() as stack:
         if dtype == "bfloat16":
-            stack.enter_context(torch.autocast(next(model.parameters()).device.type, torch.bfloat16))
+            stack.enter_context(torch.autocast(next(model.parameters()).device.type, torch.bfloat16, cache_enabled=False))
             if hasattr(model, "peft_config"):
                 from peft.helpers import disable_input_dtype_casting
 
@@ -62,15 +65,20 @@ def group_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def score(model: nn.Module, groups: Sequence[TokenGroup], *, micro_batch_size: int) -> list[GroupLogps]:
-    """The groups' log-probs under the model as it is, in their order; like lengths are scored together."""
-    found: dict[int, GroupLogps] = {}
-    for part in micro_batches(groups, micro_batch_size or SCORING_GROUPS):
-        logp_BGT, _ = group_logps(model, part)
-        for group, logp_GT in zip(part, logp_BGT.float().cpu(), strict=True):
-            found[id(group)] = tuple(
-                logp_GT[g, : len(completion.token_ids)].clone() for g, completion in enumerate(group.completions)
-            )
+def score(model: nn.Module, groups: Sequence[TokenGroup], budget: TokenBudget | None = None) -> list[GroupLogps]:
+    """The groups' log-probs under the model as it is, in their order, in micro batches within ``budget``."""
+
+    def work(parts: list[MicroBatch]) -> dict[int, GroupLogps]:
+        found: dict[int, GroupLogps] = {}
+        for part in parts:
+            logp_BGT, _ = group_logps(model, part.groups)
+            for group, logp_GT in zip(part.groups, logp_BGT.float().cpu(), strict=True):
+                found[id(group)] = tuple(
+                    logp_GT[g, : len(completion.token_ids)].clone() for g, completion in enumerate(group.completions)
+                )
+        return found
+
+    found = (budget or TokenBudget()).run(model, groups, work, unbounded=SCORING_TOKENS)
     return [found[id(group)] for group in groups]
 
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from pairloop.config import TrainSection
-from pairloop.learner.data import TokenGroup, micro_batches
+from pairloop.learner.batches import MicroBatch
+from pairloop.learner.data import TokenGroup
+from pairloop.learner.memory import TokenBudget
 from pairloop.learner.scores import References, batch_of, group_logps, totals_of
 from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings, Totals, effective_sample_size, log_weights
 
@@ -22,13 +24,14 @@ MAX_KL_WEIGHT = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """What every step needs and none changes but the model and the optimizer."""
+    """What every step needs and none changes but the model, the optimizer and, where memory runs out, the budget."""
 
     model: nn.Module
     optimizer: Optimizer
     parameters: Sequence[nn.Parameter]
     references: References
     settings: TrainSection
+    budget: TokenBudget
 
     def step(self, groups: Sequence[TokenGroup], lr: float) -> dict[str, float]:
         """Train on one batch; its metrics before the step, with ``grad_norm`` before clipping.
@@ -36,27 +39,26 @@ class Trainer:
         Where loss or gradient is not finite, weights and optimizer stay as they are (see `is_finite`).
         """
         started_s = time.monotonic()
-        self.optimizer.zero_grad(set_to_none=True)
-        metrics = self._accumulate(groups)
+        metrics = self.budget.run(self.model, groups, lambda parts: self._accumulate(parts, totals_of(groups)))
         norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         found = {name: float(value) for name, value in metrics.items()} | {"grad_norm": float(norm), "lr": lr}
         if is_finite(found):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
-        return found | {"tokens_per_s": sum(group.n_tokens for group in groups) / (time.monotonic() - started_s)}
+        rate = sum(group.n_tokens for group in groups) / (time.monotonic() - started_s)
+        return found | {"tokens_per_s": rate, "max_tokens_per_batch": self.budget.tokens}
 
-    def _accumulate(self, groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
+    def _accumulate(self, parts: Sequence[MicroBatch], totals: Totals) -> dict[str, Tensor]:
         """Gradient and metrics of the whole batch, from its micro batches: sums over the batch's totals, so they add up."""
+        self.optimizer.zero_grad(set_to_none=True)
         objective = OBJECTIVES[self.settings.objective]
         settings = objective_settings(self.settings)
-        totals = totals_of(groups)
-        parts = micro_batches(groups, self.settings.micro_batch_size)
         z0 = kl_reference(self.model, parts, self.references, totals) if objective.wants_kl_reference else None
         metrics: dict[str, Tensor] = {}
         drift = Drift()
         for part in parts:
-            batch = batch_of(part, *group_logps(self.model, part), self.references, totals)
+            batch = batch_of(part.groups, *group_logps(self.model, part.groups), self.references, totals)
             loss, of_part = objective(replace(batch, kl_reference=z0), settings)
             loss.backward()  # type: ignore[no-untyped-call]
             for name, value in of_part.items():
@@ -98,7 +100,7 @@ class Drift:
 
 
 @torch.no_grad()
-def kl_reference(model: nn.Module, parts: Sequence[Sequence[TokenGroup]], references: References, totals: Totals) -> Tensor:
+def kl_reference(model: nn.Module, parts: Sequence[MicroBatch], references: References, totals: Totals) -> Tensor:
     """KTO's z0 of an optimizer batch: max(0, mean of w log w) over its completions, w = min(policy / reference, 2).
 
     An importance-weighted estimate of KL(policy || reference) in nats per completion from the round's own completions; costs a
@@ -107,7 +109,7 @@ def kl_reference(model: nn.Module, parts: Sequence[Sequence[TokenGroup]], refere
     """
     total: Tensor | float = 0.0
     for part in parts:
-        batch = batch_of(part, *group_logps(model, part), references, totals)
+        batch = batch_of(part.groups, *group_logps(model, part.groups), references, totals)
         delta_BGT = torch.where(batch.mask_BGT, batch.logp_BGT - batch.ref_logp_BGT, torch.zeros_like(batch.logp_BGT))
         log_w_BG = delta_BGT.sum(-1).clamp(max=math.log(MAX_KL_WEIGHT))
         total = total + (log_w_BG.exp() * log_w_BG * batch.weight_B[:, None]).sum()
