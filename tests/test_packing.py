@@ -23,12 +23,13 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig
 
 from pairloop.lab.probes import in_float64
-from pairloop.learner.data import TokenCompletion, TokenGroup
+from pairloop.learner.data import TokenGroup
 from pairloop.learner.scores import group_logps, precision, score
 from pairloop.policy import head, packed, packing, scoring, strips
 from pairloop.policy.head import target_logps
 from pairloop.policy.packed import NAME, PACKABLE, refusal
 from pairloop.policy.packing import MIN_SHARED, Block, Ids, Packing, pack
+from pairloop.policy.protocols import TokenCompletion
 from pairloop.policy.scoring import completion_logps, load_causal_lm
 from pairloop.policy.strips import strip_attention
 

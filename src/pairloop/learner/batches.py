@@ -88,7 +88,7 @@ def _packed(ordered: Sequence[TokenGroup]) -> _Grown:
 
 
 def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """Tokens of the later prompt that packing is sure not to read again (see `packing.prompt_tree`)."""
+    """Tokens of the later prompt that packing is sure not to read again (see `packing.tree`)."""
     length = common_length(one, other)
     return length if length == len(one) == len(other) else max(0, length - MIN_SHARED + 1)
 
