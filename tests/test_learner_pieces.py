@@ -117,7 +117,7 @@ def test_padding_and_the_last_token_get_no_gradient_through_the_model(
     """
     if rows == "padded":
         monkeypatch.setattr(packed, "PACKABLE", frozenset())
-    model, _ = load_parent(make_job(text_pairs(8)))
+    model = load_parent(make_job(text_pairs(8)), torch.device("cpu"))
     short = TokenGroup("p", (5, 6), (TokenCompletion((7, 8)), TokenCompletion((9, 10, 11))), (1.0, 0.0))
     long_ = TokenGroup("q", (5, 6, 7, 8), (TokenCompletion((9,) * 6), TokenCompletion((9, 10, 11))), (1.0, 0.0))
     alone, mask_BGT = group_logps(model, [short])

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pairloop
-from pairloop.config import child_env
+from pairloop.config import TrainSection, child_env
 
 DIE_WITH_PARENT = "--die-with-parent"
+WORKER = "--worker"
 POLL_S = 0.2
 STOP_S = 5.0
 LOG_TAIL = 2_000
@@ -24,7 +25,8 @@ Row = Mapping[str, Any]
 
 @contextmanager
 def started(job_path: Path, *, log_path: Path, threads: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A training process in a session of its own, so that Ctrl-C reaches only the parent; it is stopped when the block ends.
+    """A training process (with its workers) in a session of its own, so that Ctrl-C reaches only the parent; it is stopped when
+    the block ends.
 
     It also ends when the parent dies in any way, because it then reads the end of its standard input.
     """
@@ -48,6 +50,19 @@ def started(job_path: Path, *, log_path: Path, threads: int) -> Iterator[subproc
         yield child
     finally:
         _stop(child)
+
+
+def launcher(settings: TrainSection, arguments: Sequence[str]) -> list[str] | None:
+    """What Python is to run in place of the learner with these arguments, to start all of its processes; None for one alone.
+
+    torchrun hands its own standard input to its workers, so each of them sees the parent's end.
+    """
+    if settings.launcher == "torchrun":
+        torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={settings.processes}"]
+        return ["-m", *torchrun, "-m", "pairloop.learner", *arguments, WORKER]
+    if settings.launcher == "ray":
+        return ["-m", "pairloop.learner.ray_job", *arguments]
+    return None
 
 
 def follow(

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pairloop.learner.data import TokenGroup, micro_batches
+from pairloop.learner.sharding import Sharded, free
+from pairloop.learner.workers import ALONE, Workers
 from pairloop.objective import Batch, Totals
 from pairloop.policy.scoring import completion_logps
 
@@ -38,6 +40,9 @@ def precision(device: torch.device, dtype: str, method: str) -> AbstractContextM
 
 def group_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> tuple[Tensor, Tensor]:
     """(``logp_BGT`` with gradient, ``mask_BGT``) of the groups; smaller groups are filled up with completions of no token."""
+    if isinstance(model, Sharded):
+        found: tuple[Tensor, Tensor] = model(groups)
+        return found
     prompts = [group.prompt for group in groups for _ in group.completions]
     completions = [completion.token_ids for group in groups for completion in group.completions]
     logp_NT, mask_NT = completion_logps(model, prompts, completions)
@@ -54,16 +59,26 @@ def group_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def score(model: nn.Module, groups: Sequence[TokenGroup], *, micro_batch_size: int) -> list[GroupLogps]:
-    """The groups' log-probs under the model as it is, in their order; like lengths are scored together."""
-    found: dict[int, GroupLogps] = {}
-    for part in micro_batches(groups, micro_batch_size or SCORING_GROUPS):
+def score(
+    model: nn.Module, groups: Sequence[TokenGroup], *, micro_batch_size: int, workers: Workers = ALONE
+) -> list[GroupLogps]:
+    """The groups' log-probs under the model as it is, in their order; like lengths are scored together.
+
+    Each worker scores its share, and all of them get all.
+    """
+    found: dict[str, GroupLogps] = {}
+    parts = micro_batches(workers.share(groups), micro_batch_size or SCORING_GROUPS)
+    for part in parts:
         logp_BGT, _ = group_logps(model, part)
         for group, logp_GT in zip(part, logp_BGT.float().cpu(), strict=True):
-            found[id(group)] = tuple(
+            found[group.group_id] = tuple(
                 logp_GT[g, : len(completion.token_ids)].clone() for g, completion in enumerate(group.completions)
             )
-    return [found[id(group)] for group in groups]
+    for _ in range(workers.idle_passes(len(parts))):
+        group_logps(model, groups[:1])
+    free(model)
+    everywhere = {group_id: logps for part in workers.gather(found) for group_id, logps in part.items()}
+    return [everywhere[group.group_id] for group in groups]
 
 
 def batch_of(

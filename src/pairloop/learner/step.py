@@ -14,6 +14,8 @@ from torch.optim import AdamW, Optimizer
 from pairloop.config import TrainSection
 from pairloop.learner.data import TokenGroup, micro_batches
 from pairloop.learner.scores import References, batch_of, group_logps, totals_of
+from pairloop.learner.sharding import whole
+from pairloop.learner.workers import ALONE, Workers
 from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings, Totals, effective_sample_size, log_weights
 
 MAX_KL_WEIGHT = 2.0
@@ -22,13 +24,17 @@ MAX_KL_WEIGHT = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """What every step needs and none changes but the model and the optimizer."""
+    """What every step needs and none changes but the model and the optimizer.
+
+    Each of the ``workers`` is given the whole batch, takes its share of it, and ends with the same gradient and metrics.
+    """
 
     model: nn.Module
     optimizer: Optimizer
     parameters: Sequence[nn.Parameter]
     references: References
     settings: TrainSection
+    workers: Workers = ALONE
 
     def step(self, groups: Sequence[TokenGroup], lr: float) -> dict[str, float]:
         """Train on one batch; its metrics before the step, with ``grad_norm`` before clipping.
@@ -38,8 +44,9 @@ class Trainer:
         started_s = time.monotonic()
         self.optimizer.zero_grad(set_to_none=True)
         metrics = self._accumulate(groups)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
-        found = {name: float(value) for name, value in metrics.items()} | {"grad_norm": float(norm), "lr": lr}
+        self.workers.sum_gradients(self.parameters)
+        norm = clip(self.parameters, self.settings.clip_norm)
+        found = {name: float(value) for name, value in metrics.items()} | {"grad_norm": norm, "lr": lr}
         if is_finite(found):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
@@ -51,19 +58,24 @@ class Trainer:
         objective = OBJECTIVES[self.settings.objective]
         settings = objective_settings(self.settings)
         totals = totals_of(groups)
-        parts = micro_batches(groups, self.settings.micro_batch_size)
-        z0 = kl_reference(self.model, parts, self.references, totals) if objective.wants_kl_reference else None
+        parts = micro_batches(self.workers.share(groups), self.settings.micro_batch_size)
+        idle = self.workers.idle_passes(len(parts))
+        z0 = None
+        if objective.wants_kl_reference:
+            z0 = kl_reference(self.model, parts, self.references, totals, self.workers, groups[:1] * idle)
         metrics: dict[str, Tensor] = {}
         drift = Drift()
         for part in parts:
             batch = batch_of(part, *group_logps(self.model, part), self.references, totals)
             loss, of_part = objective(replace(batch, kl_reference=z0), settings)
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss * self.workers.loss_factor).backward()  # type: ignore[no-untyped-call]
             for name, value in of_part.items():
                 metrics[name] = metrics.get(name, torch.zeros_like(value)) + value
             drift.add(batch)
+        for _ in range(idle):
+            (group_logps(self.model, groups[:1])[0].sum() * 0).backward()  # type: ignore[no-untyped-call]
         # What is not a sum over completions does not add up: it is taken of all micro batches together.
-        return metrics | drift.metrics()
+        return self.workers.sum_metrics(metrics) | drift.of_all(self.workers).metrics()
 
 
 class Drift:
@@ -77,6 +89,13 @@ class Drift:
 
     def __init__(self) -> None:
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def of_all(self, workers: Workers) -> Drift:
+        """That of all workers' parts."""
+        drift = Drift()
+        for parts in workers.gather([tuple(values.cpu() for values in part) for part in self._parts]):
+            drift._parts += parts
+        return drift
 
     def add(self, batch: Batch) -> None:
         """Note a part of the batch."""
@@ -98,20 +117,38 @@ class Drift:
 
 
 @torch.no_grad()
-def kl_reference(model: nn.Module, parts: Sequence[Sequence[TokenGroup]], references: References, totals: Totals) -> Tensor:
+def kl_reference(
+    model: nn.Module,
+    parts: Sequence[Sequence[TokenGroup]],
+    references: References,
+    totals: Totals,
+    workers: Workers = ALONE,
+    idle: Sequence[TokenGroup] = (),
+) -> Tensor:
     """KTO's z0 of an optimizer batch: max(0, mean of w log w) over its completions, w = min(policy / reference, 2).
 
     An importance-weighted estimate of KL(policy || reference) in nats per completion from the round's own completions; costs a
     scoring pass. The paper (2402.01306, eq. 8) averages log(policy / reference) of mismatched completions instead, which are
-    neither's samples. The bound on w keeps one completion from deciding for all.
+    neither's samples. The bound on w keeps one completion from deciding for all. ``parts``: this worker's; ``idle``: groups
+    that it reads for the others' sake.
     """
-    total: Tensor | float = 0.0
+    total = torch.zeros(())
     for part in parts:
         batch = batch_of(part, *group_logps(model, part), references, totals)
         delta_BGT = torch.where(batch.mask_BGT, batch.logp_BGT - batch.ref_logp_BGT, torch.zeros_like(batch.logp_BGT))
         log_w_BG = delta_BGT.sum(-1).clamp(max=math.log(MAX_KL_WEIGHT))
-        total = total + (log_w_BG.exp() * log_w_BG * batch.weight_B[:, None]).sum()
-    return (torch.as_tensor(total) / totals.completions).clamp(min=0.0)
+        total = total.to(log_w_BG) + (log_w_BG.exp() * log_w_BG * batch.weight_B[:, None]).sum()
+    for group in idle:
+        group_logps(model, [group])
+    return (sum(workers.gather(total.cpu()), torch.zeros(())) / totals.completions).clamp(min=0.0)
+
+
+def clip(parameters: Sequence[nn.Parameter], largest: float) -> float:
+    """Scale the gradients to a norm of at most ``largest`` over all parameters; the norm before."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = whole(nn.utils.get_total_norm(gradients))
+    nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return float(norm)
 
 
 def is_finite(metrics: dict[str, float]) -> bool:
