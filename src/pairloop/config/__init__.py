@@ -85,7 +85,7 @@ class Config(Section):
             )
         if self.train.sharding == "fsdp2" and self.policy.quantization != "none":
             raise ValueError(
-                'train.sharding = "fsdp2" cannot divide a base of 4 bits: set it to "none", where each process holds all of the base'
+                'train.sharding = "fsdp2" cannot divide a base of 4 bits: set it to "none", where each process holds all of it'
             )
         return self
 

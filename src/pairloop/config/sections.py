@@ -27,8 +27,8 @@ class PolicySection(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Numbers the engine and the trainer compute with; log-probs are float32 either way."""
     quantization: Literal["none", "nf4"] = "none"
-    """``nf4`` keeps the base's matrices in 4 bits (QLoRA, by bitsandbytes) in engine and trainer; LoRA only, and fixed for the life
-    of a policy."""
+    """``nf4`` keeps the base's matrices in 4 bits (QLoRA, by bitsandbytes) in engine and trainer; LoRA only, and fixed for the
+    life of a policy."""
     device: str = "auto"
     """``auto`` takes CUDA where it is, else the CPU."""
     threads: int = Field(default=1, ge=1)

@@ -156,13 +156,13 @@ class TrainSection(Section):
     threads: int = Field(default=1, ge=1)
     """CPU threads of each training process."""
     launcher: Literal["local", "torchrun", "ray"] = "local"
-    """``local``: one process beside the server. ``torchrun``: ``processes`` of them on this machine. ``ray``: as many workers of a
-    Ray job."""
+    """``local``: one process beside the server. ``torchrun``: ``processes`` of them on this machine. ``ray``: as many workers
+    of a Ray job."""
     processes: int = Field(default=1, ge=1)
     """Training processes, each with a CUDA device of its own where there is CUDA; each takes its share of every batch."""
     sharding: Literal["none", "fsdp2"] = "none"
-    """``none``: each process holds the whole model (data parallel). ``fsdp2``: weights, gradients and optimizer state are divided
-    among them."""
+    """``none``: each process holds the whole model (data parallel). ``fsdp2``: weights, gradients and optimizer state are
+    divided among them."""
     ray_address: str | None = None
     """``ray``: the address of the cluster's job server, such as ``http://head:8265``."""
 
@@ -181,7 +181,7 @@ class TrainSection(Section):
         if self.launcher == "local" and self.processes > 1:
             raise ValueError('launcher "local" starts one process; for processes = n set launcher to "torchrun" or "ray"')
         if self.launcher == "local" and self.sharding != "none":
-            raise ValueError(f'sharding = "{self.sharding}" divides a model among processes: set launcher to "torchrun" or "ray"')
+            raise ValueError(f'sharding = "{self.sharding}" divides a model among processes: take launcher "torchrun" or "ray"')
         if (self.launcher == "ray") != (self.ray_address is not None):
             raise ValueError('launcher "ray" and ray_address go together: set both or neither')
         return self

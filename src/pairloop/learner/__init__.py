@@ -17,9 +17,7 @@ def ignore(_: Mapping[str, Any]) -> None:
     """The report that nobody reads."""
 
 
-def train(
-    job: TrainJob, report: Callable[[Mapping[str, Any]], None] = ignore, *, workers: Workers = ALONE
-) -> TrainResult:
+def train(job: TrainJob, report: Callable[[Mapping[str, Any]], None] = ignore, *, workers: Workers = ALONE) -> TrainResult:
     """Train as ``job`` says, resuming from its last checkpoint, and write its output folder, metrics file and result file.
 
     ``report`` gets each row of the metrics file as it is written. Errors become a result with status ``failed``, a stable code

@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 from pairloop.learner import TrainJob, train
-from pairloop.learner.child import DIE_WITH_PARENT, WORKER, launcher
+from pairloop.learner.child import DIE_WITH_PARENT, WORKER, launcher, wait_for_parents_end
 
 
 def main(arguments: list[str]) -> int:
@@ -36,8 +36,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _die_with_parent() -> None:
-    """The parent holds the other end of stdin and writes nothing: the end of file is the parent's end, also by kill -9."""
-    os.read(sys.stdin.fileno(), 1)
+    wait_for_parents_end()
     os._exit(3)
 
 

@@ -90,9 +90,7 @@ def save(
         shutil.rmtree(path)
 
 
-def load(
-    folder: Path, model: nn.Module, optimizer: Optimizer, workers: Workers = ALONE
-) -> tuple[State, Weights | None] | None:
+def load(folder: Path, model: nn.Module, optimizer: Optimizer, workers: Workers = ALONE) -> tuple[State, Weights | None] | None:
     """Put the newest whole checkpoint into model and optimizer; its state and best weights, or None where there is none."""
     found = workers.broadcast(last_checkpoint(folder))
     if found is None:

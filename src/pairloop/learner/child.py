@@ -52,6 +52,11 @@ def started(job_path: Path, *, log_path: Path, threads: int) -> Iterator[subproc
         _stop(child)
 
 
+def wait_for_parents_end() -> None:
+    """The parent holds the other end of stdin and writes nothing: the end of file is the parent's end, also by kill -9."""
+    os.read(sys.stdin.fileno(), 1)
+
+
 def launcher(settings: TrainSection, arguments: Sequence[str]) -> list[str] | None:
     """What Python is to run in place of the learner with these arguments, to start all of its processes; None for one alone.
 
@@ -90,6 +95,8 @@ def read_rows(path: Path, offset: int = 0) -> tuple[list[Row], int]:
     """The whole lines of a metrics file from ``offset`` on, and the offset after them."""
     try:
         with path.open("rb") as file:
+            # A new attempt has cut off what it does again.
+            offset = min(offset, file.seek(0, os.SEEK_END))
             file.seek(offset)
             data = file.read()
     except FileNotFoundError:

@@ -69,19 +69,21 @@ class TrainJob:
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantization: Literal["none", "nf4"] = "none"
     device: str = "auto"
+    run_id: str = ""
+    """The same for all attempts."""
     max_context: int = 0
     """Longest prompt plus completion that the model serves; 0 takes the model's own limit."""
 
     @classmethod
     def in_folder(cls, folder: Path, **settings: Any) -> TrainJob:
-        """A job whose own files all lie in ``folder``, under the names of this module's docstring."""
+        """A job named by ``folder``, in which its own files lie under the names of this module's docstring."""
         folder = folder.resolve()
         return cls(
+            **{"run_id": folder.name, **settings},
             out_dir=str(folder / "out"),
             checkpoint_dir=str(folder / "checkpoints"),
             metrics_path=str(folder / "metrics.jsonl"),
             result_path=str(folder / "result.json"),
-            **settings,
         )
 
     def save(self, path: Path) -> None:
@@ -102,7 +104,7 @@ class TrainJob:
 
     def recipe(self) -> dict[str, Any]:
         """What decides the weights that come out, without the places where things lie."""
-        own = {"out_dir", "checkpoint_dir", "metrics_path", "result_path", "snapshot_dir", "base_dir", "parent_path"}
+        own = {"out_dir", "checkpoint_dir", "metrics_path", "result_path", "snapshot_dir", "base_dir", "parent_path", "run_id"}
         data = {**asdict(self), "train": self.train.model_dump(mode="json", exclude={"checkpoint_every", *WHERE})}
         return {key: value for key, value in data.items() if key not in own}
 

@@ -222,9 +222,7 @@ def _data(job: TrainJob, pairs: Sequence[PreferencePair], model: nn.Module) -> D
     return Data(train, heldout, dropped)
 
 
-def _references(
-    job: TrainJob, model: nn.Module, data: Data, mark: str, workers: Workers
-) -> tuple[References, dict[str, Any]]:
+def _references(job: TrainJob, model: nn.Module, data: Data, mark: str, workers: Workers) -> tuple[References, dict[str, Any]]:
     """The cached references of an earlier attempt, or new ones; ``model`` is still the parent."""
     folder = Path(job.checkpoint_dir)
     found = workers.broadcast(reference.load(folder, mark) if workers.leads else None)

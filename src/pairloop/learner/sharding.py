@@ -6,13 +6,17 @@ On disk everything is whole, so that a checkpoint goes on with any number of wor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pairloop.learner.data import TokenGroup
 from pairloop.policy.scoring import bare
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
 
 GroupPass = Callable[[nn.Module, Sequence[TokenGroup]], tuple[Tensor, Tensor]]
 
@@ -30,7 +34,8 @@ class Sharded(nn.Module):
 
     def forward(self, groups: Sequence[TokenGroup]) -> tuple[Tensor, Tensor]:
         """What the group pass gives of the model while its weights are whole."""
-        return self._pass(self.model, groups)
+        logp_BGT, mask_BGT = self._pass(self.model, groups)
+        return logp_BGT.clone(), mask_BGT  # no view, on which FSDP2's hook could be lost
 
 
 def shard(model: nn.Module, device: torch.device, group_pass: GroupPass) -> Sharded:
@@ -47,7 +52,9 @@ def shard(model: nn.Module, device: torch.device, group_pass: GroupPass) -> Shar
     units = set(inner._no_split_modules or ())
     for layer in [module for module in inner.modules() if type(module).__name__ in units]:
         fully_shard(layer, mesh=mesh)
-    return fully_shard(Sharded(model, group_pass), mesh=mesh, reshard_after_forward=False)
+    root = Sharded(model, group_pass)
+    fully_shard(root, mesh=mesh, reshard_after_forward=False)
+    return root
 
 
 def free(model: nn.Module) -> None:
@@ -59,17 +66,17 @@ def free(model: nn.Module) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, or all of one that is divided; then every worker has to ask for it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[no-any-return]
+    return tensor.full_tensor() if _is_divided(tensor) else tensor
 
 
 def own(tensor: Tensor) -> Tensor:
     """The tensor itself, or this worker's part of one that is divided."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
+    return tensor.to_local() if _is_divided(tensor) else tensor
 
 
 def divided(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, divided as ``like`` is."""
-    if not hasattr(like, "device_mesh"):
+    if not _is_divided(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
@@ -79,7 +86,7 @@ def divided(tensor: Tensor, like: Tensor) -> Tensor:
 
 def joined_parts(part: Tensor, like: Tensor) -> Tensor:
     """The whole of which every worker has a part, as of ``like``; every worker has to ask for it."""
-    if not hasattr(like, "device_mesh"):
+    if not _is_divided(like):
         return part
     from torch.distributed.tensor import DTensor
 
@@ -87,3 +94,7 @@ def joined_parts(part: Tensor, like: Tensor) -> Tensor:
         part.to(like.device), like.device_mesh, like.placements, shape=like.shape, stride=like.stride(), run_check=False
     )
     return tensor.full_tensor()
+
+
+def _is_divided(tensor: Tensor) -> TypeIs[DTensor]:
+    return hasattr(tensor, "device_mesh")

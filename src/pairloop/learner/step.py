@@ -62,7 +62,7 @@ class Trainer:
         idle = self.workers.idle_passes(len(parts))
         z0 = None
         if objective.wants_kl_reference:
-            z0 = kl_reference(self.model, parts, self.references, totals, self.workers, groups[:1] * idle)
+            z0 = kl_reference(self.model, parts, self.references, totals, self.workers, [groups[0]] * idle)
         metrics: dict[str, Tensor] = {}
         drift = Drift()
         for part in parts:
@@ -93,7 +93,7 @@ class Drift:
     def of_all(self, workers: Workers) -> Drift:
         """That of all workers' parts."""
         drift = Drift()
-        for parts in workers.gather([tuple(values.cpu() for values in part) for part in self._parts]):
+        for parts in workers.gather([(log_w.cpu(), logp.cpu(), length.cpu()) for log_w, logp, length in self._parts]):
             drift._parts += parts
         return drift
 

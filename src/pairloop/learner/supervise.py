@@ -17,7 +17,7 @@ from pairloop.formats.snapshot import TRAIN_FILE
 from pairloop.learner.data import read_split
 from pairloop.learner.files import exclusive
 from pairloop.learner.job import FAKE, LOCK, TrainError, TrainJob, TrainResult, TrainStatus, nothing_to_train
-from pairloop.learner.workers import Workers, WorkerLost, is_lost, joined
+from pairloop.learner.workers import WorkerLost, Workers, is_lost, joined
 
 LOG = logging.getLogger(__name__)
 
@@ -71,6 +71,8 @@ def work(job: TrainJob) -> TrainResult:
     """One worker's part of a run whose workers a launcher has started."""
     try:
         with joined(job) as workers:
+            if not workers.leads:
+                logging.getLogger("pairloop").setLevel(logging.ERROR)  # the leading one says it all
             return supervise(job, lambda _: None, workers)
     except ConfigError as error:  # of joining: there are fewer devices than workers
         result = TrainResult(TrainStatus.FAILED, error=classify(error))

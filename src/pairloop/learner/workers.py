@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 BUCKET = 2**24
 """Gradients summed by one call: 64 MiB in float32."""
+GLOO, NCCL_TOO = "gloo", "cpu:gloo,cuda:nccl"
 PATIENCE = timedelta(hours=1)
 """How long a worker waits for the others, which may be reading a model, or writing one; a dead one is noticed at once."""
 
@@ -136,17 +137,19 @@ def joined(job: TrainJob) -> Iterator[Workers]:
 
     from pairloop.policy.scoring import resolve_device
 
-    backend = "gloo"
-    if resolve_device(job.device).type == "cuda":
-        place, devices = dist.get_node_local_rank(fallback_rank=0), torch.cuda.device_count()
-        if place >= devices:
-            raise ConfigError(f"train.processes = {job.train.processes}, but there are {devices} CUDA devices for them")
-        torch.cuda.set_device(place)
-        backend = "cpu:gloo,cuda:nccl"
-    if not dist.is_initialized():
+    is_ours = not dist.is_initialized()  # Ray Train has joined them, and chosen the device
+    if is_ours:
+        backend = GLOO
+        if resolve_device(job.device).type == "cuda":
+            place, devices = dist.get_node_local_rank(fallback_rank=0), torch.cuda.device_count()
+            if place >= devices:
+                raise ConfigError(f"train.processes = {job.train.processes}, but there are {devices} CUDA devices for them")
+            torch.cuda.set_device(place)
+            backend = NCCL_TOO
         dist.init_process_group(backend, timeout=PATIENCE)
     yield Workers(dist.get_rank(), dist.get_world_size(), sharded=job.train.sharding == "fsdp2")
-    dist.destroy_process_group()
+    if is_ours:
+        dist.destroy_process_group()
 
 
 def is_lost(error: BaseException) -> bool:
@@ -177,5 +180,5 @@ def _sum(bucket: Sequence[Tensor]) -> None:
 
     flat = torch.cat([tensor.flatten() for tensor in bucket])
     dist.all_reduce(flat)
-    for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+    for tensor, total in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
         tensor.copy_(total.view_as(tensor))
