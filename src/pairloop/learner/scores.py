@@ -68,13 +68,14 @@ def score(
     """
     found: dict[str, GroupLogps] = {}
     parts = micro_batches(workers.share(groups), micro_batch_size or SCORING_GROUPS)
+    idle = workers.idle_passes(len(parts))
     for part in parts:
         logp_BGT, _ = group_logps(model, part)
         for group, logp_GT in zip(part, logp_BGT.float().cpu(), strict=True):
             found[group.group_id] = tuple(
                 logp_GT[g, : len(completion.token_ids)].clone() for g, completion in enumerate(group.completions)
             )
-    for _ in range(workers.idle_passes(len(parts))):
+    for _ in range(idle):
         group_logps(model, groups[:1])
     free(model)
     everywhere = {group_id: logps for part in workers.gather(found) for group_id, logps in part.items()}

@@ -67,7 +67,10 @@ class Workers:
         return [group for i, group in enumerate(ordered) if i % (2 * self.size) in place]
 
     def idle_passes(self, passes: int) -> int:
-        """Passes that this worker has to make beside its own ``passes``, as others have more; 0 where nobody waits for it."""
+        """Passes that this worker has to make beside its own ``passes``, as others have more; 0 where nobody waits for it.
+
+        To be asked before the first pass.
+        """
         return max(self.gather(passes)) - passes if self.sharded else 0
 
     def gather(self, part: T) -> list[T]:

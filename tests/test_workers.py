@@ -1,0 +1,184 @@
+"""Several processes train as one does: the same metrics at every step and the same weights, however the work is divided."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.learner_rig import MakeJob, cut_after, job_maker, recorded, rows_of, text_pairs, weights_of
+from tests.tiny_models import byte_tokenizer, write_model
+from tests.worker_rig import killed_in_the_second, mean_for_sum, no_memory_in_the_second, two_workers
+
+from pairloop.config import parse_config
+from pairloop.errors import ConfigError
+from pairloop.learner import TrainJob, TrainResult, train
+from pairloop.learner.data import TokenCompletion, TokenGroup
+from pairloop.learner.job import TrainStatus, last_checkpoint
+from pairloop.learner.workers import Workers
+
+TOLERANCE = 1e-5
+"""Float32 sums in another order."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to divide a run, and what is trained."""
+
+    method: str
+    sharding: str
+    recipe: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.method, self.sharding, *(str(value) for value in self.recipe.values())])
+
+
+CASES = [
+    Case("full", "none", {"objective": "dpo"}),
+    Case("full", "fsdp2", {"objective": "kto", "micro_batch_size": 1}),  # passes that one of them makes for the other's sake
+    Case("lora", "none", {"objective": "grpo", "micro_batch_size": 1}),
+    Case("lora", "fsdp2", {"objective": "dpo", "batch_size": 1}),  # one of the two workers has nothing to do
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("base"), tokenizer=byte_tokenizer(), gain=3.0)
+
+
+@pytest.fixture
+def make_job(tmp_path: Path, base: Path) -> MakeJob:
+    return job_maker(tmp_path, base)
+
+
+def jobs_of(make_job: MakeJob, base: Path, case: Case) -> tuple[TrainJob, TrainJob]:
+    """The same run for one process, and for two."""
+    pairs, heldout = [*recorded(text_pairs(7), base), *text_pairs(6, start=7)], text_pairs(3, start=40)
+    recipe = {**case.recipe, "epochs": 1, "heldout_every": 2}
+    divided = {"launcher": "torchrun", "processes": 2, "sharding": case.sharding}
+    alone = make_job(pairs, heldout, name=f"alone-{case.name}", method=case.method, recipe=recipe)
+    return alone, make_job(pairs, heldout, name=case.name, method=case.method, recipe=recipe | divided)
+
+
+def distance(one: TrainJob, other: TrainJob) -> float:
+    """The largest difference of any metric at any step."""
+    found = 0.0
+    for a, b in zip(rows_of(one), rows_of(other), strict=True):
+        assert a.keys() == b.keys()
+        # Timing; and at the first step policy and reference are equal, so rounding decides which answer is ahead.
+        unlike = {"tokens_per_s", "heldout"} | ({"accuracy"} if a["step"] == 1 else set())
+        pairs = [(a[key], b[key]) for key in a.keys() - unlike]
+        pairs += [(value, b["heldout"][key]) for key, value in a.get("heldout", {}).items()]
+        found = max(found, *(abs(x - y) / max(1.0, abs(x)) for x, y in pairs))
+    return found
+
+
+def test_two_processes_train_as_one_does(make_job: MakeJob, base: Path, tmp_path: Path) -> None:
+    runs = [jobs_of(make_job, base, case) for case in CASES]
+    assert two_workers([divided for _, divided in runs], tmp_path / "store") == [0, 0]
+    for case, (alone, divided) in zip(CASES, runs, strict=True):
+        one, two = train(alone), TrainResult.load(Path(divided.result_path))
+        assert two is not None
+        assert (two.status, two.error, two.processes) == (TrainStatus.SUCCEEDED, None, 2), case
+        assert (one.steps, one.stopped_because, one.dropped) == (two.steps, two.stopped_because, two.dropped)
+        assert distance(alone, divided) < TOLERANCE, case
+        ours, theirs = weights_of(alone), weights_of(divided)
+        assert ours.keys() == theirs.keys()
+        for name, weight in ours.items():
+            torch.testing.assert_close(theirs[name], weight, rtol=TOLERANCE, atol=TOLERANCE)
+        files = [sorted(path.name for path in Path(job.out_dir).iterdir()) for job in (alone, divided)]
+        assert files[0] == files[1]
+
+
+def test_a_mean_in_place_of_the_sum_is_seen(make_job: MakeJob, base: Path, tmp_path: Path) -> None:
+    runs = [jobs_of(make_job, base, case) for case in CASES[:2]]
+    assert two_workers([divided for _, divided in runs], tmp_path / "store", mean_for_sum) == [0, 0]
+    for alone, divided in runs:
+        train(alone)
+        # Not by the weights: Adam does not mind a factor.
+        assert distance(alone, divided) > 1000 * TOLERANCE
+
+
+def test_a_run_goes_on_with_another_number_of_processes(make_job: MakeJob, base: Path, tmp_path: Path) -> None:
+    """One process up to step 3, then two, divided: as one process all the way."""
+    cases = [Case("full", "fsdp2", {"checkpoint_every": 3}), Case("lora", "none", {"checkpoint_every": 3})]
+    runs = [jobs_of(make_job, base, case) for case in cases]
+    for alone, divided in runs:
+        begun = TrainJob(**{**fields_of(divided), "train": alone.train})
+        with pytest.raises(KeyboardInterrupt):
+            train(begun, cut_after(4))
+        assert last_checkpoint(Path(divided.checkpoint_dir)) is not None
+    assert two_workers([divided for _, divided in runs], tmp_path / "store") == [0, 0]
+    for alone, divided in runs:
+        train(alone)
+        result = TrainResult.load(Path(divided.result_path))
+        assert result is not None
+        assert result.resumed_from == 3
+        assert distance(alone, divided) < TOLERANCE
+
+
+def fields_of(job: TrainJob) -> dict[str, Any]:
+    return {name: getattr(job, name) for name in TrainJob.__dataclass_fields__}
+
+
+# ---- failures
+
+
+def test_a_workers_failure_is_the_runs(make_job: MakeJob, base: Path, tmp_path: Path) -> None:
+    _, job = jobs_of(make_job, base, CASES[0])
+    codes = two_workers([job], tmp_path / "store", no_memory_in_the_second)
+    assert codes == [1, 1]
+    result = TrainResult.load(Path(job.result_path))
+    assert result is not None
+    assert result.error is not None
+    assert (result.error.code, result.error.kind) == ("out_of_memory", "system_error")
+
+
+def test_a_killed_worker_leaves_no_result_and_nobody_waiting(make_job: MakeJob, base: Path, tmp_path: Path) -> None:
+    _, job = jobs_of(make_job, base, CASES[1])
+    codes = two_workers([job], tmp_path / "store", killed_in_the_second)
+    assert codes == [1, -signal.SIGKILL]
+    assert not Path(job.result_path).exists()
+
+
+# ---- shares
+
+
+groups = st.lists(st.integers(1, 50), max_size=40)
+
+
+@given(lengths=groups, size=st.integers(1, 7))
+def test_shares_are_even_and_leave_nothing_out(lengths: list[int], size: int) -> None:
+    batch = [TokenGroup(str(i), (1,) * n, (TokenCompletion((1,)),), (0.0,)) for i, n in enumerate(lengths)]
+    shares = [Workers(rank, size).share(batch) for rank in range(size)]
+    assert sorted(group.group_id for share in shares for group in share) == sorted(group.group_id for group in batch)
+    counts = [len(share) for share in shares]
+    assert max(counts) - min(counts) <= 1
+    totals = [sum(group.length for group in share) for share in shares]
+    assert max(totals) - min(totals) <= max((group.length for group in batch), default=0)
+
+
+# ---- configuration
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"train": {"processes": 2}}, "processes"),
+        ({"train": {"sharding": "fsdp2"}}, "sharding"),
+        ({"train": {"launcher": "ray"}}, "ray_address"),
+        ({"train": {"launcher": "torchrun", "ray_address": "http://x:1"}}, "ray_address"),
+        ({"train": {"launcher": "torchrun", "processes": 2}, "policy": {"device": "cuda:1"}}, "policy.device"),
+        ({"policy": {"method": "full", "quantization": "nf4"}}, "quantization"),
+        ({"train": {"launcher": "torchrun", "sharding": "fsdp2"}, "policy": {"quantization": "nf4"}}, "sharding"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_key(sections: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        parse_config(sections)
