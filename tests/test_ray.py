@@ -36,19 +36,19 @@ def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
     # Sockets lie below it, and their paths have to be short.
     temporary = tmp_path_factory.mktemp("r")
-    log = (temporary / "head.log").open("wb")
-    head = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0"),
-            *(f"--port={free_port()}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"),
-            *("--include-dashboard=true", "--disable-usage-stats", f"--temp-dir={temporary}"),
-            f"--object-store-memory={200 * 2**20}",
-        ],
-        stdout=log,
-        stderr=log,
-        env=child_env(RAY_USAGE_STATS_ENABLED="0", PYTHONPATH=os.pathsep.join(sys.path)),
-        start_new_session=True,
-    )
+    with (temporary / "head.log").open("wb") as log:
+        head = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2", "--num-gpus=0"),
+                *(f"--port={free_port()}", f"--dashboard-port={port}", "--dashboard-host=127.0.0.1"),
+                *("--node-ip-address=127.0.0.1", "--include-dashboard=true", "--disable-usage-stats"),
+                *(f"--temp-dir={temporary}", f"--object-store-memory={200 * 2**20}"),
+            ],
+            stdout=log,
+            stderr=log,
+            env=child_env(RAY_USAGE_STATS_ENABLED="0", PYTHONPATH=os.pathsep.join(sys.path)),
+            start_new_session=True,
+        )
     address = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:

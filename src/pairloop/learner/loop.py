@@ -124,6 +124,7 @@ def load_parent(job: TrainJob, device: torch.device) -> nn.Module:
         device=device,
         trainable=True,
         lora=lora,
+        quantization=job.quantization,
     )
 
 
