@@ -52,7 +52,7 @@ def recorded(pairs: list[PreferencePair], base: Path, *, wrong_by: float = 0.0) 
     """The same pairs as the base's own samples: token ids and log-probs recorded, each log-prob wrong by so much."""
     tokens = ChatTemplate.load(base)
     encoded, _ = tokenize(pairs, tokens, Limits(10_000, 10_000), parent_version=0)
-    scores = score(load_causal_lm(base), encoded, micro_batch_size=0)
+    scores = score(load_causal_lm(base), encoded)
 
     def side(side: PairSide, ids: TokenCompletion, logps: torch.Tensor) -> PairSide:
         return replace(side, token_ids=ids.token_ids, logps=tuple((logps + wrong_by).tolist()))

@@ -130,7 +130,7 @@ def test_samples_are_the_policys_own(cache: Path) -> None:
     as_groups = [
         TokenGroup(str(i), tuple(p), tuple(g), (0.0,) * 3) for i, (p, g) in enumerate(zip(prompts, groups, strict=True))
     ]
-    for group, logps in zip(groups, score(model, as_groups, micro_batch_size=0), strict=True):
+    for group, logps in zip(groups, score(model, as_groups), strict=True):
         for completion, logp_T in zip(group, logps, strict=True):
             assert completion.logps == pytest.approx(logp_T.tolist(), abs=1e-4)
             assert task.tokens.eos_id not in completion.token_ids[:-1]

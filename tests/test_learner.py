@@ -120,7 +120,7 @@ def test_micro_batches_give_the_same_step(make_job: MakeJob, base: Path) -> None
     # Off by less than the check tolerates: with margins of exactly 0 the accuracy would be that of rounding.
     pairs = recorded([replace(pair, weight=1.0 + i % 3) for i, pair in enumerate(text_pairs(8))], base, wrong_by=5e-5)
     whole = make_job(pairs, recipe={"batch_size": 8, "epochs": 1})
-    parts = make_job(pairs, name="parts", recipe={"batch_size": 8, "epochs": 1, "micro_batch_size": 3})
+    parts = make_job(pairs, name="parts", recipe={"batch_size": 8, "epochs": 1, "max_tokens_per_batch": 120})
     assert train(whole).error is None
     assert train(parts).error is None
     names = ("loss", "nll_chosen", "grad_norm", "ess", "accuracy")

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from pairloop.config import TrainSection
 from pairloop.learner import train
+from pairloop.learner.batches import MicroBatch
 from pairloop.learner.checkpoint import trained
 from pairloop.learner.data import TokenCompletion, TokenGroup
 from pairloop.learner.loop import load_parent
+from pairloop.learner.memory import TokenBudget
 from pairloop.learner.reference import check
 from pairloop.learner.scores import GroupLogps, References, batch_of, group_logps, score, totals_of
 from pairloop.learner.step import Drift, Trainer, kl_reference, objective_settings, optimizer_of
@@ -43,7 +45,7 @@ def make_job(tmp_path: Path, base: Path) -> MakeJob:
 
 @pytest.fixture
 def model(make_job: MakeJob) -> nn.Module:
-    return load_parent(make_job(text_pairs(8)), torch.device("cpu"))
+    return load_parent(make_job(text_pairs(8)))[0]
 
 
 def some_groups(sizes: Sequence[int], seed: int = 0) -> list[TokenGroup]:
@@ -74,7 +76,7 @@ def moved_references(model: nn.Module, groups: Sequence[TokenGroup]) -> Referenc
             for group, logps in zip(groups, scores, strict=True)
         }
 
-    scores = score(model, groups, micro_batch_size=0)
+    scores = score(model, groups)
     return References(near(scores, 0.2), near(scores, 0.2))
 
 
@@ -96,8 +98,8 @@ def test_log_probs_of_a_group_do_not_depend_on_the_groups_beside_it(model: nn.Mo
 
 def test_scores_come_back_in_the_order_of_groups_and_completions(model: nn.Module) -> None:
     groups = some_groups(SIZES)
-    for group, logps in zip(groups, score(model, groups, micro_batch_size=3), strict=True):
-        (alone,) = score(model, [group], micro_batch_size=0)
+    for group, logps in zip(groups, score(model, groups), strict=True):
+        (alone,) = score(model, [group])
         assert [len(logp_T) for logp_T in logps] == [len(c.token_ids) for c in group.completions]
         for logp_T, alone_T in zip(logps, alone, strict=True):
             torch.testing.assert_close(logp_T, alone_T, rtol=1e-5, atol=1e-5)
@@ -218,13 +220,15 @@ def begun_early(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
 
 
 def test_lora_moves_the_adapter_and_not_a_bit_of_the_base(make_job: MakeJob) -> None:
-    model = load_parent(make_job(text_pairs(8), method="lora", lora_rank=4, lora_alpha=8), torch.device("cpu"))
+    model, _ = load_parent(make_job(text_pairs(8), method="lora", lora_rank=4, lora_alpha=8))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     groups = some_groups((2,) * 8)
     settings = TrainSection(learning_rate=1e-2)
     parameters = trained(model)
     references = moved_references(model, groups)
-    trainer = Trainer(model, optimizer_of(list(parameters.values()), settings), list(parameters.values()), references, settings)
+    trainer = Trainer(
+        model, optimizer_of(list(parameters.values()), settings), list(parameters.values()), references, settings, TokenBudget()
+    )
     for _ in range(3):
         trainer.step(groups, 1e-2)
     moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
@@ -241,7 +245,14 @@ def one_step(
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Metrics and gradient of a step that changes nothing: its learning rate is 0."""
     parameters = trained(model)
-    trainer = Trainer(model, optimizer_of(list(parameters.values()), settings), list(parameters.values()), references, settings)
+    trainer = Trainer(
+        model,
+        optimizer_of(list(parameters.values()), settings),
+        list(parameters.values()),
+        references,
+        settings,
+        TokenBudget(settings.max_tokens_per_batch),
+    )
     row = trainer.step(groups, 0.0)
     return row, {name: parameter.grad.clone() for name, parameter in parameters.items() if parameter.grad is not None}
 
@@ -252,7 +263,7 @@ def relative_error(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> fl
     return difference / math.sqrt(sum(float(value.double().pow(2).sum()) for value in one.values()))
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("max_tokens", [1, 60])
 @pytest.mark.parametrize(
     ("objective", "options"),
     [
@@ -266,16 +277,17 @@ def relative_error(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> fl
     ],
 )
 def test_micro_batches_give_the_step_of_the_whole_batch(
-    model: nn.Module, objective: str, options: dict[str, Any], size: int
+    model: nn.Module, objective: str, options: dict[str, Any], max_tokens: int
 ) -> None:
     groups = some_groups((2,) * 8 if OBJECTIVES[objective].needs_pairs else SIZES)
     references = moved_references(model, groups)
     data = {"objective": objective, "beta": 0.5, "clip_norm": 1e9, "batch_size": 8, **options}
-    whole, parts = (TrainSection.model_validate({**data, "micro_batch_size": micro}) for micro in (0, size))
+    whole, parts = (TrainSection.model_validate({**data, "max_tokens_per_batch": bound}) for bound in (0, max_tokens))
     row, grad = one_step(model, groups, references, whole)
     again, again_grad = one_step(model, groups, references, parts)
     assert relative_error(grad, again_grad) < 1e-4
-    del row["tokens_per_s"], again["tokens_per_s"]
+    for name in ("tokens_per_s", "max_tokens_per_batch"):
+        del row[name], again[name]
     assert row == pytest.approx(again, rel=1e-4, abs=1e-5)
     assert row["ess"] < 0.99
 
@@ -309,7 +321,7 @@ def sampled(model: nn.Module, sizes: Sequence[int]) -> list[TokenGroup]:
             ),
             is_fresh=True,
         )
-        for group, logps in zip(groups, score(model, groups, micro_batch_size=0), strict=True)
+        for group, logps in zip(groups, score(model, groups), strict=True)
     ]
 
 
@@ -375,14 +387,14 @@ def test_the_kl_that_kto_compares_with(model: nn.Module) -> None:
     groups = some_groups(SIZES)
     references = moved_references(model, groups)
     wanted = total = 0.0
-    for group, logps in zip(groups, score(model, groups, micro_batch_size=0), strict=True):
+    for group, logps in zip(groups, score(model, groups), strict=True):
         for logp_T, ref_T in zip(logps, references.reference[group.group_id], strict=True):
             w = min(math.exp(float((logp_T - ref_T).sum())), 2.0)
             wanted += group.weight * w * math.log(w)
             total += group.weight
-    found = kl_reference(model, [groups[:3], groups[3:]], references, totals_of(groups))
+    found = kl_reference(model, [MicroBatch(groups[:3], 0), MicroBatch(groups[3:], 0)], references, totals_of(groups))
     assert float(found) == pytest.approx(max(0.0, wanted / total), rel=1e-4)
     assert float(found) > 0.001
     far = References({name: tuple(logp_T + 1.0 for logp_T in logps) for name, logps in references.reference.items()})
-    assert float(kl_reference(model, [groups], far, totals_of(groups))) == 0.0
+    assert float(kl_reference(model, [MicroBatch(groups, 0)], far, totals_of(groups))) == 0.0
     assert not found.requires_grad

@@ -17,13 +17,12 @@ from tests.tiny_models import byte_tokenizer, write_model
 
 from pairloop.config import TrainSection
 from pairloop.learner import TrainJob, train
-from pairloop.learner.data import Limits, TokenCompletion, TokenGroup, epoch_batches, micro_batches, tokenize
+from pairloop.learner.data import TokenCompletion, TokenGroup, epoch_batches
 from pairloop.learner.job import TrainStatus, rewind_metrics
 from pairloop.learner.loop import load_parent
 from pairloop.learner.scores import group_logps
 from pairloop.learner.step import learning_rate
 from pairloop.policy import packed
-from pairloop.policy.fake import FakeTokens
 from pairloop.types import PairSide, VersionKind
 
 
@@ -77,18 +76,6 @@ def test_epochs_are_seeded_orders_in_even_batches() -> None:
     assert batches != epoch_batches(33, 16, seed=2, epoch=0)
 
 
-def test_micro_batches_keep_every_pair_once() -> None:
-    pairs = [replace(pair, prompt=(1,) * (9 - i)) for i, pair in enumerate(some_token_pairs(7))]
-    parts = micro_batches(pairs, 3)
-    assert [len(part) for part in parts] == [3, 3, 1]
-    assert sorted(pair.group_id for part in parts for pair in part) == sorted(pair.group_id for pair in pairs)
-    assert [pair.length for part in parts for pair in part] == sorted(pair.length for pair in pairs)
-
-
-def some_token_pairs(count: int) -> list[TokenGroup]:
-    return tokenize(text_pairs(count), FakeTokens(), Limits(1000, 257), parent_version=0)[0]
-
-
 def test_the_learning_rate_warms_up_and_decays_linearly() -> None:
     settings = TrainSection(learning_rate=1.0, warmup_steps=4, final_lr_share=0.1)
     rates = [learning_rate(step, 64, settings) for step in range(1, 65)]
@@ -117,7 +104,7 @@ def test_padding_and_the_last_token_get_no_gradient_through_the_model(
     """
     if rows == "padded":
         monkeypatch.setattr(packed, "PACKABLE", frozenset())
-    model = load_parent(make_job(text_pairs(8)), torch.device("cpu"))
+    model, _ = load_parent(make_job(text_pairs(8)))
     short = TokenGroup("p", (5, 6), (TokenCompletion((7, 8)), TokenCompletion((9, 10, 11))), (1.0, 0.0))
     long_ = TokenGroup("q", (5, 6, 7, 8), (TokenCompletion((9,) * 6), TokenCompletion((9, 10, 11))), (1.0, 0.0))
     alone, mask_BGT = group_logps(model, [short])

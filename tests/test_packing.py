@@ -132,12 +132,12 @@ def test_groups_come_back_as_without_packing(monkeypatch: pytest.MonkeyPatch) ->
     ]
     model = in_float64(tiny())
     logp_BGT, mask_BGT = group_logps(model, groups)
-    scores = score(model, groups, micro_batch_size=2)
+    scores = score(model, groups)
     monkeypatch.setattr(packed, "PACKABLE", frozenset())
     plain_BGT, plain_mask_BGT = group_logps(model, groups)
     assert torch.equal(mask_BGT, plain_mask_BGT)
     torch.testing.assert_close(logp_BGT, plain_BGT, rtol=0, atol=1e-10)
-    for group, one, other in zip(groups, scores, score(model, groups, micro_batch_size=2), strict=True):
+    for group, one, other in zip(groups, scores, score(model, groups), strict=True):
         assert len(one) == len(group.completions)
         for logp_T, plain_T in zip(one, other, strict=True):
             torch.testing.assert_close(logp_T, plain_T, rtol=0, atol=1e-6)

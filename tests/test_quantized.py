@@ -141,7 +141,7 @@ def test_the_base_in_full_precision_is_another_policy(engine: LocalPolicy, base:
 
 @has_it
 @noisy
-def test_an_adapter_of_another_shape_is_refused(engine: LocalPolicy, tmp_path: Path, base: Path) -> None:
+def test_an_adapter_of_another_shape_is_refused(engine: LocalPolicy, tmp_path: Path) -> None:
     other = write_model(tmp_path / "other", tokenizer=byte_tokenizer())
     adapter = load_causal_lm(other, trainable=True, lora=LORA)
     saver: Any = adapter

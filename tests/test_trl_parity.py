@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pairloop.config import TrainSection
 from pairloop.learner.data import TokenCompletion, TokenGroup
+from pairloop.learner.memory import TokenBudget
 from pairloop.learner.scores import References, batch_of, group_logps, score
 from pairloop.learner.step import Trainer, optimizer_of
 from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings, group_metrics
@@ -145,7 +146,7 @@ def distance(one: Gradient, other: Gradient) -> float:
 
 
 def scored(model_path: Path, groups: Sequence[TokenGroup]) -> dict[str, tuple[Tensor, ...]]:
-    scores = score(load_causal_lm(model_path), groups, micro_batch_size=0)
+    scores = score(load_causal_lm(model_path), groups)
     return {group.group_id: logps for group, logps in zip(groups, scores, strict=True)}
 
 
@@ -481,7 +482,12 @@ def our_run(models: Models, groups: Sequence[TokenGroup], beta: float) -> list[t
     model = load_causal_lm(models.policy, trainable=True)
     parameters = list(model.parameters())
     trainer = Trainer(
-        model, optimizer_of(parameters, settings), parameters, References(scored(models.policy, groups)), settings
+        model,
+        optimizer_of(parameters, settings),
+        parameters,
+        References(scored(models.policy, groups)),
+        settings,
+        TokenBudget(),
     )
     rows = []
     for step in range(STEPS):

@@ -6,13 +6,14 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from pairloop.learner import TrainJob, TrainResult, workers
+from pairloop.learner import TrainJob, TrainResult, scores, workers
 from pairloop.learner.supervise import work
 from pairloop.learner.workers import Workers
 
@@ -80,3 +81,16 @@ def no_memory_in_the_second(rank: int) -> None:
 def killed_in_the_second(rank: int) -> None:
     if rank == 1:
         torch.optim.AdamW.step = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+
+
+def short_of_memory_once_in_the_second(rank: int) -> None:
+    if rank == 1:
+        right = scores.completion_logps
+        passes = count()
+
+        def fail(*sequences: Any) -> Any:
+            if torch.is_grad_enabled() and next(passes) == 1:
+                raise MemoryError
+            return right(*sequences)
+
+        scores.completion_logps = fail  # type: ignore[attr-defined]

@@ -107,8 +107,12 @@ class TrainSection(Section):
     """Peak learning rate of AdamW; 5e-6 to 2e-5 for LoRA on billions of parameters."""
     batch_size: int = Field(default=16, ge=1)
     """Preference pairs per optimizer step."""
-    micro_batch_size: int = Field(default=0, ge=0)
-    """Pairs per forward pass; 0 takes the whole batch at once."""
+    max_tokens_per_batch: int = Field(default=4_096, ge=0)
+    """Tokens of one forward pass, prompts and answers, each prompt counted once: a batch of more is read in parts whose
+    gradients add up to its own. A group of more stands alone; 0 takes the whole batch at once. Where memory runs out it is
+    halved, once."""
+    gradient_checkpointing: bool = False
+    """Keep each layer's input only and compute the rest again in the backward pass: less memory for about a third more time."""
     epochs: int = Field(default=1, ge=1, le=50)
     """Passes over the pairs."""
     warmup_steps: int = Field(default=4, ge=0)

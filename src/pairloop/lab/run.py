@@ -24,6 +24,7 @@ from pairloop.learner.checkpoint import trained
 from pairloop.learner.controller import RoundController
 from pairloop.learner.data import TokenCompletion, TokenGroup, epoch_batches
 from pairloop.learner.loop import measure
+from pairloop.learner.memory import TokenBudget
 from pairloop.learner.passes import Passes
 from pairloop.learner.reference import recorded
 from pairloop.learner.scores import References, score
@@ -179,7 +180,7 @@ class _Runner:
             asked = self._answers(problems, greedy=False)
             groups = [TokenGroup(str(i), tuple(prompt), tuple(group), (0.0,)) for i, (prompt, group, _) in enumerate(asked)]
             own = [sum(group[0].logps) for _, group, _ in asked]
-            base = [float(logps[0].sum()) for logps in score(self.base, groups, micro_batch_size=256)]
+            base = [float(logps[0].sum()) for logps in score(self.base, groups)]
         self.curve.append(
             Point(
                 rollouts=self.rollouts,
@@ -214,7 +215,8 @@ class _Runner:
 
     def _trainer(self) -> Trainer:
         parameters = list(trained(self.model).values())
-        return Trainer(self.model, optimizer_of(parameters, self.settings), parameters, References({}), self.settings)
+        budget = TokenBudget(self.settings.max_tokens_per_batch)
+        return Trainer(self.model, optimizer_of(parameters, self.settings), parameters, References({}), self.settings, budget)
 
     def _sample(self, steps: int) -> list[TokenGroup]:
         """The groups of so many steps from which the arm can learn, see `groups_of`."""
@@ -304,7 +306,7 @@ class _Round:
 
     def step(self, batch: Sequence[TokenGroup], lr: float) -> dict[str, float]:
         if self._resync_steps and self._done and self._done % self._resync_steps == 0:
-            now = score(self._trainer.model, self._groups, micro_batch_size=128)
+            now = score(self._trainer.model, self._groups, self._trainer.budget)
             reference = {group.group_id: logps for group, logps in zip(self._groups, now, strict=True)}
             self._trainer = replace(self._trainer, references=References(reference, self._sampler))
         self._done += 1
@@ -312,7 +314,7 @@ class _Round:
 
     def look(self, heldout: Sequence[TokenGroup]) -> dict[str, float]:
         """The metrics of held-out pairs as the policy stands."""
-        logps = score(self._trainer.model, heldout, micro_batch_size=128)
+        logps = score(self._trainer.model, heldout, self._trainer.budget)
         return measure(self._trainer.settings, heldout, logps, self._trainer.references)
 
 

@@ -26,7 +26,8 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(slots=True)
 class State:
-    """Where a run stands after ``step`` steps; ``controller``: the round controller's state.
+    """Where a run stands after ``step`` steps; ``controller``: the round controller's state. ``budget``: the
+    token budget of a pass.
 
     The order of the pairs follows from seed and step, so it is not kept.
     """
@@ -38,6 +39,7 @@ class State:
     ess: list[float] = field(default_factory=list)
     last: dict[str, Any] = field(default_factory=dict)
     controller: dict[str, Any] = field(default_factory=dict)
+    budget: dict[str, Any] = field(default_factory=dict)
     cpu_s: float = 0.0
     wall_s: float = 0.0
 

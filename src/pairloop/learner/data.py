@@ -116,14 +116,6 @@ def epoch_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[lis
     return [order[start:end] for start, end in pairwise(cuts)]
 
 
-def micro_batches(batch: Sequence[TokenGroup], size: int) -> list[list[TokenGroup]]:
-    """The batch in parts of at most ``size`` groups (0: all at once), like lengths together, so that little is padded."""
-    if not size or size >= len(batch):
-        return [list(batch)] if batch else []
-    ordered = sorted(batch, key=lambda group: group.length)
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
-
-
 def _encode(pair: PreferencePair, tokens: Tokens, parent_version: int) -> TokenGroup:
     prompt = pair.prompt_token_ids or tuple(tokens.encode_prompt(pair.prompt))
     chosen, rejected = (_side(pair, side, tokens) for side in (pair.chosen, pair.rejected))

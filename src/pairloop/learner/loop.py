@@ -9,7 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,6 +27,7 @@ from pairloop.learner.controller import RoundController
 from pairloop.learner.data import Limits, TokenGroup, epoch_batches, fingerprint, read_split, tokenize
 from pairloop.learner.export import export
 from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, nothing_to_train, rewind_metrics
+from pairloop.learner.memory import TokenBudget, checkpoint_layers
 from pairloop.learner.metrics import MetricsFile, libraries
 from pairloop.learner.passes import Passes
 from pairloop.learner.scores import GroupLogps, References, batch_of, group_logps, padded, precision, score
@@ -66,9 +67,8 @@ def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report, 
     settings = job.train
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    device = resolve_device(job.device)
     # What is to be divided is read into the machine's memory, as no worker's device need hold it.
-    model = load_parent(job, torch.device("cpu") if workers.sharded else device)
+    model, device = load_parent(job, torch.device("cpu") if workers.sharded else None)
     data = _data(job, pairs, model)
     if len(data.train) < settings.min_pairs:
         return nothing_to_train(len(data.train), data.dropped)
@@ -76,15 +76,16 @@ def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report, 
     workers.agree(list(trained(model).values()))
     scorer = shard(model, device, group_logps) if workers.sharded else model
     with precision(device, job.dtype, job.method):
-        references, checked = _references(job, scorer, data, mark, workers)
+        # Divided, a pass that ran out of memory cannot be made again: the others are in the middle of it.
+        budget = TokenBudget(settings.max_tokens_per_batch, may_halve=not workers.sharded)
+        references, checked = _references(job, scorer, data, mark, budget, workers)
         parameters = list(trained(model).values())
-        trainer = Trainer(scorer, optimizer_of(parameters, settings), parameters, references, settings, workers)
+        trainer = Trainer(scorer, optimizer_of(parameters, settings), parameters, references, settings, budget, workers)
         state, best = _resume(job, model, trainer, mark)
         resumed_from = state.step
         clock = _Clock(state.cpu_s, state.wall_s, started_s, workers)
         passes = _run(job, model, trainer, data, state, best, clock, report)
-        logps = score(scorer, data.heldout, micro_batch_size=settings.micro_batch_size, workers=workers)
-        after = measure(settings, data.heldout, logps, references)
+        after = measure(settings, data.heldout, score(scorer, data.heldout, budget, workers), references)
     stop = passes.stop
     assert stop is not None
     _export(job, model, workers)
@@ -103,7 +104,7 @@ def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report, 
         stopped_because=stop.reason,
         stop_message=stop.message,
         weights_step=state.step if stop.best_step is None else stop.best_step,
-        warnings=passes.controller.warnings,
+        warnings=[*passes.controller.warnings, *([budget.warning] if budget.warning else [])],
         resumed_from=resumed_from,
         libraries=libraries(),
         processes=workers.size,
@@ -112,20 +113,24 @@ def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report, 
     )
 
 
-def load_parent(job: TrainJob, device: torch.device) -> nn.Module:
-    """The parent's module, ready to be trained (dropout off)."""
+def load_parent(job: TrainJob, read_to: torch.device | None = None) -> tuple[nn.Module, torch.device]:
+    """The parent's module, ready to be trained (dropout off), and the job's device, where it is unless read elsewhere."""
+    device = resolve_device(job.device)
     lora = LoraSettings(job.lora_rank, job.lora_alpha, job.lora_targets) if job.method == "lora" else None
-    return load_causal_lm(
+    model = load_causal_lm(
         Path(job.base_dir),
         Path(job.parent_path) if job.parent_path else None,
         job.parent_kind,
         # Full fine-tuning keeps float32 weights, see `precision`.
         dtype="float32" if lora is None else job.dtype,
-        device=device,
+        device=read_to or device,
         trainable=True,
         lora=lora,
         quantization=job.quantization,
     )
+    if job.train.gradient_checkpointing:
+        checkpoint_layers(model)
+    return model, device
 
 
 def measure(
@@ -156,7 +161,7 @@ def _export(job: TrainJob, model: nn.Module, workers: Workers) -> None:
     if not workers.leads:
         return
     if weights is not None:
-        model = load_parent(job, torch.device("cpu"))
+        model, _ = load_parent(job, torch.device("cpu"))
         checkpoint.put_back(model, weights)
     export(job, model)
 
@@ -177,7 +182,7 @@ def _run(
 
     def look() -> dict[str, float]:
         pairs = data.heldout[-HELDOUT_PAIRS:]
-        logps = score(trainer.model, pairs, micro_batch_size=job.train.micro_batch_size, workers=workers)
+        logps = score(trainer.model, pairs, trainer.budget, workers)
         return measure(job.train, pairs, logps, trainer.references)
 
     controller = RoundController(job.train, state.controller)
@@ -187,6 +192,9 @@ def _run(
     with MetricsFile(Path(job.metrics_path if workers.leads else os.devnull), report) as metrics:
         for rows in passes.run(batches, state.step):
             state.last, state.step = dict(rows[0]), state.step + 1
+            if trainer.budget.warning and not state.budget.get("warning"):
+                rows[0] = {**rows[0], "warning": trainer.budget.warning}
+            state.budget = asdict(trainer.budget)
             for row in rows:
                 metrics.write(row)
             _count(state, state.last)
@@ -223,14 +231,19 @@ def _data(job: TrainJob, pairs: Sequence[PreferencePair], model: nn.Module) -> D
     return Data(train, heldout, dropped)
 
 
-def _references(job: TrainJob, model: nn.Module, data: Data, mark: str, workers: Workers) -> tuple[References, dict[str, Any]]:
+def _references(
+    job: TrainJob, model: nn.Module, data: Data, mark: str, budget: TokenBudget, workers: Workers
+) -> tuple[References, dict[str, Any]]:
     """The cached references of an earlier attempt, or new ones; ``model`` is still the parent."""
     folder = Path(job.checkpoint_dir)
     found = workers.broadcast(reference.load(folder, mark) if workers.leads else None)
     if found is not None:
+        budget.resume(found[1]["budget"])
         return found
     _refuse_unweighable(job, data.train)
-    references, report = reference.prepare(model, [*data.train, *data.heldout], job.train, job.dtype, workers)
+    groups = [*data.train, *data.heldout]
+    references, report = reference.prepare(model, groups, job.train, job.dtype, budget, workers)
+    report["budget"] = asdict(budget)
     if report["passed"] is False:
         LOG.warning("the recorded log-probs are not the model's: %s; the parent scores all pairs", report)
     if workers.leads:
@@ -261,6 +274,7 @@ def _resume(job: TrainJob, model: nn.Module, trainer: Trainer, mark: str) -> tup
             "resume with the ones it was begun with, or remove the folder and start afresh"
         )
     LOG.info("resuming after step %d", found[0].step)
+    trainer.budget.resume(found[0].budget)
     return found
 
 
@@ -281,7 +295,11 @@ def _fingerprint(job: TrainJob, data: Data) -> str:
         if folder
         for path in sorted(Path(folder).iterdir())
     ]
-    parts = [json.dumps(job.recipe(), sort_keys=True), repr(files), fingerprint(data.train), fingerprint(data.heldout)]
+    recipe = job.recipe()
+    # Of one value to all but rounding: a run that died for want of memory may go on with less.
+    for name in ("max_tokens_per_batch", "gradient_checkpointing"):
+        del recipe["train"][name]
+    parts = [json.dumps(recipe, sort_keys=True), repr(files), fingerprint(data.train), fingerprint(data.heldout)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pairloop.learner.data import TokenGroup, micro_batches
+from pairloop.learner.batches import MicroBatch
+from pairloop.learner.data import TokenGroup
+from pairloop.learner.memory import TokenBudget
 from pairloop.learner.sharding import Sharded, free
 from pairloop.learner.workers import ALONE, Workers
 from pairloop.objective import Batch, Totals
 from pairloop.policy.scoring import completion_logps
 
-SCORING_GROUPS = 32
-"""Groups scored by one forward pass where the configuration sets no micro batch; without gradient, memory is no concern."""
+SCORING_TOKENS = 16_384
+"""Tokens that one scoring pass reads at most where the configuration sets no bound."""
 
 GroupLogps = tuple[Tensor, ...]
 """Log-probs of each completion's tokens, float32 on the CPU, one dimension each."""
@@ -33,9 +35,11 @@ class References:
 def precision(device: torch.device, dtype: str, method: str) -> AbstractContextManager[object]:
     """bfloat16 products over float32 weights for full fine-tuning, whose small updates bfloat16 weights would lose.
 
-    With LoRA the base is loaded in bfloat16 and the adapter in float32, so nothing is to be done.
+    With LoRA the base is loaded in bfloat16 and the adapter in float32, so nothing is to be done. Rounded weights are not
+    cached: the cache lives as long as the context, which is the whole round, and steps would not see what others changed.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16" and method == "full")
+    enabled = dtype == "bfloat16" and method == "full"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 def group_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> tuple[Tensor, Tensor]:
@@ -60,25 +64,31 @@ def group_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> tuple[Tensor,
 
 @torch.no_grad()
 def score(
-    model: nn.Module, groups: Sequence[TokenGroup], *, micro_batch_size: int, workers: Workers = ALONE
+    model: nn.Module, groups: Sequence[TokenGroup], budget: TokenBudget | None = None, workers: Workers = ALONE
 ) -> list[GroupLogps]:
-    """The groups' log-probs under the model as it is, in their order; like lengths are scored together.
+    """The groups' log-probs under the model as it is, in their order, in micro batches within ``budget``.
 
     Each worker scores its share, and all of them get all.
     """
-    found: dict[str, GroupLogps] = {}
-    parts = micro_batches(workers.share(groups), micro_batch_size or SCORING_GROUPS)
-    idle = workers.idle_passes(len(parts))
-    for part in parts:
-        logp_BGT, _ = group_logps(model, part)
-        for group, logp_GT in zip(part, logp_BGT.float().cpu(), strict=True):
-            found[group.group_id] = tuple(
-                logp_GT[g, : len(completion.token_ids)].clone() for g, completion in enumerate(group.completions)
-            )
-    for _ in range(idle):
-        group_logps(model, groups[:1])
+
+    def work(parts: list[MicroBatch]) -> dict[str, GroupLogps]:
+        found: dict[str, GroupLogps] = {}
+        idle = workers.idle_passes(len(parts))
+        for part in parts:
+            logp_BGT, _ = group_logps(model, part.groups)
+            for group, logp_GT in zip(part.groups, logp_BGT.float().cpu(), strict=True):
+                found[group.group_id] = tuple(
+                    logp_GT[g, : len(completion.token_ids)].clone() for g, completion in enumerate(group.completions)
+                )
+        for _ in range(idle):
+            group_logps(model, groups[:1])
+        return found
+
+    budget = budget or TokenBudget()
+    found = budget.run(model, workers.share(groups), work, unbounded=SCORING_TOKENS)
     free(model)
     everywhere = {group_id: logps for part in workers.gather(found) for group_id, logps in part.items()}
+    budget.agree(workers)
     return [everywhere[group.group_id] for group in groups]
 
 

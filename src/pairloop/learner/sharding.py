@@ -57,6 +57,11 @@ def shard(model: nn.Module, device: torch.device, group_pass: GroupPass) -> Shar
     return root
 
 
+def undivided(model: nn.Module) -> nn.Module:
+    """The model itself, or the one that FSDP2's root stands around."""
+    return model.model if isinstance(model, Sharded) else model
+
+
 def free(model: nn.Module) -> None:
     """Drop the whole weights that a pass without gradient leaves in memory; they would outlive a change of the weights."""
     if isinstance(model, Sharded):

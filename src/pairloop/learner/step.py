@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from pairloop.config import TrainSection
-from pairloop.learner.data import TokenGroup, micro_batches
+from pairloop.learner.batches import MicroBatch
+from pairloop.learner.data import TokenGroup
+from pairloop.learner.memory import TokenBudget
 from pairloop.learner.scores import References, batch_of, group_logps, totals_of
 from pairloop.learner.sharding import whole
 from pairloop.learner.workers import ALONE, Workers
-from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings, Totals, effective_sample_size, log_weights
+from pairloop.objective import OBJECTIVES, Batch, Objective, ObjectiveSettings, Totals, effective_sample_size, log_weights
 
 MAX_KL_WEIGHT = 2.0
 """Bound on the importance weights of `kl_reference`."""
@@ -24,7 +26,7 @@ MAX_KL_WEIGHT = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """What every step needs and none changes but the model and the optimizer.
+    """What every step needs and none changes but the model, the optimizer and, where memory runs out, the budget.
 
     Each of the ``workers`` is given the whole batch, takes its share of it, and ends with the same gradient and metrics.
     """
@@ -34,6 +36,7 @@ class Trainer:
     parameters: Sequence[nn.Parameter]
     references: References
     settings: TrainSection
+    budget: TokenBudget
     workers: Workers = ALONE
 
     def step(self, groups: Sequence[TokenGroup], lr: float) -> dict[str, float]:
@@ -42,8 +45,12 @@ class Trainer:
         Where loss or gradient is not finite, weights and optimizer stay as they are (see `is_finite`).
         """
         started_s = time.monotonic()
-        self.optimizer.zero_grad(set_to_none=True)
-        metrics = self._accumulate(groups)
+        totals, mine = totals_of(groups), self.workers.share(groups)
+        z0 = self._kl_reference(mine, totals, groups[:1]) if self._objective.wants_kl_reference else None
+        metrics, drift = self.budget.run(self.model, mine, lambda parts: self._accumulate(parts, totals, z0, groups[:1]))
+        self.budget.agree(self.workers)
+        # What is not a sum over completions does not add up: it is taken of all micro batches together.
+        metrics = self.workers.sum_metrics(metrics) | drift.of_all(self.workers).metrics()
         self.workers.sum_gradients(self.parameters)
         norm = clip(self.parameters, self.settings.clip_norm)
         found = {name: float(value) for name, value in metrics.items()} | {"grad_norm": norm, "lr": lr}
@@ -51,31 +58,41 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
-        return found | {"tokens_per_s": sum(group.n_tokens for group in groups) / (time.monotonic() - started_s)}
+        rate = sum(group.n_tokens for group in groups) / (time.monotonic() - started_s)
+        return found | {"tokens_per_s": rate, "max_tokens_per_batch": self.budget.tokens}
 
-    def _accumulate(self, groups: Sequence[TokenGroup]) -> dict[str, Tensor]:
-        """Gradient and metrics of the whole batch, from its micro batches: sums over the batch's totals, so they add up."""
-        objective = OBJECTIVES[self.settings.objective]
+    @property
+    def _objective(self) -> Objective:
+        return OBJECTIVES[self.settings.objective]
+
+    def _kl_reference(self, groups: Sequence[TokenGroup], totals: Totals, filler: Sequence[TokenGroup]) -> Tensor:
+        def work(parts: list[MicroBatch]) -> Tensor:
+            return kl_reference(self.model, parts, self.references, totals, self.workers, filler)
+
+        return self.budget.run(self.model, groups, work)
+
+    def _accumulate(
+        self, parts: Sequence[MicroBatch], totals: Totals, z0: Tensor | None, filler: Sequence[TokenGroup]
+    ) -> tuple[dict[str, Tensor], Drift]:
+        """Gradient and metrics of this worker's part of the batch: sums over the batch's totals, so they add up.
+
+        ``filler``: what is read where other workers have more micro batches to read, see `Workers.idle_passes`.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
         settings = objective_settings(self.settings)
-        totals = totals_of(groups)
-        parts = micro_batches(self.workers.share(groups), self.settings.micro_batch_size)
         idle = self.workers.idle_passes(len(parts))
-        z0 = None
-        if objective.wants_kl_reference:
-            z0 = kl_reference(self.model, parts, self.references, totals, self.workers, [groups[0]] * idle)
         metrics: dict[str, Tensor] = {}
         drift = Drift()
         for part in parts:
-            batch = batch_of(part, *group_logps(self.model, part), self.references, totals)
-            loss, of_part = objective(replace(batch, kl_reference=z0), settings)
+            batch = batch_of(part.groups, *group_logps(self.model, part.groups), self.references, totals)
+            loss, of_part = self._objective(replace(batch, kl_reference=z0), settings)
             (loss * self.workers.loss_factor).backward()  # type: ignore[no-untyped-call]
             for name, value in of_part.items():
                 metrics[name] = metrics.get(name, torch.zeros_like(value)) + value
             drift.add(batch)
         for _ in range(idle):
-            (group_logps(self.model, groups[:1])[0].sum() * 0).backward()  # type: ignore[no-untyped-call]
-        # What is not a sum over completions does not add up: it is taken of all micro batches together.
-        return self.workers.sum_metrics(metrics) | drift.of_all(self.workers).metrics()
+            (group_logps(self.model, filler)[0].sum() * 0).backward()  # type: ignore[no-untyped-call]
+        return metrics, drift
 
 
 class Drift:
@@ -119,27 +136,28 @@ class Drift:
 @torch.no_grad()
 def kl_reference(
     model: nn.Module,
-    parts: Sequence[Sequence[TokenGroup]],
+    parts: Sequence[MicroBatch],
     references: References,
     totals: Totals,
     workers: Workers = ALONE,
-    idle: Sequence[TokenGroup] = (),
+    filler: Sequence[TokenGroup] = (),
 ) -> Tensor:
     """KTO's z0 of an optimizer batch: max(0, mean of w log w) over its completions, w = min(policy / reference, 2).
 
     An importance-weighted estimate of KL(policy || reference) in nats per completion from the round's own completions; costs a
     scoring pass. The paper (2402.01306, eq. 8) averages log(policy / reference) of mismatched completions instead, which are
-    neither's samples. The bound on w keeps one completion from deciding for all. ``parts``: this worker's; ``idle``: groups
-    that it reads for the others' sake.
+    neither's samples. The bound on w keeps one completion from deciding for all. ``parts``: this worker's; ``filler``: see
+    `Trainer`.
     """
+    idle = workers.idle_passes(len(parts))
     total = torch.zeros(())
     for part in parts:
-        batch = batch_of(part, *group_logps(model, part), references, totals)
+        batch = batch_of(part.groups, *group_logps(model, part.groups), references, totals)
         delta_BGT = torch.where(batch.mask_BGT, batch.logp_BGT - batch.ref_logp_BGT, torch.zeros_like(batch.logp_BGT))
         log_w_BG = delta_BGT.sum(-1).clamp(max=math.log(MAX_KL_WEIGHT))
         total = total.to(log_w_BG) + (log_w_BG.exp() * log_w_BG * batch.weight_B[:, None]).sum()
-    for group in idle:
-        group_logps(model, [group])
+    for _ in range(idle):
+        group_logps(model, filler)
     return (sum(workers.gather(total.cpu()), torch.zeros(())) / totals.completions).clamp(min=0.0)
 
 

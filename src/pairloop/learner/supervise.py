@@ -91,14 +91,22 @@ def classify(error: BaseException) -> TrainError:
         return TrainError(
             next((code for kind, code in _USER_CODES if isinstance(error, kind)), "bad_input"), "user_error", text
         )
-    if isinstance(error, MemoryError) or any(words in text.lower() for words in _OUT_OF_MEMORY):
-        remedy = 'set train.micro_batch_size (1 is the smallest), or train.max_length lower, or policy.method = "lora"'
+    if is_out_of_memory(error):
+        remedy = (
+            "set train.max_tokens_per_batch lower, or train.gradient_checkpointing = true, or train.max_length lower, or "
+            'policy.method = "lora"'
+        )
         return TrainError("out_of_memory", "system_error", f"the device ran out of memory; {remedy} ({text[:200]})")
     if (isinstance(error, OSError) and error.errno in _FULL_DISK) or "No space left on device" in text:
         return TrainError("disk_full", "system_error", f"the disk is full: free some space and start the run again ({text})")
     if isinstance(error, OSError):
         return TrainError("io_error", "system_error", text)
     return TrainError("crash", "system_error", f"{type(error).__name__}: {text}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True where the machine's or the device's memory did not suffice, by what torch and Python say then."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 def _standing(job: TrainJob) -> TrainResult | None:

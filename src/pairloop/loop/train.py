@@ -297,7 +297,7 @@ def _reached(checkpoints: Path) -> int:
 
 def _died(code: int, folder: Path) -> TrainError:
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-    hint = " (the system does that where memory runs out: set train.micro_batch_size)" if code == -9 else ""
+    hint = " (the system does that where memory runs out: set train.max_tokens_per_batch lower)" if code == -9 else ""
     log = log_tail(folder / "child.log")
     text = f"the training process {how} {MAX_ATTEMPTS} times in a row without a result{hint}"
     return TrainError("child_died", "system_error", f"{text}; its last words:\n{log}" if log else text)

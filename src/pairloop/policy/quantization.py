@@ -41,9 +41,10 @@ def settle(model: nn.Module) -> None:
 
     On CPUs with bfloat16 units bitsandbytes would, in passes without gradient, round the scales to bfloat16, in place.
     """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    layer: Any
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def matrix_shape(layer: nn.Module) -> tuple[int, ...] | None:

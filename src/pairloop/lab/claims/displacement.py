@@ -19,6 +19,7 @@ from pairloop.lab.tasks import TASKS
 from pairloop.lab.tasks.base import Problem, Task, heldout_problem, training_problem
 from pairloop.learner.checkpoint import trained
 from pairloop.learner.data import TokenCompletion, TokenGroup
+from pairloop.learner.memory import TokenBudget
 from pairloop.learner.scores import References, score
 from pairloop.learner.step import Trainer, optimizer_of
 
@@ -54,12 +55,19 @@ def _train(task: Task, model: nn.Module, section: TrainSection, seed: int) -> tu
     train = near_duplicates(task, model, PAIRS, training_problem, rng, "train")
     heldout = near_duplicates(task, model, HELDOUT, heldout_problem, rng, "heldout")
     both = [*train, *heldout]
-    reference = {group.group_id: logps for group, logps in zip(both, score(model, both, micro_batch_size=BATCH), strict=True)}
+    reference = {group.group_id: logps for group, logps in zip(both, score(model, both), strict=True)}
     parameters = list(trained(model).values())
-    trainer = Trainer(model, optimizer_of(parameters, section), parameters, References(reference), section)
+    trainer = Trainer(
+        model,
+        optimizer_of(parameters, section),
+        parameters,
+        References(reference),
+        section,
+        TokenBudget(section.max_tokens_per_batch),
+    )
     for start in range(0, len(train), BATCH):
         trainer.step(train[start : start + BATCH], section.learning_rate)
-    now = score(model, heldout, micro_batch_size=BATCH)
+    now = score(model, heldout)
     chosen, rejected = (
         fmean(float((logps[side] - reference[group.group_id][side]).mean()) for group, logps in zip(heldout, now, strict=True))
         for side in (0, 1)
