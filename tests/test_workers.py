@@ -13,7 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.learner_rig import MakeJob, cut_after, job_maker, recorded, rows_of, text_pairs, weights_of
 from tests.tiny_models import byte_tokenizer, write_model
-from tests.worker_rig import killed_in_the_second, mean_for_sum, no_memory_in_the_second, two_workers
+from tests.worker_rig import (
+    killed_in_the_second,
+    mean_for_sum,
+    no_memory_in_the_second,
+    short_of_memory_once_in_the_second,
+    two_workers,
+)
 
 from pairloop.config import parse_config
 from pairloop.errors import ConfigError
@@ -41,11 +47,11 @@ class Case:
 
 CASES = [
     Case("full", "none", {"objective": "dpo"}),
-    Case("full", "fsdp2", {"objective": "kto", "max_tokens_per_batch": 1}),  # passes for the other's sake
+    # Passes that one of them makes for the other's sake.
+    Case("full", "fsdp2", {"objective": "kto", "max_tokens_per_batch": 1}),
     Case("lora", "none", {"objective": "grpo", "max_tokens_per_batch": 1}),
-    Case(
-        "lora", "fsdp2", {"objective": "dpo", "batch_size": 1, "gradient_checkpointing": True}
-    ),  # one of the two workers has nothing to do
+    # One of the two workers has nothing to do.
+    Case("lora", "fsdp2", {"objective": "dpo", "batch_size": 1, "gradient_checkpointing": True}),
 ]
 
 

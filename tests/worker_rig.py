@@ -85,7 +85,8 @@ def killed_in_the_second(rank: int) -> None:
 
 def short_of_memory_once_in_the_second(rank: int) -> None:
     if rank == 1:
-        right = scores.completion_logps
+        inside: Any = scores
+        right = inside.completion_logps
         passes = count()
 
         def fail(*sequences: Any) -> Any:
@@ -93,4 +94,4 @@ def short_of_memory_once_in_the_second(rank: int) -> None:
                 raise MemoryError
             return right(*sequences)
 
-        scores.completion_logps = fail  # type: ignore[attr-defined]
+        inside.completion_logps = fail
