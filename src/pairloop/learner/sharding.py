@@ -6,7 +6,7 @@ On disk everything is whole, so that a checkpoint goes on with any number of wor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from pairloop.policy.scoring import bare
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
-    from typing_extensions import TypeIs
 
 GroupPass = Callable[[nn.Module, Sequence[TokenGroup]], tuple[Tensor, Tensor]]
 
@@ -101,5 +100,5 @@ def joined_parts(part: Tensor, like: Tensor) -> Tensor:
     return tensor.full_tensor()
 
 
-def _is_divided(tensor: Tensor) -> TypeIs[DTensor]:
+def _is_divided(tensor: Tensor) -> TypeGuard[DTensor]:
     return hasattr(tensor, "device_mesh")
