@@ -1,4 +1,4 @@
-.PHONY: setup demo serve lab test test-slow test-ray test-quantized check docs wheel clean
+.PHONY: setup demo serve lab bench test test-slow test-ray test-quantized check docs wheel clean
 VENV := .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
@@ -22,6 +22,9 @@ serve: setup  ## serve the embedded model with the loop on http://127.0.0.1:8000
 lab: setup  ## is it as good as RL? the gradients to machine precision, then one small task at equal rollouts
 	$(VENV)/bin/pairloop lab equivalence
 	$(VENV)/bin/pairloop lab compare --quick
+
+bench: setup  ## training, sampling and the loop beside TRL and transformers; into bench-out/
+	$(VENV)/bin/pairloop bench
 
 test: setup  ## the default suite, under three minutes on two cores
 	$(PY) -m pytest -n 2 --dist worksteal
@@ -53,4 +56,4 @@ wheel: setup  ## build dist/*.whl
 	$(PY) -m build --wheel
 
 clean:
-	rm -rf $(VENV) dist build demo-out
+	rm -rf $(VENV) dist build demo-out bench-out

@@ -75,7 +75,7 @@ def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report, 
     mark = _fingerprint(job, data)
     workers.agree(list(trained(model).values()))
     scorer = shard(model, device, group_logps) if workers.sharded else model
-    with precision(device, job.dtype, job.method):
+    with precision(device, job.dtype):
         # Divided, a pass that ran out of memory cannot be made again: the others are in the middle of it.
         budget = TokenBudget(settings.max_tokens_per_batch, may_halve=not workers.sharded)
         references, checked = _references(job, scorer, data, mark, budget, workers)

@@ -32,14 +32,14 @@ class References:
     sampler: Mapping[str, GroupLogps] = field(default_factory=dict)
 
 
-def precision(device: torch.device, dtype: str, method: str) -> AbstractContextManager[object]:
-    """bfloat16 products over float32 weights for full fine-tuning, whose small updates bfloat16 weights would lose.
+def precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+    """bfloat16 products over float32 weights where training is in bfloat16, whose own weights would lose small updates.
 
-    With LoRA the base is loaded in bfloat16 and the adapter in float32, so nothing is to be done. Rounded weights are not
-    cached: the cache lives as long as the context, which is the whole round, and steps would not see what others changed.
+    With LoRA the adapter's weights are the float32 ones: without this its inputs were kept in float32, once for each matrix.
+    Rounded weights are not cached: the cache lives as long as the context, which is the whole round, and steps would not see
+    what others changed.
     """
-    enabled = dtype == "bfloat16" and method == "full"
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16", cache_enabled=False)
 
 
 def group_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,148 @@
+"""bench: training, sampling and the whole loop beside their peers, in one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from pairloop.cli.output import show, table, verb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pairloop.bench.settings import Mode, Settings
+
+MODES: dict[str, tuple[Mode, ...]] = {"full": ("full",), "lora": ("lora",), "both": ("full", "lora")}
+
+out_option = click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("bench-out"),
+    show_default=True,
+    help="Folder for bench.json, bench.md and bench.png, the random models and the logs.",
+)
+device_option = click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where all contestants compute."
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of each contestant."
+)
+quick_option = click.option(
+    "--quick", is_flag=True, help="Fewer rounds, and the peer's best settings as once found, without a search."
+)
+
+
+def modes_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    choice = click.Choice(list(MODES))
+    return click.option("--mode", type=choice, default=default, show_default=True, help="All weights, LoRA 16, or both.")
+
+
+@click.group(invoke_without_command=True)
+@modes_option("both")
+@device_option
+@threads_option
+@quick_option
+@out_option
+@verb
+@click.pass_context
+def bench(context: click.Context, mode: str, device: str, threads: int, quick: bool, out: Path, as_json: bool) -> None:
+    """Speed and memory beside the peers, in alternation on the same data, model and thread count.
+
+    Without a subcommand all of them run, into one document; on CUDA without the loop. The peers come with
+    `pip install 'pairloop[bench]'`. The first run writes random models into the folder; logs stay there.
+    """
+    if context.invoked_subcommand is not None:
+        given = [name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+        if given:
+            raise click.UsageError(f"give --{given[0].replace('as_', '')} behind the subcommand")
+        return
+
+    def measure(settings: Settings) -> dict[str, Any]:
+        from pairloop.bench import looping, sampling, training
+
+        found: dict[str, Any] = {"cells": training.bench(settings, MODES[mode]), "sampling": sampling.bench(settings)}
+        return found | ({"loop": looping.bench(settings)} if device == "cpu" else {})
+
+    _run(measure, cells=None, device=device, threads=threads, quick=quick, out=out, as_json=as_json)
+
+
+@bench.command()
+@click.option("--cells", help="Cells such as M6-S1,M6-S2; by default all of the device.")
+@modes_option("full")
+@device_option
+@threads_option
+@quick_option
+@out_option
+@verb
+def train(cells: str | None, mode: str, device: str, threads: int, quick: bool, out: Path, as_json: bool) -> None:
+    """DPO training beside TRL's DPOTrainer: as installed, and with its best settings as a search finds them."""
+
+    def measure(settings: Settings) -> dict[str, Any]:
+        from pairloop.bench import training
+
+        return {"cells": training.bench(settings, MODES[mode])}
+
+    _run(measure, cells=cells, device=device, threads=threads, quick=quick, out=out, as_json=as_json)
+
+
+@bench.command()
+@click.option("--cells", help="Cells such as M6-32,M6-512; by default all of the device.")
+@device_option
+@threads_option
+@quick_option
+@out_option
+@verb
+def sample(cells: str | None, device: str, threads: int, quick: bool, out: Path, as_json: bool) -> None:
+    """Sampling beside transformers' generate and its continuous batching: two answers to every prompt."""
+
+    def measure(settings: Settings) -> dict[str, Any]:
+        from pairloop.bench import sampling
+
+        return {"sampling": sampling.bench(settings)}
+
+    _run(measure, cells=cells, device=device, threads=threads, quick=quick, out=out, as_json=as_json)
+
+
+@bench.command()
+@threads_option
+@quick_option
+@out_option
+@verb
+def loop(threads: int, quick: bool, out: Path, as_json: bool) -> None:
+    """`pairloop demo` beside the script that a team would write: generate and DPOTrainer, four rounds of 512 pairs."""
+
+    def measure(settings: Settings) -> dict[str, Any]:
+        from pairloop.bench import looping
+
+        return {"loop": looping.bench(settings)}
+
+    _run(measure, cells=None, device="cpu", threads=threads, quick=quick, out=out, as_json=as_json)
+
+
+def _run(
+    measure: Callable[[Settings], dict[str, Any]],
+    *,
+    cells: str | None,
+    device: str,
+    threads: int,
+    quick: bool,
+    out: Path,
+    as_json: bool,
+) -> None:
+    from pairloop.bench import report
+    from pairloop.bench.settings import Settings, refuse_missing
+    from pairloop.cli.progress import TerminalWatcher
+
+    refuse_missing(device)
+    with TerminalWatcher() as watcher:
+        settings = Settings(out.resolve(), watcher.bar, cells, device, threads, quick)
+        found = report.document(settings, **measure(settings))
+    files = report.write(found, out)
+    text = "\n\n".join(table(report.HEADERS[title], rows) for title, rows in report.tables(found).items())
+    show(found | {"files": files}, f"{text}\n\nwritten: {', '.join(map(str, files))}", as_json=as_json)
+
+
+COMMANDS = (bench,)
