@@ -32,7 +32,7 @@ test: setup  ## the default suite, under three minutes on two cores
 test-slow: setup  ## demo, crash harness, browser, wheel
 	$(PY) -m pytest -m slow --timeout 1500
 
-test-ray: setup  ## runs as jobs of a Ray that the tests start (adds the extra; four minutes)
+test-ray: setup  ## runs as jobs of a Ray that the tests start (adds the extra; three minutes)
 	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	$(PY) -m pytest -m ray --timeout 900
 

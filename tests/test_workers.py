@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pairloop.errors import ConfigError
 from pairloop.learner import TrainJob, TrainResult, train
 from pairloop.learner.data import TokenCompletion, TokenGroup
 from pairloop.learner.job import TrainStatus, last_checkpoint
+from pairloop.learner.ray_job import connect
 from pairloop.learner.workers import Workers
 
 TOLERANCE = 1e-5
@@ -102,6 +104,21 @@ def test_two_processes_train_as_one_does(make_job: MakeJob, base: Path, tmp_path
             torch.testing.assert_close(theirs[name], weight, rtol=TOLERANCE, atol=TOLERANCE)
         files = [sorted(path.name for path in Path(job.out_dir).iterdir()) for job in (alone, divided)]
         assert files[0] == files[1]
+
+
+@pytest.mark.slow
+def test_models_of_other_families_are_divided_too(tmp_path: Path) -> None:
+    """Tied weights and convolutions written as matrices (GPT-2), rows that cannot be packed (Bloom), layers in layers (Mamba)."""
+    runs = []
+    for family in ("gpt2", "bloom", "mamba"):
+        base = write_model(tmp_path / family, tokenizer=byte_tokenizer(), family=family, gain=2.0)
+        runs.append(jobs_of(job_maker(tmp_path / f"{family}-runs", base), base, Case("full", "fsdp2", {"objective": "dpo"})))
+    assert two_workers([divided for _, divided in runs], tmp_path / "store") == [0, 0]
+    for alone, divided in runs:
+        train(alone)
+        assert distance(alone, divided) < TOLERANCE
+        for name, weight in weights_of(alone).items():
+            torch.testing.assert_close(weights_of(divided)[name], weight, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_a_mean_in_place_of_the_sum_is_seen(make_job: MakeJob, base: Path, tmp_path: Path) -> None:
@@ -201,3 +218,9 @@ def test_shares_are_even_and_leave_nothing_out(lengths: list[int], size: int) ->
 def test_what_cannot_be_is_refused_with_the_key(sections: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         parse_config(sections)
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def test_without_ray_the_extra_is_named(make_job: MakeJob) -> None:
+    with pytest.raises(ConfigError, match=r"pairloop\[ray\]"):
+        connect(make_job(text_pairs(8), recipe={"launcher": "ray", "ray_address": "http://127.0.0.1:1"}))

@@ -49,7 +49,8 @@ def shard(model: nn.Module, device: torch.device, group_pass: GroupPass) -> Shar
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     inner: Any = bare(model)
     units = set(inner._no_split_modules or ())
-    for layer in [module for module in inner.modules() if type(module).__name__ in units]:
+    # What lies inside a unit and is one itself comes first.
+    for layer in reversed([module for module in inner.modules() if type(module).__name__ in units]):
         fully_shard(layer, mesh=mesh)
     root = Sharded(model, group_pass)
     fully_shard(root, mesh=mesh, reshard_after_forward=False)

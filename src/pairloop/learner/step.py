@@ -146,8 +146,8 @@ def kl_reference(
 
     An importance-weighted estimate of KL(policy || reference) in nats per completion from the round's own completions; costs a
     scoring pass. The paper (2402.01306, eq. 8) averages log(policy / reference) of mismatched completions instead, which are
-    neither's samples. The bound on w keeps one completion from deciding for all. ``parts``: this worker's; ``filler``: see
-    `Trainer`.
+    neither's samples. The bound on w keeps one completion from deciding for all. ``parts``: this worker's; ``filler``: read
+    where others have more of them.
     """
     idle = workers.idle_passes(len(parts))
     total = torch.zeros(())
