@@ -108,7 +108,7 @@ def test_two_processes_train_as_one_does(make_job: MakeJob, base: Path, tmp_path
 
 @pytest.mark.slow
 def test_models_of_other_families_are_divided_too(tmp_path: Path) -> None:
-    """Tied weights and convolutions written as matrices (GPT-2), rows that cannot be packed (Bloom), layers in layers (Mamba)."""
+    """Tied weights and matrices as convolutions (GPT-2), rows that cannot be packed (Bloom), layers in layers (Mamba)."""
     runs = []
     for family in ("gpt2", "bloom", "mamba"):
         base = write_model(tmp_path / family, tokenizer=byte_tokenizer(), family=family, gain=2.0)
