@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from pairloop.config import parse_config
 from pairloop.errors import ConfigError
 from pairloop.learner import TrainJob, TrainResult, train
 from pairloop.learner.data import TokenCompletion, TokenGroup
-from pairloop.learner.job import TrainStatus, last_checkpoint
+from pairloop.learner.job import TrainStatus
 from pairloop.learner.ray_job import connect
 from pairloop.learner.workers import Workers
 
@@ -130,26 +131,31 @@ def test_a_mean_in_place_of_the_sum_is_seen(make_job: MakeJob, base: Path, tmp_p
         assert distance(alone, divided) > 1000 * TOLERANCE
 
 
-def test_a_run_goes_on_with_another_number_of_processes(make_job: MakeJob, base: Path, tmp_path: Path) -> None:
-    """One process up to step 3, then two, divided: as one process all the way."""
-    cases = [Case("full", "fsdp2", {"checkpoint_every": 3}), Case("lora", "none", {"checkpoint_every": 3})]
-    runs = [jobs_of(make_job, base, case) for case in cases]
-    for alone, divided in runs:
-        begun = TrainJob(**{**fields_of(divided), "train": alone.train})
+@pytest.mark.parametrize("begun_by", [1, 2])
+def test_a_run_goes_on_with_another_number_of_processes(make_job: MakeJob, base: Path, tmp_path: Path, begun_by: int) -> None:
+    """Up to step 7 by one process or by two, whose weights are divided, and then by the other: to the same best weights."""
+    pairs = recorded(text_pairs(24), base)
+    heldout = [replace(pair, chosen=pair.rejected, rejected=pair.chosen) for pair in text_pairs(32, start=24)]
+    recipe = {"heldout_every": 4, "epochs": 4, "checkpoint_every": 3, "stop_ess": 0.05}
+    alone, broken = (make_job(pairs, heldout, name=name, recipe=recipe) for name in ("alone", "broken"))
+    both = {**recipe, "launcher": "torchrun", "processes": 2, "sharding": "fsdp2"}
+    divided = replace(broken, train=make_job(pairs, name="both", recipe=both).train)
+    whole = train(alone)
+    assert (whole.stopped_because, whole.steps, whole.weights_step) == ("heldout_loss", 8, 4)
+    if begun_by == 1:
         with pytest.raises(KeyboardInterrupt):
-            train(begun, cut_after(4))
-        assert last_checkpoint(Path(divided.checkpoint_dir)) is not None
-    assert two_workers([divided for _, divided in runs], tmp_path / "store") == [0, 0]
-    for alone, divided in runs:
-        train(alone)
-        result = TrainResult.load(Path(divided.result_path))
-        assert result is not None
-        assert result.resumed_from == 3
-        assert distance(alone, divided) < TOLERANCE
-
-
-def fields_of(job: TrainJob) -> dict[str, Any]:
-    return {name: getattr(job, name) for name in TrainJob.__dataclass_fields__}
+            train(broken, cut_after(7))
+        assert two_workers([divided], tmp_path / "store") == [0, 0]
+    else:
+        assert two_workers([divided], tmp_path / "store", partial(killed_in_the_second, at=7))[1] == -signal.SIGKILL
+        train(broken)
+    result = TrainResult.load(Path(broken.result_path))
+    assert result is not None
+    assert (result.stopped_because, result.steps, result.weights_step) == ("heldout_loss", 8, 4)
+    assert (result.resumed_from, result.processes) == (6, 3 - begun_by)
+    assert distance(alone, broken) < TOLERANCE
+    for name, weight in weights_of(alone).items():
+        torch.testing.assert_close(weights_of(broken)[name], weight, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 # ---- failures

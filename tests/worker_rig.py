@@ -78,9 +78,17 @@ def no_memory_in_the_second(rank: int) -> None:
         torch.optim.AdamW.step = fail  # type: ignore[method-assign]
 
 
-def killed_in_the_second(rank: int) -> None:
+def killed_in_the_second(rank: int, *, at: int = 1) -> None:
+    """kill -9 in step ``at``."""
     if rank == 1:
-        torch.optim.AdamW.step = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        right, steps = torch.optim.AdamW.step, count(1)
+
+        def step(*arguments: Any, **options: Any) -> Any:
+            if next(steps) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return right(*arguments, **options)
+
+        torch.optim.AdamW.step = step  # type: ignore[method-assign]
 
 
 def short_of_memory_once_in_the_second(rank: int) -> None:
