@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from pairloop.config import TrainSection
 from pairloop.formats import snapshot
 from pairloop.learner import TrainJob
-from pairloop.learner.data import Limits, TokenCompletion, tokenize
+from pairloop.learner.data import Limits, tokenize
 from pairloop.learner.scores import score
+from pairloop.policy.protocols import TokenCompletion
 from pairloop.policy.scoring import load_causal_lm
 from pairloop.template import ChatTemplate
 from pairloop.types import Message, PairSide, PreferencePair, VersionKind

@@ -17,13 +17,13 @@ from pairloop.lab import compare, summary
 from pairloop.lab.arms import ARMS, STANDARD, Arm
 from pairloop.lab.bases import load
 from pairloop.lab.compare import RUNS_FILE, jobs_of
-from pairloop.lab.rollout import sample
 from pairloop.lab.run import Budget, groups_of, run
 from pairloop.lab.tasks import TASKS
 from pairloop.lab.tasks.base import Problem
 from pairloop.lab.tasks.caesar import Caesar
-from pairloop.learner.data import TokenCompletion
 from pairloop.objective import OBJECTIVES
+from pairloop.policy.protocols import TokenCompletion
+from pairloop.policy.rollout import sample
 
 SMALL = Budget(rollouts=256, completions_per_step=32, learning_rate=1e-3, points=2, problems=16, final_problems=32)
 

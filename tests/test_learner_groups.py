@@ -20,7 +20,7 @@ from pairloop.config import TrainSection
 from pairloop.learner import train
 from pairloop.learner.batches import MicroBatch
 from pairloop.learner.checkpoint import trained
-from pairloop.learner.data import TokenCompletion, TokenGroup
+from pairloop.learner.data import TokenGroup
 from pairloop.learner.loop import load_parent
 from pairloop.learner.memory import TokenBudget
 from pairloop.learner.reference import check
@@ -29,6 +29,7 @@ from pairloop.learner.step import Drift, Trainer, kl_reference, objective_settin
 from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings
 from pairloop.policy import packed
 from pairloop.policy.packing import pack
+from pairloop.policy.protocols import TokenCompletion
 
 SIZES = (2, 5, 1, 3, 2, 4, 2, 3)
 

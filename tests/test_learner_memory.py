@@ -26,13 +26,14 @@ from pairloop.errors import ConfigError
 from pairloop.learner import TrainResult, train
 from pairloop.learner.batches import MicroBatch, micro_batches
 from pairloop.learner.checkpoint import trained
-from pairloop.learner.data import TokenCompletion, TokenGroup
+from pairloop.learner.data import TokenGroup
 from pairloop.learner.loop import load_parent
 from pairloop.learner.memory import TokenBudget, checkpoint_layers
 from pairloop.learner.scores import References, group_logps, precision, score
 from pairloop.learner.step import Trainer, optimizer_of
 from pairloop.policy import packed
 from pairloop.policy.packing import pack
+from pairloop.policy.protocols import TokenCompletion
 from pairloop.policy.scoring import LoraSettings, load_causal_lm
 from pairloop.types import Message
 

@@ -17,12 +17,13 @@ from tests.tiny_models import byte_tokenizer, write_model
 
 from pairloop.config import TrainSection
 from pairloop.learner import TrainJob, train
-from pairloop.learner.data import TokenCompletion, TokenGroup, epoch_batches
+from pairloop.learner.data import TokenGroup, epoch_batches
 from pairloop.learner.job import TrainStatus, rewind_metrics
 from pairloop.learner.loop import load_parent
 from pairloop.learner.scores import group_logps
 from pairloop.learner.step import learning_rate
 from pairloop.policy import packed
+from pairloop.policy.protocols import TokenCompletion
 from pairloop.types import PairSide, VersionKind
 
 

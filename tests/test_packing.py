@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from pairloop.lab.probes import in_float64
-from pairloop.learner.data import TokenCompletion, TokenGroup
+from pairloop.learner.data import TokenGroup
 from pairloop.learner.scores import group_logps, score
 from pairloop.policy import packed, packing, scoring
 from pairloop.policy.head import target_logps
 from pairloop.policy.packed import NAME, PACKABLE, refusal
 from pairloop.policy.packing import MIN_SHARED, Block, Ids, Packing, pack
+from pairloop.policy.protocols import TokenCompletion
 from pairloop.policy.scoring import completion_logps, load_causal_lm
 
 CPU = torch.device("cpu")

@@ -16,6 +16,7 @@ from tests.tiny_models import FAMILIES, byte_tokenizer, letter_tokenizer, versio
 
 from pairloop.config import PolicySection
 from pairloop.errors import EngineError, InvalidRequestError, ModelError
+from pairloop.policy import slots
 from pairloop.policy.decoding import draw
 from pairloop.policy.local import LocalPolicy
 from pairloop.policy.protocols import SampleRequest, TokenEvent, TokenSequence
@@ -91,8 +92,13 @@ def enumerate_two_tokens(
     return exact
 
 
-@pytest.mark.parametrize(("max_batch", "draws"), [(64, 2_000), (1, 600)])
-def test_batched_and_single_sampling_draw_from_the_enumerated_distribution(letters: Path, max_batch: int, draws: int) -> None:
+@pytest.mark.parametrize(
+    ("max_batch", "draws", "shared_from"), [(64, 2_000, slots.MIN_SHARED), (64, 2_000, 2), (1, 600, slots.MIN_SHARED)]
+)
+def test_batched_and_single_sampling_draw_from_the_enumerated_distribution(
+    letters: Path, monkeypatch: pytest.MonkeyPatch, max_batch: int, draws: int, shared_from: int
+) -> None:
+    monkeypatch.setattr(slots, "MIN_SHARED", shared_from)
     model = load_causal_lm(letters)
     prompts = RAGGED[:3] if max_batch > 1 else RAGGED[2:3]
     policy = open_local(letters, max_batch=max_batch)
@@ -130,6 +136,22 @@ def test_top_p_draws_from_the_smallest_nucleus_and_renormalises() -> None:
     assert logps[tokens == 3].tolist() == pytest.approx([math.log(0.3)] * counts[3], abs=1e-6)
 
 
+@pytest.mark.parametrize("size", [5, 64, 65, 1_000])
+def test_a_draw_is_the_inverse_of_the_cumulative_distribution(size: int) -> None:
+    torch.manual_seed(size)
+    logits_BV = torch.randn(300, size) * 6
+    points = [(i + 0.5) / 298 for i in range(298)] + [0.0, 1 - 2**-53]
+    tokens, logps = draw(logits_BV, points, [1.0] * 300, [1.0] * 300)
+    exact_BV = logits_BV.double().log_softmax(-1)
+    below_B = (exact_BV.exp().cumsum(-1) - exact_BV.exp()).gather(1, tokens[:, None])[:, 0]
+    above_B = exact_BV.exp().cumsum(-1).gather(1, tokens[:, None])[:, 0]
+    assert all(low - 1e-6 <= point <= high + 1e-6 for low, point, high in zip(below_B, points, above_B, strict=True))
+    assert (logps - exact_BV.gather(1, tokens[:, None])[:, 0]).abs().max() < 1e-5
+    # A token that the nucleus leaves out has no mass, and is drawn at neither end.
+    nucleus, _ = draw(logits_BV, [1 - 2**-53] * 300, [1.0] * 300, [1e-9] * 300)
+    assert torch.equal(nucleus, logits_BV.argmax(-1))
+
+
 def test_rows_of_one_step_each_keep_their_own_settings() -> None:
     logits = torch.tensor([[0.0, 1.0, 3.0]]).expand(3, 3)
     tokens, _ = draw(logits, [0.0, 0.0, 0.999], [0.0, 1.0, 1.0], [1.0, 1.0, 0.2])
@@ -147,8 +169,11 @@ def test_a_tiny_temperature_is_greedy_and_its_log_probs_are_raw(temperature: flo
     assert plain.tolist() != [3, 3, 3]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_recorded_log_probs_are_those_of_scoring_while_rows_come_and_go(tmp_path: Path, family: str) -> None:
+@pytest.mark.parametrize(("family", "shared_from"), [*((family, slots.MIN_SHARED) for family in FAMILIES), ("llama", 2)])
+def test_recorded_log_probs_are_those_of_scoring_while_rows_come_and_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, shared_from: int
+) -> None:
+    monkeypatch.setattr(slots, "MIN_SHARED", shared_from)
     folder = write_model(tmp_path / family, tokenizer=letter_tokenizer(), family=family, seed=3, gain=6.0)
     model = load_causal_lm(folder)
     policy = open_local(folder, max_batch=5)

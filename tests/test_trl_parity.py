@@ -17,11 +17,12 @@ from tests.tiny_models import byte_tokenizer, letter_tokenizer, write_model
 from torch import Tensor, nn
 
 from pairloop.config import TrainSection
-from pairloop.learner.data import TokenCompletion, TokenGroup
+from pairloop.learner.data import TokenGroup
 from pairloop.learner.memory import TokenBudget
 from pairloop.learner.scores import References, batch_of, group_logps, score
 from pairloop.learner.step import Trainer, optimizer_of
 from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings, group_metrics
+from pairloop.policy.protocols import TokenCompletion
 from pairloop.policy.scoring import load_causal_lm
 
 # TRL asks transformers by an old name whether activations are checkpointed.

@@ -26,10 +26,11 @@ from tests.worker_rig import (
 from pairloop.config import parse_config
 from pairloop.errors import ConfigError
 from pairloop.learner import TrainJob, TrainResult, train
-from pairloop.learner.data import TokenCompletion, TokenGroup
+from pairloop.learner.data import TokenGroup
 from pairloop.learner.job import TrainStatus
 from pairloop.learner.ray_job import connect
 from pairloop.learner.workers import Workers
+from pairloop.policy.protocols import TokenCompletion
 
 TOLERANCE = 1e-5
 """Float32 sums in another order."""

@@ -14,11 +14,12 @@ from pairloop.bench.cells import SAMPLE_CELLS, TRAIN_CELLS, Pair, TrainCell, pai
 from pairloop.bench.flops import ceiling, step_flops
 from pairloop.bench.pacing import Pacer
 from pairloop.config import TrainSection
-from pairloop.lab import rollout
-from pairloop.learner.data import TokenCompletion, TokenGroup
+from pairloop.learner.data import TokenGroup
 from pairloop.learner.memory import TokenBudget
 from pairloop.learner.scores import References, precision, score
 from pairloop.learner.step import Trainer, optimizer_of
+from pairloop.policy import rollout
+from pairloop.policy.protocols import TokenCompletion
 from pairloop.policy.scoring import LoraSettings, load_causal_lm
 
 NO_TOKEN = -1

@@ -18,17 +18,18 @@ from torch import nn
 from pairloop.config import TrainSection
 from pairloop.lab.arms import Arm
 from pairloop.lab.bases import load, one_thread
-from pairloop.lab.rollout import sample
 from pairloop.lab.tasks.base import Problem, Task, heldout_problem, training_problem
 from pairloop.learner.checkpoint import trained
 from pairloop.learner.controller import RoundController
-from pairloop.learner.data import TokenCompletion, TokenGroup, epoch_batches
+from pairloop.learner.data import TokenGroup, epoch_batches
 from pairloop.learner.loop import measure
 from pairloop.learner.memory import TokenBudget
 from pairloop.learner.passes import Passes
 from pairloop.learner.reference import recorded
 from pairloop.learner.scores import References, score
 from pairloop.learner.step import Trainer, optimizer_of
+from pairloop.policy.protocols import TokenCompletion
+from pairloop.policy.rollout import sample
 
 _Asked = tuple[list[int], list[TokenCompletion], list[float]]
 """A prompt's token ids, its completions, and their scores."""

@@ -13,16 +13,8 @@ from pathlib import Path
 from pairloop.errors import InvalidRequestError
 from pairloop.formats import snapshot
 from pairloop.formats.snapshot import HELDOUT_FILE
-from pairloop.policy.protocols import Tokens
+from pairloop.policy.protocols import TokenCompletion, Tokens
 from pairloop.types import PairSide, PreferencePair
-
-
-@dataclass(frozen=True, slots=True)
-class TokenCompletion:
-    """The tokens of one completion; ``logps`` are those recorded when exactly these tokens were sampled, or empty."""
-
-    token_ids: tuple[int, ...]
-    logps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

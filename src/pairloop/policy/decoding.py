@@ -1,6 +1,6 @@
-"""The generation loop's tensors: a batch of rows with one cache that rows join and leave, and the draw of the next tokens.
+"""The generation loop's tensors: a batch of rows that rows join and leave, and the draw of the next tokens.
 
-Axis letters: B rows, L cached columns, V vocabulary. Rows are padded on the left, so that all of them end in the same column.
+Axis letters: B rows, P distinct prompts, L cached columns, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,52 +13,53 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicLayer
 
-from pairloop.policy.scoring import Traits
+from pairloop.policy.packed import takes_packed
+from pairloop.policy.scoring import Traits, bare
+from pairloop.policy.slots import SlotBatch
 from pairloop.types import GREEDY_BELOW
+
+BLOCK = 64
+"""Probabilities that are first added up as one when a token is drawn."""
 
 
 class Batch:
-    """Rows that decode together. Built by `prefill`; `step` feeds one token per row; both return float32 logits_BV."""
+    """Rows that decode together, of any model: their prompts are padded on the left, and the cache is transformers' own."""
 
-    def __init__(self, model: nn.Module, traits: Traits, mask_BL: Tensor) -> None:
+    def __init__(self, model: nn.Module, traits: Traits) -> None:
         self.model = model
         self.traits = traits
-        self.mask_BL = mask_BL
+        self.mask_BL = torch.empty(0, 0, dtype=torch.int64)
         self.cache: Any = None
 
-    @classmethod
-    def prefill(
-        cls, model: nn.Module, traits: Traits, prompts: Sequence[Sequence[int]], copies: Tensor
-    ) -> tuple[Batch, Tensor]:
-        """Read the distinct ``prompts`` once each; row b of the new batch starts from prompt ``copies[b]``.
+    def admit(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Put one row behind each prompt, every distinct prompt read once; float32 logits_BV of these.
 
         Models that obey no attention mask need prompts of equal length.
         """
-        width = max(map(len, prompts))
-        device = next(model.parameters()).device
-        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
-        batch = cls(model, traits, mask)
-        logits = batch._forward(ids)
-        if len(copies) != len(prompts):
+        distinct = list(dict.fromkeys(map(tuple, prompts)))
+        batch = self if self.cache is None else Batch(self.model, self.traits)
+        logits_PV = batch._read(distinct)
+        place = {prompt: p for p, prompt in enumerate(distinct)}
+        copies = [place[tuple(prompt)] for prompt in prompts]
+        if copies != list(range(len(distinct))):
             batch.keep(copies)
-            logits = logits[copies.to(device)]
-        return batch, logits
+        if batch is not self:
+            self._join(batch)
+        return logits_PV[copies]
 
     def step(self, token_ids_B: Tensor) -> Tensor:
-        """Append one token to each row."""
+        """Append one token to each row; float32 logits_BV."""
         self.mask_BL = pad(self.mask_BL, (0, 1), value=1)
         return self._forward(token_ids_B[:, None])
 
-    def keep(self, rows: Tensor) -> None:
+    def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be named several times."""
-        rows = rows.to(self.mask_BL.device)
+        chosen = torch.tensor(rows, device=self.mask_BL.device)
         if isinstance(self.cache, Cache):
-            self.cache.reorder_cache(rows)  # type: ignore[arg-type] # it says LongTensor, and takes any Tensor of int64
+            self.cache.reorder_cache(chosen)  # type: ignore[arg-type] # it says LongTensor, and takes any Tensor of int64
         else:
-            self.cache = [state[rows] for state in self.cache]
-        self.mask_BL = self.mask_BL[rows]
+            self.cache = [state[chosen] for state in self.cache]
+        self.mask_BL = self.mask_BL[chosen]
         self._trim()
 
     @property
@@ -68,8 +69,16 @@ class Batch:
             return True
         return self.traits.masked and all(type(layer) is DynamicLayer for layer in self.cache.layers)
 
-    def join(self, other: Batch) -> None:
-        """Append the rows of ``other`` (of the same model) behind these."""
+    def _read(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        width = max(map(len, prompts))
+        device = next(self.model.parameters()).device
+        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self.mask_BL = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
+        return self._forward(ids)
+
+    def _join(self, other: Batch) -> None:
+        """Append the rows of ``other`` behind these."""
         width = max(self.mask_BL.shape[1], other.mask_BL.shape[1])
         if isinstance(self.cache, Cache):
             for mine, theirs in zip(_layers(self.cache), _layers(other.cache), strict=True):
@@ -99,8 +108,9 @@ class Batch:
 
     def _row_by_row(self, ids: Tensor) -> Tensor:
         """transformers' RWKV (5.23) mixes the rows of a one-token batch: a shift of shape [B, H] meets states [B, 1, H]."""
-        batches = [Batch(self.model, self.traits, self.mask_BL[b : b + 1]) for b in range(len(ids))]
+        batches = [Batch(self.model, self.traits) for _ in ids]
         for b, batch in enumerate(batches):
+            batch.mask_BL = self.mask_BL[b : b + 1]
             batch.cache = [state[b : b + 1].clone() for state in self.cache] if self.cache is not None else None
         logits = [batch._forward(ids[b : b + 1]) for b, batch in enumerate(batches)]
         self.cache = [torch.cat(states) for states in zip(*(batch.cache for batch in batches), strict=True)]
@@ -117,6 +127,11 @@ class Batch:
             self.mask_BL = self.mask_BL[:, empty:]
 
 
+def open_batch(model: nn.Module, traits: Traits, longest: int) -> SlotBatch | Batch:
+    """An empty batch for rows of at most ``longest`` tokens with their prompts; the fast one where the model can take it."""
+    return SlotBatch(bare(model)) if takes_packed(bare(model), longest) else Batch(model, traits)
+
+
 def draw(
     logits_BV: Tensor,
     uniforms: Sequence[float],
@@ -128,20 +143,38 @@ def draw(
     By the inverse of the cumulative distribution, in float64; a temperature below GREEDY_BELOW takes the most likely token. The
     row's number decides, so a seeded row draws the same whatever rows are beside it.
     """
-    logp_BV = logits_BV.log_softmax(-1)
+    probs_BV = logits_BV.softmax(-1)
+    # The largest logit less its log-prob: exact where a small probability would be 0.
+    normaliser_B = logits_BV.amax(-1) - probs_BV.amax(-1).log()
     device = logits_BV.device
-    plain = all(t == 1.0 for t in temperatures)
-    probs_BV = logp_BV.exp() if plain else _tempered(logits_BV, temperatures)
+    if any(t != 1.0 for t in temperatures):
+        probs_BV = _tempered(logits_BV, temperatures)
     if any(p < 1.0 for p in top_ps):
         probs_BV = _nucleus(probs_BV, torch.tensor(top_ps, device=device))
-    cdf_BV = probs_BV.cumsum(-1, dtype=torch.float64)
-    # right=True: the first token whose cumulative mass exceeds the point, so a token of mass 0 is never drawn.
-    points_B1 = torch.tensor(uniforms, dtype=torch.float64, device=device)[:, None] * cdf_BV[:, -1:]
-    tokens_B = torch.searchsorted(cdf_BV, points_B1, right=True)[:, 0].clamp_(max=logits_BV.shape[1] - 1)
+    tokens_B = _at(probs_BV, torch.tensor(uniforms, dtype=torch.float64, device=device)[:, None])
     if any(t < GREEDY_BELOW for t in temperatures):
         greedy = torch.tensor([t < GREEDY_BELOW for t in temperatures], device=device)
         tokens_B = torch.where(greedy, logits_BV.argmax(-1), tokens_B)
-    return tokens_B, logp_BV.gather(1, tokens_B[:, None])[:, 0]
+    return tokens_B, logits_BV.gather(1, tokens_B[:, None])[:, 0] - normaliser_B
+
+
+def _at(mass_BV: Tensor, share_B1: Tensor) -> Tensor:
+    """Where the running sum of each row's masses first exceeds this share of their total: in whole blocks, then inside one."""
+    blocks_BNW = pad(mass_BV, (0, -mass_BV.shape[1] % BLOCK)).reshape(len(mass_BV), -1, BLOCK)
+    sums_BN = blocks_BNW.sum(-1).double()
+    ends_BN = sums_BN.cumsum(-1)
+    points_B1 = share_B1 * ends_BN[:, -1:]
+    block_B1 = _first_above(ends_BN, points_B1)
+    inside_BW = blocks_BNW.gather(1, block_B1[:, :, None].expand(-1, -1, BLOCK))[:, 0].cumsum(-1, dtype=torch.float64)
+    sum_B1 = sums_BN.gather(1, block_B1)
+    # Below 1 whatever was rounded, so that the place found has a mass.
+    share_B1 = ((points_B1 - ends_BN.gather(1, block_B1) + sum_B1) / sum_B1).clamp_(0.0, 1.0 - 1e-15)
+    place_B1 = block_B1 * BLOCK + _first_above(inside_BW, share_B1 * inside_BW[:, -1:])
+    return place_B1[:, 0].clamp_(max=mass_BV.shape[1] - 1)
+
+
+def _first_above(sums_BN: Tensor, points_B1: Tensor) -> Tensor:
+    return torch.searchsorted(sums_BN, points_B1, right=True).clamp_(max=sums_BN.shape[1] - 1)
 
 
 def _tempered(logits_BV: Tensor, temperatures: Sequence[float]) -> Tensor:

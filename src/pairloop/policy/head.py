@@ -31,6 +31,12 @@ def target_logps(model: nn.Module, hidden_MH: Tensor, targets_M: Tensor, *, max_
     return torch.cat(parts)
 
 
+def logits_of(model: nn.Module, hidden_MH: Tensor) -> Tensor:
+    """Logits of a transformers model's head on hidden states, [M, vocab], as the model itself gives them."""
+    inner: Any = model
+    return _scaled(inner.get_output_embeddings()(hidden_MH[None])[0], inner.config)
+
+
 def exact_logps(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
     """Log-probs of the targets, [M]: the softmax in float32, in float64 where the logits are."""
     exact_MV = logits_MV if logits_MV.dtype is torch.float64 else logits_MV.float()

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pairloop.policy.decoding import Batch, draw
+from pairloop.policy.decoding import Batch, draw, open_batch
 from pairloop.policy.protocols import SampleRequest, TokenEvent
 from pairloop.policy.scoring import Traits
+from pairloop.policy.slots import SlotBatch, compact
 from pairloop.policy.text import TextStream
 from pairloop.types import Completion, FinishReason
 
@@ -97,16 +98,18 @@ class Lane:
         decode: Callable[[Sequence[int]], str],
         *,
         max_batch: int,
+        max_context: int,
         supervisor: Supervisor,
     ) -> None:
         self.waiting: deque[Row] = deque()
         self._rows: list[Row] = []
-        self._batch: Batch | None = None
+        self._batch: SlotBatch | Batch | None = None
         self._logits_BV: Tensor | None = None
         self._traits = traits
         self._eos = eos
         self._decode = decode
         self._max_batch = max_batch
+        self._max_context = max_context
         self._supervisor = supervisor
 
     @property
@@ -138,16 +141,11 @@ class Lane:
         taken = self._take()
         if not taken:
             return
-        prompts: dict[tuple[int, ...], int] = {}
-        copies = [prompts.setdefault(row.ticket.request.prompt_token_ids, len(prompts)) for row in taken]
-        running = len(self._rows)
         self._rows += taken
-        batch, logits_BV = Batch.prefill(model, self._traits, list(prompts), torch.tensor(copies))
-        if self._batch is None or self._logits_BV is None or not running:
-            self._batch, self._logits_BV = batch, logits_BV
-        else:
-            self._batch.join(batch)
-            self._logits_BV = torch.cat([self._logits_BV, logits_BV])
+        if self._batch is None:
+            self._batch = open_batch(model, self._traits, self._max_context)
+        logits_BV = self._batch.admit([row.ticket.request.prompt_token_ids for row in taken])
+        self._logits_BV = logits_BV if self._logits_BV is None else torch.cat([self._logits_BV, logits_BV])
 
     def _take(self) -> list[Row]:
         """The next rows from the queue: as many as fit; of one prompt length where the model obeys no mask."""
@@ -185,10 +183,10 @@ class Lane:
             self._rows, self._batch, self._logits_BV = [], None, None
             return
         if len(stay) < len(self._rows):
-            kept = torch.tensor(stay)
+            stay = compact(stay)
             self._rows = [self._rows[i] for i in stay]
-            self._batch.keep(kept)
-            tokens_B = tokens_B[kept.to(tokens_B.device)]
+            self._batch.keep(stay)
+            tokens_B = tokens_B[stay]
         self._logits_BV = self._batch.step(tokens_B)
 
     def _record(self, row: Row, token: int, logp: float) -> bool:

@@ -205,7 +205,8 @@ class LocalPolicy:
 
     def _new_lane(self) -> Lane:
         eos, decode = self._tokens.eos_token_ids, self._tokens.decode
-        return Lane(self._traits, eos, decode, max_batch=self._section.max_batch, supervisor=_supervised)
+        limits = {"max_batch": self._section.max_batch, "max_context": self._max_context}
+        return Lane(self._traits, eos, decode, **limits, supervisor=_supervised)
 
     def _submit(self, work: Callable[[], T]) -> Future[T]:
         """Have the engine's thread do ``work`` between two bursts."""

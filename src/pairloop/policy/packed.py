@@ -8,6 +8,7 @@ again in the backward pass. Calls without a packing go to transformers' own sdpa
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -107,16 +108,22 @@ def _say_once(reason: str) -> None:
 
 def hidden_states(model: nn.Module, packing: Packing) -> Tensor:
     """What the model's head would read at each predicted token, [M, hidden]; ``model`` was found to take packed rows."""
+    hidden = run(model, packing.ids_T[None], packing.positions_T[None], packing=packing)
+    return hidden[0].index_select(0, packing.predicts_M)
+
+
+def run(model: nn.Module, ids: Tensor, positions: Tensor, **attention: Any) -> Tensor:
+    """The hidden states, [rows, tokens, hidden]; ``attention`` goes to `packed_attention`, which needs one of the two."""
     inner: Any = model
     output = inner.base_model(
-        input_ids=packing.ids_T[None],
-        position_ids=packing.positions_T[None],
+        input_ids=ids,
+        position_ids=positions,
         # Of four dimensions, so that transformers makes no mask; of no size, so that no other attention can use it.
-        attention_mask=torch.empty(1, 1, 0, 0, dtype=torch.bool, device=packing.ids_T.device),
+        attention_mask=torch.empty(1, 1, 0, 0, dtype=torch.bool, device=ids.device),
         use_cache=False,
-        packing=packing,
+        **attention,
     )
-    hidden: Tensor = output.last_hidden_state[0].index_select(0, packing.predicts_M)
+    hidden: Tensor = output.last_hidden_state
     return hidden
 
 
@@ -128,18 +135,29 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     packing: Packing | None = None,
+    attend: Callable[[int, Tensor, Tensor, Tensor, float | None], Tensor] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """As every attention function of transformers: [1, heads, T, D] queries, keys and values to [1, T, heads, D]."""
+    """As every attention function of transformers: [1, heads, T, D] queries, keys and values to [1, T, heads, D].
+
+    ``attend`` is called instead where it is given, with the number of the layer and its scale.
+    """
+    if attend is not None:
+        return attend(int(module.layer_idx), query, key, value, options.get("scaling")), None  # type: ignore[arg-type]
     if packing is None:
-        attend: Any = sdpa_attention_forward
-        output: tuple[Tensor, None] = attend(module, query, key, value, attention_mask, **options)
+        plain: Any = sdpa_attention_forward
+        output: tuple[Tensor, None] = plain(module, query, key, value, attention_mask, **options)
         return output
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    attended = [
-        _attend(block, *rows, scale=options.get("scaling"), dropout=options.get("dropout", 0.0)) for block in packing.blocks
-    ]
-    return torch.cat(attended)[None], None
+    return attend_blocks(packing, *rows, scale=options.get("scaling"), dropout=options.get("dropout", 0.0))[None], None
+
+
+def attend_blocks(
+    packing: Packing, query_THD: Tensor, key_THD: Tensor, value_THD: Tensor, *, scale: float | None, dropout: float = 0.0
+) -> Tensor:
+    """The row's tokens after attention, [T, heads, D]."""
+    rows = (query_THD, key_THD, value_THD)
+    return torch.cat([_attend(block, *rows, scale=scale, dropout=dropout) for block in packing.blocks])
 
 
 def _attend(

@@ -85,16 +85,35 @@ def pack(prompts: Sequence[Ids], completions: Sequence[Ids], device: torch.devic
     """
     segments, ends = prompt_tree(prompts)
     bodies = [ends[prompt].below(completion[:-1]) for prompt, completion in zip(prompts, completions, strict=True)]
-    blocks = list(_blocks([*segments, *(body for body in bodies if body.tokens)]))
-    row = [segment for block in blocks for segment in block]
-    for segment, offset in zip(row, accumulate((len(segment.tokens) for segment in row), initial=0), strict=False):
-        segment.offset = offset
+    blocks = _laid_out([*segments, *(body for body in bodies if body.tokens)])
     predicts = [
         index
         for prompt, completion, body in zip(prompts, completions, bodies, strict=True)
         if completion
         for index in (ends[prompt].last, *range(body.offset, body.offset + len(body.tokens)))
     ]
+    return _packing(blocks, predicts, device)
+
+
+def pack_prompts(prompts: Sequence[Ids], device: torch.device) -> tuple[Packing, list[Tensor]]:
+    """The packing of different prompts alone, and where the row has the tokens of each; predicted is what follows each."""
+    segments, ends = prompt_tree(prompts)
+    blocks = _laid_out(segments)
+    places = [torch.tensor(_keys(ends[prompt], ends[prompt].n_keys), device=device) for prompt in prompts]
+    return _packing(blocks, [ends[prompt].last for prompt in prompts], device), places
+
+
+def _laid_out(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """The segments in blocks, each told where it stands in the row."""
+    blocks = list(_blocks(segments))
+    row = [segment for block in blocks for segment in block]
+    for segment, offset in zip(row, accumulate((len(segment.tokens) for segment in row), initial=0), strict=False):
+        segment.offset = offset
+    return blocks
+
+
+def _packing(blocks: Sequence[Sequence[Segment]], predicts: Sequence[int], device: torch.device) -> Packing:
+    row = [segment for block in blocks for segment in block]
     return Packing(
         ids_T=torch.tensor([token for segment in row for token in segment.tokens], device=device),
         positions_T=torch.tensor(

@@ -40,6 +40,14 @@ class TokenSequence:
     completion_token_ids: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class TokenCompletion:
+    """The tokens of one completion; ``logps`` are those recorded when exactly these tokens were sampled, or empty."""
+
+    token_ids: tuple[int, ...]
+    logps: tuple[float, ...] = ()
+
+
 class Tokens(Protocol):
     """What every policy knows about text: its own chat template and tokenizer."""
 

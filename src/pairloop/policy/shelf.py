@@ -10,6 +10,7 @@ from torch import nn
 
 from pairloop.config import PolicySection
 from pairloop.errors import EngineError
+from pairloop.policy.linear import lay_out
 from pairloop.policy.scoring import LoraSettings, check_adapter, load_adapter, load_full, lora_layers
 from pairloop.types import BASE_VERSION, Version
 
@@ -22,6 +23,7 @@ class Shelf:
         self._device = device
         base = load_full(base_dir, dtype=section.dtype, device=device, quantization=section.quantization)
         self._base = base.requires_grad_(False)
+        lay_out(self._base)
         self._peft: nn.Module = self._base
         """The base, or PEFT's wrapper around it once there was an adapter, whose layers PEFT put into the base itself."""
         self._adapters: set[int] = set()
@@ -40,7 +42,9 @@ class Shelf:
 
     def read_full(self, version: Version) -> nn.Module:
         """The module of a full version, not yet on the shelf: the slow part of loading, for any thread."""
-        return load_full(Path(version.path), dtype=self._section.dtype, device=self._device).requires_grad_(False)
+        module = load_full(Path(version.path), dtype=self._section.dtype, device=self._device).requires_grad_(False)
+        lay_out(module)
+        return module
 
     def put_full(self, number: int, module: nn.Module) -> None:
         self._full[number] = module

@@ -14,14 +14,15 @@ from torch import nn
 from pairloop.config import TrainSection
 from pairloop.lab.bases import load, one_thread
 from pairloop.lab.claims.base import Claim, Data, Outcome, Settings, markdown_table
-from pairloop.lab.rollout import sample
 from pairloop.lab.tasks import TASKS
 from pairloop.lab.tasks.base import Problem, Task, heldout_problem, training_problem
 from pairloop.learner.checkpoint import trained
-from pairloop.learner.data import TokenCompletion, TokenGroup
+from pairloop.learner.data import TokenGroup
 from pairloop.learner.memory import TokenBudget
 from pairloop.learner.scores import References, score
 from pairloop.learner.step import Trainer, optimizer_of
+from pairloop.policy.protocols import TokenCompletion
+from pairloop.policy.rollout import sample
 
 TASK = "caesar"
 PAIRS, HELDOUT, BATCH = 1_024, 128, 16

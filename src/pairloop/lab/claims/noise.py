@@ -21,9 +21,10 @@ from pairloop.config import GateSection
 from pairloop.lab.claims import drawing
 from pairloop.lab.claims.base import Claim, Data, Outcome, Settings, markdown_table
 from pairloop.lab.claims.duels import borders, promoted_at, promoted_at_by_z_test
-from pairloop.learner.data import TokenCompletion, TokenGroup
+from pairloop.learner.data import TokenGroup
 from pairloop.learner.scores import group_logps
 from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings
+from pairloop.policy.protocols import TokenCompletion
 from pairloop.policy.scoring import load_causal_lm
 from pairloop.starter import MODEL_DIR, corpus, customers
 from pairloop.template import ChatTemplate
