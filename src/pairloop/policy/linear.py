@@ -48,8 +48,9 @@ def laid_out(model: nn.Module) -> Iterator[None]:
 
 def _candidates(model: nn.Module) -> list[nn.Linear]:
     mkldnn: Any = torch.backends.mkldnn
-    # The operators are those that torch.compile uses; a build without oneDNN lacks them.
-    if platform.machine() not in ("x86_64", "AMD64") or not mkldnn.is_available():
+    # The operators are those that torch.compile uses: no public interface, and a build without oneDNN lacks them.
+    known = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
+    if platform.machine() not in ("x86_64", "AMD64") or not mkldnn.is_available() or not known:
         return []
     dtypes = [torch.float32] + [torch.bfloat16] * torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return [
