@@ -463,7 +463,7 @@ def test_a_killed_process_of_several_is_no_loss(store: Store, tmp_path: Path, sh
     assert len(killed) == 1
     assert record.result["processes"] == 2
     assert record.result["resumed_from"] >= 4
-    assert not [line for line in children().values() if "pairloop.learner" in line]
+    assert not [line for line in children().values() if "job.json" in line]
 
 
 @pytest.mark.slow
@@ -475,7 +475,7 @@ def test_a_stop_ends_all_processes(store: Store, tmp_path: Path) -> None:
 
     def hear(row: Mapping[str, Any]) -> None:
         heard.append(row)
-        seen.update(pid for pid, line in children().items() if "pairloop.learner" in line)
+        seen.update(pid for pid, line in children().items() if "job.json" in line)
 
     record = world.train(on_progress=hear, should_stop=lambda: bool(heard))
     assert record.status is RunStatus.RUNNING
