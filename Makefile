@@ -1,4 +1,4 @@
-.PHONY: setup demo serve lab bench test test-slow check docs wheel clean
+.PHONY: setup demo serve lab bench test test-slow test-ray test-quantized check docs wheel clean
 VENV := .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
@@ -31,6 +31,14 @@ test: setup  ## the default suite, under three minutes on two cores
 
 test-slow: setup  ## demo, crash harness, browser, wheel
 	$(PY) -m pytest -m slow --timeout 1500
+
+test-ray: setup  ## runs as jobs of a Ray that the tests start (adds the extra; three minutes)
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(PY) -m pytest -m ray --timeout 900
+
+test-quantized: setup  ## bases in 4 bits (adds the extra)
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[quantized]'
+	$(PY) -m pytest tests/test_quantized.py
 
 check: setup  ## format, lint, types, layers, dead code, dependencies, generated docs
 	$(VENV)/bin/ruff format --check .

@@ -82,7 +82,7 @@ def job_maker(folder: Path, base: Path) -> MakeJob:
         **settings: Any,
     ) -> TrainJob:
         data = folder / f"{name}-data"
-        data.mkdir(exist_ok=True)
+        data.mkdir(parents=True, exist_ok=True)
         snapshot.write(data / "train.jsonl", pairs)
         snapshot.write(data / "heldout.jsonl", heldout or [])
         defaults: dict[str, Any] = {

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pairloop.policy.head import exact_logps
 from pairloop.policy.packed import NAME
 from pairloop.policy.packing import MIN_SHARED, Ids
 from pairloop.policy.scoring import bare, completion_logps
@@ -89,7 +89,8 @@ def by_the_definition(model: Any, prompts: Sequence[Ids], completions: Sequence[
     found = []
     for prompt, completion in zip(prompts, completions, strict=True):
         logits = model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
-        found.append(exact_logps(logits, torch.tensor(completion)))
+        exact = logits if logits.dtype is torch.float64 else logits.float()
+        found.append(-cross_entropy(exact, torch.tensor(completion), reduction="none"))
     return torch.cat(found)
 
 

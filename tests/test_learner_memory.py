@@ -121,17 +121,17 @@ def test_unknown_keys_of_earlier_versions_are_refused() -> None:
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_every_bfloat16_step_sees_the_weights_that_the_last_one_left(make_job: MakeJob, method: str) -> None:
     """All rounds run under one autocast, whose cache of rounded weights would outlive the optimizer's steps."""
-    model, device = load_parent(make_job(text_pairs(8), method=method, dtype="bfloat16"))
+    model, _ = load_parent(make_job(text_pairs(8), method=method, dtype="bfloat16"))
     groups = some_pairs(4)
     linear = [p for name, p in model.named_parameters() if p.requires_grad and ("proj" in name)]
-    with precision(device, "bfloat16"):
+    with precision(model, "bfloat16"):
         before, _ = group_logps(model, groups)
         before.sum().backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for parameter in linear:
                 parameter.add_(0.5)
         after, _ = group_logps(model, groups)
-    with precision(device, "bfloat16"):
+    with precision(model, "bfloat16"):
         fresh, _ = group_logps(model, groups)
     assert torch.equal(after, fresh)
     assert (after - before).abs().max() > 0.1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,17 +19,19 @@ from peft import LoraConfig, get_peft_model
 from tests.packing_rig import VOCAB, by_the_definition, compare, packed_logps, some_rows, tiny, value_and_gradient, worst
 from tests.tiny_models import write_model
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import AutoConfig
 
 from pairloop.lab.probes import in_float64
 from pairloop.learner.data import TokenGroup
-from pairloop.learner.scores import group_logps, score
-from pairloop.policy import packed, packing, scoring
+from pairloop.learner.scores import group_logps, precision, score
+from pairloop.policy import head, packed, packing, scoring, strips
 from pairloop.policy.head import target_logps
 from pairloop.policy.packed import NAME, PACKABLE, refusal
 from pairloop.policy.packing import MIN_SHARED, Block, Ids, Packing, pack
 from pairloop.policy.protocols import TokenCompletion
 from pairloop.policy.scoring import completion_logps, load_causal_lm
+from pairloop.policy.strips import strip_attention
 
 CPU = torch.device("cpu")
 
@@ -41,13 +44,21 @@ def float64_throughout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
+def in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention in strips also in float64, where it can be compared to the last digit."""
+    monkeypatch.setattr(packed, "takes_strips", lambda *_: True)
+
+
 # ---- equality
 
 
 @pytest.mark.parametrize("kind", sorted(PACKABLE))
 @pytest.mark.usefixtures("float64_throughout")
-def test_every_packable_family_says_the_same_to_machine_precision(kind: str) -> None:
-    assert compare(tiny(kind), *some_rows()) < 1e-10
+def test_every_packable_family_says_the_same_to_machine_precision(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    model = tiny(kind)
+    assert compare(model, *some_rows()) < 1e-10
+    in_strips(monkeypatch)
+    assert compare(model, *some_rows()) < 1e-10
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma", "mistral", "phi"])
@@ -65,10 +76,14 @@ def rows_of(groups: Sequence[tuple[bool, Ids, Sequence[Ids]]]) -> tuple[list[Ids
     return [prompt for prompt, _ in rows], [completion for _, completion in rows]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(groups_of_ids)
 def test_random_groups_say_the_same(groups: Sequence[tuple[bool, Ids, Sequence[Ids]]]) -> None:
-    assert compare(in_float64(tiny()), *rows_of(groups)) < 1e-10
+    model = in_float64(tiny())
+    assert compare(model, *rows_of(groups)) < 1e-10
+    with pytest.MonkeyPatch.context() as patch:
+        in_strips(patch)
+        assert compare(model, *rows_of(groups)) < 1e-10
 
 
 def adapted(model: Any, targets: Sequence[str]) -> Any:
@@ -144,6 +159,53 @@ def test_groups_come_back_as_without_packing(monkeypatch: pytest.MonkeyPatch) ->
             torch.testing.assert_close(logp_T, plain_T, rtol=0, atol=1e-6)
 
 
+def in_short_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_strips(monkeypatch)
+    monkeypatch.setattr(strips, "STRIP", 3)
+    monkeypatch.setattr(strips, "MAX_SCORES", 100)
+
+
+def test_strips_of_any_length_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_short_strips(monkeypatch)
+    assert compare(in_float64(tiny()), *some_rows()) < 1e-10
+    assert compare(in_float64(tiny()), [(1,) * 20] * 2 + [(2, 3)], [(4, 5) * 7, (6, 7) * 8, (8,) * 12]) < 1e-10
+
+
+@pytest.mark.parametrize("fault", ["one key less", "the bias of the first"])
+def test_faults_in_strips_are_caught(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    in_short_strips(monkeypatch)
+    cut, bias_of = strips._strips, strips._bias
+
+    def shortened(block: Block, rows: Any) -> Iterator[Any]:
+        for strip in cut(block, rows):
+            yield replace(strip, n_keys=strip.n_keys - 1, bias=strip.bias[..., :-1]) if strip.n_keys > 3 else strip
+
+    if fault == "one key less":
+        monkeypatch.setattr(strips, "_strips", shortened)
+    else:
+        monkeypatch.setattr(strips, "_bias", lambda *args: bias_of(*args)[:1])
+    rows = [(1,) * 9, (2,) * 11, (3,) * 4], [(4, 5) * 3, (6, 7) * 3, (8,) * 6]
+    assert compare(in_float64(tiny()), *rows) > 0.01
+
+
+def test_bfloat16_rounds_no_more_than_a_model_without_fused_attention() -> None:
+    """Attention alone, in float64 the same function; the measure is transformers' way in plain products."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 300, 16, generator=generator).mul(2).bfloat16() for heads in (4, 2, 2))
+    packing = pack([(1,) * 200], [(2,) * 101], CPU)
+
+    def attended(dtype: torch.dtype) -> Tensor:
+        query_THD, key_TJD, value_TJD = (of[0].transpose(0, 1).to(dtype) for of in (query, key, value))
+        return strip_attention(query_THD, key_TJD, value_TJD, packing, 0.25)
+
+    exact, rounded = attended(torch.float64), attended(torch.bfloat16)
+    scores = query @ key.repeat_interleave(2, 1).mT * 0.25
+    weights = scores.masked_fill(~torch.ones(300, 300).tril().bool(), -math.inf).float().softmax(-1).bfloat16()
+    eager = (weights @ value.repeat_interleave(2, 1))[0].transpose(0, 1)
+    gaps = [float((of.double() - exact).norm() / exact.norm()) for of in (rounded, eager)]
+    assert 0 < gaps[0] < 1.1 * gaps[1] < 0.05
+
+
 # ---- the layout
 
 
@@ -185,13 +247,21 @@ def test_every_token_sees_its_own_sequence_and_nothing_else(groups: Sequence[tup
 def test_what_prompts_share_is_read_once() -> None:
     system = tuple(range(20))
     histories = [system, (*system, 1), (*system, *range(30, 50), 2), (*system, *range(30, 50), 3, 4)]
-    packing = pack(histories * 2, [(5, 6)] * 8, CPU)
+    packing = pack(histories * 2, [(n, 6) for n in range(8)], CPU)
     assert len(packing.ids_T) == 20 + 1 + 20 + 1 + 2 + 8
     assert len(pack([(1, 2, 3), (1, 2, 4)], [(5,), (5,)], CPU).ids_T) == 6, "two tokens are not worth a segment"
 
 
+def test_what_completions_of_a_prompt_share_is_read_once() -> None:
+    answers = [(7, 7, 7, 7, n, 8) for n in range(5)]
+    assert len(pack([(1, 2)] * 5, answers, CPU).ids_T) == 2 + 4 + 5, "sixteen tokens less"
+    assert len(pack([(1, 2)] * 4, answers[:4], CPU).ids_T) == 2 + 4 * 5, "twelve are not worth a segment"
+    assert len(pack([(1, 2)] * 4, answers[:1] * 4, CPU).ids_T) == 2 + 5, "the same answer"
+    assert len(pack([(n,) for n in range(5)], answers, CPU).ids_T) == 5 + 5 * 5, "to other prompts"
+
+
 def test_blocks_hold_like_sizes_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts, completions = [(1,) * 4] * 8 + [(2,) * 200], [(3, 4, 5)] * 8 + [(6,) * 150]
+    prompts, completions = [(1,) * 4] * 8 + [(2,) * 200], [(n, 4, 5) for n in range(8)] + [(6,) * 150]
     assert [block.n for block in pack(prompts, completions, CPU).blocks] == [1, 1, 8, 1]
     assert all(block.real is None for block in pack(prompts, completions, CPU).blocks), "nothing is filled up"
     rows = some_rows()
@@ -265,6 +335,48 @@ def test_the_head_in_chunks_is_the_head_at_once(kind: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     assert len(sizes) == 2 * 5, "five chunks, and again in the backward pass"
     assert max(sizes) <= 5 * VOCAB
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_log_probs_of_targets_are_torchs(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, apart: float) -> None:
+    monkeypatch.setattr(head, "STRIP", 2 * VOCAB + 1)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, VOCAB, generator=generator, dtype=torch.float64).mul(4).to(dtype).requires_grad_()
+    targets = torch.randint(VOCAB, (7,), generator=generator)
+    weight_M = torch.linspace(-1, 2, 7, dtype=torch.float64)
+    found = head.exact_logps(logits, targets)
+    assert found.dtype is (torch.float64 if dtype is torch.float64 else torch.float32)
+    (grad,) = torch.autograd.grad((found * weight_M).sum(), logits)
+    exact = logits.detach().double().requires_grad_()
+    wanted = -cross_entropy(exact, targets, reduction="none")
+    (wanted_grad,) = torch.autograd.grad((wanted * weight_M).sum(), exact)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-6 if dtype is torch.bfloat16 else apart, atol=1e-6)
+    torch.testing.assert_close(grad.double(), wanted_grad, rtol=apart, atol=apart)
+    assert len(head.exact_logps(logits[:0], targets[:0])) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+def test_adapters_products_are_in_bfloat16_and_their_gradients_are_not() -> None:
+    rows = some_rows()
+    model = adapted(tiny(dtype=torch.float32, gain=3.0), ["q_proj", "down_proj"])
+    exact, wanted = value_and_gradient(model, lambda: packed_logps(model, *rows))
+    model = model.bfloat16()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    kinds: list[torch.dtype] = []
+    layer = model.base_model.model.model.layers[0].mlp.down_proj
+    layer.lora_A["default"].register_forward_hook(lambda _, args, out: kinds.extend((args[0].dtype, out.dtype)))
+    with precision(model, "bfloat16"):
+        rounded, grads = value_and_gradient(model, lambda: packed_logps(model, *rows))
+    assert set(kinds) == {torch.bfloat16}
+    assert layer.cast_input_dtype_enabled, "as it was"
+    assert grads.keys() == wanted.keys()
+    assert all(grad.dtype is torch.float32 for grad in grads.values())
+    assert 0 < (rounded - exact).abs().max() < 0.15
+    assert max(float((grads[name] - wanted[name]).norm() / wanted[name].norm()) for name in grads) < 0.1
+    with precision(model, "float32"):
+        assert not torch.is_autocast_enabled("cpu")
 
 
 # ---- what goes the plain way

@@ -12,11 +12,13 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.tiny_models import byte_tokenizer, write_model
 
@@ -420,3 +422,73 @@ def test_a_child_dies_with_its_parent_and_resumes(base: Path, tmp_path: Path) ->
     assert (out / "tokenizer.json").exists()
     assert len(read_rows(out / "training" / "metrics.jsonl")[0]) == 200
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "pairs.jsonl"]
+
+
+# ---- several processes
+
+
+def torchrun_config(tmp_path: Path, base: Path, **train: Any) -> Config:
+    section = {"learning_rate": 1e-3, "batch_size": 4, "checkpoint_every": 2, "launcher": "torchrun", "processes": 2, **train}
+    return config_of(tmp_path, model=str(base), policy={"method": "full", "device": "cpu"}, train=section)
+
+
+def children() -> dict[int, str]:
+    """Processes that this one started, directly or not, that still run: number and command line."""
+    found = {}
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # a zombie is none either
+            found[child.pid] = " ".join(child.cmdline())
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_a_killed_process_of_several_is_no_loss(store: Store, tmp_path: Path, sharding: str) -> None:
+    """kill -9 of the second of two: the launcher ends the first, and a new attempt goes on from the checkpoint."""
+    base = write_model(tmp_path / "base", tokenizer=byte_tokenizer(), gain=3.0)
+    config = torchrun_config(tmp_path, base, sharding=sharding, epochs=40)
+    world = World(store, config, some_pairs(20))
+    killed: list[int] = []
+
+    def kill(row: Mapping[str, Any]) -> None:
+        if row["step"] >= 5 and not killed:
+            # The launcher's command line names its workers' too.
+            killed.append(
+                [pid for pid, line in children().items() if "--worker" in line and "torch.distributed" not in line][-1]
+            )
+            os.kill(killed[0], signal.SIGKILL)
+
+    record = world.train(on_progress=kill)
+    assert record.status is RunStatus.SUCCEEDED
+    assert len(killed) == 1
+    assert record.result["processes"] == 2
+    assert record.result["resumed_from"] >= 4
+    assert not [line for line in children().values() if "job.json" in line]
+
+
+@pytest.mark.slow
+def test_a_stop_ends_all_processes(store: Store, tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", tokenizer=byte_tokenizer(), gain=3.0)
+    world = World(store, torchrun_config(tmp_path, base, epochs=50), some_pairs(20))
+    heard: list[Mapping[str, Any]] = []
+    seen: set[int] = set()
+
+    def hear(row: Mapping[str, Any]) -> None:
+        heard.append(row)
+        seen.update(pid for pid, line in children().items() if "job.json" in line)
+
+    record = world.train(on_progress=hear, should_stop=lambda: bool(heard))
+    assert record.status is RunStatus.RUNNING
+    assert len(seen) == 3  # the launcher and its two
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in seen & children().keys()], timeout=30)
+    assert not alive
+
+
+@pytest.mark.slow
+def test_too_few_devices_are_the_users_error(store: Store, tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", tokenizer=byte_tokenizer(), gain=3.0)
+    config = torchrun_config(tmp_path, base)
+    config = config.model_copy(update={"policy": config.policy.model_copy(update={"device": "cuda"})})
+    record = World(store, config, some_pairs(20)).train()
+    assert record.status is RunStatus.USER_ERROR
+    assert "train.processes = 2" in record.result["error"]["message"]

@@ -39,7 +39,7 @@ def train(spec: dict[str, Any], pacer: Pacer) -> None:
     groups = [_group(index, pair) for index, pair in enumerate(found)]
     settings = TrainSection(batch_size=cell.batch_size, threads=spec["threads"])
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with precision(device, spec["dtype"]):
+    with precision(model, spec["dtype"]):
         logps = score(model, groups, TokenBudget(TOKENS_SCORED_TOGETHER))
         references = References({group.group_id: values for group, values in zip(groups, logps, strict=True)})
         budget = TokenBudget(settings.max_tokens_per_batch)

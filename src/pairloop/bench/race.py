@@ -126,10 +126,12 @@ def race(
     folder.mkdir(parents=True, exist_ok=True)
     outcomes: dict[str, Outcome] = {}
     with ExitStack() as stack:
-        runners = {name: stack.enter_context(Contestant(name, spec, folder, threads=threads)) for name, spec in specs.items()}
-        names: Sequence[str] = list(runners)
-        for done, name in enumerate(names):
-            on_step(f"{title}: getting ready", done, len(names))
+        names: Sequence[str] = list(specs)
+        runners: dict[str, Contestant] = {}
+        # One after the other, as some measure while they get ready.
+        for done, (name, spec) in enumerate(specs.items()):
+            on_step(f"{title}: getting ready", done, len(specs))
+            runners[name] = stack.enter_context(Contestant(name, spec, folder, threads=threads))
             outcomes[name] = Outcome(runners[name].facts())
         for turn in range(rounds + 1):
             on_step(title, turn, rounds + 1)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 @click.option("--max-length", type=int, help="Longest prompt plus completion in tokens; longer pairs are refused and counted.")
 @click.option("--heldout-share", type=float, help="Share of prompts held out.")
 @click.option("--train-seed", "seed", type=int, help="Names the order of the pairs.")
+@click.option("--launcher", type=click.Choice(["local", "torchrun", "ray"]), help="What starts the training processes.")
+@click.option("--processes", type=int, help="Training processes, with torchrun or Ray.")
 @click.option("--skip-refused", is_flag=True, help="Train on the good rows of a file that also has bad ones.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run into the same --out, from its last checkpoint.")
 @verb

@@ -76,6 +76,19 @@ class Config(Section):
             raise ValueError("gate.offline = true needs label.verifier or label.judge_url: an offline duel asks one of them")
         return self
 
+    @model_validator(mode="after")
+    def _processes_have_devices(self) -> Self:
+        if self.train.processes > 1 and self.policy.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(
+                f'policy.device = "{self.policy.device}" is one device, and train.processes = {self.train.processes} need one '
+                'each: set it to "cuda"'
+            )
+        if self.train.sharding == "fsdp2" and self.policy.quantization != "none":
+            raise ValueError(
+                'train.sharding = "fsdp2" cannot divide a base of 4 bits: set it to "none", where each process holds all of it'
+            )
+        return self
+
     @property
     def database_url(self) -> str:
         return self.store.database or f"sqlite:///{self.state_dir.resolve() / 'pairloop.sqlite'}"

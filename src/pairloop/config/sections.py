@@ -26,6 +26,9 @@ class PolicySection(Section):
     """Names of the layers that get an adapter, or ``all-linear``."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Numbers the engine and the trainer compute with; log-probs are float32 either way."""
+    quantization: Literal["none", "nf4"] = "none"
+    """``nf4`` keeps the base's matrices in 4 bits (QLoRA, by bitsandbytes) in engine and trainer; LoRA only, and fixed for the
+    life of a policy."""
     device: str = "auto"
     """``auto`` takes CUDA where it is, else the CPU."""
     threads: int = Field(default=1, ge=1)
@@ -34,6 +37,12 @@ class PolicySection(Section):
     """Completions sampled together by one forward pass."""
     max_loaded: int = Field(default=4, ge=2)
     """Versions kept in memory; the base, champion and challenger are never evicted."""
+
+    @model_validator(mode="after")
+    def _quantized_bases_take_adapters(self) -> Self:
+        if self.quantization != "none" and self.method == "full":
+            raise ValueError(f'quantization = "{self.quantization}" keeps the base as it is: set method to "lora"')
+        return self
 
 
 class ServeSection(Section):

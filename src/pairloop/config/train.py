@@ -158,7 +158,17 @@ class TrainSection(Section):
     seed: int = 0
     """Names the order of the pairs."""
     threads: int = Field(default=1, ge=1)
-    """CPU threads of the training child."""
+    """CPU threads of each training process."""
+    launcher: Literal["local", "torchrun", "ray"] = "local"
+    """``local``: one process beside the server. ``torchrun``: ``processes`` of them on this machine. ``ray``: as many workers
+    of a Ray job."""
+    processes: int = Field(default=1, ge=1)
+    """Training processes, each with a CUDA device of its own where there is CUDA; each takes its share of every batch."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """``none``: each process holds the whole model (data parallel). ``fsdp2``: weights, gradients and optimizer state are
+    divided among them."""
+    ray_address: str | None = None
+    """``ray``: the address of the cluster's job server, such as ``http://head:8265``."""
 
     @model_validator(mode="after")
     def _options_are_read(self) -> Self:
@@ -168,6 +178,16 @@ class TrainSection(Section):
             names = [name for name, options in READ_BY.items() if set(unread) <= options]
             remedy = f"objectives that do: {', '.join(names)}" if names else "no objective reads them all"
             raise ValueError(f"objective {self.objective!r} does not read {', '.join(unread)}; leave it out ({remedy})")
+        return self
+
+    @model_validator(mode="after")
+    def _launcher_fits(self) -> Self:
+        if self.launcher == "local" and self.processes > 1:
+            raise ValueError('launcher "local" starts one process; for processes = n set launcher to "torchrun" or "ray"')
+        if self.launcher == "local" and self.sharding != "none":
+            raise ValueError(f'sharding = "{self.sharding}" divides a model among processes: take launcher "torchrun" or "ray"')
+        if (self.launcher == "ray") != (self.ray_address is not None):
+            raise ValueError('launcher "ray" and ray_address go together: set both or neither')
         return self
 
     @model_validator(mode="after")

@@ -10,21 +10,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pairloop.learner.job import TrainJob, TrainResult
+from pairloop.learner.workers import ALONE, Workers
 
 
 def ignore(_: Mapping[str, Any]) -> None:
     """The report that nobody reads."""
 
 
-def train(job: TrainJob, report: Callable[[Mapping[str, Any]], None] = ignore) -> TrainResult:
+def train(job: TrainJob, report: Callable[[Mapping[str, Any]], None] = ignore, *, workers: Workers = ALONE) -> TrainResult:
     """Train as ``job`` says, resuming from its last checkpoint, and write its output folder, metrics file and result file.
 
     ``report`` gets each row of the metrics file as it is written. Errors become a result with status ``failed``, a stable code
-    and whose fault it was; only what the machine does to the process itself (a kill, an interrupt) is not caught.
+    and whose fault it was; only what the machine does to the process itself (a kill, an interrupt) is not caught. Where
+    there are several ``workers``, each calls it; WorkerLost where another one was killed.
     """
     from pairloop.learner.supervise import supervise  # not above: the child imports torch there, the server never does
 
-    return supervise(job, report)
+    return supervise(job, report, workers)
 
 
 __all__ = ["TrainJob", "TrainResult", "train"]

@@ -1,6 +1,9 @@
-"""The child process: ``python -m pairloop.learner JOB.json [--die-with-parent]``.
+"""The training process: ``python -m pairloop.learner JOB.json [--die-with-parent] [--worker]``.
 
-Exit code 0: succeeded, or nothing to train; 2: the input is at fault; 1: the machine is. The result file says which and why.
+Where the job wants several processes, this one becomes their launcher, which starts each with ``--worker``.
+
+Exit code 0: succeeded, or nothing to train; 2: the input is at fault; 1: the machine is, or a launcher's worker failed. The
+result file says which and why.
 """
 
 from __future__ import annotations
@@ -12,23 +15,28 @@ import threading
 from pathlib import Path
 
 from pairloop.learner import TrainJob, train
-from pairloop.learner.child import DIE_WITH_PARENT
+from pairloop.learner.child import DIE_WITH_PARENT, WORKER, launcher, wait_for_parents_end
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or arguments[1:] not in ([], [DIE_WITH_PARENT]):
+    if not arguments or set(arguments[1:]) - {DIE_WITH_PARENT, WORKER}:
         print(__doc__, file=sys.stderr)
         return 2
+    job = TrainJob.load(Path(arguments[0]))
+    if WORKER not in arguments and (command := launcher(job.train, arguments)):
+        os.execv(sys.executable, [sys.executable, *command])
     if DIE_WITH_PARENT in arguments:
         threading.Thread(target=_die_with_parent, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    result = train(TrainJob.load(Path(arguments[0])))
-    return result.exit_code
+    if WORKER not in arguments:
+        return train(job).exit_code
+    from pairloop.learner.supervise import work
+
+    return work(job).exit_code
 
 
 def _die_with_parent() -> None:
-    """The parent holds the other end of stdin and writes nothing: the end of file is the parent's end, also by kill -9."""
-    os.read(sys.stdin.fileno(), 1)
+    wait_for_parents_end()
     os._exit(3)
 
 

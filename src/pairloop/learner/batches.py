@@ -10,6 +10,7 @@ from itertools import pairwise
 from torch import nn
 
 from pairloop.learner.data import TokenGroup
+from pairloop.learner.sharding import undivided
 from pairloop.policy.packed import takes_packed
 from pairloop.policy.packing import MIN_SHARED, common_length
 from pairloop.policy.scoring import bare
@@ -56,7 +57,7 @@ def micro_batches(groups: Sequence[TokenGroup], max_tokens: int, *, packed: bool
 
 def is_packed(model: nn.Module, groups: Sequence[TokenGroup]) -> bool:
     """True where the model reads the groups as a packed row."""
-    return takes_packed(bare(model), max((group.length for group in groups), default=0))
+    return takes_packed(bare(undivided(model)), max((group.length for group in groups), default=0))
 
 
 _Grown = Callable[[_Part | None, int], _Part]
@@ -88,7 +89,7 @@ def _packed(ordered: Sequence[TokenGroup]) -> _Grown:
 
 
 def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """Tokens of the later prompt that packing is sure not to read again (see `packing.prompt_tree`)."""
+    """Tokens of the later prompt that packing is sure not to read again (see `packing.tree`)."""
     length = common_length(one, other)
     return length if length == len(one) == len(other) else max(0, length - MIN_SHARED + 1)
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pairloop
-from pairloop.config import child_env
+from pairloop.config import TrainSection, child_env
 
 DIE_WITH_PARENT = "--die-with-parent"
+WORKER = "--worker"
 POLL_S = 0.2
 STOP_S = 5.0
 LOG_TAIL = 2_000
@@ -24,7 +25,8 @@ Row = Mapping[str, Any]
 
 @contextmanager
 def started(job_path: Path, *, log_path: Path, threads: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A training process in a session of its own, so that Ctrl-C reaches only the parent; it is stopped when the block ends.
+    """A training process (with its workers) in a session of its own, so that Ctrl-C reaches only the parent; it is stopped when
+    the block ends.
 
     It also ends when the parent dies in any way, because it then reads the end of its standard input.
     """
@@ -48,6 +50,24 @@ def started(job_path: Path, *, log_path: Path, threads: int) -> Iterator[subproc
         yield child
     finally:
         _stop(child)
+
+
+def wait_for_parents_end() -> None:
+    """The parent holds the other end of stdin and writes nothing: the end of file is the parent's end, also by kill -9."""
+    os.read(sys.stdin.fileno(), 1)
+
+
+def launcher(settings: TrainSection, arguments: Sequence[str]) -> list[str] | None:
+    """What Python is to run in place of the learner with these arguments, to start all of its processes; None for one alone.
+
+    torchrun hands its own standard input to its workers, so each of them sees the parent's end.
+    """
+    if settings.launcher == "torchrun":
+        torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={settings.processes}"]
+        return ["-m", *torchrun, "-m", "pairloop.learner", *arguments, WORKER]
+    if settings.launcher == "ray":
+        return ["-m", "pairloop.learner.ray_job", *arguments]
+    return None
 
 
 def follow(
@@ -75,6 +95,8 @@ def read_rows(path: Path, offset: int = 0) -> tuple[list[Row], int]:
     """The whole lines of a metrics file from ``offset`` on, and the offset after them."""
     try:
         with path.open("rb") as file:
+            # A new attempt has cut off what it does again.
+            offset = min(offset, file.seek(0, os.SEEK_END))
             file.seek(offset)
             data = file.read()
     except FileNotFoundError:

@@ -40,6 +40,20 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_held(path: Path) -> bool:
+    """True where a process has the lock file ``path``, see `exclusive`."""
+    if sys.platform == "win32" or not path.exists():
+        return False
+    import fcntl
+
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the lock file ``path``, waiting for it; the system frees it when its holder dies, however it dies."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +23,14 @@ from pairloop.types import VersionKind
 FAKE = "fake"
 """The base directory of the policy without a model."""
 
+LOCK = "lock"
+"""The file in the folder of checkpoints that a training process holds."""
+
 EXIT_CODES = {"user_error": 2, "system_error": 1}
+
+
+WHERE = ("launcher", "processes", "sharding", "ray_address")
+"""Settings that say where a run is done, and not what comes out: it may be resumed with others."""
 
 
 class TrainStatus(StrEnum):
@@ -59,20 +67,23 @@ class TrainJob:
     lora_alpha: int = 32
     lora_targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantization: Literal["none", "nf4"] = "none"
     device: str = "auto"
+    run_id: str = ""
+    """The same for all attempts."""
     max_context: int = 0
     """Longest prompt plus completion that the model serves; 0 takes the model's own limit."""
 
     @classmethod
     def in_folder(cls, folder: Path, **settings: Any) -> TrainJob:
-        """A job whose own files all lie in ``folder``, under the names of this module's docstring."""
+        """A job named by ``folder``, in which its own files lie under the names of this module's docstring."""
         folder = folder.resolve()
         return cls(
+            **{"run_id": folder.name, **settings},
             out_dir=str(folder / "out"),
             checkpoint_dir=str(folder / "checkpoints"),
             metrics_path=str(folder / "metrics.jsonl"),
             result_path=str(folder / "result.json"),
-            **settings,
         )
 
     def save(self, path: Path) -> None:
@@ -93,8 +104,8 @@ class TrainJob:
 
     def recipe(self) -> dict[str, Any]:
         """What decides the weights that come out, without the places where things lie."""
-        own = {"out_dir", "checkpoint_dir", "metrics_path", "result_path", "snapshot_dir", "base_dir", "parent_path"}
-        data = {**asdict(self), "train": self.train.model_dump(mode="json", exclude={"checkpoint_every"})}
+        own = {"out_dir", "checkpoint_dir", "metrics_path", "result_path", "snapshot_dir", "base_dir", "parent_path", "run_id"}
+        data = {**asdict(self), "train": self.train.model_dump(mode="json", exclude={"checkpoint_every", *WHERE})}
         return {key: value for key, value in data.items() if key not in own}
 
 
@@ -106,8 +117,8 @@ class TrainResult:
     many pairs used recorded log-probs, how many the parent scored, and the token-by-token check. ``dropped``: reason → pairs
     not used. ``heldout_before`` and ``heldout_after``: the metrics of the held-out pairs under the parent and the new version.
     ``stopped_because``: ``too_few_pairs``, or what the round controller said (see `Stop.reason`); ``stop_message``: the same as
-    a sentence with its figures. ``weights_step``: the step whose weights were taken. ``warnings``: the controller's. Times in
-    seconds, from the last checkpoint's attempts on.
+    a sentence with its figures. ``weights_step``: the step whose weights were taken. ``warnings``: the controller's.
+    ``processes``: how many trained it. Times in seconds, from the last checkpoint's attempts on; ``cpu_s`` of all processes.
     """
 
     status: TrainStatus
@@ -127,6 +138,7 @@ class TrainResult:
     warnings: Sequence[str] = field(default_factory=list)
     resumed_from: int = 0
     libraries: Mapping[str, str] = field(default_factory=dict)
+    processes: int = 1
     cpu_s: float = 0.0
     wall_s: float = 0.0
 
@@ -139,6 +151,14 @@ class TrainResult:
 
     def save(self, path: Path) -> None:
         write_json(path, self.as_dict())
+
+    def save_first(self, path: Path, writer: str) -> None:
+        """Write it unless there is one already, as of another process that failed before; ``writer`` names this process."""
+        own = path.with_name(f".{path.name}.{writer}")
+        write_json(own, self.as_dict())
+        with suppress(FileExistsError):
+            os.link(own, path)
+        own.unlink()
 
     @classmethod
     def load(cls, path: Path) -> TrainResult | None:

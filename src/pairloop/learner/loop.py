@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from pairloop.config import TrainSection
 from pairloop.errors import ConfigError
 from pairloop.formats.snapshot import HELDOUT_FILE
 from pairloop.learner import checkpoint, reference
-from pairloop.learner.checkpoint import State, Weights, trained
+from pairloop.learner.checkpoint import State, Weights, trained, whole_weights
 from pairloop.learner.controller import RoundController
 from pairloop.learner.data import Limits, TokenGroup, epoch_batches, fingerprint, read_split, tokenize
 from pairloop.learner.export import export
@@ -29,9 +30,11 @@ from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, nothing_to_
 from pairloop.learner.memory import TokenBudget, checkpoint_layers
 from pairloop.learner.metrics import MetricsFile, libraries
 from pairloop.learner.passes import Passes
-from pairloop.learner.scores import GroupLogps, References, batch_of, padded, precision, score
+from pairloop.learner.scores import GroupLogps, References, batch_of, group_logps, padded, precision, score
+from pairloop.learner.sharding import shard
 from pairloop.learner.step import Trainer, is_finite, objective_settings, optimizer_of
 from pairloop.learner.supervise import CheckpointMismatch, Diverged
+from pairloop.learner.workers import ALONE, Workers
 from pairloop.objective import OBJECTIVES
 from pairloop.policy.scoring import LoraSettings, load_causal_lm, max_context, resolve_device, vocab_size
 from pairloop.template import ChatTemplate
@@ -55,30 +58,37 @@ class Data:
     dropped: Counter[str]
 
 
-def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report) -> TrainResult:
-    """Train the parent on ``pairs``, from the last checkpoint on, and write the new version to ``job.out_dir``."""
+def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report, workers: Workers = ALONE) -> TrainResult:
+    """Train the parent on ``pairs``, from the last checkpoint on, and write the new version to ``job.out_dir``.
+
+    Every worker calls it, ends with the same result, and the leading one writes.
+    """
     started_s = time.monotonic()
     settings = job.train
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    model, device = load_parent(job)
+    # What is to be divided is read into the machine's memory, as no worker's device need hold it.
+    model, device = load_parent(job, torch.device("cpu") if workers.sharded else None)
     data = _data(job, pairs, model)
     if len(data.train) < settings.min_pairs:
         return nothing_to_train(len(data.train), data.dropped)
     mark = _fingerprint(job, data)
-    with precision(device, job.dtype):
-        budget = TokenBudget(settings.max_tokens_per_batch)
-        references, checked = _references(job, model, data, mark, budget)
+    workers.agree(list(trained(model).values()))
+    scorer = shard(model, device, group_logps) if workers.sharded else model
+    with precision(model, job.dtype):
+        # Divided, a pass that ran out of memory cannot be made again: the others are in the middle of it.
+        budget = TokenBudget(settings.max_tokens_per_batch, may_halve=not workers.sharded)
+        references, checked = _references(job, scorer, data, mark, budget, workers)
         parameters = list(trained(model).values())
-        trainer = Trainer(model, optimizer_of(parameters, settings), parameters, references, settings, budget)
-        state, best = _resume(job, trainer, mark)
+        trainer = Trainer(scorer, optimizer_of(parameters, settings), parameters, references, settings, budget, workers)
+        state, best = _resume(job, model, trainer, mark)
         resumed_from = state.step
-        clock = _Clock(state.cpu_s, state.wall_s, started_s)
-        passes = _run(job, trainer, data, state, best, clock, report)
-        after = measure(settings, data.heldout, score(model, data.heldout, budget), references)
+        clock = _Clock(state.cpu_s, state.wall_s, started_s, workers)
+        passes = _run(job, model, trainer, data, state, best, clock, report)
+        after = measure(settings, data.heldout, score(scorer, data.heldout, budget, workers), references)
     stop = passes.stop
     assert stop is not None
-    export(job, model)
+    _export(job, model, workers)
     before = measure(settings, data.heldout, [references.reference[pair.group_id] for pair in data.heldout], references)
     return TrainResult(
         TrainStatus.SUCCEEDED,
@@ -97,13 +107,14 @@ def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report) 
         warnings=[*passes.controller.warnings, *([budget.warning] if budget.warning else [])],
         resumed_from=resumed_from,
         libraries=libraries(),
+        processes=workers.size,
         cpu_s=clock.cpu_s(),
         wall_s=clock.wall_s(),
     )
 
 
-def load_parent(job: TrainJob) -> tuple[nn.Module, torch.device]:
-    """The parent's module, ready to be trained (dropout off), and its device."""
+def load_parent(job: TrainJob, read_to: torch.device | None = None) -> tuple[nn.Module, torch.device]:
+    """The parent's module, ready to be trained (dropout off), and the job's device, where it is unless read elsewhere."""
     device = resolve_device(job.device)
     lora = LoraSettings(job.lora_rank, job.lora_alpha, job.lora_targets) if job.method == "lora" else None
     model = load_causal_lm(
@@ -112,9 +123,10 @@ def load_parent(job: TrainJob) -> tuple[nn.Module, torch.device]:
         job.parent_kind,
         # Full fine-tuning keeps float32 weights, see `precision`.
         dtype="float32" if lora is None else job.dtype,
-        device=device,
+        device=read_to or device,
         trainable=True,
         lora=lora,
+        quantization=job.quantization,
     )
     if job.train.gradient_checkpointing:
         checkpoint_layers(model)
@@ -143,21 +155,41 @@ def measure(
     return {name: float(value) for name, value in found.items()} | {"n": float(len(pairs))}
 
 
+def _export(job: TrainJob, model: nn.Module, workers: Workers) -> None:
+    """Write the version; divided weights go into the parent, read once more, that it is written as any other."""
+    weights = whole_weights(model, workers) if workers.sharded else None
+    if not workers.leads:
+        return
+    if weights is not None:
+        model, _ = load_parent(job, torch.device("cpu"))
+        checkpoint.put_back(model, weights)
+    export(job, model)
+
+
 def _run(
-    job: TrainJob, trainer: Trainer, data: Data, state: State, best: Weights | None, clock: _Clock, report: Report
+    job: TrainJob,
+    model: nn.Module,
+    trainer: Trainer,
+    data: Data,
+    state: State,
+    best: Weights | None,
+    clock: _Clock,
+    report: Report,
 ) -> Passes:
     """The steps after ``state.step``, with metrics rows and checkpoints; leaves the weights to be taken. Raises Diverged."""
+    workers = trainer.workers
     batches = [[data.train[i] for i in batch] for batch in _batches(job, data)]
 
     def look() -> dict[str, float]:
         pairs = data.heldout[-HELDOUT_PAIRS:]
-        logps = score(trainer.model, pairs, trainer.budget)
+        logps = score(trainer.model, pairs, trainer.budget, workers)
         return measure(job.train, pairs, logps, trainer.references)
 
     controller = RoundController(job.train, state.controller)
-    passes = Passes(trainer.model, job.train, controller, trainer.step, look if data.heldout else None, best)
-    rewind_metrics(Path(job.metrics_path), state.step)
-    with MetricsFile(Path(job.metrics_path), report) as metrics:
+    passes = Passes(model, job.train, controller, trainer.step, look if data.heldout else None, best)
+    if workers.leads:
+        rewind_metrics(Path(job.metrics_path), state.step)
+    with MetricsFile(Path(job.metrics_path if workers.leads else os.devnull), report) as metrics:
         for rows in passes.run(batches, state.step):
             state.last, state.step = dict(rows[0]), state.step + 1
             if trainer.budget.warning and not state.budget.get("warning"):
@@ -168,7 +200,7 @@ def _run(
             _count(state, state.last)
             if passes.stop is None and state.step % job.train.checkpoint_every == 0:
                 state.cpu_s, state.wall_s, state.controller = clock.cpu_s(), clock.wall_s(), controller.state
-                checkpoint.save(Path(job.checkpoint_dir), trainer.model, trainer.optimizer, state, passes.best)
+                checkpoint.save(Path(job.checkpoint_dir), model, trainer.optimizer, state, passes.best, workers)
     return passes
 
 
@@ -200,20 +232,22 @@ def _data(job: TrainJob, pairs: Sequence[PreferencePair], model: nn.Module) -> D
 
 
 def _references(
-    job: TrainJob, model: nn.Module, data: Data, mark: str, budget: TokenBudget
+    job: TrainJob, model: nn.Module, data: Data, mark: str, budget: TokenBudget, workers: Workers
 ) -> tuple[References, dict[str, Any]]:
     """The cached references of an earlier attempt, or new ones; ``model`` is still the parent."""
     folder = Path(job.checkpoint_dir)
-    found = reference.load(folder, mark)
+    found = workers.broadcast(reference.load(folder, mark) if workers.leads else None)
     if found is not None:
         budget.resume(found[1]["budget"])
         return found
     _refuse_unweighable(job, data.train)
-    references, report = reference.prepare(model, [*data.train, *data.heldout], job.train, job.dtype, budget)
+    groups = [*data.train, *data.heldout]
+    references, report = reference.prepare(model, groups, job.train, job.dtype, budget, workers)
     report["budget"] = asdict(budget)
     if report["passed"] is False:
         LOG.warning("the recorded log-probs are not the model's: %s; the parent scores all pairs", report)
-    reference.save(folder, references, report, mark)
+    if workers.leads:
+        reference.save(folder, references, report, mark)
     return references, report
 
 
@@ -226,12 +260,12 @@ def _refuse_unweighable(job: TrainJob, groups: Sequence[TokenGroup]) -> None:
         )
 
 
-def _resume(job: TrainJob, trainer: Trainer, mark: str) -> tuple[State, Weights | None]:
+def _resume(job: TrainJob, model: nn.Module, trainer: Trainer, mark: str) -> tuple[State, Weights | None]:
     """The last checkpoint's state and best weights, the rest put into model and optimizer; a new state without a checkpoint.
 
     Raises CheckpointMismatch.
     """
-    found = checkpoint.load(Path(job.checkpoint_dir), trainer.model, trainer.optimizer)
+    found = checkpoint.load(Path(job.checkpoint_dir), model, trainer.optimizer, trainer.workers)
     if found is None:
         return State(mark), None
     if found[0].fingerprint != mark:
@@ -276,14 +310,15 @@ def _summary(state: State) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class _Clock:
-    """Seconds over all attempts: those up to the checkpoint, and this process's."""
+    """Seconds over all attempts: those up to the checkpoint, and this one's; of CPU, all workers' together."""
 
     earlier_cpu_s: float
     earlier_wall_s: float
     started_s: float
+    workers: Workers
 
     def cpu_s(self) -> float:
-        return self.earlier_cpu_s + time.process_time()
+        return self.earlier_cpu_s + sum(self.workers.gather(time.process_time()))
 
     def wall_s(self) -> float:
         return self.earlier_wall_s + time.monotonic() - self.started_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from pairloop.errors import ConfigError
 from pairloop.learner.batches import MicroBatch, is_packed, micro_batches
 from pairloop.learner.data import TokenGroup
 from pairloop.learner.supervise import is_out_of_memory
+from pairloop.learner.workers import Workers
 
 LOG = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class TokenBudget:
 
     tokens: int = 0
     warning: str = ""
+    may_halve: bool = True
 
     def run(
         self, model: nn.Module, groups: Sequence[TokenGroup], work: Callable[[list[MicroBatch]], Found], *, unbounded: int = 0
@@ -45,7 +47,7 @@ class TokenBudget:
         try:
             return work(parts)
         except (MemoryError, RuntimeError) as error:
-            if self.warning or largest is None or len(largest.groups) == 1 or not is_out_of_memory(error):
+            if not self.may_halve or self.warning or largest is None or len(largest.groups) == 1 or not is_out_of_memory(error):
                 raise
             self._halve(largest.tokens, str(error) or type(error).__name__)
         # Only here, where the error is gone, are the tensors of its pass.
@@ -59,6 +61,11 @@ class TokenBudget:
         if earlier.get("warning"):
             self.tokens = min(self.tokens or earlier["tokens"], earlier["tokens"])
             self.warning = earlier["warning"]
+
+    def agree(self, workers: Workers) -> None:
+        """Take over what memory has left to other workers."""
+        for earlier in workers.gather(asdict(self)):
+            self.resume(earlier)
 
     def _halve(self, tokens: int, reason: str) -> None:
         self.tokens = tokens // 2

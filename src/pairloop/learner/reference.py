@@ -23,6 +23,7 @@ from pairloop.learner.data import TokenGroup
 from pairloop.learner.files import flush
 from pairloop.learner.memory import TokenBudget
 from pairloop.learner.scores import GroupLogps, References, score
+from pairloop.learner.workers import ALONE, Workers
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.03}
 """Nats by which a token's recorded log-prob may differ from the trainer's own."""
@@ -33,16 +34,21 @@ FILE = "reference.safetensors"
 
 
 def prepare(
-    model: nn.Module, groups: Sequence[TokenGroup], settings: TrainSection, dtype: str, budget: TokenBudget
+    model: nn.Module,
+    groups: Sequence[TokenGroup],
+    settings: TrainSection,
+    dtype: str,
+    budget: TokenBudget,
+    workers: Workers = ALONE,
 ) -> tuple[References, dict[str, Any]]:
     """References of all groups under ``model``, which is still the parent, and the report on how they came about."""
     fresh = [group for group in groups if group.is_fresh]
-    report = check(model, fresh, settings, dtype, budget)
+    report = check(model, fresh, settings, dtype, budget, workers)
     if report["passed"] is False:
         fresh = []
     reference = {group.group_id: recorded(group) for group in fresh}
     rest = [group for group in groups if group.group_id not in reference]
-    scored = score(model, rest, budget)
+    scored = score(model, rest, budget, workers)
     reference |= {group.group_id: logps for group, logps in zip(rest, scored, strict=True)}
     sampler = {group.group_id: recorded(group) for group in rest if not group.is_fresh and group.is_recorded}
     report |= {"recorded": len(fresh), "scored": len(rest), "tempered": sum(group.tempered for group in groups)}
@@ -50,7 +56,12 @@ def prepare(
 
 
 def check(
-    model: nn.Module, fresh: Sequence[TokenGroup], settings: TrainSection, dtype: str, budget: TokenBudget | None = None
+    model: nn.Module,
+    fresh: Sequence[TokenGroup],
+    settings: TrainSection,
+    dtype: str,
+    budget: TokenBudget | None = None,
+    workers: Workers = ALONE,
 ) -> dict[str, Any]:
     """Score a seeded choice of recorded completions again and compare token by token.
 
@@ -61,7 +72,7 @@ def check(
     chosen = random.Random(settings.seed).sample(list(fresh), wanted)
     if not chosen:
         return {"passed": None, "checked": 0}
-    now = score(model, chosen, budget)
+    now = score(model, chosen, budget, workers)
     deltas = [
         [new - old for new, old in zip(logps, recorded(group), strict=True)] for group, logps in zip(chosen, now, strict=True)
     ]

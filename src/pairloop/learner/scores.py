@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from pairloop.learner.batches import MicroBatch
 from pairloop.learner.data import TokenGroup
 from pairloop.learner.memory import TokenBudget
+from pairloop.learner.sharding import Sharded, free
+from pairloop.learner.workers import ALONE, Workers
 from pairloop.objective import Batch, Totals
 from pairloop.policy.scoring import completion_logps
 
@@ -30,18 +32,28 @@ class References:
     sampler: Mapping[str, GroupLogps] = field(default_factory=dict)
 
 
-def precision(device: torch.device, dtype: str) -> AbstractContextManager[object]:
-    """bfloat16 products over float32 weights where training is in bfloat16, whose own weights would lose small updates.
+@contextmanager
+def precision(model: nn.Module, dtype: str) -> Iterator[None]:
+    """While open, bfloat16 products over float32 weights where training is in bfloat16, whose own would lose small updates.
 
-    With LoRA the adapter's weights are the float32 ones: without this its inputs were kept in float32, once for each matrix.
-    Rounded weights are not cached: the cache lives as long as the context, which is the whole round, and steps would not see
-    what others changed.
+    With LoRA these are the adapter's weights, and its inputs stay in the base's bfloat16. Rounded weights are not cached: the
+    cache lives as long as the context, which is the whole round, and steps would not see what others changed.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16", cache_enabled=False)
+    with ExitStack() as stack:
+        if dtype == "bfloat16":
+            stack.enter_context(torch.autocast(next(model.parameters()).device.type, torch.bfloat16, cache_enabled=False))
+            if hasattr(model, "peft_config"):
+                from peft.helpers import disable_input_dtype_casting
+
+                stack.enter_context(disable_input_dtype_casting(model))
+        yield
 
 
 def group_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> tuple[Tensor, Tensor]:
     """(``logp_BGT`` with gradient, ``mask_BGT``) of the groups; smaller groups are filled up with completions of no token."""
+    if isinstance(model, Sharded):
+        found: tuple[Tensor, Tensor] = model(groups)
+        return found
     prompts = [group.prompt for group in groups for _ in group.completions]
     completions = [completion.token_ids for group in groups for completion in group.completions]
     logp_NT, mask_NT = completion_logps(model, prompts, completions)
@@ -58,21 +70,33 @@ def group_logps(model: nn.Module, groups: Sequence[TokenGroup]) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def score(model: nn.Module, groups: Sequence[TokenGroup], budget: TokenBudget | None = None) -> list[GroupLogps]:
-    """The groups' log-probs under the model as it is, in their order, in micro batches within ``budget``."""
+def score(
+    model: nn.Module, groups: Sequence[TokenGroup], budget: TokenBudget | None = None, workers: Workers = ALONE
+) -> list[GroupLogps]:
+    """The groups' log-probs under the model as it is, in their order, in micro batches within ``budget``.
 
-    def work(parts: list[MicroBatch]) -> dict[int, GroupLogps]:
-        found: dict[int, GroupLogps] = {}
+    Each worker scores its share, and all of them get all.
+    """
+
+    def work(parts: list[MicroBatch]) -> dict[str, GroupLogps]:
+        found: dict[str, GroupLogps] = {}
+        idle = workers.idle_passes(len(parts))
         for part in parts:
             logp_BGT, _ = group_logps(model, part.groups)
             for group, logp_GT in zip(part.groups, logp_BGT.float().cpu(), strict=True):
-                found[id(group)] = tuple(
+                found[group.group_id] = tuple(
                     logp_GT[g, : len(completion.token_ids)].clone() for g, completion in enumerate(group.completions)
                 )
+        for _ in range(idle):
+            group_logps(model, groups[:1])
         return found
 
-    found = (budget or TokenBudget()).run(model, groups, work, unbounded=SCORING_TOKENS)
-    return [found[id(group)] for group in groups]
+    budget = budget or TokenBudget()
+    found = budget.run(model, workers.share(groups), work, unbounded=SCORING_TOKENS)
+    free(model)
+    everywhere = {group_id: logps for part in workers.gather(found) for group_id, logps in part.items()}
+    budget.agree(workers)
+    return [everywhere[group.group_id] for group in groups]
 
 
 def batch_of(

@@ -16,7 +16,9 @@ from pairloop.learner.batches import MicroBatch
 from pairloop.learner.data import TokenGroup
 from pairloop.learner.memory import TokenBudget
 from pairloop.learner.scores import References, batch_of, group_logps, totals_of
-from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings, Totals, effective_sample_size, log_weights
+from pairloop.learner.sharding import whole
+from pairloop.learner.workers import ALONE, Workers
+from pairloop.objective import OBJECTIVES, Batch, Objective, ObjectiveSettings, Totals, effective_sample_size, log_weights
 
 MAX_KL_WEIGHT = 2.0
 """Bound on the importance weights of `kl_reference`."""
@@ -24,7 +26,10 @@ MAX_KL_WEIGHT = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """What every step needs and none changes but the model, the optimizer and, where memory runs out, the budget."""
+    """What every step needs and none changes but the model, the optimizer and, where memory runs out, the budget.
+
+    Each of the ``workers`` is given the whole batch, takes its share of it, and ends with the same gradient and metrics.
+    """
 
     model: nn.Module
     optimizer: Optimizer
@@ -32,6 +37,7 @@ class Trainer:
     references: References
     settings: TrainSection
     budget: TokenBudget
+    workers: Workers = ALONE
 
     def step(self, groups: Sequence[TokenGroup], lr: float) -> dict[str, float]:
         """Train on one batch; its metrics before the step, with ``grad_norm`` before clipping.
@@ -39,9 +45,15 @@ class Trainer:
         Where loss or gradient is not finite, weights and optimizer stay as they are (see `is_finite`).
         """
         started_s = time.monotonic()
-        metrics = self.budget.run(self.model, groups, lambda parts: self._accumulate(parts, totals_of(groups)))
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
-        found = {name: float(value) for name, value in metrics.items()} | {"grad_norm": float(norm), "lr": lr}
+        totals, mine = totals_of(groups), self.workers.share(groups)
+        z0 = self._kl_reference(mine, totals, groups[:1]) if self._objective.wants_kl_reference else None
+        metrics, drift = self.budget.run(self.model, mine, lambda parts: self._accumulate(parts, totals, z0, groups[:1]))
+        self.budget.agree(self.workers)
+        # What is not a sum over completions does not add up: it is taken of all micro batches together.
+        metrics = self.workers.sum_metrics(metrics) | drift.of_all(self.workers).metrics()
+        self.workers.sum_gradients(self.parameters)
+        norm = clip(self.parameters, self.settings.clip_norm)
+        found = {name: float(value) for name, value in metrics.items()} | {"grad_norm": norm, "lr": lr}
         if is_finite(found):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
@@ -49,23 +61,38 @@ class Trainer:
         rate = sum(group.n_tokens for group in groups) / (time.monotonic() - started_s)
         return found | {"tokens_per_s": rate, "max_tokens_per_batch": self.budget.tokens}
 
-    def _accumulate(self, parts: Sequence[MicroBatch], totals: Totals) -> dict[str, Tensor]:
-        """Gradient and metrics of the whole batch, from its micro batches: sums over the batch's totals, so they add up."""
+    @property
+    def _objective(self) -> Objective:
+        return OBJECTIVES[self.settings.objective]
+
+    def _kl_reference(self, groups: Sequence[TokenGroup], totals: Totals, filler: Sequence[TokenGroup]) -> Tensor:
+        def work(parts: list[MicroBatch]) -> Tensor:
+            return kl_reference(self.model, parts, self.references, totals, self.workers, filler)
+
+        return self.budget.run(self.model, groups, work)
+
+    def _accumulate(
+        self, parts: Sequence[MicroBatch], totals: Totals, z0: Tensor | None, filler: Sequence[TokenGroup]
+    ) -> tuple[dict[str, Tensor], Drift]:
+        """Gradient and metrics of this worker's part of the batch: sums over the batch's totals, so they add up.
+
+        ``filler``: what is read where other workers have more micro batches to read, see `Workers.idle_passes`.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        objective = OBJECTIVES[self.settings.objective]
         settings = objective_settings(self.settings)
-        z0 = kl_reference(self.model, parts, self.references, totals) if objective.wants_kl_reference else None
+        idle = self.workers.idle_passes(len(parts))
         metrics: dict[str, Tensor] = {}
         drift = Drift()
         for part in parts:
             batch = batch_of(part.groups, *group_logps(self.model, part.groups), self.references, totals)
-            loss, of_part = objective(replace(batch, kl_reference=z0), settings)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss, of_part = self._objective(replace(batch, kl_reference=z0), settings)
+            (loss * self.workers.loss_factor).backward()  # type: ignore[no-untyped-call]
             for name, value in of_part.items():
                 metrics[name] = metrics.get(name, torch.zeros_like(value)) + value
             drift.add(batch)
-        # What is not a sum over completions does not add up: it is taken of all micro batches together.
-        return metrics | drift.metrics()
+        for _ in range(idle):
+            (group_logps(self.model, filler)[0].sum() * 0).backward()  # type: ignore[no-untyped-call]
+        return metrics, drift
 
 
 class Drift:
@@ -79,6 +106,13 @@ class Drift:
 
     def __init__(self) -> None:
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def of_all(self, workers: Workers) -> Drift:
+        """That of all workers' parts."""
+        drift = Drift()
+        for parts in workers.gather([(log_w.cpu(), logp.cpu(), length.cpu()) for log_w, logp, length in self._parts]):
+            drift._parts += parts
+        return drift
 
     def add(self, batch: Batch) -> None:
         """Note a part of the batch."""
@@ -100,20 +134,39 @@ class Drift:
 
 
 @torch.no_grad()
-def kl_reference(model: nn.Module, parts: Sequence[MicroBatch], references: References, totals: Totals) -> Tensor:
+def kl_reference(
+    model: nn.Module,
+    parts: Sequence[MicroBatch],
+    references: References,
+    totals: Totals,
+    workers: Workers = ALONE,
+    filler: Sequence[TokenGroup] = (),
+) -> Tensor:
     """KTO's z0 of an optimizer batch: max(0, mean of w log w) over its completions, w = min(policy / reference, 2).
 
     An importance-weighted estimate of KL(policy || reference) in nats per completion from the round's own completions; costs a
     scoring pass. The paper (2402.01306, eq. 8) averages log(policy / reference) of mismatched completions instead, which are
-    neither's samples. The bound on w keeps one completion from deciding for all.
+    neither's samples. The bound on w keeps one completion from deciding for all. ``parts``: this worker's; ``filler``: read
+    where others have more of them.
     """
-    total: Tensor | float = 0.0
+    idle = workers.idle_passes(len(parts))
+    total = torch.zeros(())
     for part in parts:
         batch = batch_of(part.groups, *group_logps(model, part.groups), references, totals)
         delta_BGT = torch.where(batch.mask_BGT, batch.logp_BGT - batch.ref_logp_BGT, torch.zeros_like(batch.logp_BGT))
         log_w_BG = delta_BGT.sum(-1).clamp(max=math.log(MAX_KL_WEIGHT))
-        total = total + (log_w_BG.exp() * log_w_BG * batch.weight_B[:, None]).sum()
-    return (torch.as_tensor(total) / totals.completions).clamp(min=0.0)
+        total = total.to(log_w_BG) + (log_w_BG.exp() * log_w_BG * batch.weight_B[:, None]).sum()
+    for _ in range(idle):
+        group_logps(model, filler)
+    return (sum(workers.gather(total.cpu()), torch.zeros(())) / totals.completions).clamp(min=0.0)
+
+
+def clip(parameters: Sequence[nn.Parameter], largest: float) -> float:
+    """Scale the gradients to a norm of at most ``largest`` over all parameters; the norm before."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = whole(nn.utils.get_total_norm(gradients))
+    nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return float(norm)
 
 
 def is_finite(metrics: dict[str, float]) -> bool:

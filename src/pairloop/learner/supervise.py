@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from pairloop.errors import ConfigError, ModelError, RowsError, UserError
 from pairloop.formats.snapshot import TRAIN_FILE
 from pairloop.learner.data import read_split
 from pairloop.learner.files import exclusive
-from pairloop.learner.job import FAKE, TrainError, TrainJob, TrainResult, TrainStatus, nothing_to_train
+from pairloop.learner.job import FAKE, LOCK, TrainError, TrainJob, TrainResult, TrainStatus, nothing_to_train
+from pairloop.learner.workers import WorkerLost, Workers, is_lost, joined
 
 LOG = logging.getLogger(__name__)
 
@@ -35,25 +38,46 @@ class CheckpointMismatch(UserError):
     """The checkpoint belongs to other data, another model or other settings."""
 
 
-def supervise(job: TrainJob, report: Callable[[Mapping[str, Any]], None]) -> TrainResult:
-    """Train, and leave a result file; a result that is there already is returned as it is."""
+def supervise(job: TrainJob, report: Callable[[Mapping[str, Any]], None], workers: Workers) -> TrainResult:
+    """Train, and leave a result file; a result that is there already is returned as it is.
+
+    The leading worker leaves the result, but of a failure the worker that failed first: the others then wait for it, or end
+    with WorkerLost.
+    """
     started_s = time.monotonic()
     result_path = Path(job.result_path)
     for path in (result_path.parent, Path(job.out_dir).parent, Path(job.checkpoint_dir)):
         path.mkdir(parents=True, exist_ok=True)
-    with exclusive(Path(job.checkpoint_dir) / "lock"):
-        found = TrainResult.load(result_path)
-        if found is not None and _stands(found, job):
+    with exclusive(Path(job.checkpoint_dir) / LOCK) if workers.leads else nullcontext():
+        found = workers.broadcast(_standing(job) if workers.leads else None)
+        if found is not None:
             return found
-        result_path.unlink(missing_ok=True)
         try:
-            result = _train(job, report)
+            result = _train(job, report, workers)
         except Exception as error:  # the one supervisor line: whatever it was, it is logged and recorded
+            if workers.size > 1 and is_lost(error):
+                raise WorkerLost(f"worker {workers.rank}: another worker is gone ({error})") from error
             LOG.exception("training failed")
             wall_s = time.monotonic() - started_s
             result = TrainResult(TrainStatus.FAILED, error=classify(error), cpu_s=time.process_time(), wall_s=wall_s)
-        result.save(result_path)
+            result.save_first(result_path, f"worker-{workers.rank}")
+        else:
+            if workers.leads:
+                result.save(result_path)
     return result
+
+
+def work(job: TrainJob) -> TrainResult:
+    """One worker's part of a run whose workers a launcher has started."""
+    try:
+        with joined(job) as workers:
+            if not workers.leads:
+                logging.getLogger("pairloop").setLevel(logging.ERROR)  # the leading one says it all
+            return supervise(job, lambda _: None, workers)
+    except ConfigError as error:  # of joining: there are fewer devices than workers
+        result = TrainResult(TrainStatus.FAILED, error=classify(error))
+        result.save_first(Path(job.result_path), f"worker-{os.getpid()}")
+        return result
 
 
 def classify(error: BaseException) -> TrainError:
@@ -85,24 +109,35 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
+def _standing(job: TrainJob) -> TrainResult | None:
+    """The result that an earlier attempt left, if it is final; one that is not is removed."""
+    path = Path(job.result_path)
+    found = TrainResult.load(path)
+    if found is not None and _stands(found, job):
+        return found
+    path.unlink(missing_ok=True)
+    return None
+
+
 def _stands(result: TrainResult, job: TrainJob) -> bool:
     if result.status is TrainStatus.SUCCEEDED:
         return Path(job.out_dir).is_dir()
     return result.status is TrainStatus.NOTHING_TO_TRAIN
 
 
-def _train(job: TrainJob, report: Callable[[Mapping[str, Any]], None]) -> TrainResult:
+def _train(job: TrainJob, report: Callable[[Mapping[str, Any]], None], workers: Workers) -> TrainResult:
     pairs = read_split(Path(job.snapshot_dir), TRAIN_FILE)
     if len(pairs) < job.train.min_pairs:
         return nothing_to_train(len(pairs), {})
     if job.base_dir == FAKE:
         from pairloop.learner.fake import train_fake
 
-        return train_fake(job, pairs, report)
+        # Without a model there is nothing to share.
+        return workers.broadcast(train_fake(job, pairs, report) if workers.leads else nothing_to_train(0, {}))
     from pairloop.learner.loop import train_model  # torch: only where there is something to train
 
-    result = train_model(job, pairs, report)
-    if result.status is TrainStatus.SUCCEEDED:
+    result = train_model(job, pairs, report, workers)
+    if workers.leads and result.status is TrainStatus.SUCCEEDED:
         for folder in Path(job.checkpoint_dir).glob("step-*"):
             shutil.rmtree(folder)
     return result

@@ -8,6 +8,7 @@ its last checkpoint, and a version is published and registered once. `train_file
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,8 @@ from pairloop.errors import ConfigError, NotFoundError, StoreError, TrainingErro
 from pairloop.formats import snapshot
 from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE
 from pairloop.learner.child import Row, follow, log_tail, read_rows, started
-from pairloop.learner.job import FAKE, TrainError, TrainJob, TrainResult, TrainStatus, last_checkpoint, rewind_metrics
+from pairloop.learner.files import is_held
+from pairloop.learner.job import FAKE, LOCK, TrainError, TrainJob, TrainResult, TrainStatus, last_checkpoint, rewind_metrics
 from pairloop.policy.engine import resolve_model
 from pairloop.store import Store, new_id, runs, versions
 from pairloop.types import Dataset, PreferencePair, Run, RunStatus, Version, VersionKind
@@ -108,7 +110,9 @@ def train_file(
     data.mkdir(exist_ok=True)
     snapshot.write(data / TRAIN_FILE, pairs)
     snapshot.write(data / HELDOUT_FILE, heldout)
-    job = TrainJob.in_folder(folder, base_dir=base_dir, snapshot_dir=str(data), **_base_settings(), **_settings(config))
+    run_id = f"train_{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
+    settings = {**_base_settings(), **_settings(config), "run_id": run_id}
+    job = TrainJob.in_folder(folder, base_dir=base_dir, snapshot_dir=str(data), **settings)
     result = _attempts(job, folder, _Listener(on_progress), lambda: False)
     assert result is not None  # nobody could stop it
     if result.status is TrainStatus.SUCCEEDED:
@@ -194,6 +198,7 @@ def _settings(config: Config) -> dict[str, Any]:
         "lora_alpha": policy.lora_alpha,
         "lora_targets": policy.lora_targets,
         "dtype": policy.dtype,
+        "quantization": policy.quantization,
         "device": policy.device,
         "max_context": config.serve.max_context,
         "train": config.train,
@@ -265,8 +270,10 @@ def _attempts(job: TrainJob, folder: Path, listener: _Listener, should_stop: Cal
         found = TrainResult.load(result_path)
         if found is not None and found.status is TrainStatus.SUCCEEDED and Path(job.out_dir).is_dir():
             return found
-        result_path.unlink(missing_ok=True)
-        rewind_metrics(Path(job.metrics_path), _reached(checkpoints))
+        # Of a run on a cluster the workers may have outlived the process that asked for them; then their files stay.
+        if not is_held(checkpoints / LOCK):
+            result_path.unlink(missing_ok=True)
+            rewind_metrics(Path(job.metrics_path), _reached(checkpoints))
         attempt += 1
         with started(folder / "job.json", log_path=folder / "child.log", threads=job.train.threads) as child:
             code = follow(child, Path(job.metrics_path), listener.hear, should_stop)

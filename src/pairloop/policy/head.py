@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import log_softmax, softmax
 from torch.utils.checkpoint import checkpoint
 
 MAX_LOGITS = 2**25
 """Logits held at once: 128 MiB in float32."""
+STRIP = 2**18
+"""Logits that the CPU takes the softmax of at once: in float32 they fit its cache."""
 
 
 def target_logps(model: nn.Module, hidden_MH: Tensor, targets_M: Tensor, *, max_logits: int = MAX_LOGITS) -> Tensor:
@@ -38,9 +42,46 @@ def logits_of(model: nn.Module, hidden_MH: Tensor) -> Tensor:
 
 
 def exact_logps(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
-    """Log-probs of the targets, [M]: the softmax in float32, in float64 where the logits are."""
-    exact_MV = logits_MV if logits_MV.dtype is torch.float64 else logits_MV.float()
-    return -cross_entropy(exact_MV, targets_M, reduction="none")
+    """Log-probs of the targets, [M], differentiable once: the softmax in float32, in float64 where the logits are.
+
+    Kept for the backward pass are the logits as they came, and float32 is used in strips of rows: written as one expression,
+    this would hold five copies of the logits, four of them in float32.
+    """
+    logps: Any = _TargetLogps.apply(logits_MV, targets_M)  # type: ignore[no-untyped-call]
+    result: Tensor = logps
+    return result
+
+
+class _TargetLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_MV: Tensor, targets_M: Tensor) -> Tensor:
+        ctx.save_for_backward(logits_MV, targets_M)
+        parts = [
+            log_softmax(logits_MV[rows], -1, dtype=_exact(logits_MV)).gather(1, targets_M[rows, None])[:, 0]
+            for rows in _strips(logits_MV)
+        ]
+        return torch.cat(parts) if parts else logits_MV.new_empty(0, dtype=_exact(logits_MV))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor, None]:
+        logits_MV, targets_M = ctx.saved_tensors
+        grad_MV = torch.empty_like(logits_MV)
+        for rows in _strips(logits_MV):
+            # d log p(target) / d logits = [target] - p
+            grad = softmax(logits_MV[rows], -1, dtype=_exact(logits_MV)).mul_(-grad_M[rows, None])
+            grad_MV[rows] = grad.scatter_add_(1, targets_M[rows, None], grad_M[rows, None])
+        return grad_MV, None
+
+
+def _exact(logits_MV: Tensor) -> torch.dtype:
+    return torch.promote_types(logits_MV.dtype, torch.float32)
+
+
+def _strips(logits_MV: Tensor) -> Iterator[slice]:
+    size = max(1, (STRIP if logits_MV.device.type == "cpu" else MAX_LOGITS) // logits_MV.shape[1])
+    for start in range(0, len(logits_MV), size):
+        yield slice(start, start + size)
 
 
 def _chunk(head: nn.Module, config: Any, hidden_MH: Tensor, targets_M: Tensor) -> Tensor:

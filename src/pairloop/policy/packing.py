@@ -1,9 +1,9 @@
 """Groups as one row without padding: every prompt once, its completions behind it, none of them in sight of another.
 
 The row is a tree of segments. A prompt is a segment, or a chain of them where prompts begin alike (a system prompt, a
-conversation's history); a completion is a segment below its prompt. A token sees the segments above its own and its own up to
-itself, so siblings and strangers never meet, and its position counts from the root. What comes out at a token is therefore what
-comes out where its sequence stands alone.
+conversation's history); a completion is a segment below its prompt, or a chain where siblings begin alike. A token sees the
+segments above its own and its own up to itself, so siblings and strangers never meet, and its position counts from the root.
+What comes out at a token is therefore what comes out where its sequence stands alone.
 
 Attention runs in blocks: segments of like size in one call, the small ones filled up. Axis letters: T tokens of the row, M
 predicted tokens, N segments of a block, Q and K their queries and keys.
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 MIN_SHARED = 16
-"""A beginning that different prompts share becomes a segment where that saves at least so many tokens."""
-MAX_FILLING = 4_096
+"""A beginning that prompts, or a prompt's completions, share becomes a segment where that saves at least so many tokens."""
+MAX_FILLING = 16_384
 """Query-key products that filling up may cost a block; about what one more attention call would."""
 MAX_PRODUCTS = 2**24
 """Query-key products of a block of several segments: bounds its mask."""
@@ -32,6 +32,7 @@ Ids = tuple[int, ...]
 class Block:
     """Segments whose attention is one call: the row's tokens ``start`` to ``stop``, as N segments of Q tokens.
 
+    ``depth``: the most tokens that are above any of them.
     ``query_NQ``: which of these tokens stand where, and ``real``: where in [N x Q] they stand; None where nothing is filled up.
     ``key_NK``: the row's tokens that are keys; None where they are the queries. ``mask_NQK``: True where a query sees a key;
     None where that is all keys up to its own.
@@ -40,6 +41,7 @@ class Block:
     start: int
     stop: int
     n: int
+    depth: int
     query_NQ: Tensor | None
     real: Tensor | None
     key_NK: Tensor | None
@@ -56,7 +58,7 @@ class Packing:
     blocks: tuple[Block, ...]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Segment:
     """Tokens that follow those of the segments in ``above``, which are ``depth`` in all; ``offset``: where the row has them."""
 
@@ -74,6 +76,12 @@ class Segment:
         """The row's index of the last token."""
         return self.offset + len(self.tokens) - 1
 
+    def indices(self, since: Segment | None = None) -> list[int]:
+        """The row's indices of the tokens from the root on, or from the end of a segment that this one is or follows."""
+        chain = (*self.above, self)
+        chain = chain[chain.index(since) + 1 :] if since else chain
+        return [index for segment in chain for index in range(segment.offset, segment.offset + len(segment.tokens))]
+
     def below(self, tokens: Ids) -> Segment:
         return Segment(tokens, (*self.above, self), self.n_keys)
 
@@ -83,23 +91,29 @@ def pack(prompts: Sequence[Ids], completions: Sequence[Ids], device: torch.devic
 
     A completion's last token predicts nothing that is asked for and is left out.
     """
-    segments, ends = prompt_tree(prompts)
-    bodies = [ends[prompt].below(completion[:-1]) for prompt, completion in zip(prompts, completions, strict=True)]
-    blocks = _laid_out([*segments, *(body for body in bodies if body.tokens)])
+    segments, ends = tree(prompts)
+    bodies: dict[Ids, dict[Ids, Segment]] = {}
+    read: dict[Ids, list[Ids]] = {}
+    for prompt, completion in zip(prompts, completions, strict=True):
+        read.setdefault(prompt, []).append(completion[:-1])
+    for prompt, tokens in read.items():
+        below, bodies[prompt] = tree(tokens, ends[prompt])
+        segments += below
+    blocks = _laid_out(segments)
     predicts = [
         index
-        for prompt, completion, body in zip(prompts, completions, bodies, strict=True)
+        for prompt, completion in zip(prompts, completions, strict=True)
         if completion
-        for index in (ends[prompt].last, *range(body.offset, body.offset + len(body.tokens)))
+        for index in (ends[prompt].last, *bodies[prompt][completion[:-1]].indices(since=ends[prompt]))
     ]
     return _packing(blocks, predicts, device)
 
 
 def pack_prompts(prompts: Sequence[Ids], device: torch.device) -> tuple[Packing, list[Tensor]]:
     """The packing of different prompts alone, and where the row has the tokens of each; predicted is what follows each."""
-    segments, ends = prompt_tree(prompts)
+    segments, ends = tree(prompts)
     blocks = _laid_out(segments)
-    places = [torch.tensor(_keys(ends[prompt], ends[prompt].n_keys), device=device) for prompt in prompts]
+    places = [torch.tensor(ends[prompt].indices(), device=device) for prompt in prompts]
     return _packing(blocks, [ends[prompt].last for prompt in prompts], device), places
 
 
@@ -124,8 +138,8 @@ def _packing(blocks: Sequence[Sequence[Segment]], predicts: Sequence[int], devic
     )
 
 
-def prompt_tree(prompts: Sequence[Ids]) -> tuple[list[Segment], dict[Ids, Segment]]:
-    """The segments of the distinct prompts, and the one in which each prompt ends."""
+def tree(sequences: Sequence[Ids], root: Segment | None = None) -> tuple[list[Segment], dict[Ids, Segment]]:
+    """The segments of the distinct sequences, below ``root``, and the one in which each sequence ends."""
     segments: list[Segment] = []
     ends: dict[Ids, Segment] = {}
 
@@ -134,8 +148,8 @@ def prompt_tree(prompts: Sequence[Ids]) -> tuple[list[Segment], dict[Ids, Segmen
         segments.append(segment)
         return segment
 
-    # Sorted, prompts that begin alike stand together. A stack, as histories may nest deeper than Python calls.
-    todo: list[tuple[list[Ids], int, Segment | None]] = [(sorted(set(prompts)), 0, None)]
+    # Sorted, sequences that begin alike stand together. A stack, as histories may nest deeper than Python calls.
+    todo: list[tuple[list[Ids], int, Segment | None]] = [(sorted(set(sequences)), 0, root)]
     while todo:
         branch, start, parent = todo.pop()
         first = branch[0]
@@ -201,11 +215,9 @@ def _block(segments: Sequence[Segment], device: torch.device) -> Block:
         seen_NQ = (depth_N[:1] if same else depth_N)[:, None] + query_Q
         mask_NQK = torch.arange(n_keys) <= seen_NQ[:, :, None]
     found = (query_NQ, real_NQ.flatten().nonzero()[:, 0] if is_filled else None, key_NK, mask_NQK)
-    return Block(start, stop, n, *(None if tensor is None else tensor.to(device) for tensor in found))
+    return Block(start, stop, n, int(depth_N.max()), *(None if tensor is None else tensor.to(device) for tensor in found))
 
 
 def _keys(segment: Segment, n_keys: int) -> list[int]:
-    keys: list[int] = []
-    for seen in (*segment.above, segment):
-        keys += range(seen.offset, seen.offset + len(seen.tokens))
+    keys = segment.indices()
     return keys + keys[:1] * (n_keys - len(keys))

@@ -27,6 +27,7 @@ from pairloop.policy.engine import check_weights
 from pairloop.policy.head import exact_logps, target_logps
 from pairloop.policy.packed import hidden_states, takes_packed
 from pairloop.policy.packing import pack
+from pairloop.policy.quantization import Quantization, loading_options, matrix_shape, settle
 from pairloop.types import VersionKind
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def load_causal_lm(
     device: str | torch.device = "cpu",
     trainable: bool = False,
     lora: LoraSettings | None = None,
+    quantization: Quantization = "none",
 ) -> nn.Module:
     """One version as a module, in evaluation mode: the base, full weights, or the base under one adapter.
 
@@ -96,21 +98,23 @@ def load_causal_lm(
         raise ModelError(f"a version of kind {kind.value} needs its folder")
     if kind is not VersionKind.ADAPTER:
         folder = version_path if kind is VersionKind.FULL and version_path is not None else base_dir
-        model = load_full(folder, dtype=dtype, device=target)
+        model = load_full(folder, dtype=dtype, device=target, quantization=quantization)
         if trainable and lora is not None:
             model = _fresh_adapter(model, lora)
     else:
         assert version_path is not None
         if lora is not None:
             check_adapter(version_path, lora)
-        base = load_full(base_dir, dtype=dtype, device=target)
+        base = load_full(base_dir, dtype=dtype, device=target, quantization=quantization)
         model = load_adapter(base, version_path, "default", device=target, trainable=trainable)
     if not trainable:
         model.requires_grad_(False)
     return model.eval()
 
 
-def load_full(folder: Path, *, dtype: str | torch.dtype, device: torch.device) -> nn.Module:
+def load_full(
+    folder: Path, *, dtype: str | torch.dtype, device: torch.device, quantization: Quantization = "none"
+) -> nn.Module:
     """The module with all its weights from ``folder``; ModelError where any is missing, misshapen or unreadable."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: config.json is missing; this is not a Hugging Face model directory")
@@ -118,16 +122,19 @@ def load_full(folder: Path, *, dtype: str | torch.dtype, device: torch.device) -
     quiet: Any = transformers_logging
     quiet.disable_progress_bar()
     wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    options = {"dtype": wanted, "local_files_only": True, **loading_options(quantization, wanted, device)}
     loader: Any = AutoModelForCausalLM
     try:
-        model, report = loader.from_pretrained(folder, dtype=wanted, local_files_only=True, output_loading_info=True)
+        model, report = loader.from_pretrained(folder, output_loading_info=True, **options)
     except _LOADING_ERRORS as error:
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
     for fault in ("missing_keys", "mismatched_keys", "error_msgs"):
         if report.get(fault):
             names = ", ".join(str(name) for name in sorted(report[fault], key=str)[:5])
             raise ModelError(f"{folder}: the weights do not fit config.json ({fault.replace('_', ' ')}: {names})")
-    module: nn.Module = model.to(device).eval()
+    settle(model)
+    # One in 4 bits is there already, and must not be moved.
+    module: nn.Module = (model if quantization != "none" else model.to(device)).eval()
     return module
 
 
@@ -190,11 +197,11 @@ def check_adapter_weights(folder: Path, base: nn.Module) -> None:
         if match is None:
             continue
         module: Any = modules.get(match["module"])
-        weight = getattr(getattr(module, "base_layer", module), "weight", None)
+        found_shape = matrix_shape(getattr(module, "base_layer", module)) if module is not None else None
         size = shape[1] if match["side"] == "A" else shape[0]
         # Linear keeps [out, in] and Conv1D [in, out]; PEFT knows which, here it is enough that the size occurs.
-        if weight is None or size not in weight.shape:
-            found = "no such layer" if weight is None else f"a layer of shape {tuple(weight.shape)}"
+        if found_shape is None or size not in found_shape:
+            found = "no such layer" if found_shape is None else f"a layer of shape {found_shape}"
             raise ModelError(f"{path}: the adapter does not fit the base model: {key} {shape} meets {found}")
 
 

@@ -22,7 +22,8 @@ class Shelf:
     def __init__(self, base_dir: Path, section: PolicySection, device: torch.device) -> None:
         self._section = section
         self._device = device
-        self._base = load_full(base_dir, dtype=section.dtype, device=device).requires_grad_(False)
+        base = load_full(base_dir, dtype=section.dtype, device=device, quantization=section.quantization)
+        self._base = base.requires_grad_(False)
         lay_out(self._base)
         self._peft: nn.Module = self._base
         """The base, or PEFT's wrapper around it once there was an adapter, whose layers PEFT put into the base itself."""
