@@ -126,6 +126,11 @@ def test_what_the_engine_recorded_is_what_the_trainer_sees(engine: LocalPolicy, 
         logp_NT, _ = completion_logps(module, [(1, 2, 3)], [(4, 5, 6)])
     torch.testing.assert_close(torch.tensor(served), logp_NT[0], rtol=1e-4, atol=1e-4)
     assert max(abs(a - b) for a, b in zip(served, parent, strict=True)) > 1e-2
+    # Its products are in 4 bits, so it is served in turn with the base, not mixed.
+    assert engine._lanes[1] is not engine._lanes[0]
+    (drawn,) = engine.sample(SampleRequest((1, 2, 3), 1, 1, SamplingParams(max_tokens=6, seed=1))).result(timeout=60)
+    (scored,) = engine.logps(1, [TokenSequence((1, 2, 3), drawn.token_ids)])
+    assert scored == pytest.approx(drawn.logps, abs=1e-4)
 
 
 @has_it
