@@ -74,6 +74,7 @@ def on(spec: dict[str, Any], pacer: Pacer) -> torch.device:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         pacer.synchronize = torch.cuda.synchronize
+        pacer.rest = torch.cuda.empty_cache
         pacer.peak = torch.cuda.max_memory_allocated
     return device
 

@@ -17,11 +17,12 @@ MB = 1 << 20
 class Pacer:
     """Measures a contestant's steps. ``peak``: bytes held at most since `ready`, where the device counts them itself.
 
-    ``synchronize``: waits until the device has done what it was given.
+    ``synchronize``: waits until the device has done what it was given; ``rest``: gives back what others may need meanwhile.
     """
 
     def __init__(self, commands: IO[str], replies: IO[str]) -> None:
         self.synchronize: Callable[[], None] = lambda: None
+        self.rest: Callable[[], None] = lambda: None
         self.peak: Callable[[], int] | None = None
         self._commands = commands
         self._replies = replies
@@ -45,6 +46,7 @@ class Pacer:
             return True
         self.synchronize()
         wall_s, cpu_s = time.perf_counter() - self._wall_s, time.process_time() - self._cpu_s
+        self.rest()
         peak, before = (self.peak(), 0) if self.peak else (_status("VmHWM"), self._before)
         self._reply(
             {

@@ -175,8 +175,8 @@ def _attend(
     block: Block, query_THD: Tensor, key_THD: Tensor, value_THD: Tensor, *, scale: float | None, dropout: float
 ) -> Tensor:
     """The block's tokens after attention, [stop - start, heads, D]."""
-    query = _rows(query_THD, block, block.query_NQ)
-    key, value = (_rows(tensor, block, block.key_NK) for tensor in (key_THD, value_THD))
+    query = block.rows(query_THD, block.query_NQ).transpose(1, 2)
+    key, value = (block.rows(of, block.key_NK).transpose(1, 2) for of in (key_THD, value_THD))
     shared_by = query.shape[1] // key.shape[1]
     if shared_by > 1 and query.is_cuda and block.mask_NQK is not None:
         # There no fast kernel takes both a mask and fewer heads of keys.
@@ -193,9 +193,3 @@ def _attend(
     )
     flat = attended.transpose(1, 2).flatten(0, 1)
     return flat if block.real is None else flat.index_select(0, block.real)
-
-
-def _rows(tensor_THD: Tensor, block: Block, index: Tensor | None) -> Tensor:
-    """[N, heads, Q or K, D] of the block's queries or keys."""
-    rows = tensor_THD[block.start : block.stop] if index is None else tensor_THD.index_select(0, index.flatten())
-    return rows.reshape(block.n, -1, *rows.shape[1:]).transpose(1, 2)

@@ -47,6 +47,11 @@ class Block:
     key_NK: Tensor | None
     mask_NQK: Tensor | None
 
+    def rows(self, of_THD: Tensor, index: Tensor | None) -> Tensor:
+        """The block's queries or keys, [N, Q or K, heads, D], by ``query_NQ`` or ``key_NK``."""
+        rows = of_THD[self.start : self.stop] if index is None else of_THD.index_select(0, index.flatten())
+        return rows.reshape(self.n, -1, *rows.shape[1:])
+
 
 @dataclass(frozen=True, slots=True)
 class Packing:

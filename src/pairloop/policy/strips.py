@@ -96,9 +96,9 @@ class _Rows:
     @classmethod
     def of(cls, block: Block, query_THD: Tensor, key_TJD: Tensor, value_TJD: Tensor) -> _Rows:
         n_shared = key_TJD.shape[1]
-        query = _taken(query_THD, block, block.query_NQ)
+        query = block.rows(query_THD, block.query_NQ)
         query = query.view(*query.shape[:2], n_shared, -1, query.shape[-1]).permute(0, 2, 3, 1, 4).flatten(0, 1)
-        key, value = (_taken(of, block, block.key_NK).transpose(1, 2).flatten(0, 1) for of in (key_TJD, value_TJD))
+        key, value = (block.rows(of, block.key_NK).transpose(1, 2).flatten(0, 1) for of in (key_TJD, value_TJD))
         return cls(block, query, key, value)
 
     def flat(self, of_BGQD: Tensor) -> Tensor:
@@ -123,12 +123,6 @@ class _Rows:
             sum_TJD[block.start : block.stop] += flat.view(-1, *shape)
         else:
             sum_TJD.view(-1, shape.numel()).scatter_add_(0, block.key_NK.view(-1, 1).expand_as(flat), flat)
-
-
-def _taken(of_THD: Tensor, block: Block, index: Tensor | None) -> Tensor:
-    """[N, Q or K, heads, D] of the block's queries or keys."""
-    rows = of_THD[block.start : block.stop] if index is None else of_THD.index_select(0, index.flatten())
-    return rows.reshape(block.n, -1, *rows.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)
