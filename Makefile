@@ -49,7 +49,7 @@ check: setup  ## format, lint, types, layers, dead code, dependencies, generated
 	$(VENV)/bin/deptry src
 	$(PY) docs/generate.py --check
 
-docs: setup  ## rewrite docs/cli.md, docs/config.md and docs/api.md from the code
+docs: setup  ## rewrite the generated pages of docs/ from the code and the results
 	$(PY) docs/generate.py
 
 wheel: setup  ## build dist/*.whl

@@ -160,13 +160,15 @@ def test_the_report_holds_every_figure_and_its_spread(tmp_path: Path) -> None:
     ratio = {"min": 2.5, "median": 3.25, "max": 4.125}
     figures = {"pairs_per_cpu_s": 12.34, "spread": ratio, "net_mb": 321.0, "memory_ratio": 0.5, "ratio": ratio}
     cell = {"cell": "M6-S1", "mode": "full", "pairloop": figures | {"flop_use": 0.25}}
-    found = report.document(
-        Settings(tmp_path, lambda *_: None), cells=[cell | {"peers": {"trl_default": figures, "trl_best": figures}}]
-    )
+    tried = [{"change": "float32", "pairs_per_s": 1.5, "kept": False}, {"change": "hub kernels", "refused": "no kernels"}]
+    peers = {"trl_default": figures, "trl_best": figures | {"tried": tried}}
+    found = report.document(Settings(tmp_path, lambda *_: None), cells=[cell | {"peers": peers}])
     files = report.write(found, tmp_path / "out")
     assert [path.name for path in files] == ["bench.json", "bench.md", "bench.png"]
     page = (tmp_path / "out" / "bench.md").read_text()
     assert "| M6-S1 | full | 12.3 | 25 % | 12.3 | 3.25 [2.50, 4.12] |" in page
+    assert "| M6-S1 | full | float32 | 1.5 pairs/s, dropped |" in page
+    assert "| M6-S1 | full | hub kernels | does not run: no kernels |" in page
     assert f"torch {torch.__version__.split('+')[0]}" in page
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == found
     assert (tmp_path / "out" / "bench.png").read_bytes().startswith(b"\x89PNG")

@@ -14,6 +14,7 @@ from pairloop.bench.settings import Settings
 
 JSON_FILE, PAGE_FILE, PLOT_FILE = "bench.json", "bench.md", "bench.png"
 LIBRARIES = ("torch", "transformers", "peft", "trl")
+PEERS = {"trl_default": "TRL as installed", "trl_best": "TRL at its best", "generate": "generate"}
 HEADERS = {
     "training": (
         "cell", "mode", "pairs/s", "of ceiling", "TRL installed", "ratio", "TRL best", "ratio, pass counted", "net MB", "share",
@@ -23,6 +24,7 @@ HEADERS = {
     ),
     "loop": ("", "CPU s", "wall s", "peak MB", "training CPU s", "win rate", "utility"),
 }  # fmt: skip
+SEARCH_HEADERS = ("cell", "mode", "change", "outcome")
 
 
 def document(settings: Settings, **parts: Any) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def write(found: Mapping[str, Any], out: Path) -> list[Path]:
     """The three files in ``out``; their paths."""
     out.mkdir(parents=True, exist_ok=True)
     (out / JSON_FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (out / PAGE_FILE).write_text(_page(found), encoding="utf-8")
+    (out / PAGE_FILE).write_text(page(found), encoding="utf-8")
     draw(found, out / PLOT_FILE)
     return [out / JSON_FILE, out / PAGE_FILE, out / PLOT_FILE]
 
@@ -75,7 +77,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
 def _dots(cells: Sequence[Mapping[str, Any]], peers: Sequence[str]) -> list[tuple[str, Mapping[str, float]]]:
     return [
-        (f"{cell['cell']} {cell.get('mode', 'sampling')}: {peer}", cell["peers"][peer]["ratio"])
+        (f"{cell['cell']} {cell.get('mode', 'sampling')}, over {PEERS[peer]}", cell["peers"][peer]["ratio"])
         for cell in cells
         for peer in peers
     ]
@@ -137,7 +139,8 @@ def _ratio(ratio: Mapping[str, float]) -> str:
     return f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]"
 
 
-def _page(found: Mapping[str, Any]) -> str:
+def page(found: Mapping[str, Any], plot: str = PLOT_FILE) -> str:
+    """The tables in Markdown, with what the search for the peer's settings tried; ``plot``: where the picture lies."""
     libraries = ", ".join(f"{name} {version}" for name, version in found["libraries"].items())
     lines = [
         "# Benchmark",
@@ -146,12 +149,44 @@ def _page(found: Mapping[str, Any]) -> str:
         "Contestants take turns on the same data, model and thread count; a ratio is taken turn by turn: "
         "median [smallest, largest]. Of ceiling: floating-point operations done, of what a large matrix product does here. "
         "Net MB: peak above what was held before the first step; share: of TRL's, as installed / best.",
+        "",
+        f"![ratios]({plot})",
     ]
     for title, rows in tables(found).items():
-        headers = HEADERS[title]
-        lines += ["", f"## {title.capitalize()}", "", f"| {' | '.join(headers)} |", f"|{'---|' * len(headers)}"]
-        lines += [f"| {' | '.join(row)} |" for row in rows]
+        lines += ["", f"## {title.capitalize()}", "", *_markdown(HEADERS[title], rows)]
+    if "loop" in found:
+        steps = found["loop"]["pairloop"]["last_pick_to_new_version_s"]
+        told = ", ".join(f"{step} {seconds:.1f}" for step, seconds in steps.items())
+        pairs = ", ".join(map(str, found["loop"]["pairloop"]["pairs"]))
+        lines += ["", f"From the last pick to the new version, seconds by step, mean of the rounds ({pairs} pairs): {told}."]
+    searched = [cell for cell in found.get("cells", ()) if cell["peers"]["trl_best"].get("tried")]
+    if searched:
+        lines += ["", "## How TRL's best settings were found", "", *_markdown(SEARCH_HEADERS, _search_rows(searched))]
     return "\n".join(lines) + "\n"
+
+
+def _search_rows(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Each change once per model and mode, on the cell on which it was tried."""
+    first: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for cell in cells:
+        first.setdefault((cell["cell"].split("-")[0], cell["mode"]), cell)
+    return [
+        (cell["cell"], cell["mode"], trial["change"], _outcome(trial))
+        for cell in first.values()
+        for trial in cell["peers"]["trl_best"]["tried"]
+    ]
+
+
+def _outcome(trial: Mapping[str, Any]) -> str:
+    if "refused" in trial:
+        return f"does not run: {trial['refused'][:120]}"
+    kept = {True: ", kept", False: ", dropped", None: ""}[trial.get("kept")]
+    return f"{trial['pairs_per_s']:.3g} pairs/s{kept}"
+
+
+def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(headers)} |", f"|{'---|' * len(headers)}"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _device(device: str) -> str:

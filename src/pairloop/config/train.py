@@ -111,6 +111,8 @@ class TrainSection(Section):
     """Tokens of one forward pass, prompts and answers, each prompt counted once: a batch of more is read in parts whose
     gradients add up to its own. A group of more stands alone; 0 takes the whole batch at once. Where memory runs out it is
     halved, once."""
+    attention: Literal["sdpa", "flex"] = "sdpa"
+    """How packed rows attend on CUDA: ``flex`` compiles one FlexAttention kernel, for long rows of many answers."""
     gradient_checkpointing: bool = False
     """Keep each layer's input only and compute the rest again in the backward pass: less memory for about a third more time."""
     epochs: int = Field(default=1, ge=1, le=50)

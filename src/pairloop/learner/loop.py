@@ -36,7 +36,8 @@ from pairloop.learner.step import Trainer, is_finite, objective_settings, optimi
 from pairloop.learner.supervise import CheckpointMismatch, Diverged
 from pairloop.learner.workers import ALONE, Workers
 from pairloop.objective import OBJECTIVES
-from pairloop.policy.scoring import LoraSettings, load_causal_lm, max_context, resolve_device, vocab_size
+from pairloop.policy.packed import use_flex
+from pairloop.policy.scoring import LoraSettings, bare, load_causal_lm, max_context, resolve_device, vocab_size
 from pairloop.template import ChatTemplate
 from pairloop.types import PreferencePair
 
@@ -128,6 +129,12 @@ def load_parent(job: TrainJob, read_to: torch.device | None = None) -> tuple[nn.
         lora=lora,
         quantization=job.quantization,
     )
+    if job.train.attention == "flex":
+        if device.type != "cuda":
+            raise ConfigError(
+                'train.attention = "flex" needs CUDA: FlexAttention has no backward pass on the CPU; set it to "sdpa"'
+            )
+        use_flex(bare(model))
     if job.train.gradient_checkpointing:
         checkpoint_layers(model)
     return model, device

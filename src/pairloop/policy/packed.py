@@ -14,17 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from pairloop.policy.flex import attend_row
+from pairloop.policy.flex import row_mask as mask_of
 from pairloop.policy.packing import Block, Packing
 from pairloop.policy.strips import strip_attention
 
 LOG = logging.getLogger(__name__)
 
 NAME = "pairloop_packed"
+FLEX = "pairloop_packed_flex"
+"""The same by FlexAttention (see `flex`)."""
 
 PACKABLE = frozenset(
     {
@@ -71,7 +76,7 @@ def refusal(model: nn.Module, longest: int) -> str | None:
     kind = getattr(config, "model_type", type(model).__name__)
     if kind not in PACKABLE:
         return f"models of type {kind} are not known to take packed rows"
-    if config._attn_implementation not in ("sdpa", NAME):
+    if config._attn_implementation not in ("sdpa", NAME, FLEX):
         return f"its attention is {config._attn_implementation}"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "its attention logits are capped"
@@ -94,12 +99,23 @@ def takes_packed(model: nn.Module, longest: int) -> bool:
         _say_once(reason)
         return False
     inner: Any = model
-    if inner.config._attn_implementation != NAME:
-        AttentionInterface.register(NAME, packed_attention)
-        # Of plain rows, which decoding goes on to feed; packed ones come with a mask of their own that is handed through.
-        AttentionMaskInterface.register(NAME, sdpa_mask)
-        inner.set_attn_implementation(NAME)
+    if inner.config._attn_implementation not in (NAME, FLEX):
+        _switch(model, NAME)
     return True
+
+
+def use_flex(model: nn.Module) -> None:
+    """Have packed rows attend by FlexAttention from here on, where the model takes packed rows."""
+    if refusal(model, longest=0) is None:
+        _switch(model, FLEX)
+
+
+def _switch(model: nn.Module, name: str) -> None:
+    AttentionInterface.register(name, packed_attention)
+    # Of plain rows, which decoding goes on to feed; packed ones come with a mask of their own that is handed through.
+    AttentionMaskInterface.register(name, sdpa_mask)
+    inner: Any = model
+    inner.set_attn_implementation(name)
 
 
 @cache
@@ -109,7 +125,9 @@ def _say_once(reason: str) -> None:
 
 def hidden_states(model: nn.Module, packing: Packing) -> Tensor:
     """What the model's head would read at each predicted token, [M, hidden]; ``model`` was found to take packed rows."""
-    hidden = run(model, packing.ids_T[None], packing.positions_T[None], packing=packing)
+    inner: Any = model
+    mask = mask_of(packing) if inner.config._attn_implementation == FLEX else None
+    hidden = run(model, packing.ids_T[None], packing.positions_T[None], packing=packing, row_mask=mask)
     return hidden[0].index_select(0, packing.predicts_M)
 
 
@@ -136,6 +154,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     packing: Packing | None = None,
+    row_mask: BlockMask | None = None,
     attend: Callable[[int, Tensor, Tensor, Tensor, float | None], Tensor] | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
@@ -150,6 +169,8 @@ def packed_attention(
         output: tuple[Tensor, None] = plain(module, query, key, value, attention_mask, **options)
         return output
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    if row_mask is not None:
+        return attend_row(*rows, mask=row_mask, scale=options.get("scaling"))[None], None
     return attend_blocks(packing, *rows, scale=options.get("scaling"), dropout=options.get("dropout", 0.0))[None], None
 
 

@@ -61,6 +61,8 @@ class Packing:
     positions_T: Tensor
     predicts_M: Tensor
     blocks: tuple[Block, ...]
+    segments: tuple[Segment, ...]
+    """In the row's order."""
 
 
 @dataclass(slots=True, eq=False)
@@ -140,6 +142,7 @@ def _packing(blocks: Sequence[Sequence[Segment]], predicts: Sequence[int], devic
         ),
         predicts_M=torch.tensor(predicts, dtype=torch.int64, device=device),
         blocks=tuple(_block(block, device) for block in blocks),
+        segments=tuple(row),
     )
 
 
