@@ -1,8 +1,9 @@
-"""Writes docs/cli.md, docs/config.md and docs/api.md from the code; ``--check`` compares and fails where they differ."""
+"""Writes the generated pages of docs/ from the code and the results; ``--check`` compares and fails where they differ."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import click
 
+from pairloop.bench import report
 from pairloop.cli import pairloop
 from pairloop.config import Config, Section
 from pairloop.policy.fake import FakePolicy
@@ -78,12 +80,17 @@ def _schema() -> dict[str, Any]:
     return schema
 
 
+def bench_page() -> str:
+    found = json.loads((DOCS / "results" / "bench.json").read_text(encoding="utf-8"))
+    return report.page(found, "results/bench.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     check = parser.parse_args().check
     stale = []
-    for name, page in (("cli.md", cli_page), ("config.md", config_page), ("api.md", api_page)):
+    for name, page in (("cli.md", cli_page), ("config.md", config_page), ("api.md", api_page), ("benchmarks.md", bench_page)):
         text, path = NOTICE + page(), DOCS / name
         if not check:
             path.write_text(text, encoding="utf-8")

@@ -66,6 +66,21 @@ def test_the_same_in_float32(kind: str) -> None:
     assert compare(tiny(kind, torch.float32, gain=4.0), *some_rows()) < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("strips", [False, True])
+@pytest.mark.usefixtures("float64_throughout")
+def test_rows_that_are_filled_up_say_the_same(monkeypatch: pytest.MonkeyPatch, kind: str, strips: bool) -> None:
+    if strips:
+        in_strips(monkeypatch)
+    monkeypatch.setattr(packing, "ROUNDED_FROM", 1)
+    row = pack(*some_rows(), CPU)
+    assert len(row.ids_T) % packing.ROUNDED_TO == 0
+    assert row.n_tokens < len(row.ids_T)
+    # What is behind the row may be anything: nothing of it may come out.
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda of, shape: of.new_full(shape, float("nan")))
+    assert compare(tiny(kind), *some_rows()) < 1e-10
+
+
 ids = st.lists(st.integers(0, 3), min_size=1, max_size=9).map(tuple)
 groups_of_ids = st.lists(st.tuples(st.booleans(), ids, st.lists(ids, min_size=1, max_size=16)), min_size=1, max_size=4)
 

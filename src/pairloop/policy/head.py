@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import log_softmax, softmax
+from torch.nn.functional import log_softmax, pad, softmax
 from torch.utils.checkpoint import checkpoint
+
+from pairloop.policy.packing import filling
 
 MAX_LOGITS = 2**25
 """Logits held at once: 128 MiB in float32."""
@@ -23,6 +25,10 @@ def target_logps(model: nn.Module, hidden_MH: Tensor, targets_M: Tensor, *, max_
     In chunks of at most ``max_logits`` logits; where there are several, each is computed again in the backward pass. The head
     is called as a module, so an adapter on it counts; what the model does to logits behind it is done here too.
     """
+    n_more = filling(len(targets_M), targets_M.device)
+    if n_more:
+        filled = target_logps(model, pad(hidden_MH, (0, 0, 0, n_more)), pad(targets_M, (0, n_more)), max_logits=max_logits)
+        return filled[: len(targets_M)]
     inner: Any = model
     head = inner.get_output_embeddings()
     size = max(1, max_logits // inner.config.get_text_config().vocab_size)

@@ -184,7 +184,8 @@ def attend_blocks(
     if takes_strips(query_THD.device, dtype, dropout):
         scale = query_THD.shape[-1] ** -0.5 if scale is None else scale
         return strip_attention(query_THD.to(dtype), key_THD.to(dtype), value_THD.to(dtype), packing, scale)
-    return torch.cat([_attend(block, *rows, scale=scale, dropout=dropout) for block in packing.blocks])
+    attended = [_attend(block, *rows, scale=scale, dropout=dropout) for block in packing.blocks]
+    return torch.cat([*attended, torch.zeros_like(query_THD[packing.n_tokens :])])
 
 
 def takes_strips(device: torch.device, dtype: torch.dtype, dropout: float) -> bool:

@@ -12,16 +12,19 @@ predicted tokens, N segments of a block, Q and K their queries and keys.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 MIN_SHARED = 16
 """A beginning that prompts, or a prompt's completions, share becomes a segment where that saves at least so many tokens."""
 MAX_FILLING = 16_384
 """Query-key products that filling up may cost a block; about what one more attention call would."""
+ROUNDED_FROM, ROUNDED_TO = 1_024, 64
+"""On the CPU rows and predictions from so many tokens on are filled up: tensors of ever new sizes leave holes in the heap."""
 MAX_PRODUCTS = 2**24
 """Query-key products of a block of several segments: bounds its mask."""
 
@@ -63,6 +66,11 @@ class Packing:
     blocks: tuple[Block, ...]
     segments: tuple[Segment, ...]
     """In the row's order."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that the blocks have; what the row holds behind them only fills it up, and attends to nothing."""
+        return self.blocks[-1].stop if self.blocks else 0
 
 
 @dataclass(slots=True, eq=False)
@@ -113,7 +121,14 @@ def pack(prompts: Sequence[Ids], completions: Sequence[Ids], device: torch.devic
         if completion
         for index in (ends[prompt].last, *bodies[prompt][completion[:-1]].indices(since=ends[prompt]))
     ]
-    return _packing(blocks, predicts, device)
+    packing = _packing(blocks, predicts, device)
+    n_more = filling(packing.n_tokens, device)
+    return replace(packing, ids_T=pad(packing.ids_T, (0, n_more)), positions_T=pad(packing.positions_T, (0, n_more)))
+
+
+def filling(n: int, device: torch.device) -> int:
+    """How many tokens are added to ``n``, see `ROUNDED_FROM`."""
+    return -n % ROUNDED_TO if device.type == "cpu" and n >= ROUNDED_FROM else 0
 
 
 def pack_prompts(prompts: Sequence[Ids], device: torch.device) -> tuple[Packing, list[Tensor]]:

@@ -48,6 +48,7 @@ class _StripAttention(torch.autograd.Function):
                     attended = torch.bmm(weights, rows.value_BKD[strip.b, : strip.n_keys])
                     out_BGQD[strip.b, :, strip.q] = strip.unfolded(attended)
                 attended_THD[block.start : block.stop] = rows.flat(out_BGQD)
+        attended_THD[packing.n_tokens :] = 0
         return attended_THD
 
     @staticmethod
@@ -75,6 +76,7 @@ class _StripAttention(torch.autograd.Function):
                 grad_query[block.start : block.stop] = rows.flat(to_query)
                 rows.add_to_keys(grad_key, to_key)
                 rows.add_to_keys(grad_value, to_value)
+        grad_query[ctx.packing.n_tokens :] = 0
         return (
             grad_query.mul_(ctx.scale),
             grad_key.mul_(ctx.scale).to(key_TJD.dtype),
