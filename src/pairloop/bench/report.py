@@ -132,7 +132,7 @@ def _loop_rows(loop: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def _rate(figures: Mapping[str, Any]) -> str:
     """Units per second of the CPU, or of the clock on another device."""
     rate = next(value for name, value in figures.items() if name.endswith("_s") and "_per_" in name)
-    return f"{rate:.3g}"
+    return f"{rate:,.0f}" if rate >= 1_000 else f"{rate:.3g}"
 
 
 def _ratio(ratio: Mapping[str, float]) -> str:
@@ -179,7 +179,7 @@ def _search_rows(cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 def _outcome(trial: Mapping[str, Any]) -> str:
     if "refused" in trial:
-        return f"does not run: {trial['refused'][:120]}"
+        return f"does not run: {trial['refused'].split('(')[0].strip()}"
     kept = {True: ", kept", False: ", dropped", None: ""}[trial.get("kept")]
     return f"{trial['pairs_per_s']:.3g} pairs/s{kept}"
 
