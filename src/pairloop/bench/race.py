@@ -152,3 +152,15 @@ def ratios(ours: Outcome, peer: Outcome, device: str, extra: float = 0.0) -> dic
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Smallest, median and largest."""
     return {"min": min(values), "median": median(values), "max": max(values)}
+
+
+def figures(outcome: Outcome, device: str, units: str) -> dict[str, Any]:
+    """Medians over the turns, with the spread of what costs; ``units``: what a turn makes, such as pairs."""
+    rates = spread([1 / turn.cost(device) for turn in outcome.turns])
+    return {
+        f"{units}_per_{'cpu_' if device == 'cpu' else ''}s": rates["median"],
+        "spread": rates,
+        f"{units}_per_wall_s": median(turn.units / turn.wall_s for turn in outcome.turns),
+        "peak_mb": max(turn.peak_mb for turn in outcome.turns),
+        "net_mb": max(turn.net_mb for turn in outcome.turns),
+    }

@@ -8,7 +8,7 @@ from typing import Any
 from pairloop.bench import trl
 from pairloop.bench.cells import TRAIN_CELLS, TrainCell, chosen
 from pairloop.bench.models import write_model
-from pairloop.bench.race import Outcome, Spec, race, ratios, spread
+from pairloop.bench.race import Outcome, Spec, figures, race, ratios
 from pairloop.bench.settings import Mode, Settings
 from pairloop.errors import SystemFailure
 
@@ -47,16 +47,15 @@ def _row(settings: Settings, cell: TrainCell, mode: Mode, best: trl.Settings, tr
     )
     _refuse_other_data(outcomes)
     mine = outcomes[OURS]
-    unit = f"pairs_per_{'cpu_' if settings.device == 'cpu' else ''}s"
     return {
         "cell": cell.name,
         "mode": mode,
         "batch_size": cell.batch_size,
         "tokens_per_pair": mine.facts["tokens_per_pair"],
-        OURS: _figures(mine, settings.device, unit) | _use(mine),
+        OURS: _figures(mine, settings.device) | _use(mine),
         "peers": {
-            DEFAULT: _against(mine, outcomes[DEFAULT], settings.device, unit),
-            BEST: _against(mine, outcomes[BEST], settings.device, unit)
+            DEFAULT: _against(mine, outcomes[DEFAULT], settings.device),
+            BEST: _against(mine, outcomes[BEST], settings.device)
             | {"settings": dict(best), "searched": not settings.quick, "tried": tried},
         },
     }
@@ -120,30 +119,21 @@ def _cost(settings: Settings, cell: TrainCell, mode: Mode, options: Mapping[str,
     return outcomes["trl"].median_cost(settings.device)
 
 
-def _figures(outcome: Outcome, device: str, unit: str) -> dict[str, Any]:
-    """Medians over the turns, the spread beside them."""
-    rates = spread([1 / turn.cost(device) for turn in outcome.turns])
-    walls = spread([turn.units / turn.wall_s for turn in outcome.turns])
-    return {
-        unit: rates["median"],
-        "spread": rates,
-        "pairs_per_wall_s": walls["median"],
-        "tokens_per_wall_s": walls["median"] * outcome.facts["tokens_per_pair"],
-        "peak_mb": max(turn.peak_mb for turn in outcome.turns),
-        "net_mb": max(turn.net_mb for turn in outcome.turns),
-    }
+def _figures(outcome: Outcome, device: str) -> dict[str, Any]:
+    found = figures(outcome, device, "pairs")
+    return found | {"tokens_per_wall_s": found["pairs_per_wall_s"] * outcome.facts["tokens_per_pair"]}
 
 
-def _against(ours: Outcome, peer: Outcome, device: str, unit: str) -> dict[str, Any]:
+def _against(ours: Outcome, peer: Outcome, device: str) -> dict[str, Any]:
     """The peer's figures and how many times its cost ours is, its pass of the reference over the data counted."""
     pass_s = peer.facts["pass_s_per_pair"]
-    figures = _figures(peer, device, unit)
+    found = _figures(peer, device)
     net = max(turn.net_mb for turn in ours.turns)
-    return figures | {
+    return found | {
         "ratio": ratios(ours, peer, device, pass_s),
         "ratio_without_reference_pass": ratios(ours, peer, device),
         "reference_pass_s_per_pair": pass_s,
-        "memory_ratio": net / figures["net_mb"],
+        "memory_ratio": net / found["net_mb"],
     }
 
 
