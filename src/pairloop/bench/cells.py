@@ -39,7 +39,7 @@ class Shape:
 M6 = Shape("M6", hidden=256, layers=4, mlp=1_024, heads=4, kv_heads=2, vocab=4_096)
 M50 = Shape("M50", hidden=512, layers=6, mlp=1_408, heads=8, kv_heads=4, vocab=32_000)
 B1 = Shape("B1", hidden=2_048, layers=16, mlp=8_192, heads=32, kv_heads=8, vocab=32_000)
-"""A billion weights in the layers, for GPUs: full fine-tuning holds about 60 GB for the three contestants, activations apart."""
+"""A billion weights in the layers, for GPUs: full fine-tuning holds about 60 GB for all contestants, without activations."""
 
 
 @dataclass(frozen=True, slots=True)
