@@ -20,6 +20,7 @@ from pairloop.config import Config
 from pairloop.errors import NotFoundError
 from pairloop.formats import snapshot
 from pairloop.loop import evaluate, gate
+from pairloop.loop.evaluate.estimates import mean, ratio
 from pairloop.policy.fake import EOS, FakePolicy, quality, token_logps
 from pairloop.types import Dataset, DuelPick, Interval, PairSide, PreferencePair, VerdictKind
 
@@ -197,7 +198,7 @@ def test_the_ratios_interval_covers_the_truth() -> None:
         common = [rng.gauss(0, 6) for _ in range(64)]
         champion = [20 + c + rng.gauss(0, 5) for c in common]
         challenger = [25 + c + rng.gauss(0, 8) for c in common]
-        interval = evaluate._ratio(evaluate._mean(challenger), evaluate._mean(champion)).interval()
+        interval = ratio(mean(challenger), mean(champion)).interval()
         covered += interval.lo <= 1.25 <= interval.hi
     assert 0.925 <= covered / 1_000 <= 0.975
 
@@ -208,7 +209,7 @@ def test_samples_of_one_prompt_are_one_observation() -> None:
     covered, naive = 0, 0
     for _ in range(1_000):
         prompts = [rng.gauss(10, 3) for _ in range(40)]
-        estimate = evaluate._mean([mean + rng.gauss(0, 2) for _ in range(4) for mean in prompts])
+        estimate = mean([prompt + rng.gauss(0, 2) for _ in range(4) for prompt in prompts])
         clustered, plain = estimate.interval(40), estimate.interval()
         covered += clustered.lo <= 10 <= clustered.hi
         naive += plain.lo <= 10 <= plain.hi
@@ -267,7 +268,7 @@ def test_a_labeller_that_fails_too_often_is_an_open_rule(rig: Rig, errors: int, 
         opened_at=now,
         now=now,
         more_to_come=False,
-        also=[duel.failure] if duel.failure else (),
+        also=duel.problems(0.5),
     )
     assert verdict.kind is (VerdictKind.PROMOTE if passed else VerdictKind.HOLD)
     if errors:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pairloop.config import GateSection
-from pairloop.loop.gate import Tally, decide, e_value, log_e_value, picks_to_go, tally, votes, win_rate
+from pairloop.loop.gate import Tally, count, decide, e_value, log_e_value, picks_to_go, votes, win_rate
 from pairloop.types import (
     Completion,
     Duel,
@@ -311,17 +311,17 @@ def test_one_more_win_never_hurts(n: int, data: st.DataObject) -> None:
 
 def test_one_raters_many_picks_are_one_vote() -> None:
     flood = [DuelPick("fan", 1, T0 + timedelta(seconds=i)) for i in range(500)]
-    assert tally(flood, GATE) == Tally(wins=1, losses=0, ties=0, raters=1)
+    assert count(flood, GATE).tally == Tally(wins=1, losses=0, ties=0, raters=1)
     next_day = [*flood, DuelPick("fan", -1, T0 + timedelta(days=1))]
-    assert tally(next_day, GATE) == Tally(wins=1, losses=1, ties=0, raters=1)
+    assert count(next_day, GATE).tally == Tally(wins=1, losses=1, ties=0, raters=1)
     assert judge(flood).kind is VerdictKind.CONTINUE
 
 
 def test_the_first_decisive_pick_of_the_day_counts_and_stays() -> None:
     tie, loss, win = (DuelPick("r", outcome, T0 + timedelta(minutes=i)) for i, outcome in enumerate([0, -1, 1]))
-    assert tally([tie], GATE) == Tally(0, 0, 1, 0)
-    assert tally([win, loss, tie], GATE) == Tally(0, 1, 0, 1)
-    assert tally([tie, loss, win], GateSection(ties="half")) == Tally(0, 0, 1, 1)
+    assert count([tie], GATE).tally == Tally(0, 0, 1, 0)
+    assert count([win, loss, tie], GATE).tally == Tally(0, 1, 0, 1)
+    assert count([tie, loss, win], GateSection(ties="half")).tally == Tally(0, 0, 1, 1)
 
 
 def test_picks_to_go_follows_the_win_rate() -> None:
@@ -373,7 +373,8 @@ def shown(
     ],
 )
 def test_a_pick_counts_for_the_version_not_for_the_side(label: Label, versions: tuple[int, int], outcome: int) -> None:
-    assert votes(DUEL, [shown("g", pick_row("g", label), versions=versions)]) == [DuelPick("user-g", outcome, T0)]
+    (vote,) = votes(DUEL, [shown("g", pick_row("g", label), versions=versions)])
+    assert (vote.rater_id, vote.outcome, vote.created_at) == ("user-g", outcome, T0)
 
 
 def test_what_is_no_vote_and_what_is_one_vote() -> None:
@@ -384,11 +385,13 @@ def test_what_is_no_vote_and_what_is_one_vote() -> None:
     unblinded = pick_row("g1", Label.B, rater_id="next", created_at=later)
     assert votes(DUEL, [shown("g1", *instant.feedback, unblinded)], min_latency_ms=1_000) == []
     late, early = pick_row("g2", Label.A, rater_id="late", created_at=later), pick_row("g2", Label.B, rater_id="early")
-    assert votes(DUEL, [shown("g2", late, early)]) == [DuelPick("early", 1, T0)]
-    assert votes(DUEL, [shown("g3", pick_row("g3", Label.A), texts=("same", "same"))]) == [DuelPick("user-g3", 0, T0)]
+    assert votes(DUEL, [shown("g2", late, early)]) == [DuelPick("early", 1, T0, False, 1.0)]
+    assert votes(DUEL, [shown("g3", pick_row("g3", Label.A), texts=("same", "same"))]) == [
+        DuelPick("user-g3", 0, T0, True, 1.0)
+    ]
     assert votes(DUEL, [shown("g4", pick_row("g4", None, metric="thumbs", value=True))]) == []
     judged = shown("g5", pick_row("g5", Label.B, source=Source.LLM, rater_id="judge"))
-    assert votes(DUEL, [judged]) == [DuelPick("u", 1, T0)]
+    assert votes(DUEL, [judged]) == [DuelPick("u", 1, T0, None, 1.0)]
     other = Duel("duel_2", "cycle_2", "support-bot", 3, 4, T0)
     assert votes(other, [judged]) == []
 

@@ -428,11 +428,18 @@ class Duel:
 
 @dataclass(frozen=True, slots=True)
 class DuelPick:
-    """One counted vote of a duel: +1 for the challenger, -1 for the champion, 0 for tie, both-bad or skip."""
+    """One vote of a duel: +1 for the challenger, -1 for the champion, 0 for tie, both-bad or skip.
+
+    ``is_first``: whether the challenger's answer was shown in the first place. ``length_ratio``: its characters over those of
+    the champion's. Both are None where nobody was shown anything. ``slices``: the metadata that the duel is looked at by.
+    """
 
     rater_id: str
     outcome: int
     created_at: datetime
+    is_first: bool | None = None
+    length_ratio: float | None = None
+    slices: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

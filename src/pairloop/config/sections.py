@@ -133,11 +133,26 @@ class EvaluateSection(Section):
     """Longest answer of the offline report."""
 
 
+Requirement = Literal["sides", "adjusted_win_rate", "worst_slice", "verifier", "seed_duel", "heldout_accuracy"]
+"""What ``gate.require`` may name."""
+
+
 class GateSection(Section):
     """What a challenger must show (SCIENCE: mixture e-process on duel picks, then guardrails)."""
 
     alpha: float = Field(default=0.05, gt=0.0, lt=0.5)
-    """Chance of promoting a challenger that is no better, per duel."""
+    """Chance of promoting a challenger that is no better: per duel, or with ``spending = "lifetime"`` ever."""
+    spending: Literal["duel", "lifetime"] = "duel"
+    """``lifetime`` gives the r-th duel of a policy alpha · 6 / (π² r²), which adds up to alpha however many there are."""
+    cluster: Literal["pick", "rater_day", "rater"] = "rater_day"
+    """How picks of one rater count: ``rater_day`` the first decisive one of each UTC day; ``rater`` the first
+    ``max_picks_per_rater`` together as one vote (for duels of several days among the same people, whose tastes differ);
+    ``pick`` each of these as a vote of its own, which errs where people have tastes."""
+    max_picks_per_rater: int = Field(default=6, ge=1)
+    """Picks of one rater that a duel counts with ``cluster = "rater"`` or ``"pick"``."""
+    robust: float = Field(default=0.0, ge=0.0, lt=0.5)
+    """The duel must be won without this share of raters, too, those most favourable to the challenger; 0.1 withstands a tenth
+    of raters who collude."""
     min_picks: int = Field(default=50, ge=1)
     """Decisive picks before the gate says anything but CONTINUE."""
     min_raters: int = Field(default=30, ge=1)
@@ -158,6 +173,23 @@ class GateSection(Section):
     """Nats per completion."""
     max_bad_share: Share = 0.05
     """Points by which the share of truncated or empty answers may exceed the champion's."""
+    max_verifier_drop: float = Field(default=0.05, ge=0.0)
+    """What the verifier's mean score may lose to the champion's, in the verifier's own points."""
+    min_seed_win_rate: Share = 0.5
+    """Win rate against the base, by the verifier or judge on the offline report's samples."""
+    min_heldout_accuracy: Share = 0.5
+    """Share of held-out pairs that the challenger must get right, with the champion as reference."""
+    max_judge_flips: Share = 0.5
+    """Share of comparisons in which a judge may contradict itself when the order is swapped; above, an offline duel is HOLD."""
+    slices: tuple[str, ...] = ()
+    """Keys of the requests' ``metadata`` by whose values the duel is looked at apart; a slice in which the champion is shown
+    to be better is REJECT."""
+    min_slice_picks: int = Field(default=30, ge=1)
+    """Decisive votes from which a slice counts as looked at."""
+    require: tuple[Requirement, ...] = ()
+    """What must be shown besides the duel and the four limits above, else HOLD: ``sides`` (that they were a fair coin),
+    ``adjusted_win_rate`` (a gain beyond side and length), ``worst_slice``, ``verifier``, ``seed_duel``, ``heldout_accuracy``.
+    Without it these can stop a version where they are known, and are not missed where they are not."""
     offline_prompts: int = Field(default=400, ge=1)
     """Prompts of the offline duel where a verifier or judge labels and there is no traffic to duel on."""
     offline: bool = False
@@ -169,6 +201,15 @@ class GateSection(Section):
             raise ValueError("min_picks must not exceed max_picks")
         if self.min_length_ratio >= self.max_length_ratio:
             raise ValueError("min_length_ratio must be below max_length_ratio")
+        return self
+
+    @model_validator(mode="after")
+    def _requirements_can_be_met(self) -> Self:
+        if "worst_slice" in self.require and not self.slices:
+            raise ValueError('require names "worst_slice", but slices names no metadata key: slices = ["language"], say')
+        live = sorted({"sides", "adjusted_win_rate", "worst_slice"} & set(self.require))
+        if self.offline and live:
+            raise ValueError(f"an offline duel has no sides, raters or slices: take {', '.join(live)} out of require")
         return self
 
 

@@ -10,7 +10,8 @@ from sqlalchemy import Connection, Row
 
 from pairloop.errors import ConflictError, NotFoundError
 from pairloop.store import feedback as feedback_rows
-from pairloop.store.schema import duels, feedback, groups
+from pairloop.store import verdicts
+from pairloop.store.schema import cycles, duels, feedback, groups
 from pairloop.types import PREFERENCE_METRIC, Duel, LabelledGroup
 
 _CURRENT = (
@@ -86,6 +87,12 @@ def count_picks(c: Connection, duel_id: str) -> int:
         .where(groups.c.duel_id == duel_id, feedback.c.metric == PREFERENCE_METRIC, feedback.c.revision == 0)
     )
     return c.execute(statement).scalar_one()
+
+
+def number(c: Connection, duel: Duel) -> int:
+    """The how manieth duel of its policy this is, from 1; those that were held offline count."""
+    at = c.execute(sa.select(cycles.c.number).where(cycles.c.cycle_id == duel.cycle_id)).scalar_one()
+    return verdicts.duels_before(c, duel.policy, at) + 1
 
 
 def _duel(row: Row[Any]) -> Duel:

@@ -1,7 +1,7 @@
 """The tables. Portable SQL only; what SQLite alone needs is in database.py.
 
-Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts) is only
-ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, and a duel's closing time.
+Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts, quarantines)
+is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, and a duel's closing time.
 """
 
 from __future__ import annotations
@@ -233,6 +233,19 @@ verdicts = Table(
     Column("raters", Integer, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Index(None, "cycle_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+quarantines = Table(
+    "quarantines",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("policy", String(64), nullable=False),
+    Column("rater_id", Text, nullable=False),
+    Column("action", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index(None, "policy", "seq"),
     sqlite_autoincrement=True,
 )
 

@@ -60,6 +60,17 @@ def latest(c: Connection, policy: str) -> Given | None:
     return None if row is None else Given(row.cycle_id, row.duel_id, row.created_at, _verdict(row))
 
 
+def duels_before(c: Connection, policy: str, cycle_number: int) -> int:
+    """How many earlier cycles of a policy put their challenger to the vote, live or offline."""
+    voted = sa.or_(verdicts.c.duel_id.is_not(None), verdicts.c.wins + verdicts.c.losses + verdicts.c.ties > 0)
+    statement = (
+        sa.select(sa.func.count(cycles.c.cycle_id.distinct()))
+        .select_from(cycles.join(verdicts))
+        .where(cycles.c.policy == policy, cycles.c.number < cycle_number, voted)
+    )
+    return c.execute(statement).scalar_one()
+
+
 def _verdict(row: Row[Any]) -> Verdict:
     return Verdict(
         kind=VerdictKind(row.kind),

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from pairloop.errors import NotFoundError, PairloopError, UserError
 from pairloop.loop import deploy, evaluate, gate, label, pairs, train
 from pairloop.loop.cycle.context import CycleLease, Loop
-from pairloop.store import cycles, datasets, duels, new_id, triggers, verdicts, versions
+from pairloop.store import cycles, datasets, duels, new_id, quarantines, triggers, verdicts, versions
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, RunStatus, Verdict, VerdictKind, Version
 
 logger = logging.getLogger(__name__)
@@ -180,6 +180,7 @@ def _check(turn: _Turn) -> None:
     with loop.store.reading() as c:
         now_champion = versions.alias(c, loop.name, Alias.CHAMPION)
         dataset = datasets.get(c, turn.recorded(CycleState.TRAINING)["dataset_id"])
+        number = verdicts.duels_before(c, loop.name, cycle.number) + 1
     if now_champion != champion.number:
         reason = f"the champion became version {now_champion} while this cycle trained on version {champion.number}"
         _close(turn, challenger, CycleState.HELD, {"reason": reason})
@@ -199,7 +200,8 @@ def _check(turn: _Turn) -> None:
             opened_at=now,
             now=now,
             more_to_come=False,
-            also=[duel.failure] if duel.failure is not None else (),
+            duel_number=number,
+            also=duel.problems(loop.config.gate.max_judge_flips),
         )
         record["offline_duel"] = duel.as_json()
     if verdict.kind is not VerdictKind.CONTINUE:
@@ -224,18 +226,27 @@ def _duel(turn: _Turn) -> None:
         picks_made = duels.count_picks(c, record["duel_id"])
         now_champion = versions.alias(c, loop.name, Alias.CHAMPION)
         history = verdicts.for_cycle(c, cycle.cycle_id)
-    assert duel is not None, "the step was recorded with its duel"
+        quarantined = quarantines.current(c, loop.name)
+        assert duel is not None, "the step was recorded with its duel"
+        number = duels.number(c, duel)
     challenger, champion = turn.version(duel.challenger), turn.version(duel.champion)
     if duel.closed_at is not None or now_champion != duel.champion:
         _ended_by_hand(turn, challenger, now_champion)
         return
     verdict = gate.decide(
         evaluate.Report.from_json(record["report"]),
-        gate.votes(duel, picks, min_latency_ms=loop.config.feedback.min_latency_ms),
+        gate.votes(
+            duel,
+            picks,
+            min_latency_ms=loop.config.feedback.min_latency_ms,
+            quarantined=quarantined,
+            slices=loop.config.gate.slices,
+        ),
         loop.config.gate,
         opened_at=duel.opened_at,
         now=datetime.now(UTC),
         picks_made=picks_made,
+        duel_number=number,
     )
     if verdict.kind is not VerdictKind.CONTINUE:
         _conclude(turn, challenger, champion, verdict, {}, duel_id=duel.duel_id)

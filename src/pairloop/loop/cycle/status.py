@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from pairloop.config import Config, ScheduleSection, duration_s
 from pairloop.loop import gate, pairs
 from pairloop.loop.cycle.rounds import RoundStatus, round_of
-from pairloop.store import Store, cycles, datasets, duels, runs, triggers, verdicts, versions
+from pairloop.store import Store, cycles, datasets, duels, quarantines, runs, triggers, verdicts, versions
 from pairloop.types import BASE_VERSION, Alias, Cycle, CycleState, Duel, Interval, Run, Verdict
 
 IDLE = "idle"
@@ -187,9 +187,16 @@ def _duel_status(c: Connection, config: Config, duel: Duel | None, earlier: Cycl
     known = None if earlier is None else earlier.duel
     if known is not None and (known.duel_id, known.picks) == (duel.duel_id, picks):
         return known
-    votes = gate.votes(duel, duels.picks(c, duel.duel_id), min_latency_ms=config.feedback.min_latency_ms)
-    counts = gate.tally(votes, config.gate)
-    to_go = gate.picks_to_go(counts, config.gate)
+    limits = gate.spent(config.gate, duels.number(c, duel))
+    votes = gate.votes(
+        duel,
+        duels.picks(c, duel.duel_id),
+        min_latency_ms=config.feedback.min_latency_ms,
+        quarantined=quarantines.current(c, duel.policy),
+    )
+    counted = gate.count(votes, limits)
+    counts = counted.tally
+    to_go = gate.picks_to_go(counts, limits)
     return DuelStatus(
         duel_id=duel.duel_id,
         champion=duel.champion,
@@ -200,8 +207,8 @@ def _duel_status(c: Connection, config: Config, duel: Duel | None, earlier: Cycl
         ties=counts.ties,
         raters=counts.raters,
         win_rate=gate.win_rate(counts.wins + counts.ties / 2, counts.votes),
-        e_value=gate.e_value(*gate.evidence(counts, config.gate)),
-        e_needed=1 / config.gate.alpha,
+        e_value=gate.e_value_of(counted),
+        e_needed=1 / limits.alpha,
         to_go=to_go,
         text=f"duelling, {picks} picks, about {to_go} to go",
     )

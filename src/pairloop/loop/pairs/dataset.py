@@ -19,7 +19,7 @@ from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE
 from pairloop.loop.pairs.builder import Refuse, compile_pairs
 from pairloop.loop.pairs.rules import CompiledPairs, Dropped, PairRules
 from pairloop.policy.protocols import Tokens
-from pairloop.store import Artifact, Store, datasets, feedback, versions
+from pairloop.store import Artifact, Store, datasets, feedback, quarantines, versions
 from pairloop.store.schema import completions as completion_table
 from pairloop.store.schema import feedback as feedback_table
 from pairloop.store.schema import groups as group_table
@@ -121,7 +121,8 @@ def compile_new(store: Store, tokens: Tokens | None, config: Config, *, parent: 
         after_seq = datasets.used_seq(c, policy, parent)
         groups, feedback_seq = feedback.labelled_since(c, policy, after_seq=after_seq, kinds=_KINDS)
         lineage = versions.list_(c, policy)
-    rules = PairRules.of(config, staleness=promotions_between(lineage, parent))
+        quarantined = quarantines.current(c, policy)
+    rules = PairRules.of(config, staleness=promotions_between(lineage, parent), quarantined=quarantined)
     compiled = compile_pairs(groups, rules, refuse=_refusal(tokens, config.train.max_length))
     return NewPairs(compiled, rules, parent, after_seq, feedback_seq)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
@@ -30,6 +30,7 @@ class Dropped(StrEnum):
     # who said it, and how
     INSTANT_PICK = "instant_pick"
     RATER_CAP = "rater_cap"
+    QUARANTINED = "quarantined"
     # what it was said about
     ABANDONED = "abandoned"
     DUEL = "duel"
@@ -60,11 +61,20 @@ class PairRules:
     max_pairs_per_prompt: int | None = None
     max_staleness: int = 0
     staleness: Mapping[int, int] | None = None
+    quarantined: tuple[str, ...] = ()
+    """Raters whose feedback is set aside."""
     heldout_share: float = 0.0
     """Share of the prompts of imported groups, by hash, that is held out."""
 
     @classmethod
-    def of(cls, config: Config, *, staleness: Mapping[int, int] | None = None, split_prompts: bool = True) -> Self:
+    def of(
+        cls,
+        config: Config,
+        *,
+        staleness: Mapping[int, int] | None = None,
+        quarantined: Iterable[str] = (),
+        split_prompts: bool = True,
+    ) -> Self:
         """The configured rules; without ``split_prompts`` no imported prompt is held out."""
         return cls(
             min_latency_ms=config.feedback.min_latency_ms,
@@ -72,6 +82,7 @@ class PairRules:
             max_pairs_per_prompt=config.pairs.max_pairs_per_prompt,
             max_staleness=config.pairs.max_staleness,
             staleness=staleness,
+            quarantined=tuple(sorted(quarantined)),
             heldout_share=config.pairs.heldout_share if split_prompts else 0.0,
         )
 

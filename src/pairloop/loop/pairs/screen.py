@@ -122,6 +122,8 @@ def _refused_row(group: Group, row: Row, quota: _Quota, rules: PairRules) -> Dro
         return Dropped.OTHER_METRIC
     if not check(group, feedback):
         return Dropped.MALFORMED
+    if feedback.source is Source.HUMAN and feedback.rater_id in rules.quarantined:
+        return Dropped.QUARANTINED
     is_person = feedback.source is Source.HUMAN and feedback.metric == PREFERENCE_METRIC
     if is_person and feedback.latency_ms is not None and feedback.latency_ms < rules.min_latency_ms:
         return Dropped.INSTANT_PICK
