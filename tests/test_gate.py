@@ -387,7 +387,7 @@ def test_what_is_no_vote_and_what_is_one_vote() -> None:
     late, early = pick_row("g2", Label.A, rater_id="late", created_at=later), pick_row("g2", Label.B, rater_id="early")
     assert votes(DUEL, [shown("g2", late, early)]) == [DuelPick("early", 1, T0, False, 1.0)]
     assert votes(DUEL, [shown("g3", pick_row("g3", Label.A), texts=("same", "same"))]) == [
-        DuelPick("user-g3", 0, T0, True, 1.0)
+        DuelPick("user-g3", 0, T0, False, 1.0)
     ]
     assert votes(DUEL, [shown("g4", pick_row("g4", None, metric="thumbs", value=True))]) == []
     judged = shown("g5", pick_row("g5", Label.B, source=Source.LLM, rater_id="judge"))

@@ -26,6 +26,30 @@ def share(mean: float, n: int) -> Interval:
     return Interval(mean, 0.0 if mean == 0 else centre - half, 1.0 if mean == 1 else centre + half, n)
 
 
+def binomial_p(k: int, n: int, p: float = 0.5) -> float:
+    """How surprising ``k`` of ``n`` is at chance ``p``: twice the smaller exact tail, at most 1."""
+    if not 0 < p < 1 or n == 0:
+        return 1.0
+    low = math.fsum(_binomial(i, n, p) for i in range(k + 1))
+    high = math.fsum(_binomial(i, n, p) for i in range(k, n + 1))
+    return min(1.0, 2 * min(low, high))
+
+
+def _binomial(k: int, n: int, p: float) -> float:
+    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return math.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values adjusted for their number (Holm 1979): rejecting those below a level errs at all in at most that share."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
 """Student's t quantiles of a two-sided 95 % interval for 1 to 16 degrees of freedom; beyond, 2.11 errs on the wide side."""
 

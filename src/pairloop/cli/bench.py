@@ -122,6 +122,20 @@ def loop(threads: int, quick: bool, out: Path, as_json: bool) -> None:
     _run(measure, cells=None, device="cpu", threads=threads, quick=quick, out=out, as_json=as_json)
 
 
+@bench.command()
+@click.option("--duels", default=2_000, show_default=True, type=click.IntRange(100), help="Duels to simulate of each kind.")
+@click.option("--seed", default=0, show_default=True, help="The same seed, the same figures.")
+@verb
+def trust(duels: int, seed: int, as_json: bool) -> None:
+    """What the gate promises, on simulated duels: nothing worse passes, what is better does, colluders change neither."""
+    from pairloop.bench import trust_gate
+    from pairloop.cli.progress import TerminalWatcher
+
+    with TerminalWatcher() as watcher:
+        found = {"gate": trust_gate.measure(duels=duels, seed=seed, on_step=watcher.bar)}
+    show(found, table(trust_gate.HEADERS, trust_gate.rows(found["gate"])), as_json=as_json)
+
+
 def _run(
     measure: Callable[[Settings], dict[str, Any]],
     *,

@@ -1,4 +1,4 @@
-"""cycle, evaluate, gate, versions, promote, rollback: the loop by hand."""
+"""cycle, evaluate, versions, promote, rollback: the loop by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pairloop.cli.output import config_option, show, table, verb
 
 if TYPE_CHECKING:
     from pairloop.loop.cycle import CycleStatus
-    from pairloop.types import Cycle, Verdict
+    from pairloop.types import Cycle
 
 
 @click.group()
@@ -87,34 +87,6 @@ def evaluate(config_path: Path, number: int, as_json: bool) -> None:
     failed = [f"{key}: {error}" for key, error in document["errors"].items()]
     text = "\n".join([table(("metric", "value", "95 % interval", "n"), rows), *failed, *document["notes"]])
     show(document, text, as_json=as_json)
-
-
-@click.group()
-def gate() -> None:
-    """Look at verdicts."""
-
-
-@gate.command("explain")
-@config_option
-@click.option("--cycle", "number", type=click.IntRange(1), help="The cycle's number; the newest one by default.")
-@verb
-def gate_explain(config_path: Path, number: int | None, as_json: bool) -> None:
-    """Say in words and numbers why a cycle ended as it did."""
-    from pairloop.cli.opening import open_store
-    from pairloop.errors import NotFoundError
-    from pairloop.store import cycles, verdicts
-
-    with open_store(config_path) as (config, store), store.reading() as c:
-        found = [one for one in cycles.list_(c, config.policy.name, limit=10_000) if number in (None, one.number)]
-        if not found:
-            raise NotFoundError(f"no cycle {number or ''} of {config.policy.name}; `pairloop cycle list` names them")
-        history = verdicts.for_cycle(c, found[0].cycle_id)
-    verdict = history[-1][1] if history else None
-    show(
-        {"cycle": found[0].number, "state": found[0].state, "verdict": verdict},
-        _explanation(found[0], verdict),
-        as_json=as_json,
-    )
 
 
 @click.command()
@@ -214,17 +186,4 @@ def _standing(status: CycleStatus) -> str:
     return "\n".join(f"{key}: {value}" for key, value in facts.items())
 
 
-def _explanation(one: Cycle, verdict: Verdict | None) -> str:
-    if verdict is None:
-        reason = one.steps[-1].record.get("reason", "")
-        return f"cycle {one.number} is {one.state}; no verdict was needed. {reason}".rstrip()
-    marks = {True: "pass", False: "fail", None: "open"}
-    rows = [(marks[reason.passed], reason.rule, reason.text) for reason in verdict.reasons]
-    head = (
-        f"cycle {one.number}: {verdict.kind}. The challenger won {verdict.wins} and lost {verdict.losses} decisive picks "
-        f"({verdict.ties} ties) of {verdict.raters} raters; e-value {verdict.e_value:.3g}."
-    )
-    return f"{head}\n{table(('', 'rule', 'why'), rows)}"
-
-
-COMMANDS = (cycle, evaluate, gate, versions, promote, rollback)
+COMMANDS = (cycle, evaluate, versions, promote, rollback)

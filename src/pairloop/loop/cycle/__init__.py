@@ -8,6 +8,7 @@ Run alone: ``pairloop cycle run``.
 
 from pairloop.loop.cycle.base import ensure_base
 from pairloop.loop.cycle.context import Loop
+from pairloop.loop.cycle.judging import standing
 from pairloop.loop.cycle.rounds import RoundStatus
 from pairloop.loop.cycle.stages import record_failure, run
 from pairloop.loop.cycle.status import CycleStatus, DuelStatus, LastVerdict, challenger_of, next_run_at, run_json, status
@@ -24,5 +25,6 @@ __all__ = [
     "record_failure",
     "run",
     "run_json",
+    "standing",
     "status",
 ]

@@ -14,7 +14,8 @@ from sqlalchemy import Connection
 from pairloop.errors import NotFoundError, PairloopError, UserError
 from pairloop.loop import deploy, evaluate, gate, label, pairs, train
 from pairloop.loop.cycle.context import CycleLease, Loop
-from pairloop.store import cycles, datasets, duels, new_id, quarantines, triggers, verdicts, versions
+from pairloop.loop.cycle.judging import standing
+from pairloop.store import cycles, datasets, duels, new_id, triggers, verdicts, versions
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, RunStatus, Verdict, VerdictKind, Version
 
 logger = logging.getLogger(__name__)
@@ -222,32 +223,14 @@ def _duel(turn: _Turn) -> None:
     record = turn.recorded(CycleState.DUELLING)
     with loop.store.reading() as c:
         duel = duels.get(c, record["duel_id"])
-        picks = duels.picks(c, record["duel_id"])
-        picks_made = duels.count_picks(c, record["duel_id"])
         now_champion = versions.alias(c, loop.name, Alias.CHAMPION)
         history = verdicts.for_cycle(c, cycle.cycle_id)
-        quarantined = quarantines.current(c, loop.name)
         assert duel is not None, "the step was recorded with its duel"
-        number = duels.number(c, duel)
+        verdict = standing(c, loop.config, duel, record["report"])
     challenger, champion = turn.version(duel.challenger), turn.version(duel.champion)
     if duel.closed_at is not None or now_champion != duel.champion:
         _ended_by_hand(turn, challenger, now_champion)
         return
-    verdict = gate.decide(
-        evaluate.Report.from_json(record["report"]),
-        gate.votes(
-            duel,
-            picks,
-            min_latency_ms=loop.config.feedback.min_latency_ms,
-            quarantined=quarantined,
-            slices=loop.config.gate.slices,
-        ),
-        loop.config.gate,
-        opened_at=duel.opened_at,
-        now=datetime.now(UTC),
-        picks_made=picks_made,
-        duel_number=number,
-    )
     if verdict.kind is not VerdictKind.CONTINUE:
         _conclude(turn, challenger, champion, verdict, {}, duel_id=duel.duel_id)
     elif not history:

@@ -11,8 +11,9 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config, ScheduleSection, duration_s
 from pairloop.loop import gate, pairs
+from pairloop.loop.cycle.judging import votes_so_far
 from pairloop.loop.cycle.rounds import RoundStatus, round_of
-from pairloop.store import Store, cycles, datasets, duels, quarantines, runs, triggers, verdicts, versions
+from pairloop.store import Store, cycles, datasets, duels, runs, triggers, verdicts, versions
 from pairloop.types import BASE_VERSION, Alias, Cycle, CycleState, Duel, Interval, Run, Verdict
 
 IDLE = "idle"
@@ -188,13 +189,7 @@ def _duel_status(c: Connection, config: Config, duel: Duel | None, earlier: Cycl
     if known is not None and (known.duel_id, known.picks) == (duel.duel_id, picks):
         return known
     limits = gate.spent(config.gate, duels.number(c, duel))
-    votes = gate.votes(
-        duel,
-        duels.picks(c, duel.duel_id),
-        min_latency_ms=config.feedback.min_latency_ms,
-        quarantined=quarantines.current(c, duel.policy),
-    )
-    counted = gate.count(votes, limits)
+    counted = gate.count(votes_so_far(c, config, duel), limits)
     counts = counted.tally
     to_go = gate.picks_to_go(counts, limits)
     return DuelStatus(

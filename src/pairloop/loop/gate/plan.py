@@ -28,7 +28,7 @@ class Crowd:
 
     ``flips`` share of picks that say the opposite of what was meant · ``colluders`` share of raters who always pick the
     challenger · ``picks_per_rater`` picks of each, one a day · ``taste`` correlation of two picks of one rater, from 0 (all
-    alike) to 1 (each rater always prefers the same version) · ``side_bias`` log odds that the first place adds · ``first_share`` how
+    alike) to 1 (each always prefers the same version) · ``side_bias`` log odds that the first place adds · ``first_share`` how
     often the challenger is shown first.
     """
 
@@ -98,7 +98,7 @@ def _promoted_at(votes: Iterator[DuelPick], config: GateSection) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to expect of a duel: ``median`` and ``p90`` picks (None beyond ``picks``), and the share promoted by so many picks."""
+    """What to expect of a duel: ``median`` and ``p90`` picks (None beyond ``picks``), and the share promoted by some."""
 
     crowd: Crowd
     duels: int

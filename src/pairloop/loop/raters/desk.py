@@ -1,0 +1,158 @@
+"""The operator's desk: who picked what, quarantine and release with a reason, and what either would change."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from pairloop.config import Config
+from pairloop.errors import ConflictError, NotFoundError
+from pairloop.loop import gate, pairs
+from pairloop.loop.pairs import Dropped
+from pairloop.loop.raters.checks import Checked, Observed, check
+from pairloop.loop.raters.flips import FlipRate, flip_rate
+from pairloop.store import Store, duels, feedback, quarantines, versions
+from pairloop.store.quarantines import Action, Quarantine
+from pairloop.store.schema import feedback as feedback_table
+from pairloop.store.schema import groups as group_table
+from pairloop.types import BASE_VERSION, PREFERENCE_METRIC, Alias, Duel, Feedback, Group, Label, Source
+
+NEWEST = 20_000
+"""Groups with picks that one look reads, the newest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Raters:
+    """All raters of the newest picks, the quarantines that hold, and the measured flip rate."""
+
+    checked: list[Checked]
+    quarantined: dict[str, Quarantine]
+    flip_rate: FlipRate | None
+
+
+@dataclass(frozen=True, slots=True)
+class DuelEffect:
+    """The open duel's votes and evidence."""
+
+    wins: int
+    losses: int
+    e_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a quarantine or release changes: ``pairs`` of the next snapshot rest on this rater, or would again."""
+
+    rater_id: str
+    action: Action
+    picks: int
+    pairs: int
+    duel_before: DuelEffect | None
+    duel_after: DuelEffect | None
+
+
+def look(store: Store, config: Config) -> Raters:
+    """Every rater with what is odd about them. Reads the newest `NEWEST` groups that have picks."""
+    with store.reading() as c:
+        picks = _observed(c, config)
+        quarantined = quarantines.current(c, config.policy.name)
+    return Raters(check(picks), quarantined, flip_rate(picks))
+
+
+def preview(store: Store, config: Config, rater_id: str, action: Action) -> Effect:
+    """What the action would change now; NotFoundError for a rater without feedback, ConflictError where it holds already."""
+    policy = config.policy.name
+    with store.reading() as c:
+        own = _feedback_ids(c, policy, rater_id)
+        held = set(quarantines.current(c, policy))
+        duel = duels.current(c, policy)
+        champion = versions.alias(c, policy, Alias.CHAMPION) or BASE_VERSION
+        if not own:
+            raise NotFoundError(f"no feedback of rater {rater_id!r}; `pairloop raters list` names those who gave some")
+        if (rater_id in held) == (action is Action.QUARANTINE):
+            is_held = "is quarantined already" if rater_id in held else "is not quarantined"
+            raise ConflictError(f"rater {rater_id!r} {is_held}")
+        after = held | {rater_id} if action is Action.QUARANTINE else held - {rater_id}
+        before_duel, after_duel = (_duel(c, config, duel, who) if duel is not None else None for who in (held, after))
+    compiled = pairs.compile_new(store, None, config, parent=champion).compiled
+    if action is Action.QUARANTINE:
+        touched = sum(not own.isdisjoint(pair.feedback_ids) for pair in compiled.pairs)
+    else:
+        touched = sum(reason == Dropped.QUARANTINED and row in own for row, reason in compiled.set_aside.items())
+    return Effect(rater_id, action, len(own), touched, before_duel, after_duel)
+
+
+def decide(store: Store, config: Config, rater_id: str, action: Action, reason: str) -> Effect:
+    """Quarantine or release, kept with its reason; votes stay as they are, and the effect is what ``preview`` says."""
+    effect = preview(store, config, rater_id, action)
+    decision = Quarantine(rater_id, action, reason, datetime.now(UTC))
+    store.write(lambda c: quarantines.insert(c, config.policy.name, decision))
+    return effect
+
+
+def _duel(c: Connection, config: Config, duel: Duel, quarantined: Collection[str]) -> DuelEffect:
+    limits = gate.spent(config.gate, duels.number(c, duel))
+    picks = duels.picks(c, duel.duel_id)
+    votes = gate.votes(duel, picks, min_latency_ms=config.feedback.min_latency_ms, quarantined=quarantined)
+    counted = gate.count(votes, limits)
+    return DuelEffect(counted.tally.wins, counted.tally.losses, gate.e_value_of(counted))
+
+
+def _feedback_ids(c: Connection, policy: str, rater_id: str) -> set[str]:
+    statement = sa.select(feedback_table.c.feedback_id).where(
+        feedback_table.c.policy == policy,
+        feedback_table.c.rater_id == rater_id,
+        feedback_table.c.source == Source.HUMAN.value,
+    )
+    return set(c.execute(statement).scalars())
+
+
+def _observed(c: Connection, config: Config) -> list[Observed]:
+    """The people's picks as they were first made, oldest first."""
+    picked = sa.exists().where(
+        feedback_table.c.group_id == group_table.c.group_id,
+        feedback_table.c.metric == PREFERENCE_METRIC,
+        feedback_table.c.source == Source.HUMAN.value,
+    )
+    statement = (
+        sa.select(group_table)
+        .where(group_table.c.policy == config.policy.name, picked)
+        .order_by(group_table.c.created_at.desc(), group_table.c.group_id.desc())
+        .limit(NEWEST)
+    )
+    challengers = {duel.duel_id: duel.challenger for duel in duels.list_(c, config.policy.name, NEWEST)}
+    found = feedback.labelled(c, statement, counting=feedback.first_revisions)
+    return [
+        _one(labelled.group, row, challengers, config.feedback.min_latency_ms)
+        for labelled in reversed(found)
+        for row in labelled.feedback
+        if row.metric == PREFERENCE_METRIC and row.source is Source.HUMAN and len(labelled.group.completions) == 2
+    ]
+
+
+def _one(group: Group, row: Feedback, challengers: dict[str, int], min_latency_ms: int) -> Observed:
+    texts = [completion.text for completion in group.completions]
+    chosen = {Label.A: 0, Label.B: 1}.get(row.label or Label.SKIP)
+    first = row.shown_order[0] if row.shown_order else 0
+    lengths = [len(text) for text in texts]
+    challenger = challengers.get(group.duel_id or "")
+    is_told = chosen is not None and texts[0] != texts[1]
+    return Observed(
+        rater_id=row.rater_id,
+        place=chosen == first if is_told else None,
+        longer=lengths[chosen] == max(lengths) if chosen is not None and lengths[0] != lengths[1] else None,
+        challenger=group.completions[chosen].version == challenger if chosen is not None and is_told and challenger else None,
+        is_instant=row.latency_ms is not None and row.latency_ms < min_latency_ms,
+        question=_hash(repr((group.prompt, sorted(texts)))),
+        chosen=texts[chosen] if chosen is not None else None,
+        first=texts[first],
+    )
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
