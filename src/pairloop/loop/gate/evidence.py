@@ -15,7 +15,7 @@ from pairloop.statistics import share
 from pairloop.types import Interval
 
 MAX_LOG = math.log(sys.float_info.max)
-STAKES = tuple((j + 0.5) / 64 for j in range(64))
+STAKES = tuple((j + 0.5) / 32 for j in range(32))
 """What `Staked` bets, each with the same weight. Any fixed list is valid; a finer one gains nothing."""
 _NEGLIGIBLE = 1e-18
 

@@ -17,7 +17,7 @@ _MAX = 0.49
 
 @dataclass(frozen=True, slots=True)
 class FlipRate:
-    """``pairs``: questions asked twice; ``disagreements``: answered differently; ``rate``: the chance that a pick is flipped."""
+    """``pairs``: questions asked twice; ``disagreements``: answered differently; ``rate``: chance that a pick is flipped."""
 
     pairs: int
     disagreements: int
