@@ -107,11 +107,11 @@ def test_those_left_out_are_those_without_whom_the_least_is_left(said: list[tupl
 
 def test_a_tenth_of_raters_who_collude_promote_nothing_that_robust_looks_at() -> None:
     crowd = Crowd(0.5, colluders=0.1, picks_per_rater=6)
-    watched = sum(end > 0 for end in simulate(crowd, ROBUST, duels=40, picks=1_200, seed=2))
-    unwatched = sum(end > 0 for end in simulate(crowd, BY_RATER, duels=40, picks=1_200, seed=2))
-    print(f"null promotions of 40 duels with a tenth of colluders: {watched} with robust = 0.1, {unwatched} without")
+    watched = sum(end > 0 for end in simulate(crowd, ROBUST, duels=25, picks=1_200, seed=2))
+    unwatched = sum(end > 0 for end in simulate(crowd, BY_RATER, duels=25, picks=1_200, seed=2))
+    print(f"null promotions of 25 duels with a tenth of colluders: {watched} with robust = 0.1, {unwatched} without")
     assert watched <= 2
-    assert unwatched > 25
+    assert unwatched > 15
 
 
 def test_robust_still_promotes_a_gain() -> None:

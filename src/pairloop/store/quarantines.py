@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -17,7 +17,8 @@ class Action(StrEnum):
     RELEASE = "release"
 
 
-class Quarantine(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Quarantine:
     """One decision about a rater; the newest one holds."""
 
     rater_id: str
@@ -27,7 +28,7 @@ class Quarantine(NamedTuple):
 
 
 def insert(c: Connection, policy: str, decision: Quarantine) -> None:
-    c.execute(sa.insert(quarantines), {"policy": policy, **decision._asdict(), "action": decision.action.value})
+    c.execute(sa.insert(quarantines), {"policy": policy, **asdict(decision), "action": decision.action.value})
 
 
 def history(c: Connection, policy: str) -> list[Quarantine]:
