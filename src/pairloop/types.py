@@ -51,11 +51,15 @@ class Source(StrEnum):
 
 
 class FinishReason(StrEnum):
-    """Why a completion ended; a group whose client went away holds ABANDONED completions and cannot be picked."""
+    """Why a completion ended; a group whose client went away holds ABANDONED completions and cannot be picked.
+
+    ERASED ones have neither text nor tokens any more: someone deleted them.
+    """
 
     STOP = "stop"
     LENGTH = "length"
     ABANDONED = "abandoned"
+    ERASED = "erased"
 
 
 class VerdictKind(StrEnum):
@@ -191,6 +195,10 @@ class Group:
         return not self.completions or any(c.finish_reason is FinishReason.ABANDONED for c in self.completions)
 
     @property
+    def is_erased(self) -> bool:
+        return any(c.finish_reason is FinishReason.ERASED for c in self.completions)
+
+    @property
     def rater_id(self) -> str:
         """Who asked, and so who picks unless a pick names someone: the user, else the conversation (never everybody)."""
         return self.user or f"conversation:{self.conversation_id or self.group_id}"
@@ -201,6 +209,8 @@ THUMBS_METRIC = "thumbs"
 SCORE_METRIC = "score"
 COMMENT_METRIC = "comment"
 DEMONSTRATION_METRIC = "demonstration"
+ERROR_METRIC = "error"
+"""A verifier or judge failed on the group: no vote, and no tie."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from pairloop.errors import NotFoundError, PairloopError
-from pairloop.loop.feedback import is_revealed
-from pairloop.loop.serve import Answer, AnswerStream
-from pairloop.store import groups, versions
+from pairloop.loop.serve import AnswerStream
+from pairloop.store import versions
 from pairloop.types import BASE_VERSION, Group, Version
 from pairloop.web.context import Context, Here, context_of
 from pairloop.web.errors import from_error
@@ -36,13 +35,13 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
         return await _streamed(context, body, await context.service.stream(asked))
     answer = await context.service.answer(asked, with_tokens=bool(body.logprobs))
     context.metrics.answered(answer.group)
-    head, headers = await _head(context, answer.group, answer.group.completions[0].version)
+    head, headers = await head_and_headers(context, answer.group, answer.group.completions[0].version)
     whole = completion_body(head, answer, context.policy.tokens, with_logprobs=bool(body.logprobs))
-    return _json(whole, headers)
+    return json_response(whole, headers)
 
 
 async def _streamed(context: Context, body: ChatBody, stream: AnswerStream) -> Response:
-    head, headers = await _head(context, stream.group, stream.plan.versions[0])
+    head, headers = await head_and_headers(context, stream.group, stream.plan.versions[0])
     chunks = Chunks(
         head,
         len(stream.plan.versions),
@@ -73,26 +72,13 @@ async def _events(context: Context, stream: AnswerStream, chunks: Chunks) -> Asy
         stream.abandon()
 
 
-async def _head(context: Context, group: Group, number: int | None) -> tuple[Head, dict[str, str]]:
+async def head_and_headers(context: Context, group: Group, number: int | None) -> tuple[Head, dict[str, str]]:
     """The reply's head and headers; a duel must not unblind itself, so there they name no version."""
     version = None
     if number is not None and may_name_version(group):
         version = await context.service.version(number)
     head = head_of(group, version, context.policy.tokens, context.config)
     return head, {VERSION_HEADER: version.name} if version else {}
-
-
-@router.get("/v1/chat/completions/{completion_id}", summary="A stored completion", response_model=None)
-async def stored_completion(completion_id: str, context: Here) -> Response:
-    group, revealed = await asyncio.to_thread(_stored, context, completion_id)
-    named = group.completions[0].version if revealed and may_name_version(group) else None
-    version = await context.service.version(named) if named is not None else None
-    head = head_of(group, version, context.policy.tokens, context.config)
-    body = completion_body(head, Answer(group, ()), context.policy.tokens, with_logprobs=False)
-    body["metadata"] = dict(group.metadata)
-    if revealed:
-        body["versions"] = [version_name(group.policy, completion.version) for completion in group.completions]
-    return _json(body)
 
 
 @router.get("/v1/models", summary="Policies, then their versions; each is a valid model of chat")
@@ -119,14 +105,6 @@ def version_name(policy: str, number: int | None) -> str | None:
     return None if number is None else f"{policy}@{number}"
 
 
-def _stored(context: Context, completion_id: str) -> tuple[Group, bool]:
-    with context.store.reading() as c:
-        group = groups.get(c, completion_id)
-        if group is None or group.is_abandoned:
-            raise NotFoundError(f"no stored completion {completion_id!r}", param="completion_id")
-        return group, is_revealed(c, group)
-
-
 def _versions(context: Context) -> list[Version]:
     with context.store.reading() as c:
         return versions.list_(c, context.policy_name)
@@ -136,5 +114,5 @@ def _model(name: str, created: float) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": int(created), "owned_by": "pairloop"}
 
 
-def _json(body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+def json_response(body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
     return Response(json.dumps(body, ensure_ascii=False, separators=(",", ":")), media_type=JSON, headers=headers)

@@ -83,7 +83,8 @@ class StreamOptions(Body):
 
 Text512 = Annotated[str, StringConstraints(max_length=512)]
 Key64 = Annotated[str, StringConstraints(max_length=64)]
-Metadata = Annotated[dict[Key64, Text512], Field(max_length=16)]
+METADATA_PAIRS = 16
+Metadata = Annotated[dict[Key64, Text512], Field(max_length=METADATA_PAIRS)]
 StopText = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -146,6 +147,7 @@ class ChatBody(Body):
             user=self.user or self.safety_identifier or None,
             metadata=metadata,
             pair_allowed=pair_allowed or metadata.get(PAIR_KEY) == PAIR_ALLOWED,
+            is_listed=self.store is not False,
         )
 
 

@@ -27,11 +27,13 @@ class Dropped(StrEnum):
     COMMENT = "comment"
     OTHER_METRIC = "other_metric"
     MALFORMED = "malformed"
+    JUDGE_ERROR = "judge_error"
     # who said it, and how
     INSTANT_PICK = "instant_pick"
     RATER_CAP = "rater_cap"
     # what it was said about
     ABANDONED = "abandoned"
+    DELETED = "deleted"
     DUEL = "duel"
     DUPLICATE_GROUP = "duplicate_group"
     EARLIER_ROUND = "earlier_round"

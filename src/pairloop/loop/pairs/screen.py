@@ -12,6 +12,7 @@ from pairloop.loop.pairs.rules import Dropped, PairRules
 from pairloop.types import (
     COMMENT_METRIC,
     DEMONSTRATION_METRIC,
+    ERROR_METRIC,
     PREFERENCE_METRIC,
     SCORE_METRIC,
     THUMBS_METRIC,
@@ -58,6 +59,8 @@ def _refused_group(group: Group, rules: PairRules) -> Dropped | None:
         return Dropped.DUEL
     if group.is_abandoned:
         return Dropped.ABANDONED
+    if group.is_erased:
+        return Dropped.DELETED
     if rules.staleness is not None:
         for completion in group.completions:
             version = completion.version
@@ -115,8 +118,8 @@ def _admit(ledger: Ledger, group: Group, row: Row, quota: _Quota, rules: PairRul
 
 def _refused_row(group: Group, row: Row, quota: _Quota, rules: PairRules) -> Dropped | None:
     feedback = row.feedback
-    if feedback.metric == COMMENT_METRIC:
-        return Dropped.COMMENT
+    if feedback.metric in _SAYS_NOTHING:
+        return _SAYS_NOTHING[feedback.metric]
     check = _WELL_FORMED.get(feedback.metric)
     if check is None:
         return Dropped.OTHER_METRIC
@@ -150,6 +153,8 @@ def _is_edit(group: Group, feedback: Feedback) -> bool:
     ideal = feedback.value or feedback.text
     return isinstance(ideal, str) and (feedback.choice_index is None or _names_completion(group, feedback))
 
+
+_SAYS_NOTHING = {COMMENT_METRIC: Dropped.COMMENT, ERROR_METRIC: Dropped.JUDGE_ERROR}
 
 _WELL_FORMED: dict[str, Callable[[Group, Feedback], bool]] = {
     PREFERENCE_METRIC: _is_pick,

@@ -29,7 +29,10 @@ def pool_of(key: str, gate_share: float) -> Pool:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What a client asks for; ``pair_allowed`` means it sent no n but takes two answers. ``max_tokens`` None: the default."""
+    """What a client asks for; ``pair_allowed`` means it sent no n but takes two answers. ``max_tokens`` None: the default.
+
+    ``is_listed`` False keeps the answer out of the listing of stored completions, not out of the loop.
+    """
 
     model: str
     messages: tuple[Message, ...]
@@ -39,6 +42,7 @@ class ChatRequest:
     user: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     pair_allowed: bool = False
+    is_listed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Plan:
     group: Group
     versions: tuple[int, ...]
     keep: frozenset[int]
+    is_listed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,8 @@ class Planner:
             duel_id=duel_id,
             metadata=dict(request.metadata),
         )
-        return Plan(group, answering, frozenset({BASE_VERSION, routing.champion, routing.challenger or BASE_VERSION}))
+        keep = frozenset({BASE_VERSION, routing.champion, routing.challenger or BASE_VERSION})
+        return Plan(group, answering, keep, request.is_listed)
 
     def _route(self, c: Connection, model: str) -> _Routing:
         name, _, selector = model.partition("@")
@@ -130,7 +136,7 @@ class Planner:
         named = request.metadata.get(PARENT_KEY)
         if named is not None:
             parent = groups.get(c, named)
-            if parent is None or parent.policy != self._config.policy.name:
+            if parent is None or parent.policy != self._config.policy.name or parent.is_erased:
                 raise InvalidRequestError(f"no stored completion {named!r} of this policy", param="metadata.parent")
             return parent, next((i for i, done in enumerate(parent.completions) if done.text == last), None)
         if last is None or request.user is None:

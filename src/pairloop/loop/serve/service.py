@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
+from sqlalchemy import Connection
+
 from pairloop.config import Config
 from pairloop.errors import EngineError, NotFoundError
 from pairloop.loop.serve.plan import ChatRequest, Plan, Planner
 from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Lockstep, Sink
 from pairloop.policy.protocols import Sampler, SampleRequest
-from pairloop.store import Store, groups, versions
+from pairloop.store import Store, groups, stored, versions
 from pairloop.types import BASE_VERSION, Completion, GroupKind, Version
 
 
@@ -45,7 +47,12 @@ class ChatService:
         events = Events(len(plan.versions))
         completions = await self._sample(plan, events, events.add if with_tokens else None)
         group = replace(plan.group, completions=completions)
-        await asyncio.wrap_future(self._store.submit(lambda c: groups.insert(c, group)))
+
+        def write(c: Connection) -> None:
+            groups.insert(c, group)
+            stored.insert(c, group, is_listed=plan.is_listed)
+
+        await asyncio.wrap_future(self._store.submit(write))
         return Answer(group, events.by_index())
 
     async def stream(self, request: ChatRequest) -> AnswerStream:
