@@ -81,6 +81,12 @@ def latest_answer(c: Connection, policy: str, user: str | None, text: str) -> tu
     return None if row is None else (row.group_id, row.position)
 
 
+def of_conversation(c: Connection, conversation_id: str, *, limit: int) -> list[Group]:
+    """The groups of a conversation, oldest first; at most ``limit``."""
+    statement = sa.select(groups).where(groups.c.conversation_id == conversation_id)
+    return load(c, statement.order_by(groups.c.created_at, groups.c.group_id).limit(limit))
+
+
 def erase(c: Connection, group_id: str) -> None:
     """Remove what was asked and answered, for good. Who answered stays: a duel's votes keep their sides."""
     c.execute(

@@ -60,6 +60,7 @@ groups = Table(
     Index(None, "policy", "created_at"),
     Index(None, "policy", "pool", "created_at"),
     Index(None, "duel_id"),
+    Index(None, "conversation_id"),
 )
 
 completions = Table(

@@ -120,13 +120,13 @@ class ChatBody(Body):
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
-            raise _field_error("max_tokens", "max_tokens and max_completion_tokens differ; send one of them")
+            raise field_error("max_tokens", "max_tokens and max_completion_tokens differ; send one of them")
         if self.stream_options is not None and not self.stream:
-            raise _field_error("stream_options", "stream_options goes with stream: true")
+            raise field_error("stream_options", "stream_options goes with stream: true")
         if self.top_logprobs is not None and not self.logprobs:
-            raise _field_error("top_logprobs", "top_logprobs goes with logprobs: true")
+            raise field_error("top_logprobs", "top_logprobs goes with logprobs: true")
         if self.top_logprobs:
-            raise _field_error("top_logprobs", "this engine tells the log-prob of the sampled token only; send 0")
+            raise field_error("top_logprobs", "this engine tells the log-prob of the sampled token only; send 0")
         return self
 
     def as_request(self, *, pair_allowed: bool) -> ChatRequest:
@@ -151,7 +151,7 @@ class ChatBody(Body):
         )
 
 
-def _field_error(param: str, message: str) -> PydanticCustomError:
+def field_error(param: str, message: str) -> PydanticCustomError:
     """A refusal that comes from two fields together and names one of them (errors.from_validation reads ``param``)."""
     return PydanticCustomError("fields_disagree", "{reason}", {"param": param, "reason": message})
 

@@ -64,6 +64,8 @@ class PairRules:
     staleness: Mapping[int, int] | None = None
     heldout_share: float = 0.0
     """Share of the prompts of imported groups, by hash, that is held out."""
+    thumb_metrics: tuple[str, ...] = ()
+    """Further metrics that count as thumbs."""
 
     @classmethod
     def of(cls, config: Config, *, staleness: Mapping[int, int] | None = None, split_prompts: bool = True) -> Self:
@@ -75,6 +77,7 @@ class PairRules:
             max_staleness=config.pairs.max_staleness,
             staleness=staleness,
             heldout_share=config.pairs.heldout_share if split_prompts else 0.0,
+            thumb_metrics=config.feedback.thumb_metrics,
         )
 
 

@@ -44,7 +44,7 @@ def gather(groups: Iterable[LabelledGroup], rules: PairRules) -> Evidence:
             continue
         if _is_heldout(group, rules):
             evidence.heldout_groups.add(group.group_id)
-        _sort_in(evidence, group, [row for row in rows if _admit(evidence.ledger, group, row, quota, rules)])
+        _sort_in(evidence, rules, group, [row for row in rows if _admit(evidence.ledger, group, row, quota, rules)])
     return evidence
 
 
@@ -79,7 +79,7 @@ def _is_heldout(group: Group, rules: PairRules) -> bool:
     return int.from_bytes(digest[:8], "big") < rules.heldout_share * 2**64
 
 
-def _sort_in(evidence: Evidence, group: Group, rows: list[Row]) -> None:
+def _sort_in(evidence: Evidence, rules: PairRules, group: Group, rows: list[Row]) -> None:
     """Lay the admitted rows of a group on their piles."""
     by_metric: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -91,7 +91,8 @@ def _sort_in(evidence: Evidence, group: Group, rows: list[Row]) -> None:
         by_scorer[row.feedback.source, row.feedback.rater_id].append(row)
     evidence.scores.extend((group, scored) for scored in by_scorer.values())
     evidence.edits.extend((group, row) for row in by_metric[DEMONSTRATION_METRIC])
-    evidence.thumbs.extend((group, row) for row in by_metric[THUMBS_METRIC])
+    thumbs = (THUMBS_METRIC, *rules.thumb_metrics)
+    evidence.thumbs.extend((group, row) for metric in thumbs for row in by_metric[metric])
 
 
 class _Quota:
@@ -120,7 +121,7 @@ def _refused_row(group: Group, row: Row, quota: _Quota, rules: PairRules) -> Dro
     feedback = row.feedback
     if feedback.metric in _SAYS_NOTHING:
         return _SAYS_NOTHING[feedback.metric]
-    check = _WELL_FORMED.get(feedback.metric)
+    check = _is_thumb if feedback.metric in rules.thumb_metrics else _WELL_FORMED.get(feedback.metric)
     if check is None:
         return Dropped.OTHER_METRIC
     if not check(group, feedback):

@@ -1,4 +1,6 @@
-"""Stored completions: what the wire lists, its metadata, and what was deleted. Earlier answers are listed too."""
+"""Stored completions: what the wire lists, its metadata, what was deleted; and conversations by index.
+
+Earlier answers are listed too."""
 
 from __future__ import annotations
 
@@ -37,6 +39,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["group_id"], ["groups.group_id"], name="fk_stored_metadata_group_id"),
         sa.PrimaryKeyConstraint("group_id", "key", name="pk_stored_metadata"),
     )
+    op.create_index("ix_groups_conversation_id", "groups", ["conversation_id"])
     _list_what_was_answered(op.get_bind())
     op.create_index(
         "ix_stored_completions_policy_is_listed_group_id", "stored_completions", ["policy", "is_listed", "group_id"]
