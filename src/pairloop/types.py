@@ -196,11 +196,13 @@ class SamplingParams:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    is_constrained: bool = False
+    """Whether a response format forbade tokens."""
 
     @property
     def is_tempered(self) -> bool:
         """True when the sampling distribution is not the policy itself."""
-        return self.temperature != 1.0 or self.top_p < 1.0
+        return self.temperature != 1.0 or self.top_p < 1.0 or self.is_constrained
 
     @property
     def is_greedy(self) -> bool:

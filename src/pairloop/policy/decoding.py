@@ -145,8 +145,7 @@ def draw(
     row's number decides, so a seeded row draws the same whatever rows are beside it.
     """
     probs_BV = logits_BV.softmax(-1)
-    # The largest logit less its log-prob: exact where a small probability would be 0.
-    normaliser_B = logits_BV.amax(-1) - probs_BV.amax(-1).log()
+    normaliser_B = _normaliser(logits_BV, probs_BV)
     device = logits_BV.device
     if any(t != 1.0 for t in temperatures):
         probs_BV = _tempered(logits_BV, temperatures)
@@ -157,6 +156,17 @@ def draw(
         greedy = torch.tensor([t < GREEDY_BELOW for t in temperatures], device=device)
         tokens_B = torch.where(greedy, logits_BV.argmax(-1), tokens_B)
     return tokens_B, logits_BV.gather(1, tokens_B[:, None])[:, 0] - normaliser_B
+
+
+def likeliest(logits_BV: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The ``n`` likeliest tokens of each row, the likeliest first, and their raw log-probs; [B, n] both."""
+    top = logits_BV.topk(min(n, logits_BV.shape[-1]), dim=-1)
+    return top.indices, top.values - _normaliser(logits_BV, logits_BV.softmax(-1))[:, None]
+
+
+def _normaliser(logits_BV: Tensor, probs_BV: Tensor) -> Tensor:
+    """The largest logit less its log-prob: exact where a small probability would be 0."""
+    return logits_BV.amax(-1) - probs_BV.amax(-1).log()
 
 
 def _at(mass_BV: Tensor, share_B1: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pairloop.policy.decoding import Batch, draw, open_batch
+from pairloop.policy.decoding import Batch, draw, likeliest, open_batch
 from pairloop.policy.mixed import Adapters
-from pairloop.policy.protocols import SampleRequest, TokenEvent
+from pairloop.policy.protocols import SampleRequest, TokenEvent, TopToken
 from pairloop.policy.scoring import Traits
 from pairloop.policy.slots import SlotBatch, compact
 from pairloop.policy.text import TextStream
@@ -210,8 +210,9 @@ class Lane:
             [p.temperature for p in params],
             [p.top_p for p in params],
         )
+        top = self._likeliest(self._logits_BV)
         drawn = zip(self._rows, tokens_B.tolist(), logps_B.tolist(), strict=True)
-        stay = [i for i, (row, token, logp) in enumerate(drawn) if self._record(row, token, logp)]
+        stay = [i for i, (row, token, logp) in enumerate(drawn) if self._record(row, token, logp, top.get(i, ()))]
         if not stay:
             self._rows, self._batch, self._logits_BV = [], None, None
             return
@@ -222,7 +223,16 @@ class Lane:
             tokens_B = tokens_B[stay]
         self._logits_BV = self._batch.step(tokens_B)
 
-    def _record(self, row: Row, token: int, logp: float) -> bool:
+    def _likeliest(self, logits_BV: Tensor) -> dict[int, Sequence[tuple[int, float]]]:
+        """The likeliest tokens, with their log-probs, of the rows that ask for them."""
+        wanted = {i: row.ticket.request.top_logprobs for i, row in enumerate(self._rows) if row.ticket.request.top_logprobs}
+        if not wanted:
+            return {}
+        tokens, logps = likeliest(logits_BV[list(wanted)], max(wanted.values()))
+        pairs = zip(wanted.items(), tokens.tolist(), logps.tolist(), strict=True)
+        return {i: list(zip(ids[:n], values[:n], strict=True)) for (i, n), ids, values in pairs}
+
+    def _record(self, row: Row, token: int, logp: float, top: Sequence[tuple[int, float]]) -> bool:
         """Note a drawn token; True while the row goes on."""
         if row.ticket.is_over:
             return False
@@ -232,9 +242,10 @@ class Lane:
         if reason is None and len(row.token_ids) >= row.limit:
             reason = FinishReason.LENGTH
         if row.stream is not None:
+            named = tuple(TopToken(other, value, row.stream.would_add(other)) for other, value in top)
             piece = row.stream.add(token, last=reason is not None)
             reason = FinishReason.STOP if row.stream.stopped else reason
-            self._tell(row, TokenEvent(row.index, token, logp, piece))
+            self._tell(row, TokenEvent(row.index, token, logp, piece, named))
         if reason is None:
             return True
         text = row.stream.text if row.stream is not None else self._decode(row.token_ids)

@@ -25,7 +25,7 @@ from pairloop.errors import EngineError, InvalidRequestError, ModelError, Pairlo
 from pairloop.policy.lane import Lane, Row, Ticket
 from pairloop.policy.mixed import Adapters
 from pairloop.policy.packed import takes_packed
-from pairloop.policy.protocols import SampleRequest, TokenSequence
+from pairloop.policy.protocols import TOP_LOGPROBS, SampleRequest, TokenSequence
 from pairloop.policy.scoring import Traits, completion_logps, max_context, resolve_device, vocab_size
 from pairloop.policy.shelf import Shelf
 from pairloop.template import ChatTemplate
@@ -80,7 +80,7 @@ class LocalPolicy:
 
     @property
     def abilities(self) -> frozenset[str]:
-        return frozenset()
+        return frozenset({TOP_LOGPROBS})
 
     @property
     def max_context(self) -> int:

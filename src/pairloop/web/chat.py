@@ -15,9 +15,10 @@ from pairloop.errors import NotFoundError, PairloopError
 from pairloop.loop.serve import AnswerStream
 from pairloop.store import versions
 from pairloop.types import BASE_VERSION, Group, Version
+from pairloop.web.chunks import Chunks
 from pairloop.web.context import Context, Here, context_of
 from pairloop.web.errors import from_error
-from pairloop.web.replies import JSON, Chunks, Head, completion_body, head_of, may_name_version
+from pairloop.web.replies import JSON, Head, completion_body, head_of, may_name_version
 from pairloop.web.wire import PAIR_ALLOWED, ChatBody
 
 router = APIRouter(tags=["inference"])
@@ -44,9 +45,9 @@ async def _streamed(context: Context, body: ChatBody, stream: AnswerStream) -> R
     head, headers = await head_and_headers(context, stream.group, stream.plan.versions[0])
     chunks = Chunks(
         head,
+        stream.group,
         len(stream.plan.versions),
         context.policy.tokens,
-        stops=stream.group.sampling.stop,
         with_logprobs=bool(body.logprobs),
         with_usage=bool(body.stream_options and body.stream_options.include_usage),
     )

@@ -17,7 +17,7 @@ from pairloop.loop.feedback import is_revealed
 from pairloop.loop.serve import Answer
 from pairloop.store import stored, versions
 from pairloop.store.stored import StoredCompletion
-from pairloop.types import BASE_VERSION, Alias, Group, Message
+from pairloop.types import BASE_VERSION, Alias, Group, Message, offered_tools, spoken
 from pairloop.web.chat import head_and_headers, json_response, version_name
 from pairloop.web.context import Context, Here
 from pairloop.web.replies import completion_body
@@ -112,8 +112,8 @@ async def completion_messages(
     """Those of the request, in their order; the answers are the completion's own."""
     one, _ = await _reading(context, lambda c: _found(c, stored.get(c, completion_id), completion_id))
     prompt = one.group.prompt
-    spoken = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-    shown = [_message(completion_id, place, message) for place, message in enumerate(spoken)]
+    turns = (Message("user", prompt),) if isinstance(prompt, str) else spoken(prompt)
+    shown = [_message(completion_id, place, turn) for place, turn in enumerate(turns)]
     if order == "desc":
         shown.reverse()
     ids = [message["id"] for message in shown]
@@ -160,14 +160,17 @@ def _asked_with(group: Group) -> dict[str, Any]:
         "top_p": group.sampling.top_p,
         "seed": group.sampling.seed,
         "input_user": group.user,
+        "tools": offered_tools(group.prompt) or None,
     }
 
 
-def _message(completion_id: str, place: int, message: Message) -> dict[str, Any]:
+def _message(completion_id: str, place: int, turn: Message) -> dict[str, Any]:
+    shown = turn.as_dict()
+    if turn.tool_calls and not turn.content:
+        shown["content"] = None
     return {
         "id": f"{completion_id}-{place}",
-        "role": message.role,
-        "content": message.content,
+        **shown,
         "refusal": None,
         "name": None,
         "content_parts": None,

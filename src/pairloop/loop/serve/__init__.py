@@ -9,17 +9,20 @@ trains and never duels, whoever asks: its group is ``heldout`` in the gate pool.
 request, in one transaction, so the completions of a group never straddle a swap.
 """
 
+from pairloop.loop.serve.calls import MAX_CALLS, call_id
 from pairloop.loop.serve.plan import CONVERSATION_KEY, PARENT_KEY, ChatRequest, Plan, pool_of
 from pairloop.loop.serve.service import ChatService
 from pairloop.loop.serve.stream import Answer, AnswerStream
 
 __all__ = [
     "CONVERSATION_KEY",
+    "MAX_CALLS",
     "PARENT_KEY",
     "Answer",
     "AnswerStream",
     "ChatRequest",
     "ChatService",
     "Plan",
+    "call_id",
     "pool_of",
 ]

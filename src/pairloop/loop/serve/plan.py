@@ -7,14 +7,17 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.errors import InvalidRequestError, NotFoundError
-from pairloop.policy.protocols import Sampler
+from pairloop.loop.serve.calls import call_origin
+from pairloop.policy.calls import end_of_call
+from pairloop.policy.protocols import RESPONSE_FORMAT, TOP_LOGPROBS, Sampler
 from pairloop.store import Store, duels, groups, new_group_id, versions
-from pairloop.types import BASE_VERSION, Alias, Duel, Group, GroupKind, Message, Pool, SamplingParams
+from pairloop.types import BASE_VERSION, Alias, Duel, Group, GroupKind, Message, Pool, SamplingParams, offered_tools
 
 PARENT_KEY = "parent"
 CONVERSATION_KEY = "conversation_id"
@@ -31,7 +34,8 @@ def pool_of(key: str, gate_share: float) -> Pool:
 class ChatRequest:
     """What a client asks for; ``pair_allowed`` means it sent no n but takes two answers. ``max_tokens`` None: the default.
 
-    ``is_listed`` False keeps the answer out of the listing of stored completions, not out of the loop.
+    ``is_listed`` False keeps the answer out of the listing of stored completions, not out of the loop; ``one_call`` ends an
+    answer with its first tool call.
     """
 
     model: str
@@ -43,6 +47,9 @@ class ChatRequest:
     metadata: Mapping[str, str] = field(default_factory=dict)
     pair_allowed: bool = False
     is_listed: bool = True
+    one_call: bool = False
+    top_logprobs: int = 0
+    response_format: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,7 @@ class Plan:
     group: Group
     versions: tuple[int, ...]
     keep: frozenset[int]
-    is_listed: bool = True
+    asked: ChatRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,7 @@ class Planner:
 
     def plan(self, request: ChatRequest) -> Plan:
         """Route, pick the predecessor and the pool, encode the prompt. InvalidRequestError, NotFoundError (model)."""
+        self._check_abilities(request)
         with self._store.reading() as c:
             routing = self._route(c, request.model)
             parent, parent_index = self._predecessor(c, request)
@@ -93,7 +101,12 @@ class Planner:
             completions=(),
             created_at=datetime.now(UTC),
             prompt_token_ids=prompt_token_ids,
-            sampling=replace(request.params, max_tokens=self._room(len(prompt_token_ids), request.max_tokens)),
+            sampling=replace(
+                request.params,
+                max_tokens=self._room(len(prompt_token_ids), request.max_tokens),
+                stop=request.params.stop + self._end_of_call(request),
+                is_constrained=request.response_format is not None,
+            ),
             user=request.user,
             conversation_id=request.metadata.get(CONVERSATION_KEY) or (parent.conversation_id if parent else None) or group_id,
             parent_group_id=parent.group_id if parent else None,
@@ -102,7 +115,33 @@ class Planner:
             metadata=dict(request.metadata),
         )
         keep = frozenset({BASE_VERSION, routing.champion, routing.challenger or BASE_VERSION})
-        return Plan(group, answering, keep, request.is_listed)
+        return Plan(group, answering, keep, request)
+
+    def _check_abilities(self, request: ChatRequest) -> None:
+        """InvalidRequestError for what the model's template or its engine cannot do."""
+        has_tools = self._sampler.tokens.has_tools
+        if offered_tools(request.messages) and not has_tools:
+            raise InvalidRequestError("this model's chat template has no tools; leave them out", param="tools")
+        if not has_tools and any(turn.tool_calls or turn.role == "tool" for turn in request.messages):
+            raise InvalidRequestError(
+                "this model's chat template has no tools, so no turn can call or answer", param="messages"
+            )
+        if request.top_logprobs and TOP_LOGPROBS not in self._sampler.abilities:
+            raise InvalidRequestError("this engine tells the log-prob of the sampled token only; send 0", param=TOP_LOGPROBS)
+        if request.response_format is not None and RESPONSE_FORMAT not in self._sampler.abilities:
+            raise InvalidRequestError(
+                "this engine cannot hold the model to a response format; leave it out, or check the answer yourself",
+                param=RESPONSE_FORMAT,
+            )
+
+    def _end_of_call(self, request: ChatRequest) -> tuple[str, ...]:
+        """The stop string that keeps an answer to one call, where that is asked for."""
+        if not (request.one_call and offered_tools(request.messages)):
+            return ()
+        end = end_of_call(self._sampler.tokens)
+        if end is None:
+            raise InvalidRequestError("this model's calls cannot be held to one; leave it out", param="parallel_tool_calls")
+        return (end,)
 
     def _route(self, c: Connection, model: str) -> _Routing:
         name, _, selector = model.partition("@")
@@ -132,16 +171,21 @@ class Planner:
 
     def _predecessor(self, c: Connection, request: ChatRequest) -> tuple[Group | None, int | None]:
         """The group that the conversation goes on from and the index of the branch that was taken."""
-        last = next((m.content for m in reversed(request.messages) if m.role == "assistant"), None)
+        last = next((m for m in reversed(request.messages) if m.role == "assistant"), None)
+        called = call_origin(last.tool_calls[0].id) if last is not None and last.tool_calls else None
         named = request.metadata.get(PARENT_KEY)
         if named is not None:
             parent = groups.get(c, named)
             if parent is None or parent.policy != self._config.policy.name or parent.is_erased:
                 raise InvalidRequestError(f"no stored completion {named!r} of this policy", param="metadata.parent")
-            return parent, next((i for i, done in enumerate(parent.completions) if done.text == last), None)
-        if last is None or request.user is None:
+            return parent, _branch(parent, last, called)
+        if called is not None:
+            caller = groups.get(c, called[0])
+            mine = caller is not None and (caller.policy, caller.user) == (self._config.policy.name, request.user)
+            return (caller, _branch(caller, last, called)) if caller is not None and mine else (None, None)
+        if last is None or last.tool_calls or request.user is None:
             return None, None
-        found = groups.latest_answer(c, self._config.policy.name, request.user, last)
+        found = groups.latest_answer(c, self._config.policy.name, request.user, last.content)
         return (groups.get(c, found[0]), found[1]) if found is not None else (None, None)
 
     def _pool(self, request: ChatRequest, parent: Group | None) -> Pool:
@@ -194,3 +238,13 @@ class Planner:
                 code="context_length_exceeded",
             )
         return min(wanted or self._config.serve.max_tokens, room)
+
+
+def _branch(parent: Group, last: Message | None, called: tuple[str, int] | None) -> int | None:
+    """The index of the answer that the conversation went on from: by its call where it made one, else by its text."""
+    if last is None:
+        return None
+    if called is not None:
+        group_id, index = called
+        return index if group_id == parent.group_id and index < len(parent.completions) else None
+    return next((i for i, done in enumerate(parent.completions) if done.text == last.content), None)

@@ -50,7 +50,7 @@ class ChatService:
 
         def write(c: Connection) -> None:
             groups.insert(c, group)
-            stored.insert(c, group, is_listed=plan.is_listed)
+            stored.insert(c, group, is_listed=plan.asked.is_listed)
 
         await asyncio.wrap_future(self._store.submit(write))
         return Answer(group, events.by_index())
@@ -111,19 +111,26 @@ class ChatService:
             return await self._draw(plan, sink)
 
     async def _draw(self, plan: Plan, sink: Sink | None) -> tuple[Completion, ...]:
-        ids, params = plan.group.prompt_token_ids, plan.group.sampling
+        asked = SampleRequest(
+            plan.group.prompt_token_ids,
+            plan.versions[0],
+            len(plan.versions),
+            plan.group.sampling,
+            sink,
+            plan.asked.top_logprobs,
+            plan.asked.response_format,
+        )
         pending: list[Future[tuple[Completion, ...]]] = []
         try:
             if plan.group.kind is GroupKind.DUEL:
                 sides = Lockstep(sink, len(plan.versions)) if sink is not None else None
                 for index, number in enumerate(plan.versions):
                     on_token = partial(sides.add, index) if sides is not None else None
-                    pending.append(self._sampler.sample(SampleRequest(ids, number, 1, params, on_token)))
+                    pending.append(self._sampler.sample(replace(asked, version=number, n=1, on_token=on_token)))
                     if sides is not None:
                         pending[-1].add_done_callback(partial(sides.end, index))
             else:
-                request = SampleRequest(ids, plan.versions[0], len(plan.versions), params, sink)
-                pending.append(self._sampler.sample(request))
+                pending.append(self._sampler.sample(asked))
             parts = await asyncio.gather(*map(asyncio.wrap_future, pending))
         finally:
             for future in pending:

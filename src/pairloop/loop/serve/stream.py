@@ -134,7 +134,7 @@ class AnswerStream:
 
         def write(c: Connection) -> None:
             groups.finish(c, whole.group_id, completions)
-            stored.insert(c, whole, is_listed=self.plan.is_listed)
+            stored.insert(c, whole, is_listed=self.plan.asked.is_listed)
 
         await asyncio.wrap_future(self._store.submit(write))
         return Answer(whole, self._events.by_index())
