@@ -158,12 +158,17 @@ def test_models_are_listed_policy_first_and_each_answers(server: RunningServer) 
     server.add_version(1)
     names = [model.id for model in server.openai.models.list()]
     assert names == [POLICY, f"{POLICY}@0", f"{POLICY}@1"]
-    for name in [*names, f"{POLICY}@base"]:
+    server.alias(Alias.CHALLENGER, 1)
+    for name in [*names, *(f"{POLICY}@{alias}" for alias in ("base", "champion", "challenger"))]:
         assert server.openai.models.retrieve(name).object == "model"
         assert server.openai.chat.completions.create(model=name, messages=ASK).choices
-    with pytest.raises(openai.NotFoundError) as refused:
-        server.openai.models.retrieve("gpt-4")
-    assert refused.value.param == "model"
+    for unknown in ("gpt-4", "gpt-4@base", f"{POLICY}@", f"{POLICY}@9", f"{POLICY}@crown"):
+        with pytest.raises(openai.NotFoundError) as refused:
+            server.openai.models.retrieve(unknown)
+        assert refused.value.param == "model"
+        with pytest.raises(openai.NotFoundError) as refused:
+            server.openai.chat.completions.create(model=unknown, messages=ASK)
+        assert (refused.value.param, refused.value.code) == ("model", "model_not_found")
 
 
 def test_the_clients_own_errors(server: RunningServer) -> None:
@@ -435,6 +440,30 @@ def test_an_engine_that_breaks(serve: Serve) -> None:
     stream = server.openai.chat.completions.create(model=POLICY, messages=ASK, stream=True)
     with pytest.raises(openai.APIError, match="the engine broke"):
         list(stream)
+
+
+class BreaksUnexpectedly(FakePolicy):
+    """A fault of the engine that nobody thought of, in the middle of an answer."""
+
+    def sample(self, request: Any) -> Any:
+        broken: Future[Any] = Future()
+        if request.on_token is not None:
+            request.on_token(TokenEvent(0, 97, -1.0, "a"))
+        broken.set_exception(RuntimeError("a secret path"))
+        return broken
+
+
+def test_an_unexpected_fault_mid_stream_is_told_and_the_server_goes_on(serve: Serve) -> None:
+    server = serve(policy=BreaksUnexpectedly())
+    text = server.chat(stream=True).text
+    *_, last = [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if line]
+    assert set(last["error"]) == {"message", "type", "param", "code"}
+    assert (last["error"]["type"], last["error"]["code"]) == ("server_error", "internal_error")
+    assert "secret" not in text
+    group_id = json.loads(text.split("\n\n")[0].removeprefix("data: "))["id"]
+    until(lambda: bool(server.group(group_id).completions))
+    assert server.group(group_id).is_abandoned
+    assert server.http.get("/health").status_code == 200
 
 
 def test_a_full_queue_is_503_with_retry_after(serve: Serve, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,15 +12,16 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from pairloop.errors import NotFoundError, PairloopError
-from pairloop.loop.serve import AnswerStream
+from pairloop.loop.serve import AnswerStream, version_called
 from pairloop.store import versions
-from pairloop.types import BASE_VERSION, Group, Version
+from pairloop.types import Group, Version
 from pairloop.web.chunks import Chunks
 from pairloop.web.context import Context, Here, context_of
-from pairloop.web.errors import from_error
+from pairloop.web.errors import error_response, from_error
 from pairloop.web.replies import JSON, Head, completion_body, head_of, may_name_version
 from pairloop.web.wire import PAIR_ALLOWED, ChatBody
 
+logger = logging.getLogger(__name__)
 router = APIRouter(tags=["inference"])
 
 PAIR_HEADER = "x-pairloop-pair"
@@ -68,9 +69,16 @@ async def _events(context: Context, stream: AnswerStream, chunks: Chunks) -> Asy
         yield chunks.closing(answer.group)
     except PairloopError as error:
         # The status line is gone already; the official client raises on a chunk that holds an error.
-        yield f"data: {bytes(from_error(error).body).decode()}\n\n"
+        yield _error_event(from_error(error))
+    except Exception:  # the supervisor's line: logged, told, and nothing else is lost by it
+        logger.exception("a stream of %s failed", stream.group.group_id)
+        yield _error_event(error_response(500, "Internal error while answering.", code="internal_error"))
     finally:
         stream.abandon()
+
+
+def _error_event(reply: Response) -> str:
+    return f"data: {bytes(reply.body).decode()}\n\n"
 
 
 async def head_and_headers(context: Context, group: Group, number: int | None) -> tuple[Head, dict[str, str]]:
@@ -95,9 +103,9 @@ async def model(model: str, context: Here) -> dict[str, Any]:
     known = await asyncio.to_thread(_versions, context)
     if model == context.policy_name:
         return _model(model, known[0].created_at.timestamp() if known else 0)
-    wanted = re.sub("@base$", f"@{BASE_VERSION}", model)
+    number = await asyncio.to_thread(_called, context, model)
     for version in known:
-        if version.name == wanted:
+        if version.name == model or (version.number == number and model.startswith(f"{version.policy}@")):
             return _model(version.name, version.created_at.timestamp())
     raise NotFoundError(f"the model {model!r} does not exist", param="model")
 
@@ -109,6 +117,11 @@ def version_name(policy: str, number: int | None) -> str | None:
 def _versions(context: Context) -> list[Version]:
     with context.store.reading() as c:
         return versions.list_(c, context.policy_name)
+
+
+def _called(context: Context, model: str) -> int | None:
+    with context.store.reading() as c:
+        return version_called(c, context.policy_name, model.partition("@")[2])
 
 
 def _model(name: str, created: float) -> dict[str, Any]:

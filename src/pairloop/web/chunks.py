@@ -60,7 +60,7 @@ class Chunks:
         text = ""
         for event in events:
             text += self._voices[index].text_of(event)
-            if event.token_id not in self._eos:
+            if event.text or event.token_id not in self._eos:
                 self._entries[index].append(entry(event.text, event))
         return "".join(self._said(index, self._voices[index].say(text)))
 

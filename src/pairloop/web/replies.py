@@ -104,7 +104,7 @@ def token_logprobs(text: str, events: Iterable[TokenEvent], eos: frozenset[int])
 def _cut(text: str, events: Iterable[TokenEvent], eos: frozenset[int]) -> Iterator[tuple[str, TokenEvent]]:
     room = len(text)
     for event in events:
-        if event.token_id in eos:
+        if event.token_id in eos and not event.text:  # with text: what a stop string might have begun, said at the end
             continue
         if room <= 0:
             return

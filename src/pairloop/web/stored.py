@@ -14,10 +14,10 @@ from sqlalchemy import Connection
 
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.loop.feedback import is_revealed
-from pairloop.loop.serve import Answer
-from pairloop.store import stored, versions
+from pairloop.loop.serve import Answer, version_called
+from pairloop.store import stored
 from pairloop.store.stored import StoredCompletion
-from pairloop.types import BASE_VERSION, Alias, Group, Message, offered_tools, spoken
+from pairloop.types import Group, Message, offered_tools, spoken
 from pairloop.web.chat import head_and_headers, json_response, version_name
 from pairloop.web.context import Context, Here
 from pairloop.web.replies import completion_body
@@ -208,7 +208,5 @@ def _version_asked(c: Connection, policy: str, model: str | None) -> str | None:
     if model is None or model == policy:
         return None
     name, _, selector = model.partition("@")
-    number = BASE_VERSION if selector == "base" else None
-    if selector in set(Alias):
-        number = versions.alias(c, policy, Alias(selector))
+    number = version_called(c, policy, selector)
     return model if number is None else f"{name}@{number}"

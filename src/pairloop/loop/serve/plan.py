@@ -159,8 +159,7 @@ class Planner:
         return _Routing(champion, challenger, None, live)
 
     def _pinned(self, c: Connection, model: str, selector: str, champion: int, challenger: int | None) -> int:
-        by_name = {BASE_SELECTOR: BASE_VERSION, str(Alias.CHAMPION): champion, str(Alias.CHALLENGER): challenger}
-        number = by_name.get(selector)
+        number = _by_name(champion, challenger).get(selector)
         if number is not None:
             return number
         if selector.isascii() and selector.isdigit() and len(selector) <= 9:
@@ -238,6 +237,16 @@ class Planner:
                 code="context_length_exceeded",
             )
         return min(wanted or self._config.serve.max_tokens, room)
+
+
+def version_called(c: Connection, policy: str, selector: str) -> int | None:
+    """The version that a name behind the @ (base, champion, challenger) means now; None for any other text."""
+    champion, challenger = versions.alias(c, policy, Alias.CHAMPION), versions.alias(c, policy, Alias.CHALLENGER)
+    return _by_name(champion or BASE_VERSION, challenger).get(selector)
+
+
+def _by_name(champion: int, challenger: int | None) -> Mapping[str, int | None]:
+    return {BASE_SELECTOR: BASE_VERSION, str(Alias.CHAMPION): champion, str(Alias.CHALLENGER): challenger}
 
 
 def _branch(parent: Group, last: Message | None, called: tuple[str, int] | None) -> int | None:
