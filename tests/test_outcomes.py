@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,10 +191,8 @@ def test_a_resolved_and_an_unresolved_conversation_make_a_pair(world: World) -> 
     for name, value in (("good", True), ("bad", False)):
         group = say(world, n=1, conversation_id=name)
         moved = Completion(name, version=0)  # two answers of different text, whatever the fake policy said
-        fresh = Group(
-            **{**{f: getattr(group, f) for f in group.__slots__}, "group_id": f"chatcmpl-{name}", "completions": (moved,)}
-        )
-        world.store.write(lambda c, fresh=fresh: groups.insert(c, fresh))
+        fresh = replace(group, group_id=f"chatcmpl-{name}", completions=(moved,))
+        world.store.write(partial(groups.insert, group=fresh))
         outcome(world, value, conversation_id=name)
     configured = world.config.feedback.thumb_metrics
     pairs, _ = trained(world, configured)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def test_an_erased_group_is_neither_labelled_nor_asked_again(tmp_path: Path) -> 
     with Store.in_memory(tmp_path / "artifacts") as store:
         put_groups(store, a_group("gone"), a_group("kept", at=1))
         for name in ("gone", "kept"):
-            store.write(lambda c, name=name: stored.insert(c, a_group(name)))
+            store.write(partial(stored.insert, group=a_group(name)))
         assert store.write(lambda c: stored.delete(c, "gone", a_group().created_at))
         with store.reading() as c:
             assert groups.get(c, "gone").is_erased  # type: ignore[union-attr]

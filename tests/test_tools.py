@@ -123,7 +123,8 @@ def test_content_beside_calls_and_what_is_no_call(serve: Serve) -> None:
 
 def test_without_tools_or_with_tool_choice_none_a_call_is_text(serve: Serve) -> None:
     server = serve(policy=Says(CALL))
-    for options in ({}, {"tools": [TOOL], "tool_choice": "none"}, {"tools": []}):
+    choices: list[dict[str, Any]] = [{}, {"tools": [TOOL], "tool_choice": "none"}, {"tools": []}]
+    for options in choices:
         reply = server.chat(messages=ASK, **options).json()
         assert reply["choices"][0]["message"] == {"role": "assistant", "content": CALL, "refusal": None}
         assert offered_tools(server.group(reply["id"]).prompt) == []

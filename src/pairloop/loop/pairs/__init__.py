@@ -12,6 +12,7 @@ from pairloop.loop.pairs.dataset import (
     promotions_between,
     record,
     run,
+    set_aside_rows,
 )
 from pairloop.loop.pairs.rules import CompiledPairs, Dropped, PairRules
 
@@ -26,4 +27,5 @@ __all__ = [
     "promotions_between",
     "record",
     "run",
+    "set_aside_rows",
 ]
