@@ -22,7 +22,6 @@ from pairloop.types import (
     Prompt,
     TrainingGroup,
     TrainingRow,
-    messages_as_dicts,
 )
 
 
@@ -218,6 +217,6 @@ def _row_id(
     feedback_ids: tuple[str, ...],
 ) -> str:
     """A hash of what the row says and where it comes from, as of pairs."""
-    plain = prompt if isinstance(prompt, str) else messages_as_dicts(prompt)
+    plain = prompt if isinstance(prompt, str) else [message.as_dict() for message in prompt]
     content = json.dumps([plain, texts, rewards, group_ids, feedback_ids])
     return f"{kind}_{hashlib.sha256(content.encode()).hexdigest()[:32]}"
