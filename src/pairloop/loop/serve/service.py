@@ -126,16 +126,22 @@ class ChatService:
                 sides = Lockstep(sink, len(plan.versions)) if sink is not None else None
                 for index, number in enumerate(plan.versions):
                     on_token = partial(sides.add, index) if sides is not None else None
-                    pending.append(self._sampler.sample(replace(asked, version=number, n=1, on_token=on_token)))
+                    pending.append(await self._submit(replace(asked, version=number, n=1, on_token=on_token)))
                     if sides is not None:
                         pending[-1].add_done_callback(partial(sides.end, index))
             else:
-                pending.append(self._sampler.sample(asked))
+                pending.append(await self._submit(asked))
             parts = await asyncio.gather(*map(asyncio.wrap_future, pending))
         finally:
             for future in pending:
                 future.cancel()  # does nothing where it is done; stops the sampling where the client or the other side is gone
         return tuple(completion for part in parts for completion in part)
+
+    async def _submit(self, request: SampleRequest) -> Future[tuple[Completion, ...]]:
+        """Queue it; a response format is compiled first, which would hold up the other requests here."""
+        if request.response_format is None:
+            return self._sampler.sample(request)
+        return await asyncio.to_thread(self._sampler.sample, request)
 
     async def _ensure_loaded(self, numbers: tuple[int, ...]) -> None:
         for number in dict.fromkeys(numbers):
