@@ -21,7 +21,7 @@ from pairloop.policy.fake import FakePolicy
 from pairloop.policy.local import LocalPolicy
 from pairloop.policy.protocols import RESPONSE_FORMAT, TOP_LOGPROBS, SampleRequest, TokenEvent, TokenSequence
 from pairloop.policy.text import TextStream
-from pairloop.types import Pool, SamplingParams
+from pairloop.types import GroupKind, Pool, SamplingParams
 
 ASK: Any = [{"role": "user", "content": "Where is my order?"}]
 PROMPTS = ((1, 2, 3), (4, 5, 6, 7, 1, 2), (3,))
@@ -126,13 +126,18 @@ def test_likeliest_tokens_over_http(serve: Serve, stream: bool, top: int) -> Non
                 assert other["logprob"] <= 0
 
 
-def test_a_duels_two_sides_both_tell(serve: Serve) -> None:
+def test_log_probs_would_tell_the_sides_of_a_duel_apart_so_they_get_none(serve: Serve) -> None:
     server = serve()
-    server.add_version(1)
+    server.add_version(1, skill=9)
     server.open_duel(1)
-    body = server.chat(n=2, user=user_of(Pool.GATE), logprobs=True, top_logprobs=3).json()
-    tops = [len(choice["logprobs"]["content"][-1]["top_logprobs"]) for choice in body["choices"]]
-    assert tops == [3, 3]
+    judge = user_of(Pool.GATE)
+    assert server.group(server.chat(n=2, user=judge).json()["id"]).kind is GroupKind.DUEL
+    for stream in (False, True):
+        for options in ({"logprobs": True}, {"logprobs": True, "top_logprobs": 3}):
+            reply = server.chat(n=2, user=judge, stream=stream, **options)
+            body = sse_chunks(reply.text)[0] if stream else reply.json()
+            group = server.group(body["id"])
+            assert (group.kind, {one.version for one in group.completions}) == (GroupKind.HELDOUT, {0})
 
 
 class OneAtATime(FakePolicy):

@@ -31,6 +31,16 @@ SSE = "text/event-stream"
 
 @router.post("/v1/chat/completions", summary="Answer a conversation, once or with a comparison of two", response_model=None)
 async def chat_completions(body: ChatBody, request: Request) -> Response:
+    """Two answers come with `n: 2`, or where the client takes them (`metadata.pair: "allow"`, or `x-pairloop-pair: allow`) and
+    the server's exposure rate says so. Their order is the coin: index 0 is shown left unless the pick says otherwise.
+
+    A conversation goes on from the answer that its last assistant turn repeats, or that `metadata.parent` names.
+    `metadata.conversation_id` names the conversation, for outcomes that are known later.
+
+    `tools` are offered where the model's template has them; calls are read out of the text, which is kept as it was sampled.
+    `tool_choice` is none or auto; `parallel_tool_calls: false` ends an answer with its first call. `response_format` and
+    `top_logprobs` work where the engine can; what it cannot do is a 400 that names the field.
+    """
     context = context_of(request)
     asked = body.as_request(pair_allowed=request.headers.get(PAIR_HEADER) == PAIR_ALLOWED)
     if body.stream:

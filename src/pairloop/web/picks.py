@@ -134,6 +134,11 @@ class FeedbackBody(Body):
     response_model=None,
 )
 async def preferences(body: PreferenceBody, context: Here) -> Response:
+    """A rater's second pick revises the first; in a duel the first one counts, since the reply to it names the versions.
+
+    `edited_text` is an ideal answer of its own beside the pick: it becomes chosen against what was served. The outcome `error`
+    says that a judge or verifier failed (`source: llm | code`): it is kept, is no vote, and never a tie.
+    """
     recorded = await asyncio.wrap_future(submit_preference(context.store, body.as_pick(), dryrun=body.dryrun))
     if not (recorded.duplicate or recorded.dryrun):
         context.notify()

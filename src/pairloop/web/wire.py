@@ -231,6 +231,7 @@ class ChatBody(Body):
             pair_allowed=pair_allowed or metadata.get(PAIR_KEY) == PAIR_ALLOWED,
             is_listed=self.store is not False,
             one_call=self.parallel_tool_calls is False,
+            with_logprobs=bool(self.logprobs),
             top_logprobs=self.top_logprobs or 0,
             response_format=form.model_dump(by_alias=True, exclude_unset=True) if form and form.type != "text" else None,
         )

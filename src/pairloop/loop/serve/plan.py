@@ -17,7 +17,7 @@ from pairloop.loop.serve.calls import call_origin
 from pairloop.policy.calls import end_of_call
 from pairloop.policy.protocols import RESPONSE_FORMAT, TOP_LOGPROBS, Sampler
 from pairloop.store import Store, duels, groups, new_group_id, versions
-from pairloop.types import BASE_VERSION, Alias, Duel, Group, GroupKind, Message, Pool, SamplingParams, offered_tools
+from pairloop.types import BASE_VERSION, Alias, Duel, Group, GroupKind, Message, Pool, SamplingParams, offered_tools, spoken
 
 PARENT_KEY = "parent"
 CONVERSATION_KEY = "conversation_id"
@@ -48,8 +48,17 @@ class ChatRequest:
     pair_allowed: bool = False
     is_listed: bool = True
     one_call: bool = False
+    with_logprobs: bool = False
     top_logprobs: int = 0
     response_format: Mapping[str, Any] | None = None
+
+    @property
+    def is_telling(self) -> bool:
+        """True where asking ``name@champion`` the same would tell which side of a duel is the champion's.
+
+        A seeded or greedy answer comes again, and log-probs are the same whatever was drawn.
+        """
+        return self.params.is_repeatable or self.with_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +100,7 @@ class Planner:
         prompt_token_ids = self._sampler.tokens.encode_prompt(request.messages)
         pool = self._pool(request, parent) if routing.pinned is None else Pool.GATE
         count = 2 if request.n == 1 and request.pair_allowed and self._coin(self._config.serve.exposure_rate) else request.n
-        kind, answering, duel_id = self._cast(routing, pool, count, repeatable=request.params.is_repeatable)
+        kind, answering, duel_id = self._cast(routing, pool, count, is_telling=request.is_telling)
         group = Group(
             group_id=group_id,
             policy=self._config.policy.name,
@@ -198,25 +207,25 @@ class Planner:
         if parent is not None and parent.user is None:
             return parent.pool
         opening = []
-        for message in request.messages:
+        for message in spoken(request.messages):
             opening.append(f"{message.role}\0{message.content}")
             if message.role == "user":
                 break
         return pool_of("\0".join(opening), gate_share)
 
     def _cast(
-        self, routing: _Routing, pool: Pool, n: int, *, repeatable: bool
+        self, routing: _Routing, pool: Pool, n: int, *, is_telling: bool
     ) -> tuple[GroupKind, tuple[int, ...], str | None]:
         """Kind, version per index, and duel of a group.
 
-        A seeded or greedy request never duels: asked once more of ``name@champion`` it would tell which side is the champion's.
+        A request that would tell the sides apart (`ChatRequest.is_telling`) never duels.
         """
         if routing.pinned is not None:
             return GroupKind.HELDOUT, (routing.pinned,) * n, None
         if pool is Pool.TRAIN:
             return GroupKind.TRAIN, (routing.champion,) * n, None
         duel = routing.duel
-        if n == 2 and duel is not None and not repeatable and self._coin(self._config.serve.duel_share):
+        if n == 2 and duel is not None and not is_telling and self._coin(self._config.serve.duel_share):
             sides = (duel.champion, duel.challenger)
             return GroupKind.DUEL, sides if self._coin(0.5) else sides[::-1], duel.duel_id
         return GroupKind.HELDOUT, (routing.champion,) * n, None
