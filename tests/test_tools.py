@@ -238,7 +238,7 @@ def test_however_the_text_is_cut_the_same_is_read(parts: list[str], data: st.Dat
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
     reader = CallReader(FakeTokens(), (), [])
     said = [piece for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True) for piece in reader.feed(text[a:b])]
-    said += reader.finish()
+    said += reader.finish(is_cut=False)
     assert ("".join(piece.content for piece in said) or None) == whole.content
     assert tuple(piece for piece in said if piece.name is not None) == whole.calls
     if not whole.calls:

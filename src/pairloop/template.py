@@ -107,6 +107,10 @@ class ChatTemplate:
         return self._tool_template is not None
 
     @property
+    def tool_template(self) -> str | None:
+        return self._tool_source
+
+    @property
     def eos_token_ids(self) -> frozenset[int]:
         return frozenset(self._eos)
 

@@ -1,8 +1,7 @@
 """What an answer says where tools were offered: its content, its reasoning, and the calls it makes.
 
-Read by transformers' own response parser, driven by the model's ``response_template`` (tokenizer_config.json) where it has one,
-else by ours for the form that most open templates teach: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``. The text
-that was sampled stays as it was; a call that cannot be read is content. Whole answers and streams take the same way.
+Read by transformers' own response parser, in the form that `call_forms` finds. The text that was sampled stays as it was; a
+call that cannot be read is content. Whole answers and streams take the same way.
 """
 
 from __future__ import annotations
@@ -12,26 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pairloop.policy.call_forms import CALLS, CONTENT, form_of
 from pairloop.policy.protocols import Tokens
-from pairloop.types import Completion
+from pairloop.types import Completion, FinishReason
 
-CALL_BEGINS, CALL_ENDS = "<tool_call>", "</tool_call>"
-_CALLS, _CONTENT = "tool_calls", "content"
 _REASONING = frozenset({"reasoning_content", "reasoning", "thinking"})
-
-_COMMON_TEMPLATE: Mapping[str, Any] = {
-    "start_anchor": CALL_BEGINS,  # asked for by the parser, and never looked for: no prompt is read
-    "fields": {
-        _CALLS: {
-            "open": CALL_BEGINS,
-            "close": CALL_ENDS,
-            "repeats": True,
-            "content": "json",
-            "content_args": {"allow_non_json": True},
-        },
-        _CONTENT: {"content": "text"},
-    },
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +37,11 @@ class CallReader:
     def __init__(self, tokens: Tokens, prompt_token_ids: Sequence[int], tools: Sequence[Mapping[str, Any]]) -> None:
         from transformers.utils.chat_parsing import ResponseParser  # here: half a second, and only where tools are offered
 
-        self.takes_special_tokens = tokens.response_template is not None
+        self._form = form_of(tokens)
+        self.takes_special_tokens = self._form.takes_special_tokens
         """Whether the text to feed must hold the special tokens, too."""
-        prefix = tokens.decode(prompt_token_ids, special=True) if self.takes_special_tokens else ""
-        template = dict(tokens.response_template or _COMMON_TEMPLATE)
-        self._parser = ResponseParser(template, prefix=prefix, tools=[dict(tool) for tool in tools])
+        prefix = "" if tokens.response_template is None else tokens.decode(prompt_token_ids, special=True)
+        self._parser = ResponseParser(dict(self._form.template), prefix=prefix, tools=[dict(tool) for tool in tools])
         self._fed = ""
         self._told = ""
         self._blank = ""
@@ -75,35 +59,43 @@ class CallReader:
             return self._broken()
         return self._said(events)
 
-    def finish(self) -> list[Said]:
+    def finish(self, *, is_cut: bool) -> list[Said]:
+        """``is_cut``: the answer ran into its length; then a call that it did not end is none."""
         said: list[Said] = []
         if not self._is_broken:
             try:
                 _, events = self._parser.finalize()
-                said = self._said(events, is_cut=True)
+                said = self._said(events, is_end=True, is_cut=is_cut)
             except ValueError:
                 said = self._broken()
         if self._blank and not self._has_calls:
             said.append(Said(content=self._blank))
         return said
 
-    def _said(self, events: Iterable[Mapping[str, Any]], *, is_cut: bool = False) -> list[Said]:
+    def _said(self, events: Iterable[Mapping[str, Any]], *, is_end: bool = False, is_cut: bool = False) -> list[Said]:
         said: list[Said] = []
         for event in events:
             field, kind = event["field"], event["type"]
             if kind == "region_open":
                 self._call = ""
-            elif kind == "region_chunk" and field == _CONTENT:
+            elif kind == "region_chunk" and field == CONTENT:
                 said += self._content(event["text"])
             elif kind == "region_chunk" and field in _REASONING:
                 said.append(Said(reasoning=event["text"]))
-            elif kind == "region_chunk" and field == _CALLS:
+            elif kind == "region_chunk" and field == CALLS:
                 self._call += event["text"]
-            elif kind == "region_close" and field == _CALLS:
-                calls = _calls(event["value"])
+            elif kind == "region_close" and field == CALLS:
+                calls = [] if is_cut else _calls(event["value"])
                 self._has_calls |= bool(calls)
-                said += calls or self._content(CALL_BEGINS + self._call + (CALL_ENDS if not is_cut else ""))
+                said += calls or self._content(self._unread(is_end=is_end))
         return said
+
+    def _unread(self, *, is_end: bool) -> str:
+        """The text of a call that is none."""
+        if is_end:
+            body_at = len(self._fed) - len(self._call)
+            return self._fed[self._fed.rfind(self._form.begins, 0, body_at) :]
+        return self._form.begins + self._call + (self._form.ends or "")
 
     def _content(self, text: str) -> list[Said]:
         text = self._blank + text
@@ -119,16 +111,8 @@ class CallReader:
         return self._content(self._fed.removeprefix(self._told))
 
 
-def end_of_call(tokens: Tokens) -> str | None:
-    """The text that ends a call of this model; None where its template gives no plain one."""
-    if tokens.response_template is None:
-        return CALL_ENDS
-    end = tokens.response_template.get("fields", {}).get(_CALLS, {}).get("close")
-    return end if isinstance(end, str) else None
-
-
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ReadAnswer:
     """A whole answer as its reader sees it."""
 
     content: str | None
@@ -138,12 +122,15 @@ class Answer:
 
 def read_answer(
     tokens: Tokens, prompt_token_ids: Sequence[int], tools: Sequence[Mapping[str, Any]], completion: Completion
-) -> Answer:
+) -> ReadAnswer:
     """What ``completion`` says where ``tools`` were offered."""
     reader = CallReader(tokens, prompt_token_ids, tools)
-    said = [*reader.feed(_text(tokens, completion, special=reader.takes_special_tokens)), *reader.finish()]
+    said = [
+        *reader.feed(_text(tokens, completion, special=reader.takes_special_tokens)),
+        *reader.finish(is_cut=completion.finish_reason is FinishReason.LENGTH),
+    ]
     content, reasoning = "".join(piece.content for piece in said), "".join(piece.reasoning for piece in said)
-    return Answer(content or None, reasoning or None, tuple(piece for piece in said if piece.name is not None))
+    return ReadAnswer(content or None, reasoning or None, tuple(piece for piece in said if piece.name is not None))
 
 
 def _text(tokens: Tokens, completion: Completion, *, special: bool) -> str:

@@ -61,6 +61,10 @@ class FakeTokens:
         return (*text.encode(), EOS)
 
     @property
+    def tool_template(self) -> None:
+        return None
+
+    @property
     def response_template(self) -> None:
         return None
 

@@ -95,6 +95,11 @@ class Tokens(Protocol):
         ...
 
     @property
+    def tool_template(self) -> str | None:
+        """The source of the template that offers tools, where there is one."""
+        ...
+
+    @property
     def response_template(self) -> Mapping[str, Any] | None:
         """How the model's answers are read (transformers' response template), where the model says it itself."""
         ...

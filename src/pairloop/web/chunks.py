@@ -9,7 +9,7 @@ from typing import Any
 from pairloop.loop.serve import MAX_CALLS, call_id
 from pairloop.policy.calls import CallReader, Said
 from pairloop.policy.protocols import TokenEvent, Tokens
-from pairloop.types import Group, offered_tools
+from pairloop.types import FinishReason, Group, offered_tools
 from pairloop.web.replies import Head, entry, finish_reason, token_logprobs, usage_body
 
 DONE = "data: [DONE]\n\n"
@@ -49,7 +49,8 @@ class Chunks:
             if rest:
                 self._entries[index] += token_logprobs(rest, held.pending, self._eos)
             voice = self._voices[index]
-            pieces += self._said(index, [*voice.say(rest), *voice.end()])
+            is_cut = completion.finish_reason is FinishReason.LENGTH
+            pieces += self._said(index, [*voice.say(rest), *voice.end(is_cut=is_cut)])
             pieces.append(self._chunk(index, {}, finish=finish_reason(completion, has_calls=voice.calls > 0)))
         if self._with_usage:
             body = {**self._head.body("chat.completion.chunk"), "choices": [], "usage": usage_body(group)}
@@ -105,8 +106,8 @@ class _Voice:
             return [{"content": text}] if text else []
         return self._deltas(self._reader.feed(text))
 
-    def end(self) -> list[dict[str, Any]]:
-        return self._deltas(self._reader.finish()) if self._reader is not None else []
+    def end(self, *, is_cut: bool) -> list[dict[str, Any]]:
+        return self._deltas(self._reader.finish(is_cut=is_cut)) if self._reader is not None else []
 
     def _deltas(self, said: Iterable[Said]) -> list[dict[str, Any]]:
         deltas: list[dict[str, Any]] = []

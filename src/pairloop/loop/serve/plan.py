@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from pairloop.config import Config
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.loop.serve.calls import call_origin
-from pairloop.policy.calls import end_of_call
+from pairloop.policy.call_forms import form_of
 from pairloop.policy.protocols import RESPONSE_FORMAT, TOP_LOGPROBS, Sampler
 from pairloop.store import Store, duels, groups, new_group_id, versions
 from pairloop.types import BASE_VERSION, Alias, Duel, Group, GroupKind, Message, Pool, SamplingParams, offered_tools, spoken
@@ -147,7 +147,7 @@ class Planner:
         """The stop string that keeps an answer to one call, where that is asked for."""
         if not (request.one_call and offered_tools(request.messages)):
             return ()
-        end = end_of_call(self._sampler.tokens)
+        end = form_of(self._sampler.tokens).ends
         if end is None:
             raise InvalidRequestError("this model's calls cannot be held to one; leave it out", param="parallel_tool_calls")
         return (end,)
