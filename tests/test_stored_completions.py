@@ -218,6 +218,10 @@ def test_bodies_follow_the_published_schema(server: RunningServer) -> None:
         ("metadata[a]=1&metadata[a]=2", "metadata[a]"),
         ("&".join(f"metadata[k{i}]=v" for i in range(17)), "metadata"),
         (f"after={'x' * 129}", "after"),
+        ("after=%00", "after"),
+        ("model=%00", "model"),
+        ("metadata[a]=%00", "metadata[a]"),
+        (f"metadata[a]={'x' * 513}", "metadata[a]"),
     ],
 )
 def test_bad_queries_are_refused_by_name(server: RunningServer, query: str, param: str) -> None:
@@ -236,6 +240,7 @@ def test_bad_queries_are_refused_by_name(server: RunningServer, query: str, para
         ({"metadata": {"k": 1}}, "metadata.k"),
         ({"metadata": {f"k{i}": "v" for i in range(17)}}, "metadata"),
         ({"metadata": {"k": "v" * 513}}, "metadata.k"),
+        ({"metadata": {"k": "a\x00b"}}, "metadata.k"),
         ({"metadata": {}, "store": True}, "store"),
         ([], None),
     ],

@@ -254,6 +254,7 @@ CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": "yes"}, "stream"),
         ({"user": 7}, "user"),
+        ({"user": "a\x00b"}, "user"),
         ({"metadata": {f"k{i}": "v" for i in range(17)}}, "metadata"),
         ({"metadata": {"k" * 65: "v"}}, f"metadata.{'k' * 65}"),
         ({"metadata": {"k": "v" * 513}}, "metadata.k"),

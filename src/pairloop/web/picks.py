@@ -25,16 +25,16 @@ from pairloop.types import ERROR_METRIC, Feedback, Source
 from pairloop.web.chat import version_name
 from pairloop.web.context import Context, Here
 from pairloop.web.replies import JSON
-from pairloop.web.wire import Body, Metadata, Text512, field_error
+from pairloop.web.wire import NO_NUL, Body, Metadata, Text512, field_error
 
 router = APIRouter(tags=["feedback"])
 
 MAX_INT32 = 2**31 - 1
 Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
-LongText = Annotated[str, StringConstraints(max_length=200_000)]
+LongText = Annotated[str, StringConstraints(max_length=200_000, pattern=NO_NUL)]
 SourceName = Literal["human", "code", "llm"]
-Rater = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Rater = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=NO_NUL)]
 
 WELL_KNOWN_METRICS = frozenset({"thumbs", "score", "comment", "demonstration"})
 
@@ -43,7 +43,7 @@ class PreferenceBody(Body):
     """A pick between the two answers of one chat completion."""
 
     id: Id | None = None
-    inference_id: str = Field(max_length=128)
+    inference_id: str = Field(max_length=128, pattern=NO_NUL)
     outcome: Literal["chosen", "tie", "both_bad", "skip", "error"] | None = None
     chosen_index: int | None = None
     rejected_index: int | None = None
@@ -80,7 +80,7 @@ class FeedbackBody(Body):
     """
 
     id: Id | None = None
-    inference_id: str | None = Field(default=None, max_length=128)
+    inference_id: str | None = Field(default=None, max_length=128, pattern=NO_NUL)
     conversation_id: Text512 | None = None
     choice_index: int | None = None
     metric_name: MetricName

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy import Connection
 
 from pairloop.errors import InvalidRequestError, NotFoundError
@@ -21,16 +21,26 @@ from pairloop.types import Group, Message, offered_tools, spoken
 from pairloop.web.chat import head_and_headers, json_response, version_name
 from pairloop.web.context import Context, Here
 from pairloop.web.replies import completion_body
-from pairloop.web.wire import METADATA_PAIRS, Body, Metadata
+from pairloop.web.wire import METADATA_PAIRS, NO_NUL, Body, Metadata
 
 router = APIRouter(tags=["inference"])
 
 T = TypeVar("T")
+MAX_VALUE = 512
 
 Limit = Annotated[int, Query(ge=1, le=100)]
-After = Annotated[str | None, Query(max_length=128)]
+After = Annotated[str | None, Query(max_length=128, pattern=NO_NUL)]
+CompletionId = Annotated[str, Path(max_length=128, pattern=NO_NUL)]
 Order = Literal["asc", "desc"]
-_METADATA_QUERY = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
+_METADATA_QUERY = re.compile(r"metadata\[([^\x00]{1,64})\]")
+_METADATA_PARAMETER = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "description": "Pairs that must all be there: metadata[key]=value.",
+    "schema": {"type": "object", "additionalProperties": {"type": "string", "maxLength": 512}, "maxProperties": 16},
+}
 _LIST_QUERY = frozenset({"model", "after", "limit", "order"})
 
 
@@ -40,11 +50,16 @@ class MetadataBody(Body):
     metadata: Metadata | None
 
 
-@router.get("/v1/chat/completions", summary="Stored completions, the oldest first", response_model=None)
+@router.get(
+    "/v1/chat/completions",
+    summary="Stored completions, the oldest first",
+    response_model=None,
+    openapi_extra={"parameters": [_METADATA_PARAMETER]},
+)
 async def list_completions(
     request: Request,
     context: Here,
-    model: Annotated[str | None, Query(max_length=255)] = None,
+    model: Annotated[str | None, Query(max_length=255, pattern=NO_NUL)] = None,
     after: After = None,
     limit: Limit = 20,
     order: Order = "asc",
@@ -75,14 +90,14 @@ async def list_completions(
 
 
 @router.get("/v1/chat/completions/{completion_id}", summary="A stored completion", response_model=None)
-async def stored_completion(completion_id: str, context: Here) -> Response:
+async def stored_completion(completion_id: CompletionId, context: Here) -> Response:
     """Also one that is not listed. `versions` names who gave each answer; of a duel only once someone has picked."""
     one, revealed = await _reading(context, lambda c: _found(c, stored.get(c, completion_id), completion_id))
     return json_response(await _body(context, one, revealed=revealed))
 
 
 @router.post("/v1/chat/completions/{completion_id}", summary="Replace a stored completion's metadata", response_model=None)
-async def update_completion(completion_id: str, body: MetadataBody, context: Here) -> Response:
+async def update_completion(completion_id: CompletionId, body: MetadataBody, context: Here) -> Response:
     """What the listing filters by. The conversation that the first metadata named stays linked as it was."""
 
     def write(c: Connection) -> tuple[StoredCompletion, bool]:
@@ -93,7 +108,7 @@ async def update_completion(completion_id: str, body: MetadataBody, context: Her
 
 
 @router.delete("/v1/chat/completions/{completion_id}", summary="Delete a stored completion for good", response_model=None)
-async def delete_completion(completion_id: str, context: Here) -> Response:
+async def delete_completion(completion_id: CompletionId, context: Here) -> Response:
     """Takes it off the wire and erases prompt, answers, token ids, log-probs and metadata; no later dataset holds it.
 
     What stays: that it was, who answered, and the feedback about it, so that what was trained can be traced. Datasets that
@@ -107,7 +122,7 @@ async def delete_completion(completion_id: str, context: Here) -> Response:
 
 @router.get("/v1/chat/completions/{completion_id}/messages", summary="The messages that were answered", response_model=None)
 async def completion_messages(
-    completion_id: str, context: Here, after: After = None, limit: Limit = 20, order: Order = "asc"
+    completion_id: CompletionId, context: Here, after: After = None, limit: Limit = 20, order: Order = "asc"
 ) -> Response:
     """Those of the request, in their order; the answers are the completion's own."""
     one, _ = await _reading(context, lambda c: _found(c, stored.get(c, completion_id), completion_id))
@@ -192,6 +207,8 @@ def _metadata_asked(request: Request) -> Mapping[str, str]:
             raise InvalidRequestError(
                 f"unknown query parameter {name!r}; there are model, metadata[key], after, limit and order", param=name
             )
+        if len(value) > MAX_VALUE or "\x00" in value:
+            raise InvalidRequestError(f"{name} has a value of at most {MAX_VALUE} characters, none of them NUL", param=name)
         if pairs.setdefault(match[1], value) != value:
             raise InvalidRequestError(f"{name} is given twice, with two values; a key has one", param=name)
     if len(pairs) > METADATA_PAIRS:

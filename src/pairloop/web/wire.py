@@ -144,8 +144,10 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] | None = None
 
 
-Text512 = Annotated[str, StringConstraints(max_length=512)]
-Key64 = Annotated[str, StringConstraints(max_length=64)]
+NO_NUL = r"^[^\x00]*$"
+"""Postgres keeps no NUL in a text."""
+Text512 = Annotated[str, StringConstraints(max_length=512, pattern=NO_NUL)]
+Key64 = Annotated[str, StringConstraints(max_length=64, pattern=NO_NUL)]
 METADATA_PAIRS = 16
 Metadata = Annotated[dict[Key64, Text512], Field(max_length=METADATA_PAIRS)]
 StopText = Annotated[str, StringConstraints(min_length=1)]
