@@ -68,8 +68,10 @@ def test_in_a_duel_the_first_word_counts_and_no_version_is_named(server: Running
     blind = server.http.get("/v1/feedback", params={"inference_id": reply})
     assert "@" not in blind.text
     said(server, reply, chosen_index=1)
+    said(server, reply, chosen_index=0, rater_id="olaf")
+    said(server, reply, metric_name="thumbs", value=True, choice_index=0)
     rows = server.http.get("/v1/feedback", params={"inference_id": reply}).json()["data"]
-    assert [row["counts"] for row in rows] == [True, False]
+    assert [row["counts"] for row in rows] == [True, False, False, True]
 
 
 def test_each_row_that_a_dataset_did_not_use_has_its_reason(server: RunningServer) -> None:

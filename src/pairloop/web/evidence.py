@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import dropwhile, islice
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 from pairloop.errors import NotFoundError, StoreError
 from pairloop.loop.pairs import set_aside_rows
 from pairloop.store import datasets, feedback, groups
-from pairloop.types import Feedback
+from pairloop.types import PREFERENCE_METRIC, Feedback
 from pairloop.web.context import Here
 from pairloop.web.resources import Page
 from pairloop.web.wire import NO_NUL
@@ -23,7 +24,7 @@ After = Annotated[str | None, Query(max_length=255, pattern=NO_NUL)]
 
 
 class FeedbackResource(BaseModel):
-    """One row as it was said. `counts` is false once its rater said something else; in a duel the first word counts."""
+    """One row as it was said. `counts` is false once its rater said something else; of a duel's picks the first one counts."""
 
     object: Literal["feedback"] = "feedback"
     id: str
@@ -60,8 +61,7 @@ def list_feedback(
         if group is None:
             raise NotFoundError(f"no inference {inference_id!r}", param="inference_id")
         rows = feedback.history(c, inference_id)
-    counted = feedback.first_revisions(rows) if group.duel_id is not None else feedback.latest_revisions(rows)
-    counting = {row.feedback_id for row in counted}
+    counting = _counting(rows, in_duel=group.duel_id is not None)
     if after is not None:
         ids = [row.feedback_id for row in rows]
         if after not in ids:
@@ -90,6 +90,16 @@ def list_set_aside(dataset_id: str, context: Here, limit: Limit = 100, after: Af
     data = [SetAsideResource(id=feedback_id, reason=reason) for feedback_id, reason in found[:limit]]
     ends = (data[0].id, data[-1].id) if data else (None, None)
     return Page(data=data, first_id=ends[0], last_id=ends[1], has_more=len(found) > limit)
+
+
+def _counting(rows: Sequence[Feedback], *, in_duel: bool) -> set[str]:
+    """The ids of what counts: each rater's latest word; of a duel's picks the very first, which was made blind."""
+    counted = feedback.latest_revisions(rows)
+    if in_duel:
+        picks = [row for row in rows if row.metric == PREFERENCE_METRIC]
+        first = min(picks, key=lambda row: (row.created_at, row.feedback_id), default=None)
+        counted = [row for row in counted if row.metric != PREFERENCE_METRIC] + ([first] if first is not None else [])
+    return {row.feedback_id for row in counted}
 
 
 def _resource(row: Feedback, *, counts: bool) -> FeedbackResource:
