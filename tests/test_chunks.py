@@ -21,15 +21,16 @@ TEXT = st.text(alphabet="abé€x", max_size=12)
 STOPS = st.lists(st.text(alphabet="abé€", min_size=1, max_size=4), max_size=3)
 
 
-def sampled(text: str, stops: Sequence[str], *, index: int, early: bool) -> tuple[Completion, list[TokenEvent]]:
+def sampled(text: str, stops: Sequence[str], *, index: int, early: bool, torn: bool) -> tuple[Completion, list[TokenEvent]]:
     """The tokens (bytes) of ``text`` up to its first stop string, as an engine tells them.
 
     ``early``: the engine says each byte at once, those of a stop string too; else it holds back what may be one, as the local
     engine does.
+    ``torn``: the model leaves its last character unfinished.
     """
     stream = TextStream(FakeTokens().decode, tuple(stops))
     events, logps, ids = [], [], []
-    tokens = (*text.encode(), EOS)
+    tokens = (*(text.encode()[:-1] if torn else text.encode()), EOS)
     for place, token in enumerate(tokens):
         piece = stream.add(token, last=place == len(tokens) - 1)
         ids.append(token)
@@ -45,9 +46,9 @@ def sampled(text: str, stops: Sequence[str], *, index: int, early: bool) -> tupl
     return Completion(stream.text, tuple(ids), tuple(logps), 0, FinishReason.STOP), events
 
 
-@given(texts=st.lists(TEXT, min_size=1, max_size=3), stops=STOPS, early=st.booleans(), data=st.data())
-def test_a_stream_is_its_answer(texts: list[str], stops: list[str], early: bool, data: st.DataObject) -> None:
-    made = [sampled(text, stops, index=index, early=early) for index, text in enumerate(texts)]
+@given(texts=st.lists(TEXT, min_size=1, max_size=3), stops=STOPS, early=st.booleans(), torn=st.booleans(), data=st.data())
+def test_a_stream_is_its_answer(texts: list[str], stops: list[str], early: bool, torn: bool, data: st.DataObject) -> None:
+    made = [sampled(text, stops, index=index, early=early, torn=torn) for index, text in enumerate(texts)]
     group = Group(
         "chatcmpl-01890000-0000-7000-8000-000000000000",
         "bot",
