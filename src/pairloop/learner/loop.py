@@ -157,6 +157,8 @@ def measure(
     batch = batch_of(groups, padded(logps, largest, width), padded(ones, largest, width).bool(), references)
     _, metrics = OBJECTIVES[settings.objective](batch, objective_settings(settings))
     found = defined({name: float(value) for name, value in metrics.items()}) | {"n": float(len(groups))}
+    if all(group.is_demonstration for group in groups):
+        found.pop("ess", None)
     return found | _contrasts(batch, settings.beta)
 
 
