@@ -100,7 +100,7 @@ def test_imported_rows_become_a_dataset_a_version_and_rows_again(bot: Path, tmp_
 
 
 SCORED = (
-    '{{"messages": [{{"role": "user", "content": "Say hello to {0}."}}], "responses": [{{"content": "Hello {0}!", "score": 1}}, '
+    '{{"prompt": "Say hello to {0}.", "responses": [{{"content": "Hello {0}!", "score": 1}}, '
     '{{"content": "Hello.", "score": 0.5}}, {{"content": "What?", "score": 0}}]}}\n'
 )
 
