@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.test_pairs import NOW, pick, put, row, said, scores
 from tests.tiny_models import byte_tokenizer, write_model
 
 from pairloop.config import Config, TrainSection, parse_config
@@ -17,8 +18,11 @@ from pairloop.config.train import RECIPE
 from pairloop.errors import ConfigError, InvalidRequestError, ModelError
 from pairloop.formats import snapshot
 from pairloop.learner.job import ERROR_CODES, TrainResult, TrainStatus, last_checkpoint
-from pairloop.loop.train import Halt, Start, figures_of, run_in, train_settings, with_objective
-from pairloop.types import Message, PairSide, PreferencePair, TrainingGroup, TrainingRow, VersionKind
+from pairloop.loop import pairs as pairs_stage
+from pairloop.loop.train import Halt, Start, figures_of, run, run_in, train_settings, with_objective
+from pairloop.policy.fake import FakeTokens
+from pairloop.store import Store, datasets, versions
+from pairloop.types import Label, Message, PairSide, PreferencePair, TrainingGroup, TrainingRow, Version, VersionKind
 
 Row = Mapping[str, Any]
 
@@ -192,6 +196,33 @@ def test_a_paused_child_loses_no_step(tmp_path: Path) -> None:
     weights = [(one.folder / "out" / "model.safetensors").read_bytes() for one in (halted, straight)]
     assert weights[0] == weights[1]
     assert len({step for step, _, _ in halted.checkpoints}) == 40
+
+
+# --- the loop's own rows
+
+
+@pytest.mark.parametrize(("objective", "kinds"), [("sft", {1}), ("grpo", {2, 3}), ("dpo", {2})])
+def test_the_loop_trains_on_the_rows_of_its_objective(tmp_path: Path, objective: str, kinds: set[int]) -> None:
+    """Feedback in the store, a dataset with its lineage, a version: the same for every kind of row."""
+    settings = {"objective": objective, "min_pairs": 4}
+    config = parse_config({"state_dir": tmp_path, "policy": {"name": "support-bot", "model": "fake"}, "train": settings})
+    with Store.in_memory(tmp_path / "artifacts") as store:
+        base = Version("support-bot", 0, VersionKind.BASE, "fake", "", None, None, None, NOW)
+        store.write(lambda c: versions.insert(c, base))
+        for n in range(4):
+            put(store, said("answer 91", "answer 11", "answer 51", prompt=f"scored {n}", rows=scores(1.0, 0.0, 0.5)))
+            put(store, said("answer 92", "answer 12", prompt=f"picked {n}", rows=[pick(Label.A)]))
+            ideal = row("demonstration", text="answer 99", choice_index=0)
+            put(store, said("answer 13", prompt=f"shown {n}", rows=[ideal]))
+        dataset = pairs_stage.run(store, FakeTokens(), config, cycle_id=None, parent=0)
+        assert dataset is not None
+        found = list(snapshot.read_rows(Path(dataset.path) / "train.jsonl"))
+        assert {2 if isinstance(one, PreferencePair) else len(one.answers) for one in found} == kinds
+        with store.reading() as c:
+            assert datasets.lineage(c, found[0].row_id) == (sorted(found[0].group_ids), sorted(found[0].feedback_ids))
+        record = run(store, config, dataset=dataset, parent=base, owner="me")
+    assert record.version is not None
+    assert record.result["pairs"] == len(found) == dataset.n_train
 
 
 # --- what hyperparameters mean
