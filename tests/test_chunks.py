@@ -15,7 +15,7 @@ from pairloop.policy.protocols import TokenEvent
 from pairloop.policy.text import TextStream
 from pairloop.types import Completion, FinishReason, Group, GroupKind, Message, Pool, SamplingParams
 from pairloop.web.chunks import Chunks
-from pairloop.web.replies import Head
+from pairloop.web.replies import Head, token_logprobs
 
 TEXT = st.text(alphabet="abé€x", max_size=12)
 STOPS = st.lists(st.text(alphabet="abé€", min_size=1, max_size=4), max_size=3)
@@ -70,6 +70,7 @@ def test_a_stream_is_its_answer(texts: list[str], stops: list[str], early: bool,
         mine = [chunk["choices"][0] for chunk in spoken if chunk["choices"][0]["index"] == index]
         assert "".join(choice["delta"].get("content", "") for choice in mine) == completion.text
         entries = [entry for choice in mine for entry in choice.get("logprobs", {}).get("content", [])]
+        assert entries == token_logprobs(completion.text, made[index][1], frozenset({EOS})), "as the whole answer has them"
         assert "".join(entry["token"] for entry in entries) == completion.text
         assert [entry["logprob"] for entry in entries] == list(completion.logps[: len(entries)])
         assert [choice["finish_reason"] for choice in mine] == [None] * (len(mine) - 1) + ["stop"]

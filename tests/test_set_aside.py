@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,13 @@ Serve = Callable[..., RunningServer]
 @pytest.fixture
 def server(serve: Serve) -> RunningServer:
     return serve()
+
+
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One server for all tests that change nothing which another would see."""
+    with RunningServer(tmp_path_factory.mktemp("shared") / "server") as server:
+        yield server
 
 
 def said(server: RunningServer, inference_id: str, **body: Any) -> str:
@@ -117,8 +124,8 @@ def test_each_row_that_a_dataset_did_not_use_has_its_reason(server: RunningServe
         ("/v1/datasets/nothing/set_aside", 404, "dataset_id"),
     ],
 )
-def test_what_is_not_there_is_named(server: RunningServer, path: str, status: int, param: str) -> None:
-    refused = server.http.get(path)
+def test_what_is_not_there_is_named(shared_server: RunningServer, path: str, status: int, param: str) -> None:
+    refused = shared_server.http.get(path)
     assert refused.status_code == status
     assert refused.json()["error"]["param"] == param
-    assert server.openai.models.retrieve(POLICY).id == POLICY
+    assert shared_server.openai.models.retrieve(POLICY).id == POLICY

@@ -33,6 +33,13 @@ def server(serve: Serve) -> RunningServer:
     return serve()
 
 
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One server for all tests that change nothing which another would see."""
+    with RunningServer(tmp_path_factory.mktemp("shared") / "server") as server:
+        yield server
+
+
 def listed(server: RunningServer, **query: Any) -> list[str]:
     return [one.id for one in server.openai.chat.completions.list(**query)]
 
@@ -224,13 +231,13 @@ def test_bodies_follow_the_published_schema(server: RunningServer) -> None:
         (f"metadata[a]={'x' * 513}", "metadata[a]"),
     ],
 )
-def test_bad_queries_are_refused_by_name(server: RunningServer, query: str, param: str) -> None:
-    response = server.http.get(f"/v1/chat/completions?{query}")
+def test_bad_queries_are_refused_by_name(shared_server: RunningServer, query: str, param: str) -> None:
+    response = shared_server.http.get(f"/v1/chat/completions?{query}")
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["param"] == param
-    assert server.http.get("/v1/chat/completions").status_code == 200
+    assert shared_server.http.get("/v1/chat/completions").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -245,12 +252,12 @@ def test_bad_queries_are_refused_by_name(server: RunningServer, query: str, para
         ([], None),
     ],
 )
-def test_bad_metadata_is_refused_by_name(server: RunningServer, body: Any, param: str | None) -> None:
-    reply = server.chat(metadata={"a": "b"}).json()["id"]
-    response = server.http.post(f"/v1/chat/completions/{reply}", json=body)
+def test_bad_metadata_is_refused_by_name(shared_server: RunningServer, body: Any, param: str | None) -> None:
+    reply = shared_server.chat(metadata={"a": "b"}).json()["id"]
+    response = shared_server.http.post(f"/v1/chat/completions/{reply}", json=body)
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param
-    assert server.openai.chat.completions.retrieve(reply).metadata == {"a": "b"}
+    assert shared_server.openai.chat.completions.retrieve(reply).metadata == {"a": "b"}
 
 
 PAIRS = st.dictionaries(st.sampled_from("abc"), st.sampled_from("xy"))

@@ -100,10 +100,17 @@ def test_what_another_token_would_have_added() -> None:
     assert stream.would_add(a) == "a"
 
 
+@pytest.fixture(scope="module")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One server for all tests that change nothing which another would see."""
+    with RunningServer(tmp_path_factory.mktemp("shared") / "server") as server:
+        yield server
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("top", [0, 1, 20])
-def test_likeliest_tokens_over_http(serve: Serve, stream: bool, top: int) -> None:
-    server = serve()
+def test_likeliest_tokens_over_http(shared_server: RunningServer, stream: bool, top: int) -> None:
+    server = shared_server
     body = chat_body(logprobs=True, top_logprobs=top, stream=stream, n=2, stop=["9"])
     response = server.http.post("/v1/chat/completions", json=body)
     if stream:

@@ -30,6 +30,8 @@ class Chunks:
         self._texts = [_Held(group.sampling.stop) for _ in range(n)]
         self._voices = [_Voice(group, index, tokens) for index in range(n)]
         self._entries: list[list[dict[str, Any]]] = [[] for _ in range(n)]
+        # Tokens without text: they count once text follows (a character in parts), and not where none does (a stop string).
+        self._silent: list[list[TokenEvent]] = [[] for _ in range(n)]
 
     def opening(self) -> str:
         return "".join(self._chunk(index, voice.opening) for index, voice in enumerate(self._voices))
@@ -47,7 +49,7 @@ class Chunks:
         for index, (completion, held) in enumerate(zip(group.completions, self._texts, strict=True)):
             rest = completion.text[held.sent :]
             if rest:
-                self._entries[index] += token_logprobs(rest, held.pending, self._eos)
+                self._entries[index] += token_logprobs(rest, [*self._silent[index], *held.pending], self._eos)
             voice = self._voices[index]
             is_cut = completion.finish_reason is FinishReason.LENGTH
             pieces += self._said(index, [*voice.say(rest), *voice.end(is_cut=is_cut)])
@@ -61,8 +63,10 @@ class Chunks:
         text = ""
         for event in events:
             text += self._voices[index].text_of(event)
-            if event.text or event.token_id not in self._eos:
-                self._entries[index].append(entry(event.text, event))
+            self._silent[index].append(event)
+            if event.text:
+                self._entries[index] += (entry(one.text, one) for one in self._silent[index])
+                self._silent[index] = []
         return "".join(self._said(index, self._voices[index].say(text)))
 
     def _said(self, index: int, deltas: Iterable[dict[str, Any]]) -> Iterator[str]:
