@@ -1,7 +1,8 @@
 """The tables. Portable SQL only; what SQLite alone needs is in database.py.
 
 Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts) is only
-ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, and a duel's closing time.
+ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, a duel's closing time, and a key's
+last use and revocation. Stored replies are deleted after a day.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -99,6 +101,7 @@ feedback = Table(
     UniqueConstraint("feedback_id"),
     UniqueConstraint("group_id", "rater_id", "metric", "choice_index", "revision"),
     Index(None, "policy", "seq"),
+    Index(None, "policy", "rater_id"),
     sqlite_autoincrement=True,
 )
 
@@ -273,4 +276,31 @@ triggers = Table(
     Column("policy", String(64), primary_key=True),
     Column("reason", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("key_id", String(64), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("secret_hash", String(64), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("requests_per_minute", Integer),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+)
+
+stored_replies = Table(
+    "stored_replies",
+    metadata,
+    Column("caller", String(64), primary_key=True),
+    Column("idempotency_key", String(255), primary_key=True),
+    Column("request_hash", String(64), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("headers", JSON, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index(None, "created_at"),
 )

@@ -14,11 +14,10 @@ from pairloop.types import Label, Source
 from pairloop.web.chat import version_name
 from pairloop.web.context import Here
 from pairloop.web.replies import JSON
-from pairloop.web.wire import Body, Metadata
+from pairloop.web.wire import MAX_INT32, Body, Metadata
 
 router = APIRouter(tags=["feedback"])
 
-MAX_INT32 = 2**31 - 1
 Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
 LongText = Annotated[str, StringConstraints(max_length=200_000)]

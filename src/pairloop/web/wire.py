@@ -14,6 +14,7 @@ from pairloop.types import Message, SamplingParams
 MAX_N = 128
 LEAST_TOP_P = 1e-6
 """What top_p = 0 means: the likeliest token alone."""
+MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
 PAIR_KEY = "pair"
 PAIR_ALLOWED = "allow"

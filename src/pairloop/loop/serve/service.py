@@ -14,6 +14,7 @@ from functools import partial
 from pairloop.config import Config
 from pairloop.errors import EngineError, NotFoundError
 from pairloop.loop.serve.plan import ChatRequest, Plan, Planner
+from pairloop.loop.serve.stopwatch import sampling
 from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Lockstep, Sink
 from pairloop.policy.protocols import Sampler, SampleRequest
 from pairloop.store import Store, groups, versions
@@ -117,7 +118,8 @@ class ChatService:
             else:
                 request = SampleRequest(ids, plan.versions[0], len(plan.versions), params, sink)
                 pending.append(self._sampler.sample(request))
-            parts = await asyncio.gather(*map(asyncio.wrap_future, pending))
+            with sampling():
+                parts = await asyncio.gather(*map(asyncio.wrap_future, pending))
         finally:
             for future in pending:
                 future.cancel()  # does nothing where it is done; stops the sampling where the client or the other side is gone
