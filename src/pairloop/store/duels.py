@@ -75,12 +75,12 @@ def list_(c: Connection, policy: str, limit: int = 50, *, after: str | None = No
 def counts_of_picks(c: Connection, duel_ids: Collection[str]) -> dict[str, int]:
     """``count_picks`` of each, in one query; those without picks are absent."""
     statement = (
-        sa.select(groups.c.duel_id, sa.func.count())
+        sa.select(groups.c.duel_id, sa.func.count().label("picks"))
         .select_from(groups.join(feedback))
         .where(groups.c.duel_id.in_(duel_ids), feedback.c.metric == PREFERENCE_METRIC, feedback.c.revision == 0)
         .group_by(groups.c.duel_id)
     )
-    return dict(c.execute(statement).tuples().all())
+    return {row.duel_id: row.picks for row in c.execute(statement)}
 
 
 def picks(c: Connection, duel_id: str) -> list[LabelledGroup]:
