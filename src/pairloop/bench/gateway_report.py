@@ -15,8 +15,7 @@ def tables(found: Mapping[str, Any]) -> list[tuple[Sequence[str], list[tuple[str
     """(headers, rows) of CPU and latency and, where it was measured, of memory."""
     made: list[tuple[Sequence[str], list[tuple[str, ...]]]] = [(HEADERS, [_row(cell) for cell in found["cells"]])]
     if "memory" in found:
-        rows = [(f"{row['requests']:,}", f"{row['rss_mb']:.1f}") for row in found["memory"]]
-        made.append((MEMORY_HEADERS, rows))
+        made.append((MEMORY_HEADERS, [(f"{row['requests']:,}", f"{row['rss_mb']:.1f}") for row in found["memory"]]))
     return made
 
 
@@ -32,8 +31,8 @@ def section(document: Mapping[str, Any]) -> list[str]:
         "## Gateway",
         "",
         f"Measured {document['measured_at']} on {document['device']}: `pairloop serve` with the fake policy, two answers to "
-        "each request, each group stored durably, beside a server of the same kind that answers the same bytes and does nothing "
-        "else. Both are processes of their own and take turns; p50 and p99 of a stream are those of its first event. "
+        "each request, each group stored durably, beside a server of the same kind that answers the same bytes and does "
+        "nothing else. Both are processes of their own and take turns; p50 and p99 of a stream are those of its first event. "
         f"{sentence(found)}",
     ]
     for headers, rows in tables(found):
