@@ -178,7 +178,7 @@ def by_one(rig: Rig, rater: str, work: Callable[[], None]) -> None:
     as_before = rig._pick
     rig._pick = lambda group, picker: replace(as_before(group, picker), rater_id=rater)  # type: ignore[method-assign]
     work()
-    del rig._pick  # type: ignore[method-assign]
+    del rig._pick
 
 
 def new_pairs(rig: Rig) -> Any:

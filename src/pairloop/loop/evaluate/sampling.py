@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pairloop.config import Config
 from pairloop.errors import EngineError
-from pairloop.policy.protocols import Policy, SampleRequest
+from pairloop.policy.protocols import Policy, SampleRequest, TokenSequence
 from pairloop.types import Completion, Group, PreferencePair, SamplingParams, Version
 
 
@@ -18,7 +19,7 @@ def sample(policy: Policy, config: Config, asked: Sequence[Group], version: Vers
         requests = [_request(policy, config, group, version, f"{role}/{i}") for i, group in enumerate(asked)]
         futures = [policy.sample(request) for request in requests]
         try:
-            return [future.result()[0] for future in futures]
+            return _scored(policy, version, requests, [future.result()[0] for future in futures])
         except EngineError:
             if last_try or version.number in policy.loaded():
                 raise
@@ -26,6 +27,15 @@ def sample(policy: Policy, config: Config, asked: Sequence[Group], version: Vers
             for future in futures:
                 future.cancel()
     raise AssertionError("the second try returns or raises")
+
+
+def _scored(policy: Policy, version: Version, requests: Sequence[SampleRequest], answers: list[Completion]) -> list[Completion]:
+    """The answers with log-probs also where an engine recorded none, as its own do not agree with the trainer's."""
+    bare = [i for i, answer in enumerate(answers) if not answer.logps]
+    sequences = [TokenSequence(requests[i].prompt_token_ids, answers[i].token_ids) for i in bare]
+    for i, logps in zip(bare, policy.logps(version.number, sequences) if bare else (), strict=True):
+        answers[i] = replace(answers[i], logps=logps)
+    return answers
 
 
 def _request(policy: Policy, config: Config, group: Group, version: Version, key: str) -> SampleRequest:

@@ -44,7 +44,8 @@ def _vote(duel: Duel, labelled: LabelledGroup, row: Feedback, slices: Sequence[s
     chosen = {Label.A: 0, Label.B: 1}.get(row.label or Label.SKIP)
     ours = next(i for i, completion in enumerate(group.completions) if completion.version == duel.challenger)
     new, old = group.completions[ours].text, group.completions[1 - ours].text
-    outcome = 0 if chosen is None or new == old else 1 if chosen == ours else -1
+    is_same = new == old and not group.is_erased  # an erased group's texts are gone; its vote was cast when they could be read
+    outcome = 0 if chosen is None or is_same else 1 if chosen == ours else -1
     is_first = (row.shown_order[0] if row.shown_order else 0) == ours if row.source is Source.HUMAN else None
     ratio = len(new) / len(old) if new and old else None
     kept = tuple((key, group.metadata[key]) for key in slices if key in group.metadata)

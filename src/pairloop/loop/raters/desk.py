@@ -131,7 +131,10 @@ def _observed(c: Connection, config: Config) -> list[Observed]:
         _one(labelled.group, row, challengers, config.feedback.min_latency_ms)
         for labelled in reversed(found)
         for row in labelled.feedback
-        if row.metric == PREFERENCE_METRIC and row.source is Source.HUMAN and len(labelled.group.completions) == 2
+        if row.metric == PREFERENCE_METRIC
+        and row.source is Source.HUMAN
+        and len(labelled.group.completions) == 2
+        and not labelled.group.is_erased
     ]
 
 
