@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from pairloop.errors import EngineError, InvalidRequestError, ModelError
-from pairloop.policy.protocols import SampleRequest, TokenEvent, TokenSequence
+from pairloop.policy.protocols import ReplicaStatus, SampleRequest, TokenEvent, TokenSequence
 from pairloop.types import BASE_VERSION, Completion, FinishReason, Message, Prompt, SamplingParams, Version, VersionKind
 
 EOS = 256
@@ -128,6 +128,9 @@ class FakePolicy:
     def queued(self) -> int:
         with self._lock:
             return self._queued
+
+    def replicas(self) -> tuple[ReplicaStatus, ...]:
+        return ()
 
     def close(self) -> None:
         with self._lock:

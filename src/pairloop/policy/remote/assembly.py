@@ -1,0 +1,91 @@
+"""From the chunks of one request to its completions: text by our own tokenizer, token events as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pairloop.policy.protocols import SampleRequest, TokenEvent, Tokens, TopToken
+from pairloop.policy.remote.wire import GarbageError, Piece, Token, UnavailableError
+from pairloop.policy.text import TextStream
+from pairloop.types import Completion, FinishReason
+
+_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+
+
+@dataclass(slots=True)
+class _Row:
+    stream: TextStream
+    token_ids: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    reason: FinishReason | None = None
+
+
+class Assembly:
+    """One attempt at a request. ``asked`` is the n that the engine is asked for; ``told`` turns true with the first event.
+
+    A greedy request is asked once, as its completions are all alike (and vLLM takes no other); they are told apart by index
+    only. The text is cut at stop strings here as the engine does it, so that the tokens' texts add up to it.
+    """
+
+    def __init__(self, request: SampleRequest, tokens: Tokens) -> None:
+        self._request = request
+        self._tokens = tokens
+        self.asked = 1 if request.params.is_greedy else request.n
+        self._copies = request.n // self.asked
+        self._rows = [_Row(TextStream(tokens.decode, request.params.stop)) for _ in range(self.asked)]
+        self.told = False
+
+    @property
+    def is_whole(self) -> bool:
+        return all(row.reason is not None for row in self._rows)
+
+    def add(self, piece: Piece) -> None:
+        """Take what a chunk adds. GarbageError where a completion goes on after its end, UnavailableError where it was cut."""
+        row = self._rows[piece.index]
+        if piece.finish is not None and piece.finish not in _REASONS:
+            raise UnavailableError(f"the engine gave the request up ({piece.finish})")
+        if row.reason is not None:
+            if piece.tokens and not row.stream.stopped:
+                raise GarbageError(f"completion {piece.index} goes on after its end")
+            return
+        for place, token in enumerate(piece.tokens):
+            last = piece.finish is not None and place + 1 == len(piece.tokens)
+            self._token(piece.index, row, token, last=last)
+            if row.stream.stopped:
+                row.reason = FinishReason.STOP
+                return
+        if piece.finish is not None:
+            if not row.token_ids:
+                raise GarbageError(f"completion {piece.index} ended without a token")
+            row.reason = _REASONS[piece.finish]
+
+    def completions(self, *, recorded: bool) -> tuple[Completion, ...]:
+        """The completions, with their log-probs where ``recorded``; GarbageError where the stream ended before they did.
+
+        Under a response format the engine tells the log-probs of what the format left over, which are not the policy's.
+        """
+        if not self.is_whole:
+            missing = sum(row.reason is None for row in self._rows)
+            raise GarbageError(f"the stream ended before {missing} of {self.asked} completions did")
+        keep = recorded and self._request.response_format is None
+        return tuple(self._completion(row, keep) for row in self._rows for _ in range(self._copies))
+
+    def _completion(self, row: _Row, keep: bool) -> Completion:
+        assert row.reason is not None
+        logps = tuple(row.logps) if keep else ()
+        return Completion(row.stream.text, tuple(row.token_ids), logps, self._request.version, row.reason)
+
+    def _token(self, index: int, row: _Row, token: Token, *, last: bool) -> None:
+        row.token_ids.append(token.token_id)
+        row.logps.append(token.logp)
+        text = row.stream.add(token.token_id, last=last)
+        if self._request.on_token is None:
+            return
+        top = self._top(token.top)
+        for copy in range(self._copies):
+            self.told = True
+            self._request.on_token(TokenEvent(index + copy, token.token_id, token.logp, text, top))
+
+    def _top(self, top: Sequence[tuple[int, float]]) -> tuple[TopToken, ...]:
+        return tuple(TopToken(token_id, logp, self._tokens.decode((token_id,))) for token_id, logp in top)
