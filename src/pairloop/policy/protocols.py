@@ -72,7 +72,7 @@ class TokenCompletion:
 
 
 class ReplicaState(StrEnum):
-    """Only a ready replica gets requests. ``joining``: it is compared and given its adapters; ``refused``: it computes wrongly."""
+    """Only a ready replica gets requests. ``joining``: being compared, given its adapters; ``refused``: computes wrongly."""
 
     READY = "ready"
     JOINING = "joining"

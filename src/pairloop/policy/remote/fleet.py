@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 
 from pairloop.errors import EngineError, InvalidRequestError, ModelError, PairloopError
-from pairloop.policy.protocols import ReplicaState, SampleRequest, Tokens, TokenSequence
+from pairloop.policy.protocols import RESPONSE_FORMAT, ReplicaState, SampleRequest, Tokens, TokenSequence
 from pairloop.policy.remote import probe
 from pairloop.policy.remote.assembly import Assembly
 from pairloop.policy.remote.replica import Adapter, Replica
@@ -97,7 +97,7 @@ class Fleet:
     async def _attempt(
         self, replica: Replica, request: SampleRequest, assembly: Assembly, adapter: Adapter | None
     ) -> tuple[Completion, ...]:
-        with self._judged(replica):
+        with self._judged(replica, request):
             body = completion_body(
                 request,
                 adapter.name if adapter is not None else replica.base,
@@ -115,7 +115,7 @@ class Fleet:
             return assembly.completions(recorded=replica.recorded)
 
     @contextmanager
-    def _judged(self, replica: Replica) -> Iterator[None]:
+    def _judged(self, replica: Replica, request: SampleRequest) -> Iterator[None]:
         """Counts a request as in flight at ``replica``, and its end for or against it."""
         trial = replica.breaker.begin()
         replica.outstanding += 1
@@ -132,8 +132,10 @@ class Fleet:
             replica.failed(error)
             self._look_now[replica.url].set()
             raise
-        except InvalidRequestError:
+        except InvalidRequestError as error:
             replica.breaker.succeeded()
+            if error.param is None and request.response_format is not None:
+                error.param = RESPONSE_FORMAT
             raise
         except BaseException:
             if trial:
@@ -145,7 +147,8 @@ class Fleet:
             replica.outstanding -= 1
 
     def _problems(self) -> str:
-        return "; ".join(f"{r.url} is {r.state} {r.problem}".strip() for r in self.replicas)
+        described = ((r.url, r.state, r.breaker.state, f": {r.problem}" if r.problem else "") for r in self.replicas)
+        return "; ".join(f"{url} is {state}, its circuit {circuit}{problem}" for url, state, circuit, problem in described)
 
     # -- adapters ---------------------------------------------------------------------------------------------------------
 

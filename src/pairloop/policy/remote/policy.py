@@ -260,12 +260,13 @@ class RemotePolicy:
         self._scorer.close()
 
     async def _shut(self) -> None:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:  # what is cancelled may begin others to clean up
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         for replica in self._fleet.replicas:
             await replica.close()
+        await self._loop.shutdown_asyncgens()
 
 
 def adapter_name(version: Version) -> str:

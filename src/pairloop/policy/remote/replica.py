@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
-from pairloop.errors import EngineError, InvalidRequestError, ModelError
+from pairloop.errors import EngineError, ModelError
 from pairloop.policy.protocols import ReplicaState, ReplicaStatus
-from pairloop.policy.remote.breaker import Breaker, Circuit
+from pairloop.policy.remote.breaker import Breaker
 from pairloop.policy.remote.wire import (
+    BAD_REQUEST,
     DONE,
     GarbageError,
     MissingAdapterError,
@@ -20,6 +22,7 @@ from pairloop.policy.remote.wire import (
     UnavailableError,
     error_text,
     read_models,
+    refusal,
 )
 
 CONNECT_S = 5.0
@@ -80,7 +83,6 @@ class Replica:
         """Change the state, and say so once."""
         if (state, problem) == (self.state, self.problem):
             return
-        is_news = problem or state is ReplicaState.READY
         log.log(
             logging.WARNING if problem else logging.INFO,
             "engine %s is %s%s",
@@ -88,7 +90,7 @@ class Replica:
             state,
             f": {problem}" if problem else "",
         )
-        self.state, self.problem = state, problem if is_news else self.problem
+        self.state, self.problem = state, problem
         if state is ReplicaState.DOWN:
             self.agreement = None
 
@@ -107,7 +109,7 @@ class Replica:
             outstanding=self.outstanding,
             recorded=self.recorded,
             max_token_delta=agreement.get("max_token_delta"),
-            problem=self.problem or (f"circuit {Circuit.OPEN}" if self.breaker.state is Circuit.OPEN else ""),
+            problem=self.problem,
         )
 
     async def look(self) -> Served:
@@ -157,14 +159,13 @@ class Replica:
             async with self._client.stream("POST", "/v1/completions", json=body) as reply:
                 if reply.status_code != 200:
                     self._refused(reply.status_code, error_text((await reply.aread()).decode(errors="replace")))
-                async for line in reply.aiter_lines():
-                    if line.startswith("data:"):
+                async with aclosing(reply.aiter_lines()) as lines:  # type: ignore[type-var]  # httpx's generator, typed as iterator
+                    async for line in lines:
                         data = line.removeprefix("data:").strip()
-                        if data == DONE:
-                            return
-                        yield data
-                    elif line.strip() and not line.startswith(":"):
-                        raise GarbageError(f"engine {self.url}: not an event: {line[:200]!r}")
+                        if line.startswith("data:") and data != DONE:  # read to the end, so that the connection can serve again
+                            yield data
+                        elif data and data != DONE and not line.startswith(":"):
+                            raise GarbageError(f"engine {self.url}: not an event: {line[:200]!r}")
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -172,8 +173,8 @@ class Replica:
     def _refused(self, status: int, text: str) -> None:
         if status == 404:
             raise MissingAdapterError(f"engine {self.url}: {text}")
-        if status in (400, 422):
-            raise InvalidRequestError(f"the engine refuses the request: {text}")
+        if status in BAD_REQUEST:
+            raise refusal(text)
         raise self._problem(status, text)
 
     def _problem(self, status: int, text: str) -> EngineError:

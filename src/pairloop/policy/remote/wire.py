@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pairloop.errors import EngineError
+from pairloop.errors import EngineError, InvalidRequestError
 from pairloop.policy.protocols import SampleRequest
 
 DONE = "[DONE]"
+BAD_REQUEST = (400, 422)
 _PREFIX = "token_id:"
 _SEEDS = 2**63
 
@@ -97,10 +98,17 @@ def completion_body(request: SampleRequest, model: str, *, n: int, eos_token_ids
 
 
 def read_chunk(data: str, request: SampleRequest, *, n: int, vocab_size: int) -> list[Piece]:
-    """The pieces of one streamed chunk; GarbageError names what is wrong with it, UnavailableError the engine's own error."""
+    """The pieces of one streamed chunk; GarbageError names what is wrong with it.
+
+    The engine's own errors come as chunks too: InvalidRequestError where the request is at fault (a schema that it cannot
+    follow, say), which it only finds after it began to answer, else UnavailableError.
+    """
     chunk = _object(_json(data), "a chunk")
     if "error" in chunk:
-        raise UnavailableError(f"the engine broke off: {error_message(chunk)}")
+        code = chunk["error"].get("code") if isinstance(chunk["error"], Mapping) else None
+        raise (
+            refusal(error_message(chunk)) if code in BAD_REQUEST else UnavailableError(f"it broke off: {error_message(chunk)}")
+        )
     choices = chunk.get("choices")
     if not isinstance(choices, list):
         raise GarbageError(f"a chunk without choices: {data[:200]}")
@@ -121,6 +129,10 @@ def read_models(payload: Any, base: str | None) -> Served:
     # Several names of one base are all parents; an adapter names the first.
     adapters = frozenset(str(entry.get("id")) for entry in entries if entry.get("parent") in bases)
     return Served(name, length, adapters)
+
+
+def refusal(text: str) -> InvalidRequestError:
+    return InvalidRequestError(f"the engine refuses the request: {text}")
 
 
 def error_message(payload: Any) -> str:
