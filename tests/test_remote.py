@@ -136,7 +136,7 @@ def test_a_listener_that_raises_ends_its_own_request_only(tmp_path: Path) -> Non
         raise RuntimeError("gone")
 
     with fleet(1) as servers, opened(servers, tmp_path) as policy:
-        with pytest.raises(RuntimeError, match="gone"):
+        with pytest.raises(EngineError, match="sampling failed: RuntimeError: gone"):
             ask(policy, on_token=listener)
         assert ask(policy)
         assert policy.replicas()[0].circuit == "closed"

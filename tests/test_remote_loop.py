@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection
+from tests.loop_rig import Rig, settings
 from tests.server import RunningServer, World, fake_config, sse_chunks
 from tests.test_remote import opened, states, until, version
 from tests.vllm_server import Faults, VllmServer, fleet
 
 from pairloop.errors import EngineError, PairloopError
 from pairloop.loop import deploy
+from pairloop.loop.cycle import Loop, ensure_base, run
 from pairloop.policy.protocols import ReplicaState
 from pairloop.policy.remote import RemotePolicy
-from pairloop.store import versions
-from pairloop.types import Alias, Version
+from pairloop.policy.remote.policy import adapter_name
+from pairloop.store import Store, versions
+from pairloop.types import Alias, CycleState, Version
 
 
 def champion(world: World) -> int | None:
@@ -173,6 +177,34 @@ def kill_and_chat(server: RunningServer, engine: VllmServer, codes: list[int]) -
     engine.die()
     codes += [server.chat(n=2).status_code for _ in range(4)]
     engine.rise()
+
+
+def test_a_whole_cycle_over_two_servers_of_which_one_records_nothing(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    with fleet(2) as servers, Store.open(config) as store:
+        servers[1].faults = Faults(offset=0.01)
+        with opened(servers, config.artifacts_dir) as policy:
+            ensure_base(store, policy, config)
+            rig = Rig(Loop(store, policy, config, "tester:0"), random.Random(0))
+            rig.serve(60)
+            cycle = run(rig.loop, trigger="test")
+            assert cycle.state is CycleState.DUELLING
+            name = adapter_name(registered_version(rig, 1))
+            assert all(name in server.adapters for server in servers)
+            # Tens and units uniform, or the tens tilted: an entropy of 2 ln 10 or less, and not halved by what was not recorded.
+            report = next(step.record["report"] for step in cycle.steps if "report" in step.record)
+            assert 3.0 < report["metrics"]["entropy"]["mean"] < 4.61
+            assert 0.0 < report["metrics"]["kl_base"]["mean"] < 1.0
+            rig.judge(150)
+            assert run(rig.loop, trigger="test").state is CycleState.PROMOTED
+            assert rig.champion == 1
+
+
+def registered_version(rig: Rig, number: int) -> Version:
+    with rig.store.reading() as c:
+        found = versions.get(c, rig.loop.name, number)
+    assert found is not None
+    return found
 
 
 def test_an_engine_that_cannot_be_reached_is_no_reason_to_forget_a_version(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from pairloop.config import Config, PolicySection, duration_s, secret
-from pairloop.errors import EngineError, ModelError
+from pairloop.errors import EngineError, ModelError, PairloopError
 from pairloop.policy.checks import room
 from pairloop.policy.protocols import (
     RESPONSE_FORMAT,
@@ -33,6 +33,7 @@ from pairloop.policy.protocols import (
 )
 from pairloop.policy.remote.breaker import Breaker
 from pairloop.policy.remote.fleet import Fleet
+from pairloop.policy.remote.keeper import Keeper
 from pairloop.policy.remote.replica import Adapter, Replica
 from pairloop.types import BASE_VERSION, Completion, Version, VersionKind
 
@@ -71,15 +72,20 @@ class RemotePolicy:
         self._in_flight: Counter[int] = Counter()
         self._closed = False
         replicas = [
-            Replica(url, base=section.engine_model, key=key, timeout_s=duration_s(section.engine_timeout), breaker=Breaker())
-            for url in section.engine_urls
+            Replica(
+                url,
+                name=f"engine {i}",
+                base=section.engine_model,
+                key=key,
+                timeout_s=duration_s(section.engine_timeout),
+                breaker=Breaker(),
+            )
+            for i, url in enumerate(section.engine_urls, start=1)
         ]
-        self._fleet = Fleet(
-            replicas,
-            tokens,
-            scorer.logps,
+        self._fleet = Fleet(replicas, tokens, vocab_size=vocab_size)
+        self._keeper = Keeper(
+            *(self._fleet, tokens, scorer.logps),
             dtype=section.dtype,
-            vocab_size=vocab_size,
             poll_s=duration_s(section.engine_poll),
             max_context=max_context,
         )
@@ -102,7 +108,7 @@ class RemotePolicy:
 
     @property
     def max_context(self) -> int:
-        return min(self._fleet.max_context, self._scorer.max_context)
+        return min(self._keeper.max_context, self._scorer.max_context)
 
     def sample(self, request: SampleRequest) -> Future[tuple[Completion, ...]]:
         """See `Sampler.sample`. InvalidRequestError at once for what can never be sampled."""
@@ -139,7 +145,7 @@ class RemotePolicy:
             self._scorer.load(version)
             adapter = Adapter(number, adapter_name(version), self._engine_path(Path(version.path)))
             try:
-                self._await(self._fleet.load(adapter))
+                self._await(self._keeper.load(adapter))
             except BaseException:
                 self._scorer.unload(number)
                 raise
@@ -185,11 +191,11 @@ class RemotePolicy:
     async def _open(self) -> None:
         """Begin to watch the replicas, and wait for the first that is ready."""
         section, replicas = self._section, self._fleet.replicas
-        self._watching = [asyncio.create_task(self._fleet.watch(replica)) for replica in replicas]
+        self._watching = [asyncio.create_task(self._keeper.watch(replica)) for replica in replicas]
         log.info("waiting for engines: %s", ", ".join(section.engine_urls))
         with suppress(TimeoutError):
             async with asyncio.timeout(duration_s(section.engine_wait)):
-                await self._fleet.settled()
+                await self._keeper.settled()
         if not any(replica.state is ReplicaState.READY for replica in replicas):
             problems = "; ".join(f"{replica.url} is {replica.state}: {replica.problem}" for replica in replicas)
             is_theirs = any(replica.state is ReplicaState.REFUSED for replica in replicas)
@@ -203,6 +209,11 @@ class RemotePolicy:
             if self._closed:
                 raise EngineError("the engine is closed") from None
             raise
+        except PairloopError:
+            raise
+        except Exception as error:  # a listener that raises, say: its own request ends
+            log.exception("a request ended with an error; the others go on")
+            raise EngineError(f"sampling failed: {type(error).__name__}: {error}") from error
 
     def _refusal(self, version: int) -> str | None:
         if self._closed:
@@ -227,7 +238,7 @@ class RemotePolicy:
                 self._retired.difference_update(free)
             for number in free:
                 with suppress(EngineError):  # closed meanwhile
-                    self._await(self._fleet.unload(number))
+                    self._await(self._keeper.unload(number))
                     self._scorer.unload(number)
 
     def _engine_path(self, path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -47,12 +48,16 @@ class Adapter:
 class Replica:
     """A server's state, its breaker, its requests in flight, and the calls. All errors are `EngineError`s that name its URL."""
 
-    def __init__(self, url: str, *, base: str | None, key: str | None, timeout_s: float, breaker: Breaker) -> None:
+    def __init__(self, url: str, *, name: str, base: str | None, key: str | None, timeout_s: float, breaker: Breaker) -> None:
         self.url = url
+        self.name = name
+        """What errors call it: they reach clients, whom its address does not concern."""
         self.breaker = breaker
         self.state = ReplicaState.DOWN
         self.problem = "not asked yet"
         self.outstanding = 0
+        self.look_now = asyncio.Event()
+        """Set where something happened that a look at it should not wait for."""
         self.served: Served | None = None
         self.agreement: Mapping[str, Any] | None = None
         """How its log-probs of the base compare with the trainer's own; None until measured, anew after each absence."""
@@ -119,9 +124,9 @@ class Replica:
         try:
             self.served = read_models(reply.json(), self._base)
         except ValueError as error:
-            raise GarbageError(f"engine {self.url}: /v1/models is not JSON") from error
+            raise GarbageError(f"{self.name}: /v1/models is not JSON") from error
         except GarbageError as error:
-            raise GarbageError(f"engine {self.url}: {error}") from error
+            raise GarbageError(f"{self.name}: {error}") from error
         return self.served
 
     async def load(self, adapter: Adapter) -> None:
@@ -133,18 +138,18 @@ class Replica:
             return
         if "No adapter found" in text:
             raise ModelError(
-                f"engine {self.url} finds no adapter at {adapter.path}: mount the artifacts folder there too, and set "
+                f"{self.name} finds no adapter at {adapter.path}: mount the artifacts folder there too, and set "
                 "policy.engine_artifacts to its path as the engine sees it"
             )
         if reply.status_code == 404:
             raise ModelError(
-                f"engine {self.url} has no /v1/load_lora_adapter: start it with --enable-lora and the environment variable "
+                f"{self.name} has no /v1/load_lora_adapter: start it with --enable-lora and the environment variable "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
             )
         if "max_lora_rank" in text:
-            raise ModelError(f"engine {self.url} refuses {adapter.name}: {text}; start it with a larger --max-lora-rank")
+            raise ModelError(f"{self.name} refuses {adapter.name}: {text}; start it with a larger --max-lora-rank")
         if 400 <= reply.status_code < 500 and reply.status_code not in (401, 403, 429):
-            raise ModelError(f"engine {self.url} refuses {adapter.name}: {text}")
+            raise ModelError(f"{self.name} refuses {adapter.name}: {text}")
         raise self._problem(reply.status_code, text)
 
     async def unload(self, name: str) -> None:
@@ -165,14 +170,14 @@ class Replica:
                         if line.startswith("data:") and data != DONE:  # read to the end, so that the connection can serve again
                             yield data
                         elif data and data != DONE and not line.startswith(":"):
-                            raise GarbageError(f"engine {self.url}: not an event: {line[:200]!r}")
+                            raise GarbageError(f"{self.name}: not an event: {line[:200]!r}")
 
     async def close(self) -> None:
         await self._client.aclose()
 
     def _refused(self, status: int, text: str) -> None:
         if status == 404:
-            raise MissingAdapterError(f"engine {self.url}: {text}")
+            raise MissingAdapterError(f"{self.name}: {text}")
         if status in BAD_REQUEST:
             raise refusal(text)
         raise self._problem(status, text)
@@ -180,7 +185,7 @@ class Replica:
     def _problem(self, status: int, text: str) -> EngineError:
         if status in (401, 403):
             text = f"{text}; put its key into the environment variable that policy.engine_key_env names"
-        return UnavailableError(f"engine {self.url} answers {status}: {text}")
+        return UnavailableError(f"{self.name} answers {status}: {text}")
 
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None, *, timeout_s: float) -> httpx.Response:
         with _Failing(self):
@@ -197,16 +202,16 @@ class _Failing:
     """httpx's errors as ours, with the replica's URL."""
 
     def __init__(self, replica: Replica) -> None:
-        self._url = replica.url
+        self._name = replica.name
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
-            raise UnavailableError(f"engine {self._url} was silent for too long") from error
+            raise UnavailableError(f"{self._name} was silent for too long") from error
         if isinstance(error, httpx.DecodingError | httpx.InvalidURL):
-            raise GarbageError(f"engine {self._url}: {error}") from error
+            raise GarbageError(f"{self._name}: {error}") from error
         if isinstance(error, httpx.HTTPError):
             reason = str(error) or type(error).__name__
-            raise UnavailableError(f"engine {self._url} cannot be reached: {reason}", gone=True) from error
+            raise UnavailableError(f"{self._name} cannot be reached: {reason}", gone=True) from error
