@@ -191,7 +191,7 @@ def test_a_whole_cycle_over_two_servers_of_which_one_records_nothing(tmp_path: P
             assert cycle.state is CycleState.DUELLING
             name = adapter_name(registered_version(rig, 1))
             assert all(name in server.adapters for server in servers)
-            # Tens and units uniform, or the tens tilted: an entropy of 2 ln 10 or less, and not halved by what was not recorded.
+            # Two digits drawn: an entropy of 2 ln 10 or less, and not halved by what was not recorded.
             report = next(step.record["report"] for step in cycle.steps if "report" in step.record)
             assert 3.0 < report["metrics"]["entropy"]["mean"] < 4.61
             assert 0.0 < report["metrics"]["kl_base"]["mean"] < 1.0

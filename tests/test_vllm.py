@@ -285,6 +285,10 @@ def test_a_cycle_through_a_server_ends_with_a_version_on_the_engine(engine: Engi
             until(ended)
             print(f"cycle: {cycle['state']}")
             assert cycle["state"] in ("promoted", "held", "rejected"), server.log.read_text()[-3_000:]
+            result = next(step["record"]["result"] for step in cycle["steps"] if "result" in step["record"])
+            print(f"reference: {result['reference']}")
+            assert result["reference"]["passed"], "what vLLM recorded is the reference"
+            assert result["reference"]["recorded"] > 0
             version = http.post(
                 "/v1/chat/completions", json={"model": "support-bot@1", "messages": [{"role": "user", "content": QUESTIONS[0]}]}
             )
