@@ -60,6 +60,8 @@ class Faults:
     load: str | None = None
     """Answer the loading of adapters with this recorded exchange."""
     load_status: int | None = None
+    sick: bool = False
+    """Fail the health check, and go on answering."""
     hangs: bool = False
     """Send one chunk, and then nothing until the client goes away."""
 
@@ -195,7 +197,7 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_address = True
     request_queue_size = 256
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, *_: Any) -> None:
         """Connections are cut on purpose here."""
 
 
@@ -215,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/health":
-            self._reply(200, "")
+            self._reply(503 if self.vllm.faults.sick else 200, "")
         elif not self._is_allowed():
             self._reply(401, '{"error": "Unauthorized"}')
         elif self.path == "/v1/models":

@@ -47,6 +47,8 @@ class Fleet:
             if attempt:
                 await asyncio.sleep(BACK_OFF_S * 2 ** (attempt - 1) * self._rng.uniform(0.5, 1.5))
             replica = self._choose(tried)
+            if replica is None and any(r.state is ReplicaState.JOINING for r in self.replicas):
+                continue  # it may be ready in a moment
             if replica is None:
                 break
             tried.add(replica.url)

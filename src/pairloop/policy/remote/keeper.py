@@ -88,14 +88,16 @@ class Keeper:
         await self._probe(replica, adapter)
 
     async def _probe(self, replica: Replica, adapter: Adapter) -> None:
-        assert replica.agreement is not None, "the base is measured before any adapter"
+        report = replica.agreement
+        if report is None:
+            raise UnavailableError(f"{replica.name} went away", gone=True)
         request = probe.probe_request(self._tokens, adapter.number)
         (answer,) = await self._ask(replica, request, adapter)
         known = [TokenSequence(request.prompt_token_ids, answer.token_ids)]
         own, own_base = [(await asyncio.to_thread(self._score, number, known))[0] for number in (adapter.number, BASE_VERSION)]
         base = self._base_answers[replica.url]
         try:
-            probe.verdict(answer.logps, (base.token_ids, base.logps), answer.token_ids, own, own_base, replica.agreement)
+            probe.verdict(answer.logps, (base.token_ids, base.logps), answer.token_ids, own, own_base, report)
         except EngineError as error:
             raise EngineError(f"{replica.name} did not load {adapter.name} as it is: it {error}") from error
 
@@ -137,7 +139,9 @@ class Keeper:
             if replica.state is ReplicaState.READY and self._is_whole(served):
                 return
             async with self._administration:
-                await self._admit(replica, served)
+                served = await replica.look()  # an adapter may have been loaded between the first look and now
+                if replica.state is not ReplicaState.READY or not self._is_whole(served):
+                    await self._admit(replica, served)
         except (UnavailableError, GarbageError, MissingAdapterError) as error:
             replica.move(ReplicaState.DOWN, str(error))
         except PairloopError as error:
@@ -163,6 +167,8 @@ class Keeper:
             await self._put(replica, adapter)
         if not self.max_context:
             self.max_context = served.max_model_len
+        if replica.state is not ReplicaState.JOINING:
+            raise UnavailableError(f"{replica.name} went away while it joined", gone=True)
         replica.breaker.reset()
         replica.move(ReplicaState.READY)
 

@@ -90,7 +90,8 @@ class Replica:
             return
         log.log(
             logging.WARNING if problem else logging.INFO,
-            "engine %s is %s%s",
+            "%s (%s) is %s%s",
+            self.name,
             self.url,
             state,
             f": {problem}" if problem else "",
