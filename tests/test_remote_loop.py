@@ -21,7 +21,7 @@ from pairloop.policy.protocols import ReplicaState
 from pairloop.policy.remote import RemotePolicy
 from pairloop.policy.remote.policy import adapter_name
 from pairloop.store import Store, versions
-from pairloop.types import Alias, CycleState, Version
+from pairloop.types import Alias, CycleState, Label, Version
 
 
 def champion(world: World) -> int | None:
@@ -195,7 +195,7 @@ def test_a_whole_cycle_over_two_servers_of_which_one_records_nothing(tmp_path: P
             report = next(step.record["report"] for step in cycle.steps if "report" in step.record)
             assert 3.0 < report["metrics"]["entropy"]["mean"] < 4.61
             assert 0.0 < report["metrics"]["kl_base"]["mean"] < 1.0
-            rig.judge(150)
+            rig.judge(150, lambda _, a, __: Label.A if a.version == 1 else Label.B)
             assert run(rig.loop, trigger="test").state is CycleState.PROMOTED
             assert rig.champion == 1
 
