@@ -15,10 +15,16 @@ _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 @dataclass(slots=True)
 class _Row:
-    stream: TextStream
+    stream: TextStream | None
+    """None where nobody looks at the text before its end."""
     token_ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     reason: FinishReason | None = None
+
+    @property
+    def is_stopped(self) -> bool:
+        """True where the text holds a stop string."""
+        return self.stream is not None and self.stream.stopped
 
 
 class Assembly:
@@ -33,7 +39,8 @@ class Assembly:
         self._tokens = tokens
         self.asked = 1 if request.params.is_greedy else request.n
         self._copies = request.n // self.asked
-        self._rows = [_Row(TextStream(tokens.decode, request.params.stop)) for _ in range(self.asked)]
+        watched = request.on_token is not None or request.params.stop
+        self._rows = [_Row(TextStream(tokens.decode, request.params.stop) if watched else None) for _ in range(self.asked)]
         self.told = False
 
     @property
@@ -46,13 +53,13 @@ class Assembly:
         if piece.finish is not None and piece.finish not in _REASONS:
             raise UnavailableError(f"the engine gave the request up ({piece.finish})")
         if row.reason is not None:
-            if piece.tokens and not row.stream.stopped:
+            if piece.tokens and not row.is_stopped:
                 raise GarbageError(f"completion {piece.index} goes on after its end")
             return
         for place, token in enumerate(piece.tokens):
             last = piece.finish is not None and place + 1 == len(piece.tokens)
             self._token(piece.index, row, token, last=last)
-            if row.stream.stopped:
+            if row.is_stopped:
                 row.reason = FinishReason.STOP
                 return
         if piece.finish is not None:
@@ -74,11 +81,14 @@ class Assembly:
     def _completion(self, row: _Row, keep: bool) -> Completion:
         assert row.reason is not None
         logps = tuple(row.logps) if keep else ()
-        return Completion(row.stream.text, tuple(row.token_ids), logps, self._request.version, row.reason)
+        text = row.stream.text if row.stream is not None else self._tokens.decode(row.token_ids)
+        return Completion(text, tuple(row.token_ids), logps, self._request.version, row.reason)
 
     def _token(self, index: int, row: _Row, token: Token, *, last: bool) -> None:
         row.token_ids.append(token.token_id)
         row.logps.append(token.logp)
+        if row.stream is None:
+            return
         text = row.stream.add(token.token_id, last=last)
         if self._request.on_token is None:
             return
