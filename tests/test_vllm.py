@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.learner_rig import job_maker, recorded
+from tests.server import user_of
 from tests.test_ray import free_port
 from tests.vllm_server import adapter_version
 
@@ -31,11 +32,13 @@ from pairloop.policy.protocols import RESPONSE_FORMAT, ReplicaState, SampleReque
 from pairloop.policy.remote import RemotePolicy
 from pairloop.scaffold import write_config
 from pairloop.starter import MODEL_DIR
-from pairloop.types import FinishReason, Message, PairSide, PreferencePair, SamplingParams
+from pairloop.starter.verifier import score
+from pairloop.types import FinishReason, Message, PairSide, Pool, PreferencePair, SamplingParams
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 PATIENCE_S = 300
+GATE_SHARE = 0.3
 QUESTIONS = ("Where is my order 4417?", "I want my money back", "My account is locked", "Can you call me?")
 SETTINGS = {
     "HF_HUB_OFFLINE": "1",
@@ -248,16 +251,34 @@ def test_an_engine_that_is_killed_is_healed_when_it_is_back(engine: Engine, tmp_
         policy.unload(1)
 
 
+def two_answers(http: httpx.Client, i: int, user: str) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """A question of ``user`` and the reply with its two choices."""
+    messages = [{"role": "user", "content": f"{QUESTIONS[i % len(QUESTIONS)]} It is order {1000 + i}."}]
+    reply = http.post("/v1/chat/completions", json={"model": "support-bot", "n": 2, "user": user, "messages": messages})
+    assert reply.status_code == 200, reply.text
+    return messages, reply.json()
+
+
+def pick_one(http: httpx.Client, i: int, user: str) -> None:
+    """Ask, and pick the answer that the starter's verifier likes better, or the first."""
+    messages, reply = two_answers(http, i, user)
+    scores = [score(messages, choice["message"]["content"]) for choice in reply["choices"]]
+    chosen = scores.index(max(scores))
+    pick = {"inference_id": reply["id"], "outcome": "chosen", "chosen_index": chosen, "rejected_index": 1 - chosen}
+    made = http.post("/v1/preferences", json={**pick, "latency_ms": 4_000, "rater_id": user})
+    assert made.status_code == 201, made.text
+
+
 def test_a_cycle_through_a_server_ends_with_a_version_on_the_engine(engine: Engine, tmp_path: Path) -> None:
-    """Two answers each from vLLM, labelled by a verifier, trained here, loaded there, duelled offline."""
+    """Two answers each from vLLM, labelled by a verifier, trained here, loaded there, and judged in a live duel of adapters."""
     config = write_config(
         tmp_path / "state",
         {
             "policy": {"engine": "vllm", "engine_urls": [engine.url], "method": "lora"},
-            "serve": {"max_tokens": 48, "gate_share": 0.3},
+            "serve": {"max_tokens": 48, "gate_share": GATE_SHARE},
             "label": {"verifier": "pairloop.starter.verifier:score"},
             "train": {"nll_weight": 1.0, "learning_rate": 5e-3, "max_length": 512},
-            "gate": {"offline": True, "offline_prompts": 48, "min_picks": 8, "min_raters": 8, "max_picks": 400},
+            "gate": {"min_picks": 8, "min_raters": 8, "max_picks": 24},
             "evaluate": {"prompts": 16, "max_tokens": 48},
             "schedule": {"min_pairs": 0},
         },
@@ -266,15 +287,7 @@ def test_a_cycle_through_a_server_ends_with_a_version_on_the_engine(engine: Engi
     try:
         with httpx.Client(base_url=server.url, timeout=120, trust_env=False) as http:
             for i in range(160):
-                question = f"{QUESTIONS[i % len(QUESTIONS)]} It is order {1000 + i}."
-                body = {
-                    "model": "support-bot",
-                    "n": 2,
-                    "user": f"user-{i}",
-                    "messages": [{"role": "user", "content": question}],
-                }
-                reply = http.post("/v1/chat/completions", json=body)
-                assert reply.status_code == 200, reply.text
+                two_answers(http, i, f"user-{i}")
             assert http.post("/v1/cycles", json={}).status_code == 202
             cycle: dict[str, Any] = {}
 
@@ -282,7 +295,14 @@ def test_a_cycle_through_a_server_ends_with_a_version_on_the_engine(engine: Engi
                 cycle.update(next(iter(http.get("/v1/cycles").json()["data"]), {}))
                 return cycle.get("state") in ("promoted", "held", "rejected", "failed", "nothing_to_train")
 
+            until(lambda: ended() or cycle.get("state") == "duelling")
+            print(f"{cycle['state']} with {sorted(engine.names())} on the engine")
+            for i in range(60):
+                if ended():
+                    break
+                pick_one(http, 1_000 + i, user_of(Pool.GATE, i, GATE_SHARE))
             until(ended)
+            print(f"duels: {http.get('/v1/duels').json()['data']}")
             print(f"cycle: {cycle['state']}")
             assert cycle["state"] in ("promoted", "held", "rejected"), server.log.read_text()[-3_000:]
             result = next(step["record"]["result"] for step in cycle["steps"] if "result" in step["record"])
