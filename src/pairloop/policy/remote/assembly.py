@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pairloop.policy.protocols import SampleRequest, TokenEvent, Tokens, TopToken
@@ -89,13 +88,10 @@ class Assembly:
         row.logps.append(token.logp)
         if row.stream is None:
             return
+        top = tuple(TopToken(other, logp, row.stream.would_add(other)) for other, logp in token.top)
         text = row.stream.add(token.token_id, last=last)
         if self._request.on_token is None:
             return
-        top = self._top(token.top)
         for copy in range(self._copies):
             self.told = True
             self._request.on_token(TokenEvent(index + copy, token.token_id, token.logp, text, top))
-
-    def _top(self, top: Sequence[tuple[int, float]]) -> tuple[TopToken, ...]:
-        return tuple(TopToken(token_id, logp, self._tokens.decode((token_id,))) for token_id, logp in top)
