@@ -186,7 +186,7 @@ def test_a_whole_cycle_over_two_servers_of_which_one_records_nothing(tmp_path: P
         with opened(servers, config.artifacts_dir) as policy:
             ensure_base(store, policy, config)
             rig = Rig(Loop(store, policy, config, "tester:0"), random.Random(0))
-            rig.serve(60)
+            rig.serve(40)
             cycle = run(rig.loop, trigger="test")
             assert cycle.state is CycleState.DUELLING
             name = adapter_name(registered_version(rig, 1))
@@ -195,7 +195,7 @@ def test_a_whole_cycle_over_two_servers_of_which_one_records_nothing(tmp_path: P
             report = next(step.record["report"] for step in cycle.steps if "report" in step.record)
             assert 3.0 < report["metrics"]["entropy"]["mean"] < 4.61
             assert 0.0 < report["metrics"]["kl_base"]["mean"] < 1.0
-            rig.judge(150, lambda _, a, __: Label.A if a.version == 1 else Label.B)
+            rig.judge(80, lambda _, a, __: Label.A if a.version == 1 else Label.B)
             assert run(rig.loop, trigger="test").state is CycleState.PROMOTED
             assert rig.champion == 1
 

@@ -133,7 +133,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_garbage_in_any_place_is_an_error_of_ours(data: st.DataObject) -> None:
     chunk = json.loads(data.draw(st.sampled_from(recorded_events("top"))))
