@@ -14,7 +14,7 @@ from pairloop.policy.protocols import ReplicaState, ReplicaStatus
 from pairloop.store import Store, versions
 from pairloop.types import BASE_VERSION, Alias
 from pairloop.web.context import Here
-from pairloop.web.errors import RETRY_AFTER_S, error_response
+from pairloop.web.errors import error_response
 from pairloop.web.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["operation"])
@@ -36,10 +36,10 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready", summary="The server takes requests; 503 while it drains or has no engine", response_model=None)
 async def ready(context: Here) -> Response | dict[str, str]:
     if context.draining:
-        return error_response(503, "the server is about to stop", code="draining", headers={"retry-after": RETRY_AFTER_S})
+        return error_response(503, "the server is about to stop", code="draining")
     replicas = context.policy.replicas()
     if replicas and not any(replica.state is ReplicaState.READY for replica in replicas):
-        return error_response(503, "no engine is ready", code="engine_unavailable", headers={"retry-after": RETRY_AFTER_S})
+        return error_response(503, "no engine is ready", code="engine_unavailable")
     return {"status": "ready"}
 
 
