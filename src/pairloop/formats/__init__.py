@@ -5,19 +5,19 @@ by one), ``write_rows`` turns pairs and groups into rows, and ``snapshot`` keeps
 one file and one entry of the table in ``registry``.
 """
 
-from pairloop.formats.fit import Fit
 from pairloop.formats.reader import CheckResult, ReadResult, check_rows, each_group, read_rows
 from pairloop.formats.registry import FAMILIES
-from pairloop.formats.writer import FORMATS, WriteResult, write_rows
+from pairloop.formats.writer import FORMATS, Rows, WriteResult, describe, write_rows
 
 __all__ = [
     "FAMILIES",
     "FORMATS",
     "CheckResult",
-    "Fit",
     "ReadResult",
+    "Rows",
     "WriteResult",
     "check_rows",
+    "describe",
     "each_group",
     "read_rows",
     "write_rows",

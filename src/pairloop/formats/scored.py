@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pairloop.formats import turns
+from pairloop.formats import samples, turns
 from pairloop.formats.family import Family, messages, scores_of, texts, tool_keys
 from pairloop.formats.row import MISSING, Draft, Found, Mark, Row, kind_of
 from pairloop.types import SCORE_METRIC, Prompt
@@ -19,7 +19,7 @@ _SCORES = ("score", "reward")
 
 
 def matches(row: Mapping[str, Any]) -> bool:
-    return any(key in row for key in _LISTS)
+    return any(key in row for key in _LISTS) and not samples.matches(row)
 
 
 def parse(row: Row) -> Draft:
@@ -56,7 +56,7 @@ def _prompt(row: Row) -> Prompt | None:
 def write(draft: Draft) -> dict[str, Any]:
     answers = [{"content": text, "score": score} for text, score in zip(texts(draft), scores_of(draft), strict=True)]
     if isinstance(draft.prompt, str):
-        return {"prompt": draft.prompt, "responses": answers}
+        return {"prompt": draft.prompt, "responses": answers, **tool_keys(draft)}
     return {"messages": messages(draft), "responses": answers, **tool_keys(draft)}
 
 

@@ -45,7 +45,7 @@ def write(draft: Draft) -> dict[str, Any]:
         raise CannotHold("several_answers" if len(draft.completions) > 1 else "several_raters")
     [text] = texts(draft)
     if isinstance(draft.prompt, str):
-        return {"prompt": draft.prompt, "completion": text, "label": mark.value}
+        return {"prompt": draft.prompt, "completion": text, "label": mark.value, **tool_keys(draft)}
     return {"prompt": messages(draft), "completion": [assistant(text)], "label": mark.value, **tool_keys(draft)}
 
 

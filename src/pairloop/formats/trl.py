@@ -35,7 +35,7 @@ def answer(row: Row, key: str, prompt: Any) -> Found:
 def write(draft: Draft) -> dict[str, Any]:
     chosen, rejected = decided(draft)
     if isinstance(draft.prompt, str):
-        return {"prompt": draft.prompt, "chosen": chosen, "rejected": rejected}
+        return {"prompt": draft.prompt, "chosen": chosen, "rejected": rejected, **tool_keys(draft)}
     sides = {"chosen": [assistant(chosen)], "rejected": [assistant(rejected)]}
     return {"prompt": messages(draft), **sides, **tool_keys(draft)}
 

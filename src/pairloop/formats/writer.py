@@ -49,6 +49,11 @@ def write_rows(path: Path, said: Iterable[Writable], format_name: str = "openai"
     return WriteResult(rows.written, dict(rows.refused))
 
 
+def describe(path: Path, format_name: str) -> Path | None:
+    """Write what the trainer needs beside the rows in ``path`` and say where; None where it needs nothing."""
+    return TRAINERS[format_name].describe(path) if format_name in TRAINERS else None
+
+
 class Rows:
     """Lines of one format, one by one, and the count of what it could not hold."""
 
@@ -76,7 +81,7 @@ class Rows:
             count, total = self.refused.total(), self.refused.total() + self.written
             raise UserError(
                 f"format {self.format_name!r} cannot hold {count} of {total} rows ({reasons}); choose another one "
-                f"({', '.join(FORMATS)}), or write the others alone with --skip-refused"
+                f"({', '.join(FORMATS)}), or leave those out (skip_refused)"
             )
 
 
