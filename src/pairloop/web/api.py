@@ -180,7 +180,7 @@ def export_dataset(
     path = Path(_dataset(context, dataset_id).path) / snapshot.TRAIN_FILE
 
     def lines(rows: Rows) -> Iterator[str]:
-        return rows.lines(snapshot.read(path))
+        return rows.lines(snapshot.read_rows(path))
 
     try:
         rows = Rows(format_name)
