@@ -37,7 +37,7 @@ def _chat_tree() -> dict[str, Any]:
     }
 
 
-def _feedback(message_id: str, rating: object, siblings: list[str] | None, **changes: Any) -> dict[str, Any]:
+def feedback_row(message_id: str, rating: object, siblings: list[str] | None, **changes: Any) -> dict[str, Any]:
     chat = {
         "id": "",
         "title": "An order",
@@ -96,7 +96,7 @@ ASKED = (
 
 
 def test_a_rating_alone_is_a_thumb_with_its_rater_and_comment(file: Path) -> None:
-    result = _read(file, _feedback("a2", 1, None), _feedback("a3", "-1", []))
+    result = _read(file, feedback_row("a2", 1, None), feedback_row("a3", "-1", []))
     assert (result.family, result.problems) == ("open_webui", [])
     up, down = result.groups
     assert (up.group.prompt, up.group.completions[0].text) == (ASKED, "It arrives on Monday.")
@@ -109,7 +109,7 @@ def test_a_rating_alone_is_a_thumb_with_its_rater_and_comment(file: Path) -> Non
 
 @pytest.mark.parametrize(("rated", "rating"), [("a2", 1), ("a3", -1)])
 def test_a_rating_beside_a_sibling_is_a_pick(file: Path, rated: str, rating: int) -> None:
-    [labelled] = _read(file, _feedback(rated, rating, ["bot-b"])).or_raise().groups
+    [labelled] = _read(file, feedback_row(rated, rating, ["bot-b"])).or_raise().groups
     [row] = labelled.feedback
     assert (row.metric, row.label) == ("preference", Label.A if rating > 0 else Label.B)
     [pair] = compile_pairs([labelled], PairRules()).pairs
@@ -117,7 +117,7 @@ def test_a_rating_beside_a_sibling_is_a_pick(file: Path, rated: str, rating: int
 
 
 def test_a_rating_beside_several_siblings_scores_them_all(file: Path) -> None:
-    row = _feedback("a2", 1, ["bot-b", "bot-c"])
+    row = feedback_row("a2", 1, ["bot-b", "bot-c"])
     tree = row["snapshot"]["chat"]["chat"]["history"]["messages"]
     tree["u2"]["childrenIds"].append("a4")
     tree["a4"] = _message("a4", "u2", [], "assistant", "Please wait.", model="bot-c")
@@ -131,7 +131,7 @@ def test_a_rating_beside_several_siblings_scores_them_all(file: Path) -> None:
 
 
 def _broken(change: str) -> dict[str, Any]:
-    row = _feedback("a2", 1, ["bot-b"])
+    row = feedback_row("a2", 1, ["bot-b"])
     tree = row["snapshot"]["chat"]["chat"]["history"]["messages"]
     if change == "rated":
         del tree["a2"]

@@ -1,4 +1,4 @@
-"""Every chat template that TRL carries: rendered as transformers does, and answered by the prefix rule, its exception, or not at all."""
+"""Every chat template that TRL carries: rendered as by transformers; answered by the prefix rule, its exception, or refused."""
 
 from __future__ import annotations
 
@@ -87,11 +87,7 @@ def test_tools_are_shown_or_refused(name: str) -> None:
             chat.encode_prompt(WITH_TOOLS)
         assert no.value.param == "tools"
         return
-    try:
-        text = chat.render(WITH_TOOLS)
-    except InvalidRequestError as error:
-        assert error.param == "messages"
-        return
+    text = chat.render(WITH_TOOLS)
     assert "order_status" in text
     assert "late" in text
 
@@ -105,7 +101,8 @@ def test_token_for_token_what_transformers_makes(name: str) -> None:
     from transformers import PreTrainedTokenizerFast
 
     chat = _load(name)
-    theirs: Any = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(), **SPECIAL)
+    make: Any = PreTrainedTokenizerFast
+    theirs = make(tokenizer_object=byte_tokenizer(), **SPECIAL)
     theirs.chat_template = (FOLDER / name).read_text(encoding="utf-8")
     prompts: dict[str, tuple[Message, ...]] = {**CHATS, **({"tools": WITH_TOOLS} if chat.has_tools else {})}
     for kind, prompt in prompts.items():

@@ -13,12 +13,13 @@ What is encoded how:
 
 Nothing is ever cut at ``len(prompt)``: the rendered prompt must be the beginning of the rendered chat with its answer, or the
 model would be trained on another context than the one it is served with. One exception has a rule. Reasoning models
-(deepseek-r1, deepseek-v3, nemotron-3) open a block of thoughts in the generation prompt and leave it out of a finished chat. The
-sampler sees the opened block, so an answer that closes it (``…</think>…``, which is what such a model samples) is trained right
-there, behind the prompt as it was served. An answer that does not close it would be learned as a thought, and is refused.
+(deepseek-r1, deepseek-v3, nemotron-3) open a block of thoughts in the generation prompt and leave it out of a finished chat.
+The sampler sees the opened block, so an answer that closes it (``…</think>…``, which is what such a model samples) is trained
+right there, behind the prompt as it was served. An answer that does not close it would be learned as a thought: it is refused.
 
 A template that refuses a turn (a system turn, say) is not talked around: the error names ``messages``. A template that reads
-contents only as lists of parts gets its texts as ``[{"type": "text", "text": …}]``; it would leave out a plain string in silence.
+contents only as lists of parts gets its texts as ``[{"type": "text", "text": …}]``; a plain string it would leave out in
+silence.
 """
 
 from __future__ import annotations
@@ -187,9 +188,9 @@ class ChatTemplate:
         closing = f"</{opened[1]}>"
         if closing not in text:
             raise ModelError(
-                f"{self._origin}: the chat template breaks the prefix rule: its generation prompt opens {opened[0].strip()}, which "
-                f"it leaves out of a finished chat, so an answer without {closing} would be learned as a thought; give answers "
-                f"as the model samples them, or begin those without thoughts with {closing}"
+                f"{self._origin}: the chat template breaks the prefix rule: its generation prompt opens {opened[0].strip()}, "
+                f"which it leaves out of a finished chat, so an answer without {closing} would be learned as a thought; give "
+                f"answers as the model samples them, or begin those without thoughts with {closing}"
             )
         return whole[len(bare) :]
 
