@@ -73,8 +73,9 @@ def test_trl_trains_on_an_export_as_it_is(trl: Any, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     model = write_model(tmp_path / "model")
-    write_rows(tmp_path / "pairs.jsonl", PAIRS, "trl")
-    rows = load_dataset("json", data_files=str(tmp_path / "pairs.jsonl"), split="train", cache_dir=str(tmp_path / "cache"))
+    write_rows(tmp_path / "picks" / "train.jsonl", PAIRS, "trl")
+    # As `trl dpo --dataset_name picks` loads it.
+    rows = load_dataset(str(tmp_path / "picks"), split="train", cache_dir=str(tmp_path / "cache"))
     settings = trl.DPOConfig(
         output_dir=str(tmp_path / "out"),
         max_steps=2,

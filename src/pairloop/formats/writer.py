@@ -34,9 +34,10 @@ class WriteResult:
 def write_rows(path: Path, said: Iterable[Writable], format_name: str = "openai", *, skip_refused: bool = False) -> WriteResult:
     """Write one JSONL row each; UserError with the count per reason where the format cannot hold some.
 
-    ``skip_refused`` writes the others then. The file appears whole or not at all.
+    ``skip_refused`` writes the others then. The file appears whole or not at all, its folder where it is missing.
     """
     rows = Rows(format_name)
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
     try:
         with unfinished.open("w", encoding="utf-8", newline="\n") as file:
