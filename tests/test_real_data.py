@@ -159,8 +159,8 @@ def test_public_pairs_and_questions_are_read_in_the_families_of_other_trainers(t
         return {"role": roles[given["from"]], "content": given["value"]}
 
     path = tmp_path / "rows.jsonl"
-    raw = json.loads((DATA / "llama_factory/dpo_en_demo.json").read_text(encoding="utf-8"))
-    rows = [
+    raw: list[Any] = json.loads((DATA / "llama_factory/dpo_en_demo.json").read_text(encoding="utf-8"))
+    rows: list[Row] = [
         {"messages": [*map(turn, row["conversations"])], "chosen": turn(row["chosen"]), "rejected": turn(row["rejected"])}
         for row in raw
     ]
