@@ -1,4 +1,4 @@
-"""Datasets out: over HTTP as JSON lines, and into another trainer as they are."""
+"""Datasets out over HTTP, as JSON lines (tests/test_trl_parity.py has TRL train on them)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import pytest
 from tests.server import POLICY, RunningServer
-from tests.test_trl_parity import trl
 
 from pairloop.formats import FORMATS, snapshot, write_rows
 from pairloop.store import datasets
 from pairloop.types import Dataset, Message, PairSide, PreferencePair, TrainingGroup, TrainingRow
-
-__all__ = ["trl"]
 
 PAIRS = [
     PreferencePair(f"pair_{n}", (Message("user", f"What is {n}?"),), PairSide(f"It is {n}."), PairSide("No idea."))
@@ -63,35 +58,3 @@ def test_what_a_format_cannot_hold_is_left_out_only_when_asked(serve: Callable[.
     assert [json.loads(line) for line in alone.text.splitlines()] == [
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
     ]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-def test_trl_trains_on_an_export_as_it_is(trl: Any, tmp_path: Path) -> None:
-    from datasets import load_dataset  # type: ignore[import-untyped]
-    from tests.tiny_models import write_model
-    from transformers import AutoTokenizer
-
-    model = write_model(tmp_path / "model")
-    write_rows(tmp_path / "picks" / "train.jsonl", PAIRS, "trl")
-    # As `trl dpo --dataset_name picks` loads it.
-    rows = load_dataset(str(tmp_path / "picks"), split="train", cache_dir=str(tmp_path / "cache"))
-    settings = trl.DPOConfig(
-        output_dir=str(tmp_path / "out"),
-        max_steps=2,
-        per_device_train_batch_size=4,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        activation_checkpointing=False,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.pad_token = tokenizer.eos_token
-    trainer = trl.DPOTrainer(model=str(model), args=settings, train_dataset=rows, processing_class=tokenizer)
-    trainer.train()
-    assert trainer.state.global_step == 2
-    losses = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]
-    assert losses
-    assert 0 < losses[0] < 5
