@@ -96,6 +96,7 @@ class RunStatus(StrEnum):
     NOTHING_TO_TRAIN = "nothing_to_train"
     USER_ERROR = "user_error"
     SYSTEM_ERROR = "system_error"
+    CANCELLED = "cancelled"
 
 
 class Alias(StrEnum):
@@ -289,7 +290,11 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An immutable member of a policy's lineage: version 0 is the base, numbers count up and are never reused."""
+    """An immutable member of a policy's lineage: version 0 is the base, numbers count up and are never reused.
+
+    What a fine-tuning job made has its ``job_id`` and is also known by its ``model_name`` (``ft:...``); a checkpoint of one
+    has the ``step_number`` after which it was taken.
+    """
 
     policy: str
     number: int
@@ -300,6 +305,9 @@ class Version:
     dataset_id: str | None
     run_id: str | None
     created_at: datetime
+    job_id: str | None = None
+    step_number: int | None = None
+    model_name: str | None = None
 
     @property
     def name(self) -> str:
@@ -324,6 +332,7 @@ class Run:
     result: Mapping[str, Any]
     error: str | None
     created_at: datetime
+    job_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ from pairloop.store import (
     doctor,
     duels,
     feedback,
+    files,
     groups,
+    jobs,
     leases,
     runs,
     triggers,
@@ -23,7 +25,7 @@ from pairloop.store import (
     versions,
 )
 from pairloop.store.artifacts import Artifact, Artifacts
-from pairloop.store.ids import new_group_id, new_id
+from pairloop.store.ids import new_group_id, new_id, new_wire_id
 from pairloop.store.store import Store
 
 __all__ = [
@@ -35,10 +37,13 @@ __all__ = [
     "doctor",
     "duels",
     "feedback",
+    "files",
     "groups",
+    "jobs",
     "leases",
     "new_group_id",
     "new_id",
+    "new_wire_id",
     "runs",
     "triggers",
     "verdicts",

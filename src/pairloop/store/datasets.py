@@ -11,7 +11,7 @@ from sqlalchemy import Column, Connection, Row, Table
 
 from pairloop.store import artifacts
 from pairloop.store.groups import chunked
-from pairloop.store.schema import dataset_pairs, datasets, pair_feedback, pair_groups, runs, versions
+from pairloop.store.schema import dataset_pairs, datasets, jobs, pair_feedback, pair_groups, runs, versions
 from pairloop.types import Dataset
 
 PairLineage = tuple[str, Sequence[str], Sequence[str]]
@@ -49,8 +49,9 @@ def get(c: Connection, dataset_id: str) -> Dataset | None:
 
 
 def list_(c: Connection, policy: str) -> list[Dataset]:
-    """Newest first."""
-    statement = sa.select(datasets).where(datasets.c.policy == policy).order_by(*_NEWEST_FIRST)
+    """Newest first; without those that were made of a fine-tuning job's files."""
+    of_a_job = sa.exists().where(jobs.c.dataset_id == datasets.c.dataset_id)
+    statement = sa.select(datasets).where(datasets.c.policy == policy, ~of_a_job).order_by(*_NEWEST_FIRST)
     return [_dataset(c, row) for row in c.execute(statement)]
 
 

@@ -48,6 +48,9 @@ def insert(c: Connection, version: Version) -> None:
             "dataset_id": version.dataset_id,
             "run_id": version.run_id,
             "created_at": version.created_at,
+            "job_id": version.job_id,
+            "step_number": version.step_number,
+            "model_name": version.model_name,
         },
     )
 
@@ -57,9 +60,30 @@ def get(c: Connection, policy: str, number: int) -> Version | None:
     return None if row is None else _version(c, row)
 
 
-def list_(c: Connection, policy: str) -> list[Version]:
-    """All versions of a policy by number, the base first."""
-    return [_version(c, row) for row in c.execute(sa.select(versions).where(versions.c.policy == policy).order_by("number"))]
+def list_(c: Connection, policy: str, *, checkpoints: bool = False) -> list[Version]:
+    """The versions of a policy by number, the base first; the checkpoints of fine-tuning jobs only where asked for."""
+    statement = sa.select(versions).where(versions.c.policy == policy).order_by("number")
+    if not checkpoints:
+        statement = statement.where(versions.c.step_number.is_(None))
+    return [_version(c, row) for row in c.execute(statement)]
+
+
+def of_job(c: Connection, job_id: str) -> list[Version]:
+    """What a fine-tuning job made, oldest first: its checkpoints, and at last its model."""
+    statement = sa.select(versions).where(versions.c.job_id == job_id).order_by("number")
+    return [_version(c, row) for row in c.execute(statement)]
+
+
+def by_model_name(c: Connection, model_name: str) -> Version | None:
+    """The version that a fine-tuning job gave this name (``ft:...``)."""
+    row = c.execute(sa.select(versions).where(versions.c.model_name == model_name)).first()
+    return None if row is None else _version(c, row)
+
+
+def give_name(c: Connection, version: Version, *, job_id: str, model_name: str) -> None:
+    """Say once which job made a version, and what it is called there; a version keeps the name that it has."""
+    this = (versions.c.policy == version.policy, versions.c.number == version.number, versions.c.model_name.is_(None))
+    c.execute(sa.update(versions).where(*this).values(job_id=job_id, model_name=model_name))
 
 
 def next_number(c: Connection, policy: str) -> int:
@@ -146,4 +170,7 @@ def _version(c: Connection, row: Row[Any]) -> Version:
         dataset_id=row.dataset_id,
         run_id=row.run_id,
         created_at=row.created_at,
+        job_id=row.job_id,
+        step_number=row.step_number,
+        model_name=row.model_name,
     )
