@@ -64,6 +64,8 @@ class ServeSection(Section):
     """Longest prompt plus completion in tokens; 0 takes the model's own limit."""
     max_body_bytes: int = Field(default=8_000_000, ge=1_000)
     """Longest request body; a longer one is answered 413."""
+    max_file_bytes: int = Field(default=512_000_000, ge=1_000)
+    """Largest uploaded file; a larger one is answered 413."""
     queue_limit: int = Field(default=1_024, ge=1)
     """Requests waiting for the sampler; one more is answered 503 with retry-after."""
 
@@ -186,7 +188,9 @@ class ScheduleSection(Section):
     poll: str = "1s"
     """How often the scheduler looks when nothing wakes it."""
     lease: str = "60s"
-    """How long a silent process holds a cycle before another takes it up."""
+    """How long a silent process holds a cycle or a fine-tuning job before another takes it up."""
+    jobs: bool = True
+    """Whether this process trains fine-tuning jobs, one after the other."""
 
     @field_validator("every", "poll", "lease")
     @classmethod
