@@ -9,7 +9,7 @@ from typing import Any
 
 from pairloop.errors import RowProblem, RowsError
 from pairloop.formats.lines import read_values
-from pairloop.types import Message, PairSide, PreferencePair, Prompt, Source, messages_as_dicts
+from pairloop.types import Message, PairSide, PreferencePair, Prompt, Source, messages_as_dicts, offered_tools, with_tools
 
 KEY = "pairloop"
 TRAIN_FILE = "train.jsonl"
@@ -48,7 +48,7 @@ def _row(pair: PreferencePair) -> dict[str, Any]:
     is_text = isinstance(pair.prompt, str)
     prompt = (Message("user", pair.prompt),) if isinstance(pair.prompt, str) else pair.prompt
     return {
-        "input": {"messages": messages_as_dicts(prompt), "tools": [], "parallel_tool_calls": True},
+        "input": {"messages": messages_as_dicts(prompt), "tools": offered_tools(prompt), "parallel_tool_calls": True},
         "preferred_output": [{"role": "assistant", "content": pair.chosen.text}],
         "non_preferred_output": [{"role": "assistant", "content": pair.rejected.text}],
         KEY: {
@@ -77,7 +77,7 @@ def _pair(row: dict[str, Any]) -> PreferencePair:
     prompt: Prompt = (
         messages[0]["content"]
         if extra["prompt_is_text"]
-        else tuple(Message(message["role"], message["content"]) for message in messages)
+        else with_tools(row["input"]["tools"], [Message.from_dict(message) for message in messages])
     )
     return PreferencePair(
         pair_id=extra["pair_id"],

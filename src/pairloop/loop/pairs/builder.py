@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pairloop.loop.pairs.evidence import Candidate, Evidence, Rank, Row, Side
 from pairloop.loop.pairs.rules import COUNTS, CompiledPairs, Dropped, PairRules
 from pairloop.loop.pairs.screen import gather, normalised
-from pairloop.types import LabelledGroup, PairSide, PreferencePair, Prompt, messages_as_dicts
+from pairloop.types import LabelledGroup, PairSide, PreferencePair, Prompt
 
 Refuse = Callable[[PreferencePair], Dropped | None]
 """Why a finished pair cannot be trained on (it is too long, say), or None."""
@@ -191,7 +191,7 @@ def _pair_side(side: Side, *, with_logps: bool) -> PairSide:
 
 def _pair_id(best: Candidate, group_ids: tuple[str, ...], feedback_ids: tuple[str, ...]) -> str:
     """A hash of what the pair says and where it comes from: the same evidence gives the same id."""
-    prompt = best.prompt if isinstance(best.prompt, str) else messages_as_dicts(best.prompt)
+    prompt = best.prompt if isinstance(best.prompt, str) else [message.as_dict() for message in best.prompt]
     content = json.dumps([prompt, best.chosen.text, best.rejected.text, group_ids, feedback_ids])
     return f"pair_{hashlib.sha256(content.encode()).hexdigest()[:32]}"
 
