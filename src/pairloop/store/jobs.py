@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Row
 
 from pairloop.errors import NotFoundError
 from pairloop.store.ids import new_wire_id
-from pairloop.store.schema import job_events, jobs
+from pairloop.store.schema import job_events, jobs, runs
+from pairloop.types import RunStatus
 
 
 class JobStatus(StrEnum):
@@ -115,6 +116,12 @@ def waiting(c: Connection, statuses: Sequence[JobStatus]) -> list[Job]:
     return [_job(row) for row in c.execute(statement.order_by(jobs.c.job_id))]
 
 
+def cancelled_in_mid_run(c: Connection) -> list[Job]:
+    """Cancelled jobs whose training run has not been ended."""
+    unended = sa.exists().where(runs.c.job_id == jobs.c.job_id, runs.c.status == RunStatus.RUNNING.value)
+    return [_job(row) for row in c.execute(sa.select(jobs).where(jobs.c.status == JobStatus.CANCELLED, unended))]
+
+
 def using_file(c: Connection, file_id: str) -> Job | None:
     """A job that has not ended and needs this file."""
     uses = sa.or_(jobs.c.training_file == file_id, jobs.c.validation_file == file_id)
@@ -141,10 +148,12 @@ def update(c: Connection, job: Job, **values: Any) -> bool:
     return c.execute(sa.update(jobs).where(*same).values(**values)).rowcount == 1
 
 
-def release(c: Connection, job_id: str, owner: str) -> None:
-    """Let another worker have the job; does nothing where another one has it."""
-    values = {"owner": None, "lease_expires_at": None}
-    c.execute(sa.update(jobs).where(jobs.c.job_id == job_id, jobs.c.owner == owner).values(**values))
+def beat(c: Connection, job_id: str, owner: str, *, at: datetime, lease_expires_at: datetime, **values: Any) -> bool:
+    """Record that the owner is alive; False where the job has another one, has ended or was paused: then it stops."""
+    mine = (jobs.c.job_id == job_id, jobs.c.owner == owner, jobs.c.paused.is_(False), jobs.c.status.in_(OPEN))
+    values = {name: _plain(value) for name, value in values.items()}
+    statement = sa.update(jobs).where(*mine).values(heartbeat_at=at, lease_expires_at=lease_expires_at, **values)
+    return c.execute(statement).rowcount == 1
 
 
 def say(

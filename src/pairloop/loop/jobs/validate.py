@@ -1,0 +1,199 @@
+"""The first part of a job: read its files, refuse every bad row at once, and make a dataset of the good ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from pairloop.config import Config
+from pairloop.errors import PairloopError, RowProblem, SystemFailure, UserError
+from pairloop.formats import ReadResult, read_rows, snapshot
+from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE
+from pairloop.loop import pairs
+from pairloop.loop.cycle import Loop, owning, register_base
+from pairloop.loop.jobs import methods, results, uploads
+from pairloop.loop.jobs.ownership import beating, claim, let_go
+from pairloop.loop.jobs.start import lineage_config
+from pairloop.store import Artifact, Store, datasets, files, jobs, new_id
+from pairloop.store.files import StoredFile
+from pairloop.store.jobs import Job, JobStatus
+from pairloop.types import Dataset, PreferencePair
+
+SHOWN = 5
+"""Refused rows that stand in the error's message; the file of refused rows and the event have the others."""
+MOST_IN_EVENT = 1_000
+
+
+class RowsRefused(UserError):
+    """A file with bad rows; ``param`` says which of the job's files, ``problems`` are all of them."""
+
+    def __init__(self, file: StoredFile, param: str, read: ReadResult) -> None:
+        problems = [replace(problem, file=file.filename) for problem in read.problems]
+        lines = [str(problem) for problem in problems[:SHOWN]]
+        if len(problems) > SHOWN:
+            lines.append(f"... and {len(problems) - SHOWN} more")
+        bad = sum(read.refused.values())
+        super().__init__(f"{bad} of {read.rows} rows were refused:\n" + "\n".join(lines))
+        self.param, self.problems, self.refused = param, problems, read.refused
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a job trains on and what it is measured with; ``counts`` and ``dropped`` as in a dataset."""
+
+    train: Sequence[PreferencePair]
+    heldout: Sequence[PreferencePair]
+    read: int
+    counts: Mapping[str, int]
+    dropped: Mapping[str, int]
+
+
+def validate_next(loop: Loop) -> bool:
+    """Validate the oldest job that waits for it; False where none does."""
+    owner = f"{loop.owner}/{new_id('validator')}"
+    with owning(owner):
+        job = claim(loop, owner, [JobStatus.VALIDATING])
+        if job is None:
+            return False
+        try:
+            with beating(loop, job):
+                _validate(loop, job)
+        except RowsRefused as error:
+            _refuse(loop.store, job, error)
+        except UserError as error:
+            fail(loop.store, job, code="invalid_files", message=str(error), param="training_file", kind="user_error")
+        except (SystemFailure, OSError) as error:
+            trouble = {**job.progress, "trouble": str(error)}
+            loop.store.write(lambda c: jobs.update(c, job, owner=None, progress=trouble))
+            raise
+        finally:
+            loop.store.write(lambda c: let_go(c, job.job_id, owner))
+    return True
+
+
+def fail(
+    store: Store,
+    job: Job,
+    *,
+    code: str,
+    message: str,
+    param: str | None,
+    kind: str,
+    data: Mapping[str, Any] | None = None,
+    left: Sequence[StoredFile] = (),
+) -> None:
+    """End a job as failed, with the files that it leaves; nothing where it was cancelled meanwhile."""
+    error, now = {"code": code, "message": message, "param": param, "kind": kind}, datetime.now(UTC)
+
+    def write(c: Connection) -> None:
+        current = jobs.get(c, job.job_id)
+        if current is None or current.status.is_terminal or current.owner != job.owner:
+            return
+        for file in left:
+            files.insert(c, file)
+        result_files = [*current.result_files, *(file.file_id for file in left)]
+        values = {"status": JobStatus.FAILED, "error": error, "result_files": result_files, "finished_at": now}
+        jobs.update(c, current, owner=None, lease_expires_at=None, **values)
+        jobs.say(c, job.job_id, f"The job failed: {message}", now, level="error", data={**error, **(data or {})})
+
+    store.write(write)
+
+
+def _validate(loop: Loop, job: Job) -> None:
+    config = lineage_config(loop.config, job.policy, job.base_model)
+    if job.base_model is not None:
+        register_base(loop.store, config)
+    rows = _read(loop, config, job)
+    if not rows.train:
+        why = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in rows.dropped.items()) or "no feedback in its rows"
+        raise UserError(f"none of the {rows.read} rows can be trained on by {job.method['type']}: {why}")
+    dataset = _publish(loop.store, job, rows)
+    method, now = methods.resolved(job.method, config), datetime.now(UTC)
+    methods.train_section(replace(job, method=method), config)
+
+    def queue(c: Connection) -> None:
+        if datasets.get(c, dataset.dataset_id) is None:
+            datasets.insert(c, dataset, feedback_seq=0, cycle_id=None, pairs=[])
+        current = jobs.get(c, job.job_id)
+        if current is None or current.owner != job.owner or current.status is not JobStatus.VALIDATING:
+            return  # cancelled meanwhile
+        jobs.update(c, current, status=JobStatus.QUEUED, dataset_id=dataset.dataset_id, method=method)
+        text = f"Files validated: {rows.read} rows, {len(rows.train)} to train on, {len(rows.heldout)} held out"
+        jobs.say(c, job.job_id, text, now, data={"rows": rows.read, "counts": dict(rows.counts), "dropped": dict(rows.dropped)})
+        queued = jobs.get(c, job.job_id)
+        assert queued is not None, "jobs are never deleted"
+        position = jobs.position(c, queued)
+        where = "waits until it is resumed" if position is None else f"{position} before it"
+        jobs.say(c, job.job_id, f"Fine-tuning job queued; {where}", now, data={"position": position})
+
+    loop.store.write(queue)
+
+
+def _read(loop: Loop, config: Config, job: Job) -> Rows:
+    training = _read_file(loop.store, config, job.training_file, "training_file")
+    validation = None if job.validation_file is None else _read_file(loop.store, config, job.validation_file, "validation_file")
+    compiled = pairs.compile_pairs(training.groups, pairs.PairRules.of(config, split_prompts=validation is None))
+    heldout = compiled.heldout
+    if validation is not None:
+        heldout = pairs.compile_pairs(validation.groups, pairs.PairRules.of(config, split_prompts=False)).train
+    return Rows(compiled.train, heldout, training.rows, compiled.counts, compiled.dropped)
+
+
+def _read_file(store: Store, config: Config, file_id: str, param: str) -> ReadResult:
+    with store.reading() as c:
+        file = uploads.get(c, file_id, param=param)
+    read = read_rows(Path(file.path), max_chars=config.pairs.max_chars, policy=config.policy.name)
+    if read.problems:
+        raise RowsRefused(file, param, read)
+    return read
+
+
+def _refuse(store: Store, job: Job, error: RowsRefused) -> None:
+    """Fail a job by its rows: the first ones in the message, all of them in a file, as many as fit in the event."""
+    file = results.problems_file(store, job.job_id, error.problems)
+    data = {"refused": error.refused, "problems": [results.plain(one) for one in error.problems[:MOST_IN_EVENT]]}
+    code = f"invalid_{error.param}"
+    fail(
+        store,
+        job,
+        code=code,
+        message=f"{error} (all of them are in {file.file_id})",
+        param=error.param,
+        kind="user_error",
+        data=data,
+        left=[file],
+    )
+
+
+def _publish(store: Store, job: Job, rows: Rows) -> Dataset:
+    artifact = _artifact(store, job, rows)
+    return Dataset(
+        dataset_id=f"dataset_{artifact.hash[:32]}",
+        policy=job.policy,
+        path=str(artifact.path),
+        n_train=len(rows.train),
+        n_heldout=len(rows.heldout),
+        counts=rows.counts,
+        dropped=rows.dropped,
+        created_at=datetime.now(UTC),
+    )
+
+
+def _artifact(store: Store, job: Job, rows: Rows) -> Artifact:
+    with store.artifacts.stage() as folder:
+        snapshot.write(folder / TRAIN_FILE, rows.train)
+        snapshot.write(folder / HELDOUT_FILE, rows.heldout)
+        manifest = {
+            "kind": "dataset",
+            "policy": job.policy,
+            "training_file": job.training_file,
+            "validation_file": job.validation_file,
+            "counts": dict(rows.counts),
+            "dropped": dict(rows.dropped),
+        }
+        return store.artifacts.publish(folder, manifest)
