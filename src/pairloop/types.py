@@ -97,7 +97,6 @@ class RunStatus(StrEnum):
     NOTHING_TO_TRAIN = "nothing_to_train"
     USER_ERROR = "user_error"
     SYSTEM_ERROR = "system_error"
-    CANCELLED = "cancelled"
 
 
 class Alias(StrEnum):
@@ -350,7 +349,7 @@ class Version:
     """An immutable member of a policy's lineage: version 0 is the base, numbers count up and are never reused.
 
     What a fine-tuning job made has its ``job_id`` and is also known by its ``model_name`` (``ft:...``); a checkpoint of one
-    has the ``step_number`` after which it was taken.
+    has the ``step_number`` after which it was taken, and the ``metrics`` of then.
     """
 
     policy: str
@@ -365,6 +364,7 @@ class Version:
     job_id: str | None = None
     step_number: int | None = None
     model_name: str | None = None
+    metrics: Mapping[str, float] | None = None
 
     @property
     def name(self) -> str:
@@ -389,7 +389,6 @@ class Run:
     result: Mapping[str, Any]
     error: str | None
     created_at: datetime
-    job_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

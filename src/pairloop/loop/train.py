@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from pairloop.config import Config, TrainSection, duration_s
+from pairloop.config import Config, duration_s
 from pairloop.errors import ConfigError, NotFoundError, StoreError, TrainingError, UserError
 from pairloop.formats import snapshot
 from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE
@@ -56,8 +56,6 @@ def run(
     dataset: Dataset,
     parent: Version,
     cycle_id: str | None = None,
-    job_id: str | None = None,
-    train: TrainSection | None = None,
     owner: str,
     on_progress: OnProgress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -67,8 +65,7 @@ def run(
     The caller holds the policy's lease. ``on_progress`` gets each metrics row. Raises ConfigError where method and parent
     do not go together; every failure of the training itself is a record.
     """
-    config = config if train is None else config.model_copy(update={"train": train})
-    row = _take_up(store, config, dataset, parent, cycle_id, job_id, owner)
+    row = _take_up(store, config, dataset, parent, cycle_id, owner)
     if row.status is not RunStatus.RUNNING:
         return TrainRecord(row.run_id, row.status, _version_of(store, row), row.result)
     folder = folder_of(config, row)
@@ -137,7 +134,7 @@ def metrics_of(config: Config, row: Run) -> list[Row]:
     return read_rows(folder_of(config, row) / "metrics.jsonl")[0]
 
 
-def _take_up(store: Store, config: Config, dataset: Dataset, parent: Version, cycle_id: str | None, job_id: str | None, owner: str) -> Run:
+def _take_up(store: Store, config: Config, dataset: Dataset, parent: Version, cycle_id: str | None, owner: str) -> Run:
     """The cycle's run if it has one, else a new row. A run whose owner is gone goes on as a new attempt in the same folder."""
     now = datetime.now(UTC)
     fresh = Run(
@@ -155,11 +152,10 @@ def _take_up(store: Store, config: Config, dataset: Dataset, parent: Version, cy
         result={},
         error=None,
         created_at=now,
-        job_id=job_id,
     )
 
     def take(c: Connection) -> Run:
-        found = runs.for_cycle(c, cycle_id) if cycle_id is not None else runs.for_job(c, job_id) if job_id else None
+        found = runs.for_cycle(c, cycle_id) if cycle_id is not None else None
         if found is not None and (found.status is not RunStatus.RUNNING or found.owner == owner):
             return found
         row = fresh

@@ -17,8 +17,7 @@ from sqlalchemy import Connection, Row
 
 from pairloop.errors import NotFoundError
 from pairloop.store.ids import new_wire_id
-from pairloop.store.schema import job_events, jobs, runs
-from pairloop.types import RunStatus
+from pairloop.store.schema import job_events, jobs
 
 
 class JobStatus(StrEnum):
@@ -70,7 +69,6 @@ class Job:
     attempt: int = 0
     progress: Mapping[str, Any] = field(default_factory=dict)
     dataset_id: str | None = None
-    run_id: str | None = None
     fine_tuned_model: str | None = None
     trained_tokens: int | None = None
     result_files: Sequence[str] = ()
@@ -114,12 +112,6 @@ def waiting(c: Connection, statuses: Sequence[JobStatus]) -> list[Job]:
     """Jobs in one of these states that are not paused, oldest first: the queue."""
     statement = sa.select(jobs).where(jobs.c.status.in_(statuses), jobs.c.paused.is_(False))
     return [_job(row) for row in c.execute(statement.order_by(jobs.c.job_id))]
-
-
-def cancelled_in_mid_run(c: Connection) -> list[Job]:
-    """Cancelled jobs whose training run has not been ended."""
-    unended = sa.exists().where(runs.c.job_id == jobs.c.job_id, runs.c.status == RunStatus.RUNNING.value)
-    return [_job(row) for row in c.execute(sa.select(jobs).where(jobs.c.status == JobStatus.CANCELLED, unended))]
 
 
 def using_file(c: Connection, file_id: str) -> Job | None:

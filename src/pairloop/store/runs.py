@@ -32,7 +32,6 @@ def insert(c: Connection, run: Run) -> None:
             "result": dict(run.result),
             "error": run.error,
             "created_at": run.created_at,
-            "job_id": run.job_id,
         },
     )
 
@@ -45,13 +44,6 @@ def get(c: Connection, run_id: str) -> Run | None:
 def for_cycle(c: Connection, cycle_id: str) -> Run | None:
     """The cycle's latest attempt."""
     statement = sa.select(runs).where(runs.c.cycle_id == cycle_id)
-    row = c.execute(statement.order_by(runs.c.attempt.desc(), runs.c.created_at.desc()).limit(1)).first()
-    return None if row is None else _run(row)
-
-
-def for_job(c: Connection, job_id: str) -> Run | None:
-    """The fine-tuning job's latest attempt."""
-    statement = sa.select(runs).where(runs.c.job_id == job_id)
     row = c.execute(statement.order_by(runs.c.attempt.desc(), runs.c.created_at.desc()).limit(1)).first()
     return None if row is None else _run(row)
 
@@ -101,5 +93,4 @@ def _run(row: Row[Any]) -> Run:
         result=row.result,
         error=row.error,
         created_at=row.created_at,
-        job_id=row.job_id,
     )

@@ -156,10 +156,11 @@ versions = Table(
     Column("dataset_id", String(64), ForeignKey("datasets.dataset_id")),
     Column("run_id", String(64), ForeignKey("runs.run_id")),
     Column("created_at", UtcDateTime, nullable=False),
-    # Of versions that a fine-tuning job made; a step number only of its checkpoints. No foreign key: SQLite cannot add one.
+    # Of versions that a fine-tuning job made; a step number and metrics only of its checkpoints. No foreign key: SQLite cannot add one.
     Column("job_id", String(64)),
     Column("step_number", Integer),
     Column("model_name", String(255)),
+    Column("metrics", JSON),
     ForeignKeyConstraint(["policy", "parent"], ["versions.policy", "versions.number"]),
     Index("uq_versions_model_name", "model_name", unique=True),
     Index(None, "job_id"),
@@ -261,10 +262,8 @@ runs = Table(
     Column("result", JSON, nullable=False),
     Column("error", Text),
     Column("created_at", UtcDateTime, nullable=False),
-    Column("job_id", String(64)),
     Index(None, "policy", "created_at"),
     Index(None, "cycle_id", "attempt"),
-    Index(None, "job_id", "attempt"),
 )
 
 files = Table(
@@ -306,7 +305,6 @@ jobs = Table(
     Column("attempt", Integer, nullable=False),
     Column("progress", JSON, nullable=False),
     Column("dataset_id", String(64), ForeignKey("datasets.dataset_id")),
-    Column("run_id", String(64)),
     Column("fine_tuned_model", String(255)),
     Column("trained_tokens", BigInteger),
     Column("result_files", JSON, nullable=False),

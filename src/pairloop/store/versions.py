@@ -51,6 +51,7 @@ def insert(c: Connection, version: Version) -> None:
             "job_id": version.job_id,
             "step_number": version.step_number,
             "model_name": version.model_name,
+            "metrics": None if version.metrics is None else dict(version.metrics),
         },
     )
 
@@ -78,12 +79,6 @@ def by_model_name(c: Connection, model_name: str) -> Version | None:
     """The version that a fine-tuning job gave this name (``ft:...``)."""
     row = c.execute(sa.select(versions).where(versions.c.model_name == model_name)).first()
     return None if row is None else _version(c, row)
-
-
-def give_name(c: Connection, version: Version, *, job_id: str, model_name: str) -> None:
-    """Say once which job made a version, and what it is called there; a version keeps the name that it has."""
-    this = (versions.c.policy == version.policy, versions.c.number == version.number, versions.c.model_name.is_(None))
-    c.execute(sa.update(versions).where(*this).values(job_id=job_id, model_name=model_name))
 
 
 def next_number(c: Connection, policy: str) -> int:
@@ -173,4 +168,5 @@ def _version(c: Connection, row: Row[Any]) -> Version:
         job_id=row.job_id,
         step_number=row.step_number,
         model_name=row.model_name,
+        metrics=row.metrics,
     )

@@ -1,4 +1,4 @@
-"""Files, fine-tuning jobs and their events; and which versions and runs a job made.
+"""Files, fine-tuning jobs and their events; and which versions a job made.
 
 Column types stand here as the database sees them, so that a later change of ours cannot change this step.
 """
@@ -23,10 +23,9 @@ def upgrade() -> None:
     op.add_column("versions", sa.Column("job_id", sa.String(64), nullable=True))
     op.add_column("versions", sa.Column("step_number", sa.Integer(), nullable=True))
     op.add_column("versions", sa.Column("model_name", sa.String(255), nullable=True))
+    op.add_column("versions", sa.Column("metrics", sa.JSON(), nullable=True))
     op.create_index("uq_versions_model_name", "versions", ["model_name"], unique=True)
     op.create_index("ix_versions_job_id", "versions", ["job_id"])
-    op.add_column("runs", sa.Column("job_id", sa.String(64), nullable=True))
-    op.create_index("ix_runs_job_id_attempt", "runs", ["job_id", "attempt"])
 
 
 def _files() -> None:
@@ -68,7 +67,6 @@ def _jobs() -> None:
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("progress", sa.JSON(), nullable=False),
         sa.Column("dataset_id", sa.String(64), nullable=True),
-        sa.Column("run_id", sa.String(64), nullable=True),
         sa.Column("fine_tuned_model", sa.String(255), nullable=True),
         sa.Column("trained_tokens", sa.BigInteger(), nullable=True),
         sa.Column("result_files", sa.JSON(), nullable=False),
