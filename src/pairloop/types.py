@@ -298,7 +298,7 @@ class LabelledGroup:
 
 @dataclass(frozen=True, slots=True)
 class PairSide:
-    """The chosen or the rejected side of a preference pair. Empty ``token_ids`` means: tokenize the text."""
+    """A side of a preference pair, or an answer of a training group. Empty ``token_ids`` means: tokenize the text."""
 
     text: str
     token_ids: tuple[int, ...] = ()
@@ -326,10 +326,47 @@ class PreferencePair:
     group_ids: tuple[str, ...] = ()
     feedback_ids: tuple[str, ...] = ()
 
+    @property
+    def row_id(self) -> str:
+        return self.pair_id
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingGroup:
+    """A prompt and its answers with a reward each, with its lineage: what a preference pair is, for any G >= 1.
+
+    One answer with reward 1 is a demonstration, an ideal answer that somebody wrote or confirmed; several are a scored group.
+    ``sampled_by``: see `PreferencePair`. ValueError unless each answer has one reward.
+    """
+
+    row_id: str
+    prompt: Prompt
+    answers: tuple[PairSide, ...]
+    rewards: tuple[float, ...] = (1.0,)
+    source: Source = Source.HUMAN
+    prompt_token_ids: tuple[int, ...] = ()
+    sampled_by: int | None = None
+    tempered: bool = False
+    weight: float = 1.0
+    group_ids: tuple[str, ...] = ()
+    feedback_ids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.answers or len(self.answers) != len(self.rewards):
+            raise ValueError(f"{self.row_id}: {len(self.answers)} answers with {len(self.rewards)} rewards")
+
+    @property
+    def is_demonstration(self) -> bool:
+        return len(self.answers) == 1
+
+
+TrainingRow = PreferencePair | TrainingGroup
+"""What a snapshot holds: preference pairs, demonstrations, scored groups."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A snapshot of preference pairs: an immutable, hash-named folder (JSONL and manifest) and its counts.
+    """A snapshot of training rows: an immutable, hash-named folder (JSONL and manifest) and its counts.
 
     ``counts`` maps what was kept; ``dropped`` maps each reason to the number of feedback rows it set aside.
     """
