@@ -85,7 +85,7 @@ def checkpoints(fine_tuning_job_id: str, context: Here, limit: Limit = 10, after
         job = jobs.get(c, fine_tuning_job_id)
         made = [version for version in versions.of_job(c, job.job_id) if version.step_number is not None]
         found = _after(made[::-1], after)
-        shown = [checkpoint_resource(c, version) for version in found[:limit]]
+        shown = [checkpoint_resource(version) for version in found[:limit]]
     ends = (shown[0].id, shown[-1].id) if shown else (None, None)
     return CheckpointList(data=shown, first_id=ends[0], last_id=ends[1], has_more=len(found) > limit)
 

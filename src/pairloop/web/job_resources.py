@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
@@ -143,14 +142,14 @@ def event_resource(event: JobEvent) -> EventResource:
     )
 
 
-def checkpoint_resource(version: Version, metrics: Mapping[str, float]) -> CheckpointResource:
+def checkpoint_resource(version: Version) -> CheckpointResource:
     assert version.model_name is not None and version.job_id is not None and version.step_number is not None
     return CheckpointResource(
         id=jobs.checkpoint_id(version),
         created_at=seconds(version.created_at),
         fine_tuned_model_checkpoint=version.model_name,
         fine_tuning_job_id=version.job_id,
-        metrics={"step": version.step_number, **metrics},
+        metrics={"step": version.step_number, **(version.metrics or {})},
         step_number=version.step_number,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from collections.abc import Mapping
 from time import perf_counter
 from urllib.parse import urlsplit
 
@@ -109,19 +110,23 @@ class BodyLimit:
     broken connection instead of the reason.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, uploads: Mapping[tuple[str, str], int] | None = None) -> None:
+        """``uploads``: method and path of routes with a limit of their own (``serve.max_file_bytes``)."""
         self._app = app
         self._limit = limit
-        self._text = f"The body is larger than {limit} bytes (serve.max_body_bytes)."
+        self._uploads = dict(uploads or {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if int(headers.get("content-length", "0")) > self._limit:
+        own = self._uploads.get((scope["method"], scope["path"]))
+        limit = self._limit if own is None else own
+        text = f"The body is larger than {limit} bytes (serve.{'max_body_bytes' if own is None else 'max_file_bytes'})."
+        if int(headers.get("content-length", "0")) > limit:
             drained = "expect" not in headers and await _drain(receive)
-            response = error_response(413, self._text, headers=None if drained else {"connection": "close"})
+            response = error_response(413, text, headers=None if drained else {"connection": "close"})
             await response(scope, receive, send)
             return
         read = 0
@@ -130,9 +135,9 @@ class BodyLimit:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self._limit:
+            if read > limit:
                 await _drain(receive)
-                raise HTTPException(413, self._text)
+                raise HTTPException(413, text)
             return message
 
         await self._app(scope, receive_counted, send)

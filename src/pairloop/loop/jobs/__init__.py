@@ -5,7 +5,7 @@ that is known by its ``ft:`` name. ``queue`` moves jobs in two threads; whatever
 """
 
 from pairloop.loop.jobs.control import cancel, create, get, pause, resume
-from pairloop.loop.jobs.naming import ORGANIZATION, checkpoint_name, model_name
+from pairloop.loop.jobs.models import ORGANIZATION, checkpoint_id, checkpoint_name, model_name
 from pairloop.loop.jobs.queue import JobQueue
 from pairloop.loop.jobs.request import JobRequest
 from pairloop.loop.jobs.uploads import TooLarge, upload
@@ -20,6 +20,7 @@ __all__ = [
     "JobRequest",
     "TooLarge",
     "cancel",
+    "checkpoint_id",
     "checkpoint_name",
     "create",
     "delete_file",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pairloop.config import Config, TrainSection, override
-from pairloop.config.train import OPTIONS, READ_BY
+from pairloop.config import Config, TrainSection
 from pairloop.errors import InvalidRequestError
+from pairloop.loop import train
 from pairloop.loop.jobs.request import JobRequest
 from pairloop.store.jobs import Job
 
+AUTO = "auto"
 GROUP_SIZE = 8
 """Answers sampled per prompt for a verifier, where the job does not say."""
 _OBJECTIVES = {"supervised": "sft", "reinforcement": "grpo"}
@@ -28,57 +29,57 @@ def verifier_of(method: Mapping[str, Any]) -> str | None:
     return verifier
 
 
+def group_size_of(method: Mapping[str, Any]) -> int:
+    """Answers sampled per prompt, where a verifier scores them."""
+    size = method[method["type"]]["hyperparameters"].get("group_size", AUTO)
+    return GROUP_SIZE if size == AUTO else int(size)
+
+
 def as_asked(request: JobRequest, config: Config) -> dict[str, Any]:
     """The method as the job's body shows it until its files are validated: "auto" where nothing was said.
 
-    InvalidRequestError where a verifier is named that is not the configured one.
+    InvalidRequestError where a verifier is named that is not the configured one, or numbers do not go together.
     """
-    if request.verifier is not None:
-        named, param = request.verifier
-        if named != config.label.verifier:
-            known = f"it is {config.label.verifier!r}" if config.label.verifier else "there is none: set label.verifier"
-            raise InvalidRequestError(f"{named!r} is not the configured verifier; {known}", param=param)
+    _check_verifier(request, config)
     options = request.options.model_dump(exclude_none=True)
-    hyperparameters = {
-        name: "auto" if value is None else value for name, value in request.options.hyperparameters.model_dump().items()
-    }
-    if request.verifier is None:
-        hyperparameters.pop("group_size", None)
-    return {"type": request.type, request.type: {**options, "hyperparameters": hyperparameters}}
+    given = request.options.hyperparameters.model_dump()
+    hyperparameters = {name: AUTO if value is None else value for name, value in given.items()}
+    if request.verifier is None and hyperparameters.pop("group_size", AUTO) != AUTO:
+        raise InvalidRequestError(
+            "group_size says how many answers are sampled for a verifier; name one, or leave it out",
+            param=f"method.{request.type}.hyperparameters.group_size",
+        )
+    method = {"type": request.type, request.type: {**options, "hyperparameters": hyperparameters}}
+    _settings(method, config)
+    return method
 
 
 def resolved(method: Mapping[str, Any], config: Config) -> dict[str, Any]:
     """The method with each "auto" replaced by what the configuration says."""
     kind = method["type"]
-    train = config.train
-    auto = {
-        "batch_size": train.batch_size,
-        "n_epochs": train.epochs,
-        "learning_rate_multiplier": 1.0,
-        "beta": train.beta,
-        "group_size": GROUP_SIZE,
-    }
-    given = method[kind]["hyperparameters"]
-    numbers = {name: auto[name] if value == "auto" else value for name, value in given.items()}
+    numbers = _settings(method, config)[1]
+    if verifier_of(method) is not None:
+        numbers["group_size"] = group_size_of(method)
     return {**method, kind: {**method[kind], "hyperparameters": numbers}}
 
 
 def train_section(job: Job, config: Config) -> TrainSection:
-    """How a job is trained: the configured section with the job's objective, numbers and seed.
+    """How a job is trained: the configured section with the job's objective, numbers and seed."""
+    return _settings(job.method, config, seed=job.seed)[0]
 
-    Options that its objective does not read go back to their defaults.
-    """
-    objective = objective_of(job.method)
-    numbers = resolved(job.method, config)[job.method["type"]]["hyperparameters"]
-    defaults = TrainSection()
-    unread = OPTIONS - READ_BY.get(objective, OPTIONS)
-    changes: dict[str, Any] = {name: getattr(defaults, name) for name in unread}
-    changes |= {
-        "objective": objective,
-        "batch_size": numbers["batch_size"],
-        "epochs": numbers["n_epochs"],
-        "learning_rate": config.train.learning_rate * numbers["learning_rate_multiplier"],
-        "beta": numbers.get("beta", config.train.beta),
-        "seed": job.seed,
-    }
-    return override(config, {"train": changes}).train
+
+def _settings(
+    method: Mapping[str, Any], config: Config, *, seed: int | None = None
+) -> tuple[TrainSection, dict[str, Any]]:
+    kind = method["type"]
+    numbers = {name: value for name, value in method[kind]["hyperparameters"].items() if name != "group_size"}
+    return train.train_settings(objective_of(method), numbers, config, seed=seed, param=f"method.{kind}.hyperparameters")
+
+
+def _check_verifier(request: JobRequest, config: Config) -> None:
+    if request.verifier is None:
+        return
+    named, param = request.verifier
+    if named != config.label.verifier:
+        known = f"it is {config.label.verifier!r}" if config.label.verifier else "there is none: set label.verifier"
+        raise InvalidRequestError(f"{named!r} is not the configured verifier; {known}", param=param)

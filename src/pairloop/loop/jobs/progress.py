@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pairloop.loop import train
+
 MOST_EVENTS = 50
 """About so many metrics events in a job's life, however long it is."""
 
 _NAMES = {
-    "loss": "train_loss",
-    "reward_chosen": "rewards/chosen",
-    "reward_rejected": "rewards/rejected",
-    "margin": "rewards/margins",
-    "accuracy": "rewards/accuracies",
+    "rewards_chosen": "rewards/chosen",
+    "rewards_rejected": "rewards/rejected",
+    "rewards_margin": "rewards/margins",
+    "of": "total_steps",
 }
-_KEPT = ("kl", "entropy", "ess", "grad_norm", "lr")
+_KEPT = ("kl", "ess", "grad_norm")
 
 
 class Progress:
@@ -29,8 +30,10 @@ class Progress:
 
     def hear(self, row: Mapping[str, Any]) -> None:
         """A row of the metrics file: of a step, or of a look at the held-out rows."""
-        if "heldout" in row:
-            self._events.append((f"Step {row['step']}: validation loss={_shown(row['heldout'].get('loss'))}", heldout_figures(row)))
+        if "heldout" in row or "epoch" in row:
+            found = figures(row)
+            if "valid_loss" in found and "epoch" not in row:
+                self._events.append((f"Step {row['step']}/{row['of']}: validation loss={found['valid_loss']:.4f}", found))
             return
         step, of, now = int(row["step"]), int(row["of"]), datetime.now(UTC)
         self.known |= {"step": step, "of": of, "expected_end": self._expected_end(step, of, now)}
@@ -38,7 +41,9 @@ class Progress:
             return  # done again after an interruption
         if step == 1 or step == of or step % max(1, of // MOST_EVENTS) == 0:
             self.known["told_step"] = step
-            self._events.append((f"Step {step}/{of}: training loss={_shown(row.get('loss'))}", step_figures(row)))
+            found = figures(row)
+            loss = found.get("train_loss")
+            self._events.append((f"Step {step}/{of}: training loss={'?' if loss is None else f'{loss:.4f}'}", found))
 
     def take_events(self) -> list[tuple[str, dict[str, Any]]]:
         """Message and data of the events since the last call."""
@@ -53,23 +58,9 @@ class Progress:
         return (now + timedelta(seconds=per_step_s * (of - step))).isoformat()
 
 
-def step_figures(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An event's data of one step, rewards and margins under the names that trainers use."""
-    figures = {new: row[old] for old, new in _NAMES.items() if row.get(old) is not None}
-    return {
-        "step": row["step"],
-        "total_steps": row["of"],
-        **figures,
-        **{name: row[name] for name in _KEPT if row.get(name) is not None},
-    }
-
-
-def heldout_figures(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of the held-out rows."""
-    found = row["heldout"]
-    figures = {f"valid_{new.removeprefix('train_')}": found[old] for old, new in _NAMES.items() if found.get(old) is not None}
-    return {"step": row["step"], **figures}
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, int | float) else "?"
+def figures(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row says, rewards and margins under the names that trainers use."""
+    found = {_NAMES.get(name, name): value for name, value in train.figures_of(row).items()}
+    if "train_accuracy" in found:
+        found["rewards/accuracies"] = found["train_accuracy"]
+    return {**found, **{name: row[name] for name in _KEPT if row.get(name) is not None}}

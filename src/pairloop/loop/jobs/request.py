@@ -42,6 +42,10 @@ class SupervisedHyperparameters(_Strict):
 
 
 class PreferenceHyperparameters(SupervisedHyperparameters):
+    """Further names are the options of ``train`` that the objective reads, such as ``label_smoothing``."""
+
+    model_config = ConfigDict(extra="allow")
+
     beta: Annotated[float | None, Field(gt=0, le=2), _or_auto(_Beta)] = None
 
 

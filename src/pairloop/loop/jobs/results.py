@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pairloop.errors import RowProblem
-from pairloop.loop.jobs.progress import heldout_figures, step_figures
+from pairloop.loop.jobs.progress import figures
 from pairloop.loop.jobs.uploads import keep_text
 from pairloop.store import Store
 from pairloop.store.files import StoredFile
@@ -23,21 +23,19 @@ COLUMNS = (
     "rewards/chosen",
     "rewards/rejected",
     "rewards/margins",
-    "valid_rewards/margins",
     "kl",
+    "ess",
     "grad_norm",
-    "lr",
+    "learning_rate",
+    "tokens",
 )
-_RENAMED = {"rewards/accuracies": "train_accuracy", "valid_rewards/accuracies": "valid_accuracy"}
 
 
 def metrics_file(store: Store, job_id: str, rows: Iterable[Mapping[str, Any]]) -> StoredFile:
     """One line per step; the figures of a look at the held-out rows stand on the line of the step before it."""
     lines: dict[int, dict[str, Any]] = {}
     for row in rows:
-        figures = heldout_figures(row) if "heldout" in row else step_figures(row)
-        line = lines.setdefault(int(row["step"]), {})
-        line |= {_RENAMED.get(name, name): value for name, value in figures.items()}
+        lines.setdefault(int(row["step"]), {}).update(figures(row))
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

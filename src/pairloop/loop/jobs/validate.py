@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pairloop.config import Config
-from pairloop.errors import PairloopError, RowProblem, SystemFailure, UserError
+from pairloop.errors import SystemFailure, UserError
 from pairloop.formats import ReadResult, read_rows, snapshot
 from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE
 from pairloop.loop import pairs
@@ -66,7 +66,15 @@ def validate_next(loop: Loop) -> bool:
         except RowsRefused as error:
             _refuse(loop.store, job, error)
         except UserError as error:
-            fail(loop.store, job, code="invalid_files", message=str(error), param="training_file", kind="user_error")
+            code, param = getattr(error, "code", None), getattr(error, "param", None)
+            fail(
+                loop.store,
+                job,
+                code=code or "invalid_training_file",
+                message=str(error),
+                param=param or "training_file",
+                kind="user_error",
+            )
         except (SystemFailure, OSError) as error:
             trouble = {**job.progress, "trouble": str(error)}
             loop.store.write(lambda c: jobs.update(c, job, owner=None, progress=trouble))

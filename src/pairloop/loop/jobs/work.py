@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
 
 from pairloop.config import duration_s
 from pairloop.errors import ConflictError, NotFoundError, StoreError, SystemFailure, UserError
+from pairloop.learner.child import Row, read_rows
+from pairloop.learner.job import TrainResult, TrainStatus
 from pairloop.loop import train
 from pairloop.loop.cycle import Loop, owning, training
-from pairloop.loop.jobs import methods, naming, results
-from pairloop.loop.jobs.ownership import claim, let_go
+from pairloop.loop.jobs import methods, results
+from pairloop.loop.jobs.models import checkpoint_name, model_name, publish
+from pairloop.loop.jobs.ownership import beating, claim, let_go
 from pairloop.loop.jobs.progress import Progress
 from pairloop.loop.jobs.start import lineage_config
 from pairloop.loop.jobs.validate import fail
-from pairloop.loop.train import TrainRecord
-from pairloop.store import datasets, files, jobs, new_id, runs, versions
+from pairloop.loop.train import Halt
+from pairloop.store import datasets, files, jobs, new_id, versions
 from pairloop.store.files import StoredFile
 from pairloop.store.jobs import Job, JobStatus
-from pairloop.types import Dataset, RunStatus, Version
+from pairloop.types import Dataset, Version
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +54,16 @@ def train_next(loop: Loop, should_stop: Callable[[], bool]) -> bool:
     return True
 
 
+def folder_of(loop: Loop, job: Job) -> Path:
+    """Where a job's training lies, for all attempts on this machine."""
+    return (loop.config.runs_dir / job.job_id).resolve()
+
+
+def discard(loop: Loop, job: Job) -> None:
+    """Remove what a job's training has left here: its models are versions, its metrics a file."""
+    shutil.rmtree(folder_of(loop, job), ignore_errors=True)
+
+
 class _Work:
     """One worker's turn at one job, which it owns."""
 
@@ -57,6 +71,7 @@ class _Work:
         assert job.owner is not None, "it was claimed"
         self._loop, self._store, self._job, self._owner = loop, loop.store, job, job.owner
         self._config = lineage_config(loop.config, job.policy, job.base_model)
+        self._folder = folder_of(loop, job)
         self._lease_s = duration_s(loop.config.schedule.lease)
         self._should_stop = should_stop
         self._progress = Progress(job.progress)
@@ -66,38 +81,41 @@ class _Work:
     def run(self) -> None:
         """Train to the end, or until the job is paused, cancelled, taken over, or this process stops."""
         try:
-            self._begin()
-            if self._ours:
+            if self._begin():
                 self._end(self._train())
+            else:
+                self._stopped()
+        except ConflictError:
+            raise
         except UserError as error:
-            if isinstance(error, ConflictError):
-                raise
-            self._fail("invalid_settings", str(error), None, "user_error")
+            self._fail(getattr(error, "code", None) or "bad_settings", str(error), getattr(error, "param", None), "user_error")
         except (SystemFailure, OSError) as error:
-            trouble = {**self._progress.known, "trouble": str(error)}
+            trouble = {"trouble": str(error)}
             self._store.write(lambda c: self._update(c, owner=None, lease_expires_at=None, progress=trouble))
             raise
 
     # -- training -------------------------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        step, now = self._progress.known.get("step", 0), datetime.now(UTC)
-        if self._beat() and self._job.run_id is None and step == 0:
-            self._store.write(lambda c: jobs.say(c, self._job.job_id, "Fine-tuning job started", now))
-        elif self._ours:
-            self._store.write(lambda c: jobs.say(c, self._job.job_id, f"Fine-tuning goes on; it had reached step {step}", now))
+    def _begin(self) -> bool:
+        step, now = self._progress.known.get("step"), datetime.now(UTC)
+        text = "Fine-tuning job started" if step is None else f"Fine-tuning goes on; it had reached step {step}"
+        if self._beat():
+            self._store.write(lambda c: jobs.say(c, self._job.job_id, text, now, data={"step": step}))
+        return self._ours
 
-    def _train(self) -> TrainRecord:
+    def _train(self) -> TrainResult:
         dataset, parent = self._inputs()
-        return train.run(
-            self._store,
+        root = self._store.artifacts.root
+        return train.run_in(
+            self._folder,
             self._config,
-            dataset=dataset,
-            parent=parent,
-            job_id=self._job.job_id,
+            start=train.Start.of(self._config.policy.model, parent, root),
+            data=root / dataset.path,
             train=methods.train_section(self._job, self._config),
-            owner=self._owner,
+            run_id=self._job.job_id,
+            keep_epochs=True,
             on_progress=self._progress.hear,
+            on_checkpoint=self._keep_checkpoint,
             should_stop=self._stops,
         )
 
@@ -110,10 +128,10 @@ class _Work:
             raise NotFoundError(f"{job.job_id}: its dataset or {job.policy}@{job.parent} is gone; run `pairloop doctor`")
         return dataset, parent
 
-    def _stops(self) -> bool:
-        """Asked a few times a second while it trains."""
+    def _stops(self) -> Halt | bool:
+        """Asked a few times a second while it trains. A cancelled job's folder is removed afterwards, so it is paused as well."""
         if self._should_stop():
-            return True
+            return Halt.PAUSE
         if self._ours and (datetime.now(UTC) - self._beat_at).total_seconds() >= BEAT_S:
             try:
                 self._beat()
@@ -136,54 +154,74 @@ class _Work:
         self._ours = self._store.write(write)
         return self._ours
 
-    # -- how it ends ----------------------------------------------------------------------------------------------------
-
-    def _end(self, record: TrainRecord) -> None:
-        if record.status is not RunStatus.RUNNING:
-            self._beat()
-        match record.status:
-            case RunStatus.SUCCEEDED:
-                assert record.version is not None, "a run that succeeded made a version"
-                self._succeed(record, record.version)
-            case RunStatus.NOTHING_TO_TRAIN:
-                text = str(record.result.get("stop_message") or "too few usable rows to train on")
-                self._fail("too_few_rows", f"{text} (train.min_pairs)", "training_file", "user_error")
-            case RunStatus.USER_ERROR | RunStatus.SYSTEM_ERROR:
-                error = record.result.get("error") or {}
-                code, text = error.get("code", "crash"), error.get("message", "the training process left no reason")
-                param = "training_file" if code == "bad_rows" else None
-                self._fail(str(code), str(text), param, str(record.status), left=[self._metrics()])
-            case _:
-                self._stopped(record.run_id)
-
-    def _succeed(self, record: TrainRecord, version: Version) -> None:
-        job, now, name = self._job, datetime.now(UTC), naming.model_name(self._job)
-        metrics, result = self._metrics(), record.result
+    def _keep_checkpoint(self, step: int, folder: Path, metrics: Row) -> None:
+        """The model after an epoch becomes a version of its own; told again after an interruption, it is there already."""
+        job, name = self._job, checkpoint_name(self._job, step)
+        with self._store.reading() as c:
+            known = versions.by_model_name(c, name)
+        if known is not None or not self._beat():
+            return
+        with beating(self._loop, job):
+            made = publish(self._store, self._config, job, folder, name=name, step=step, metrics=metrics)
 
         def write(c: Connection) -> None:
-            versions.give_name(c, version, job_id=job.job_id, model_name=name)
+            self._check(c)
+            version = made(c)
+            text = f"Checkpoint created at step {step}: {name}"
+            jobs.say(c, job.job_id, text, datetime.now(UTC), data={"version": version.name, "step": step, **metrics})
+
+        try:
+            self._store.write(write)
+        except ConflictError as error:
+            self._ours = False
+            logger.info("%s: no checkpoint at step %s: %s", job.job_id, step, error)
+
+    # -- how it ends ----------------------------------------------------------------------------------------------------
+
+    def _end(self, result: TrainResult) -> None:
+        if result.status is TrainStatus.PAUSED or not self._beat():
+            self._stopped()
+        elif result.status is TrainStatus.SUCCEEDED:
+            self._succeed(result)
+        elif result.error is None:
+            text = f"{result.stop_message or 'too few usable rows to train on'} (train.min_pairs = {self._config.train.min_pairs})"
+            self._fail("too_few_rows", text, "training_file", "user_error")
+        else:
+            error = result.error
+            param = "training_file" if error.code in ("bad_rows", "unfit_rows") else None
+            self._fail(error.code, error.message, param, error.kind, left=[self._metrics()])
+
+    def _succeed(self, result: TrainResult) -> None:
+        job, now, name = self._job, datetime.now(UTC), model_name(self._job)
+        with beating(self._loop, job):
+            made = publish(self._store, self._config, job, self._folder / "out", name=name, result=result)
+            metrics = self._metrics()
+
+        def write(c: Connection) -> None:
+            self._check(c)
+            version = made(c)
             files.insert(c, metrics)
             self._update(
                 c,
                 status=JobStatus.SUCCEEDED,
                 fine_tuned_model=name,
-                trained_tokens=result.get("trained_tokens"),
-                run_id=record.run_id,
+                trained_tokens=result.trained_tokens,
                 result_files=[metrics.file_id],
                 owner=None,
                 lease_expires_at=None,
                 finished_at=now,
             )
-            text = f"New fine-tuned model created: {name}"
-            jobs.say(c, job.job_id, text, now, data={"version": version.name, "why_it_stopped": result.get("stop_message")})
+            data = {"version": version.name, "why_it_stopped": result.stop_message, "warnings": list(result.warnings)}
+            jobs.say(c, job.job_id, f"New fine-tuned model created: {name}", now, data=data)
             jobs.say(c, job.job_id, "The job has successfully completed", now)
 
         self._store.write(write)
+        discard(self._loop, job)
 
-    def _fail(self, code: str, message: str, param: str | None, kind: str, left: tuple[StoredFile, ...] | list[StoredFile] = ()) -> None:
+    def _fail(self, code: str, message: str, param: str | None, kind: str, left: Sequence[StoredFile] = ()) -> None:
         fail(self._store, self._job, code=code, message=message, param=param, kind=kind, left=left)
 
-    def _stopped(self, run_id: str) -> None:
+    def _stopped(self) -> None:
         """It was paused or cancelled, another worker took it, or this process stops: say which, and leave it in order."""
         job_id, now, step = self._job.job_id, datetime.now(UTC), self._progress.known.get("step", 0)
         with self._store.reading() as c:
@@ -194,27 +232,17 @@ class _Work:
             discard(self._loop, current)
             return
         text = f"Paused at step {step}" if current.paused else f"Interrupted at step {step}: its worker stops; it goes on later"
-        self._store.write(lambda c: jobs.say(c, job_id, text, now, data={"step": step, "run_id": run_id}))
+        self._store.write(lambda c: jobs.say(c, job_id, text, now, data={"step": step}))
 
     def _metrics(self) -> StoredFile:
-        with self._store.reading() as c:
-            run = runs.for_job(c, self._job.job_id)
-        rows: list[Mapping[str, Any]] = [] if run is None else train.metrics_of(self._config, run)
-        return results.metrics_file(self._store, self._job.job_id, rows)
+        return results.metrics_file(self._store, self._job.job_id, read_rows(self._folder / "metrics.jsonl")[0])
 
-    def _update(self, c: Connection, **values: Any) -> None:
-        """Change the job in the caller's transaction; ConflictError, which undoes all of it, where it is no longer ours."""
+    def _check(self, c: Connection) -> Job:
+        """ConflictError, which undoes the caller's transaction, where the job is no longer ours to change."""
         current = jobs.get(c, self._job.job_id)
         if current is None or current.owner != self._owner or current.status is not JobStatus.RUNNING:
             raise ConflictError(f"{self._job.job_id} was cancelled, paused or taken over meanwhile")
-        jobs.update(c, current, progress={**self._progress.known, **values.pop("progress", {})}, **values)
+        return current
 
-
-def discard(loop: Loop, job: Job) -> None:
-    """End the run of a cancelled job, and remove its files."""
-    now = datetime.now(UTC)
-    with loop.store.reading() as c:
-        run = runs.for_job(c, job.job_id)
-    if run is not None and run.status is RunStatus.RUNNING:
-        loop.store.write(lambda c: runs.end(c, run.run_id, RunStatus.CANCELLED, {}, "its job was cancelled", now))
-        shutil.rmtree(train.folder_of(loop.config, run), ignore_errors=True)
+    def _update(self, c: Connection, *, progress: Mapping[str, Any] | None = None, **values: Any) -> None:
+        jobs.update(c, self._check(c), progress={**self._progress.known, **(progress or {})}, **values)
