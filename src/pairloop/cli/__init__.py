@@ -10,7 +10,7 @@ import sys
 import click
 
 from pairloop import __version__
-from pairloop.cli import bench, comparing, data, lab, loop, serving, training
+from pairloop.cli import bench, comparing, data, jobs, lab, loop, serving, training
 from pairloop.cli.output import EXIT_SYSTEM_FAILURE
 
 
@@ -23,7 +23,7 @@ def pairloop() -> None:
     """
 
 
-for command in (*serving.COMMANDS, *loop.COMMANDS, *data.COMMANDS, *training.COMMANDS, *lab.COMMANDS, *bench.COMMANDS):
+for command in (*serving.COMMANDS, *loop.COMMANDS, *data.COMMANDS, *training.COMMANDS, *jobs.COMMANDS, *lab.COMMANDS, *bench.COMMANDS):
     pairloop.add_command(command)
 lab.lab.add_command(comparing.compare)
 

@@ -40,10 +40,12 @@ class FileResource(BaseModel):
 
 
 class FileList(BaseModel):
+    """``first_id`` and ``last_id`` are empty where ``data`` is: by OpenAI's schema they are always strings."""
+
     object: Literal["list"] = "list"
     data: list[FileResource]
-    first_id: str | None
-    last_id: str | None
+    first_id: str
+    last_id: str
     has_more: bool
 
 
@@ -86,7 +88,7 @@ def list_files(
     with context.store.reading() as c:
         found = files.list_(c, limit=limit + 1, after=after, purpose=purpose, newest_first=order == "desc")
     shown = [file_resource(file) for file in found[:limit]]
-    ends = (shown[0].id, shown[-1].id) if shown else (None, None)
+    ends = (shown[0].id, shown[-1].id) if shown else ("", "")
     return FileList(data=shown, first_id=ends[0], last_id=ends[1], has_more=len(found) > limit)
 
 
