@@ -268,7 +268,11 @@ def test_a_bad_upload_names_its_field(shared: RunningServer, form: dict[str, str
             "method.reinforcement.grader.type",
         ),
         ({"method": {"type": "grpo", "grpo": {"verifier": "os:system"}}}, 400, "method.grpo.verifier"),
-        ({"method": {"type": "grpo", "grpo": {"hyperparameters": {"group_size": 4}}}}, 400, "method.grpo.hyperparameters.group_size"),
+        (
+            {"method": {"type": "grpo", "grpo": {"hyperparameters": {"group_size": 4}}}},
+            400,
+            "method.grpo.hyperparameters.group_size",
+        ),
         ({"method": dpo(), "hyperparameters": {"n_epochs": 1}}, 400, "hyperparameters"),
     ],
 )
@@ -284,7 +288,9 @@ def test_a_bad_job_names_its_field(shared: RunningServer, changes: dict[str, Any
 
 def test_a_file_of_results_trains_nothing(server: RunningServer) -> None:
     client = server.openai
-    job = ended(client, client.fine_tuning.jobs.create(training_file=upload(client, pair_rows(64)), model=POLICY, method=dpo()).id)
+    job = ended(
+        client, client.fine_tuning.jobs.create(training_file=upload(client, pair_rows(64)), model=POLICY, method=dpo()).id
+    )
     with pytest.raises(openai.BadRequestError, match="purpose") as refused:
         client.fine_tuning.jobs.create(training_file=job.result_files[0], model=POLICY, method=dpo())
     assert refused.value.param == "training_file"
@@ -327,8 +333,15 @@ def test_three_bad_rows_of_ten_thousand_are_told_all_at_once(server: RunningServ
 
 def test_rows_too_few_to_train_on_are_the_users_to_mend(server: RunningServer) -> None:
     client = server.openai
-    job = ended(client, client.fine_tuning.jobs.create(training_file=upload(client, pair_rows(3)), model=POLICY, method=dpo()).id)
-    assert (job.status, job.error.code, job.error.param, job.error.kind) == ("failed", "too_few_rows", "training_file", "user_error")
+    job = ended(
+        client, client.fine_tuning.jobs.create(training_file=upload(client, pair_rows(3)), model=POLICY, method=dpo()).id
+    )
+    assert (job.status, job.error.code, job.error.param, job.error.kind) == (
+        "failed",
+        "too_few_rows",
+        "training_file",
+        "user_error",
+    )
 
 
 def test_a_version_that_cannot_be_read_fails_the_job(server: RunningServer) -> None:

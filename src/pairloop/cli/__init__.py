@@ -23,7 +23,15 @@ def pairloop() -> None:
     """
 
 
-for command in (*serving.COMMANDS, *loop.COMMANDS, *data.COMMANDS, *training.COMMANDS, *jobs.COMMANDS, *lab.COMMANDS, *bench.COMMANDS):
+for command in (
+    *serving.COMMANDS,
+    *loop.COMMANDS,
+    *data.COMMANDS,
+    *training.COMMANDS,
+    *jobs.COMMANDS,
+    *lab.COMMANDS,
+    *bench.COMMANDS,
+):
     pairloop.add_command(command)
 lab.lab.add_command(comparing.compare)
 

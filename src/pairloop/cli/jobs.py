@@ -91,7 +91,12 @@ def jobs_create(
     if verifier is not None:
         options["verifier"] = verifier
     with open_store(config_path) as (config, store):
-        body = {"model": model or config.policy.name, "suffix": suffix, "seed": seed, "method": {"type": method, method: options}}
+        body = {
+            "model": model or config.policy.name,
+            "suffix": suffix,
+            "seed": seed,
+            "method": {"type": method, method: options},
+        }
         _request({**body, "training_file": "checked-first"})
         body["training_file"] = _upload(store, config, file)
         body["validation_file"] = None if validation_file is None else _upload(store, config, validation_file)

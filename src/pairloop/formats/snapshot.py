@@ -149,9 +149,7 @@ def _group(row: dict[str, Any]) -> TrainingGroup:
 
 def _common(messages: Sequence[dict[str, Any]], extra: dict[str, Any]) -> dict[str, Any]:
     prompt: Prompt = (
-        messages[0]["content"]
-        if extra["prompt_is_text"]
-        else tuple(Message.from_dict(message) for message in messages)
+        messages[0]["content"] if extra["prompt_is_text"] else tuple(Message.from_dict(message) for message in messages)
     )
     return {
         "prompt": prompt,

@@ -127,9 +127,7 @@ def position(c: Connection, job: Job) -> int | None:
         return None
     ahead = sa.select(sa.func.count()).select_from(jobs)
     states = (JobStatus.QUEUED, JobStatus.RUNNING)
-    return c.execute(
-        ahead.where(jobs.c.status.in_(states), jobs.c.paused.is_(False), jobs.c.job_id < job.job_id)
-    ).scalar_one()
+    return c.execute(ahead.where(jobs.c.status.in_(states), jobs.c.paused.is_(False), jobs.c.job_id < job.job_id)).scalar_one()
 
 
 def update(c: Connection, job: Job, **values: Any) -> bool:

@@ -95,7 +95,9 @@ async def stored_completion(completion_id: str, context: Here) -> Response:
     return _json(body)
 
 
-@router.get("/v1/models", summary="Policies, then their versions, then fine-tuned models; each is a valid model of chat and of jobs")
+@router.get(
+    "/v1/models", summary="Policies, then their versions, then fine-tuned models; each is a valid model of chat and of jobs"
+)
 async def models(context: Here) -> dict[str, Any]:
     known = await asyncio.to_thread(_versions, context)
     data = [_model(context.policy_name, known[0].created_at.timestamp() if known else 0)]

@@ -126,4 +126,3 @@ def file_resource(file: StoredFile) -> FileResource:
 def body_limits(max_file_bytes: int) -> dict[tuple[str, str], int]:
     """The longest body of an upload, by method and path."""
     return {("POST", UPLOAD_PATH): max_file_bytes + FORM_ROOM}
-

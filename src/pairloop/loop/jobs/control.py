@@ -43,7 +43,9 @@ def create(store: Store, config: Config, request: JobRequest) -> Job:
             created_at=now,
         )
         jobs.insert(c, job)
-        jobs.say(c, job.job_id, f"Created fine-tuning job: {job.job_id}", now, data={"starts_from": f"{job.policy}@{job.parent}"})
+        jobs.say(
+            c, job.job_id, f"Created fine-tuning job: {job.job_id}", now, data={"starts_from": f"{job.policy}@{job.parent}"}
+        )
         jobs.say(c, job.job_id, f"Validating training file: {job.training_file}", now)
         return job
 
@@ -111,5 +113,6 @@ def _check_file(c: Connection, file_id: str, param: str) -> None:
     file = uploads.get(c, file_id, param=param)
     if file.purpose is not Purpose.FINE_TUNE:
         raise InvalidRequestError(
-            f"{file_id} has the purpose {file.purpose.value!r}; upload rows with purpose={Purpose.FINE_TUNE.value!r}", param=param
+            f"{file_id} has the purpose {file.purpose.value!r}; upload rows with purpose={Purpose.FINE_TUNE.value!r}",
+            param=param,
         )

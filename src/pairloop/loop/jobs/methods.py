@@ -68,9 +68,7 @@ def train_section(job: Job, config: Config) -> TrainSection:
     return _settings(job.method, config, seed=job.seed)[0]
 
 
-def _settings(
-    method: Mapping[str, Any], config: Config, *, seed: int | None = None
-) -> tuple[TrainSection, dict[str, Any]]:
+def _settings(method: Mapping[str, Any], config: Config, *, seed: int | None = None) -> tuple[TrainSection, dict[str, Any]]:
     kind = method["type"]
     numbers = {name: value for name, value in method[kind]["hyperparameters"].items() if name != "group_size"}
     return train.train_settings(objective_of(method), numbers, config, seed=seed, param=f"method.{kind}.hyperparameters")

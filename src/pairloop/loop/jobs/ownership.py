@@ -95,7 +95,9 @@ def is_silent(job: Job) -> bool:
 
 def _give_up(c: Connection, job: Job, now: datetime) -> None:
     trouble = job.progress.get("trouble")
-    message = f"{MAX_ATTEMPTS} workers in a row ended without getting this job further" + (f"; last: {trouble}" if trouble else "")
+    message = f"{MAX_ATTEMPTS} workers in a row ended without getting this job further" + (
+        f"; last: {trouble}" if trouble else ""
+    )
     error = {"code": "worker_died", "message": message, "param": None, "kind": "system_error"}
     jobs.update(c, job, status=JobStatus.FAILED, error=error, owner=None, lease_expires_at=None, finished_at=now)
     jobs.say(c, job.job_id, message, now, level="error", data=error)

@@ -184,7 +184,9 @@ class _Work:
         elif result.status is TrainStatus.SUCCEEDED:
             self._succeed(result)
         elif result.error is None:
-            text = f"{result.stop_message or 'too few usable rows to train on'} (train.min_pairs = {self._config.train.min_pairs})"
+            text = (
+                f"{result.stop_message or 'too few usable rows to train on'} (train.min_pairs = {self._config.train.min_pairs})"
+            )
             self._fail("too_few_rows", text, "training_file", "user_error")
         else:
             error = result.error
