@@ -13,7 +13,18 @@ from typing import Any
 
 from pairloop.errors import RowProblem, RowsError
 from pairloop.formats.lines import read_values
-from pairloop.types import Message, PairSide, PreferencePair, Prompt, Source, TrainingGroup, TrainingRow, messages_as_dicts
+from pairloop.types import (
+    Message,
+    PairSide,
+    PreferencePair,
+    Prompt,
+    Source,
+    TrainingGroup,
+    TrainingRow,
+    messages_as_dicts,
+    offered_tools,
+    with_tools,
+)
 
 KEY = "pairloop"
 TRAIN_FILE = "train.jsonl"
@@ -68,7 +79,7 @@ def read(path: Path) -> Iterator[PreferencePair]:
 
 def _pair_row(pair: PreferencePair) -> dict[str, Any]:
     return {
-        "input": {"messages": _messages(pair.prompt), "tools": [], "parallel_tool_calls": True},
+        "input": {"messages": _messages(pair.prompt), "tools": offered_tools(pair.prompt), "parallel_tool_calls": True},
         "preferred_output": [{"role": "assistant", "content": pair.chosen.text}],
         "non_preferred_output": [{"role": "assistant", "content": pair.rejected.text}],
         KEY: {
@@ -90,8 +101,10 @@ def _group_row(group: TrainingGroup) -> dict[str, Any]:
     else:
         scored = zip(group.answers, group.rewards, strict=True)
         shown = {"messages": messages, "responses": [{"content": side.text, "score": reward} for side, reward in scored]}
+    tools = offered_tools(group.prompt)
     return {
         **shown,
+        **({"tools": tools} if tools else {}),
         KEY: {
             "row_id": group.row_id,
             "prompt_is_text": isinstance(group.prompt, str),
@@ -128,7 +141,7 @@ def _pair(row: dict[str, Any]) -> PreferencePair:
         pair_id=extra["pair_id"],
         chosen=_read_side(row["preferred_output"][0], extra["chosen"]),
         rejected=_read_side(row["non_preferred_output"][0], extra["rejected"]),
-        **_common(row["input"]["messages"], extra),
+        **_common(row["input"]["messages"], row["input"]["tools"], extra),
     )
 
 
@@ -143,13 +156,15 @@ def _group(row: dict[str, Any]) -> TrainingGroup:
         row_id=extra["row_id"],
         answers=tuple(_read_side(answer, side) for answer, side in zip(answers, extra["answers"], strict=True)),
         rewards=tuple(extra["rewards"]),
-        **_common(messages, extra),
+        **_common(messages, row.get("tools", []), extra),
     )
 
 
-def _common(messages: Sequence[dict[str, Any]], extra: dict[str, Any]) -> dict[str, Any]:
+def _common(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], extra: dict[str, Any]) -> dict[str, Any]:
     prompt: Prompt = (
-        messages[0]["content"] if extra["prompt_is_text"] else tuple(Message.from_dict(message) for message in messages)
+        messages[0]["content"]
+        if extra["prompt_is_text"]
+        else with_tools(tools, [Message.from_dict(message) for message in messages])
     )
     return {
         "prompt": prompt,

@@ -17,7 +17,7 @@ from pairloop.loop.train.attempts import (
     run_in,
 )
 from pairloop.loop.train.file import train_file
-from pairloop.loop.train.recipe import train_settings
+from pairloop.loop.train.recipe import train_settings, with_objective
 from pairloop.loop.train.stage import TrainRecord, folder_of, metrics_of, run
 
 __all__ = [
@@ -35,4 +35,5 @@ __all__ = [
     "run_in",
     "train_file",
     "train_settings",
+    "with_objective",
 ]

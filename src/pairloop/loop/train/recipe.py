@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from pairloop.config import Config, TrainSection
 from pairloop.config.train import OPTIONS, READ_BY, ObjectiveName
-from pairloop.errors import InvalidRequestError
+from pairloop.errors import ConfigError, InvalidRequestError
 
 AUTO = "auto"
 SUPERVISED = ("supervised", "sft")
@@ -63,7 +63,9 @@ def train_settings(
 
 
 def with_objective(section: TrainSection, objective: str) -> TrainSection:
-    """The section with this objective, and without the options that it does not read (control excepted: it reads all)."""
+    """The section with this objective, and without the options that it does not read; ConfigError where there is none such."""
+    if objective not in get_args(ObjectiveName):
+        raise ConfigError(f"train.objective: there is no {objective!r}; known are {', '.join(get_args(ObjectiveName))}")
     unread = OPTIONS - READ_BY.get(objective, OPTIONS)
     kept = {key: value for key, value in section.model_dump().items() if key not in unread}
     return TrainSection.model_validate({**kept, "objective": objective})
