@@ -94,8 +94,8 @@ def test_imported_rows_become_a_dataset_a_version_and_rows_again(bot: Path, tmp_
     assert run_json("doctor", "--config", str(bot)) == {"problems": []}
 
     out = tmp_path / "out.jsonl"
-    exported = run_json("data", "export", "--config", str(bot), "--out", str(out), "--family", "trl")
-    assert exported["pairs"] == dataset["n_train"]
+    exported = run_json("data", "export", "--config", str(bot), "--out", str(out), "--format", "trl")
+    assert exported["rows"] == dataset["n_train"]
     assert run_json("data", "stats", str(out))["pairs"]["train"] > 0
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pairloop.formats import ReadResult, read_rows, write_pairs
+from pairloop.formats import ReadResult, read_rows, write_rows
 from pairloop.loop.pairs import CompiledPairs, PairRules, compile_pairs
 
 DATA = Path(os.environ.get("PAIRLOOP_TEST_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
@@ -151,7 +151,7 @@ def test_the_pairs_of_public_files_survive_the_way_out_and_in(name: str, tmp_pat
     source.write_text("".join(f"{json.dumps(row)}\n" for row in CASES[name][0]()), encoding="utf-8")
     pairs = compile_pairs(read_rows(source).groups, PairRules()).pairs
 
-    assert write_pairs(out, pairs, family="trl") == len(pairs) > 0
+    assert write_rows(out, pairs, "trl").rows == len(pairs) > 0
 
     again = compile_pairs(read_rows(out).or_raise().groups, PairRules()).pairs
     assert [(p.prompt, p.chosen, p.rejected) for p in again] == [(p.prompt, p.chosen, p.rejected) for p in pairs]

@@ -5,18 +5,22 @@ Plain functions: FastAPI runs them in its threads, so that no query holds up an 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
-from pairloop.errors import NotFoundError
+from pairloop.errors import InvalidRequestError, NotFoundError, UserError
+from pairloop.formats import Rows, snapshot
 from pairloop.loop import deploy
 from pairloop.store import cycles, datasets, duels, groups, triggers, verdicts, versions
 from pairloop.store.versions import Promotion
-from pairloop.types import Alias
+from pairloop.types import Alias, Dataset
 from pairloop.web.context import Context, Here
 from pairloop.web.resources import (
     CycleResource,
@@ -158,11 +162,36 @@ def list_datasets(context: Here, limit: Limit = 20, after: After = None) -> Page
 
 @router.get("/v1/datasets/{dataset_id}", summary="One dataset: what was kept, and why the rest was not")
 def get_dataset(dataset_id: str, context: Here) -> DatasetResource:
-    with context.store.reading() as c:
-        found = datasets.get(c, dataset_id)
-    if found is None:
-        raise NotFoundError(f"no dataset {dataset_id!r}", param="dataset_id")
-    return dataset_resource(found)
+    return dataset_resource(_dataset(context, dataset_id))
+
+
+@router.post(
+    "/v1/datasets/{dataset_id}/export",
+    summary="A dataset's training rows as JSON lines, for another trainer or as rows of any family",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}},
+)
+def export_dataset(
+    dataset_id: str,
+    context: Here,
+    format_name: Annotated[str, Query(alias="format", max_length=64)] = "openai",
+    skip_refused: Annotated[bool, Query(description="Leave out what the format cannot hold.")] = False,
+) -> StreamingResponse:
+    path = Path(_dataset(context, dataset_id).path) / snapshot.TRAIN_FILE
+
+    def lines(rows: Rows) -> Iterator[str]:
+        return rows.lines(snapshot.read(path))
+
+    try:
+        rows = Rows(format_name)
+        if not skip_refused:
+            # Once the first line is out there is no more refusing: so the rows are looked through before.
+            for _ in lines(rows):
+                pass
+            rows.or_raise()
+    except UserError as error:
+        raise InvalidRequestError(str(error), param="format") from error
+    return StreamingResponse(lines(Rows(format_name)), media_type="application/jsonl")
 
 
 @router.get("/v1/duels", summary="Duels, newest first")
@@ -201,6 +230,14 @@ def get_gate(cycle_id: str, context: Here) -> GateResource:
 @router.get("/v1/status", summary="Where the loop stands: champion, running cycle, duel, last verdict, curve of versions")
 def status(context: Here) -> dict[str, Any]:
     return context.board.read().as_json()
+
+
+def _dataset(context: Context, dataset_id: str) -> Dataset:
+    with context.store.reading() as c:
+        found = datasets.get(c, dataset_id)
+    if found is None:
+        raise NotFoundError(f"no dataset {dataset_id!r}", param="dataset_id")
+    return found
 
 
 def _check_policy(context: Context, name: str) -> None:
