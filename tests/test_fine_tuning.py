@@ -6,6 +6,8 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -14,8 +16,9 @@ from openai import DefaultHttpxClient, OpenAI
 from tests import openai_schema
 from tests.server import POLICY, RunningServer, fake_config
 
-from pairloop.store import doctor, versions
-from pairloop.types import Version, VersionKind
+from pairloop.formats import snapshot
+from pairloop.store import datasets, doctor, jobs, versions
+from pairloop.types import TrainingGroup, Version, VersionKind
 
 PATIENCE_S = 30.0
 ENDED = ("succeeded", "failed", "cancelled")
@@ -161,6 +164,77 @@ def _check_answers(client: OpenAI, server: RunningServer, model: str, checkpoint
     reply = client.chat.completions.create(model=checkpoint, messages=ask)
     assert kept is not None
     assert server.group(reply.id).completions[0].version == kept.number
+
+
+def demonstration(i: int) -> dict[str, Any]:
+    return {
+        "messages": [{"role": "user", "content": f"Question {i}"}, {"role": "assistant", "content": f"answer {i % 90 + 10}"}]
+    }
+
+
+def test_a_job_without_a_method_is_supervised(server: RunningServer) -> None:
+    rows = "".join(json.dumps(demonstration(i)) + "\n" for i in range(64)).encode()
+    other = "".join(json.dumps(demonstration(i)) + "\n" for i in range(100, 108)).encode()
+    with checked(server) as client:
+        file, validation = upload(client, rows), upload(client, other)
+        made = client.fine_tuning.jobs.create(training_file=file, validation_file=validation, model=f"{POLICY}@base")
+        job = ended(client, made.id)
+        assert (job.status, job.method.type) == ("succeeded", "supervised"), job.error
+        assert job.method.supervised.hyperparameters.to_dict().keys() == {"batch_size", "learning_rate_multiplier", "n_epochs"}
+        assert any(
+            message.startswith("Files validated: 64 rows, 64 to train on, 8 held out") for message in told(client, job.id)
+        )
+        refused = client.fine_tuning.jobs.create(training_file=file, model=POLICY, method=dpo())
+        failed = ended(client, refused.id)
+        assert (failed.error.code, failed.error.param) == ("unfit_rows", "training_file")
+        assert "supervised" in failed.error.message
+
+
+def test_grpo_on_a_file_of_scored_groups(server: RunningServer) -> None:
+    rows = "".join(
+        json.dumps(
+            {
+                "messages": [{"role": "user", "content": f"Question {i}"}],
+                "responses": [
+                    {"content": f"answer {i % 90 + 10}", "score": i % 90 / 90},
+                    {"content": "answer 99", "score": 1.0},
+                ],
+            }
+        )
+        + "\n"
+        for i in range(64)
+    )
+    client = server.openai
+    method: Any = {"type": "grpo", "grpo": {"hyperparameters": {"n_epochs": 1, "kl_weight": 0.1}}}
+    made = client.fine_tuning.jobs.create(training_file=upload(client, rows.encode()), model=POLICY, method=method)
+    job = ended(client, made.id)
+    assert job.status == "succeeded", job.error
+    assert job.hyperparameters.to_dict()["kl_weight"] == 0.1
+
+
+def test_reinforcement_by_the_configured_verifier(serve: Callable[..., RunningServer], tmp_path: Any) -> None:
+    verifier = "tests.loop_rig:score"
+    server = serve(config=fake_config(tmp_path / "server-0", schedule=QUICK, label={"verifier": verifier}), turning=True)
+    client = server.openai
+    rows = "".join(json.dumps({"messages": [{"role": "user", "content": f"Case {i}"}]}) + "\n" for i in range(24))
+    grader = {"type": "verifier", "name": verifier}
+    method: Any = {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": {"group_size": 4}}}
+    made = client.fine_tuning.jobs.create(training_file=upload(client, rows.encode()), model=POLICY, method=method, seed=1)
+    job = ended(client, made.id)
+    assert job.status == "succeeded", job.error
+    assert server.http.get(f"/v1/fine_tuning/jobs/{job.id}").json()["method"]["reinforcement"]["grader"] == grader
+    assert any(message.startswith("Sampled and scored 24 prompts") for message in told(client, job.id))
+    with server.store.reading() as c:
+        stored = jobs.get(c, job.id)
+        assert stored is not None
+        dataset = datasets.get(c, stored.dataset_id or "")
+    assert dataset is not None
+    groups = list(snapshot.read_rows(Path(dataset.path) / snapshot.TRAIN_FILE))
+    assert {len(group.answers) for group in groups if isinstance(group, TrainingGroup)} == {4}
+    assert {group.sampled_by for group in groups} == {0}
+    prompts = client.fine_tuning.jobs.create(training_file=upload(client, pair_rows(4)), model=POLICY, method=method)
+    assert ended(client, prompts.id).error.code == "invalid_training_file"
+    assert doctor.check(server.store) == []
 
 
 # --- files
@@ -358,7 +432,7 @@ def test_a_model_of_another_base_says_how_to_serve_it(idle: RunningServer) -> No
     base = Version("other-1234", 0, VersionKind.BASE, "/models/other", "h", None, None, None, now)
     made = Version("other-1234", 1, VersionKind.FULL, "/x", "h1", 0, None, None, now, model_name="ft:other-1234:pairloop::1")
     for version in (base, made):
-        idle.store.write(lambda c, version=version: versions.insert(c, version))
+        idle.store.write(partial(versions.insert, version=version))
     response = idle.chat(model=made.model_name)
     assert (response.status_code, response.json()["error"]["param"]) == (404, "model")
     assert "/models/other" in response.json()["error"]["message"]

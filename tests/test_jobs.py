@@ -1,4 +1,4 @@
-"""The queue of fine-tuning jobs: who has a job, what happens when a worker dies, and that a machine trains one model at a time."""
+"""The queue of fine-tuning jobs: who has a job, what happens when a worker dies, one training at a time on a machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +126,7 @@ def test_a_job_that_ends_every_worker_is_given_up_with_a_code(rig: Rig) -> None:
         dead = claim(rig.loop, f"{ELSEWHERE}-{attempt}", [JobStatus.VALIDATING])
         assert dead is not None
         assert dead.attempt == attempt
-        rig.store.write(lambda c, dead=dead: jobs.update(c, dead, lease_expires_at=past))
+        rig.store.write(partial(jobs.update, job=dead, lease_expires_at=past))
     assert not room.validate_next(rig.loop)
     failed = stored(rig.store, job)
     assert failed.status is JobStatus.FAILED
@@ -140,7 +142,7 @@ def test_workers_that_get_a_job_further_are_not_counted(rig: Rig) -> None:
         assert dead is not None
         assert dead.attempt == 1
         progress = {**dead.progress, "step": step}
-        rig.store.write(lambda c, dead=dead, progress=progress: jobs.update(c, dead, lease_expires_at=past, progress=progress))
+        rig.store.write(partial(jobs.update, job=dead, lease_expires_at=past, progress=progress))
     assert stored(rig.store, job).status is JobStatus.VALIDATING
 
 
@@ -225,7 +227,7 @@ def test_a_machine_trains_a_job_or_a_cycle_and_neither_starves(tmp_path: Path) -
                 began = next(event.created_at for event in events if event.message == "Fine-tuning job started")
                 spans.append((began, events[0].created_at))
         spans.sort()
-        assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False)), spans
+        assert all(before[1] <= after[0] for before, after in pairwise(spans)), spans
         place = spans.index((run.created_at, run.heartbeat_at))
         assert place <= 1, "a cycle that waits lets one job pass, not all of them"
 

@@ -112,7 +112,7 @@ class CycleLease(Lease):
 
 @contextmanager
 def training(loop: Loop, should_stop: Callable[[], bool]) -> Iterator[bool]:
-    """Held while a model is trained, by a cycle or by a fine-tuning job: one at a time on a machine, which has the memory of one.
+    """Held while a model is trained, by a cycle or by a job: one at a time on a machine, which has room for one.
 
     Waits while another one is on; False where ``should_stop`` said so before its turn came.
     """

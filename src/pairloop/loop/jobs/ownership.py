@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
@@ -64,7 +65,7 @@ def beating(loop: Loop, job: Job) -> Iterator[None]:
             now = datetime.now(UTC)
             until = now + timedelta(seconds=lease_s)
             try:
-                loop.store.write(lambda c: jobs.beat(c, job.job_id, owner, at=now, lease_expires_at=until))
+                loop.store.write(partial(jobs.beat, job_id=job.job_id, owner=owner, at=now, lease_expires_at=until))
             except StoreError as error:
                 logger.warning("%s: the heartbeat could not be written: %s", job.job_id, error)
 
@@ -77,14 +78,26 @@ def beating(loop: Loop, job: Job) -> Iterator[None]:
         thread.join()
 
 
-def let_go(c: Connection, job_id: str, owner: str, **values: Any) -> None:
+def let_go(c: Connection, job_id: str, owner: str) -> None:
     """Give a job back on purpose: the next worker goes on with it, and that counts as no failed attempt."""
     job = jobs.get(c, job_id)
-    if job is None or job.owner != owner:
-        return
+    if job is not None and job.owner == owner:
+        _free(c, job, attempt=max(0, job.attempt - 1))
+
+
+def drop(c: Connection, job_id: str, owner: str, trouble: str) -> None:
+    """Give a job back because of ``trouble``: the next worker tries again, as long as attempts are left."""
+    job = jobs.get(c, job_id)
+    if job is not None and job.owner == owner:
+        _free(c, job, progress={**job.progress, "trouble": trouble})
+        if not job.status.is_terminal:
+            jobs.say(c, job_id, f"Attempt {job.attempt} of {MAX_ATTEMPTS} failed: {trouble}", datetime.now(UTC), level="warn")
+
+
+def _free(c: Connection, job: Job, **values: Any) -> None:
     if job.status is JobStatus.RUNNING:
         values["status"] = JobStatus.QUEUED
-    jobs.update(c, job, owner=None, lease_expires_at=None, attempt=max(0, job.attempt - 1), **values)
+    jobs.update(c, job, owner=None, lease_expires_at=None, **values)
 
 
 def is_silent(job: Job) -> bool:

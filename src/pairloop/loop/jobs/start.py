@@ -100,7 +100,7 @@ def _check_directory(model: str) -> None:
 
 def _unknown(model: str) -> NotFoundError:
     return NotFoundError(
-        f"the model {model!r} does not exist: it is neither listed by GET /v1/models, nor a model directory on this server, nor "
+        f"the model {model!r} does not exist: neither GET /v1/models lists it, nor is it a model directory on this server, nor "
         "a hub id such as org/name",
         param="model",
     )

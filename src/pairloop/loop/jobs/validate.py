@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,25 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pairloop.config import Config
-from pairloop.errors import SystemFailure, UserError
-from pairloop.formats import ReadResult, read_rows, snapshot
-from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE
+from pairloop.errors import UserError
+from pairloop.formats import ReadResult, read_rows
 from pairloop.loop import pairs
 from pairloop.loop.cycle import Loop, owning, register_base
 from pairloop.loop.jobs import methods, results, uploads
-from pairloop.loop.jobs.ownership import beating, claim, let_go
+from pairloop.loop.jobs.dataset import Rows, publish_rows
+from pairloop.loop.jobs.ownership import beating, claim, drop, let_go
 from pairloop.loop.jobs.start import lineage_config
-from pairloop.store import Artifact, Store, datasets, files, jobs, new_id
+from pairloop.loop.pairs.rows import refuse_empty
+from pairloop.store import Store, datasets, files, jobs, new_id
 from pairloop.store.files import StoredFile
 from pairloop.store.jobs import Job, JobStatus
-from pairloop.types import Dataset, PreferencePair
+from pairloop.types import Group
 
 SHOWN = 5
 """Refused rows that stand in the error's message; the file of refused rows and the event have the others."""
 MOST_IN_EVENT = 1_000
+PROMPTS = "prompts"
+"""The family of rows that are prompts alone."""
 
 
 class RowsRefused(UserError):
@@ -40,17 +43,6 @@ class RowsRefused(UserError):
         bad = sum(read.refused.values())
         super().__init__(f"{bad} of {read.rows} rows were refused:\n" + "\n".join(lines))
         self.param, self.problems, self.refused = param, problems, read.refused
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """What a job trains on and what it is measured with; ``counts`` and ``dropped`` as in a dataset."""
-
-    train: Sequence[PreferencePair]
-    heldout: Sequence[PreferencePair]
-    read: int
-    counts: Mapping[str, int]
-    dropped: Mapping[str, int]
 
 
 def validate_next(loop: Loop) -> bool:
@@ -75,12 +67,11 @@ def validate_next(loop: Loop) -> bool:
                 param=param or "training_file",
                 kind="user_error",
             )
-        except (SystemFailure, OSError) as error:
-            trouble = {**job.progress, "trouble": str(error)}
-            loop.store.write(lambda c: jobs.update(c, job, owner=None, progress=trouble))
+        except Exception as error:  # the supervisor: whatever it was, the job is tried again a few times, and says it
+            trouble = f"{type(error).__name__}: {error}"
+            loop.store.write(lambda c: drop(c, job.job_id, owner, trouble))
             raise
-        finally:
-            loop.store.write(lambda c: let_go(c, job.job_id, owner))
+        loop.store.write(lambda c: let_go(c, job.job_id, owner))
     return True
 
 
@@ -117,21 +108,19 @@ def _validate(loop: Loop, job: Job) -> None:
     if job.base_model is not None:
         register_base(loop.store, config)
     rows = _read(loop, config, job)
-    if not rows.train:
-        why = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in rows.dropped.items()) or "no feedback in its rows"
-        raise UserError(f"none of the {rows.read} rows can be trained on by {job.method['type']}: {why}")
-    dataset = _publish(loop.store, job, rows)
+    dataset = publish_rows(loop.store, job, rows) if methods.verifier_of(job.method) is None else None
     method, now = methods.resolved(job.method, config), datetime.now(UTC)
-    methods.train_section(replace(job, method=method), config)
 
     def queue(c: Connection) -> None:
-        if datasets.get(c, dataset.dataset_id) is None:
+        if dataset is not None and datasets.get(c, dataset.dataset_id) is None:
             datasets.insert(c, dataset, feedback_seq=0, cycle_id=None, pairs=[])
         current = jobs.get(c, job.job_id)
         if current is None or current.owner != job.owner or current.status is not JobStatus.VALIDATING:
             return  # cancelled meanwhile
-        jobs.update(c, current, status=JobStatus.QUEUED, dataset_id=dataset.dataset_id, method=method)
-        text = f"Files validated: {rows.read} rows, {len(rows.train)} to train on, {len(rows.heldout)} held out"
+        dataset_id = None if dataset is None else dataset.dataset_id
+        jobs.update(c, current, status=JobStatus.QUEUED, dataset_id=dataset_id, method=method)
+        what = f"{len(rows.train)} to train on, {len(rows.heldout)} held out" if dataset is not None else "each a prompt"
+        text = f"Files validated: {rows.read} rows, {what}"
         jobs.say(c, job.job_id, text, now, data={"rows": rows.read, "counts": dict(rows.counts), "dropped": dict(rows.dropped)})
         queued = jobs.get(c, job.job_id)
         assert queued is not None, "jobs are never deleted"
@@ -142,20 +131,44 @@ def _validate(loop: Loop, job: Job) -> None:
     loop.store.write(queue)
 
 
+def read_prompts(loop: Loop, config: Config, job: Job) -> tuple[list[Group], int]:
+    """The prompts of a job whose answers are sampled and scored by a verifier, and how many rows they are."""
+    read = _read_file(loop, config, job, "training_file", family=PROMPTS)
+    return [labelled.group for labelled in read.groups], read.rows
+
+
 def _read(loop: Loop, config: Config, job: Job) -> Rows:
-    training = _read_file(loop.store, config, job.training_file, "training_file")
-    validation = None if job.validation_file is None else _read_file(loop.store, config, job.validation_file, "validation_file")
-    compiled = pairs.compile_pairs(training.groups, pairs.PairRules.of(config, split_prompts=validation is None))
+    if methods.verifier_of(job.method) is not None:
+        prompts, rows = read_prompts(loop, config, job)
+        return Rows((), (), rows, {"prompts": len(prompts)}, {})
+    training = _read_file(loop, config, job, "training_file")
+    validation = None if job.validation_file is None else _read_file(loop, config, job, "validation_file")
+    objective = methods.objective_of(job.method)
+    compiled = pairs.compile_rows(training.groups, pairs.PairRules.of(config, split_prompts=validation is None), objective)
+    refuse_empty(compiled, objective)
     heldout = compiled.heldout
     if validation is not None:
-        heldout = pairs.compile_pairs(validation.groups, pairs.PairRules.of(config, split_prompts=False)).train
+        measured = pairs.compile_rows(validation.groups, pairs.PairRules.of(config, split_prompts=False), objective)
+        heldout = refuse_empty(measured, objective, param="validation_file").train
     return Rows(compiled.train, heldout, training.rows, compiled.counts, compiled.dropped)
 
 
-def _read_file(store: Store, config: Config, file_id: str, param: str) -> ReadResult:
-    with store.reading() as c:
-        file = uploads.get(c, file_id, param=param)
-    read = read_rows(Path(file.path), max_chars=config.pairs.max_chars, policy=config.policy.name)
+def _read_file(loop: Loop, config: Config, job: Job, param: str, *, family: str | None = None) -> ReadResult:
+    """The good rows of a file that has no other; RowsRefused names all that are bad.
+
+    Rows for this server's own policy are also held against its template and ``train.max_length``; of another base's, what
+    is too long is found by the training itself.
+    """
+    with loop.store.reading() as c:
+        file = uploads.get(c, job.training_file if param == "training_file" else job.validation_file or "", param=param)
+    read = read_rows(
+        Path(file.path),
+        family=family,
+        max_chars=config.pairs.max_chars,
+        tokens=loop.policy.tokens if job.base_model is None else None,
+        max_length=config.train.max_length,
+        policy=config.policy.name,
+    )
     if read.problems:
         raise RowsRefused(file, param, read)
     return read
@@ -176,32 +189,3 @@ def _refuse(store: Store, job: Job, error: RowsRefused) -> None:
         data=data,
         left=[file],
     )
-
-
-def _publish(store: Store, job: Job, rows: Rows) -> Dataset:
-    artifact = _artifact(store, job, rows)
-    return Dataset(
-        dataset_id=f"dataset_{artifact.hash[:32]}",
-        policy=job.policy,
-        path=str(artifact.path),
-        n_train=len(rows.train),
-        n_heldout=len(rows.heldout),
-        counts=rows.counts,
-        dropped=rows.dropped,
-        created_at=datetime.now(UTC),
-    )
-
-
-def _artifact(store: Store, job: Job, rows: Rows) -> Artifact:
-    with store.artifacts.stage() as folder:
-        snapshot.write(folder / TRAIN_FILE, rows.train)
-        snapshot.write(folder / HELDOUT_FILE, rows.heldout)
-        manifest = {
-            "kind": "dataset",
-            "policy": job.policy,
-            "training_file": job.training_file,
-            "validation_file": job.validation_file,
-            "counts": dict(rows.counts),
-            "dropped": dict(rows.dropped),
-        }
-        return store.artifacts.publish(folder, manifest)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,19 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pairloop.config import duration_s
-from pairloop.errors import ConflictError, NotFoundError, StoreError, SystemFailure, UserError
+from pairloop.errors import ConflictError, NotFoundError, StoreError, UserError
 from pairloop.learner.child import Row, read_rows
 from pairloop.learner.job import TrainResult, TrainStatus
 from pairloop.loop import train
 from pairloop.loop.cycle import Loop, owning, training
 from pairloop.loop.jobs import methods, results
+from pairloop.loop.jobs.dataset import publish_rows
 from pairloop.loop.jobs.models import checkpoint_name, model_name, publish
-from pairloop.loop.jobs.ownership import beating, claim, let_go
+from pairloop.loop.jobs.ownership import beating, claim, drop, let_go
 from pairloop.loop.jobs.progress import Progress
+from pairloop.loop.jobs.rollouts import roll_out
 from pairloop.loop.jobs.start import lineage_config
-from pairloop.loop.jobs.validate import fail
+from pairloop.loop.jobs.validate import fail, read_prompts
 from pairloop.loop.train import Halt
 from pairloop.store import datasets, files, jobs, new_id, versions
 from pairloop.store.files import StoredFile
@@ -49,8 +52,11 @@ def train_next(loop: Loop, should_stop: Callable[[], bool]) -> bool:
             _Work(loop, job, should_stop).run()
         except ConflictError as error:
             logger.warning("%s: %s", job.job_id, error)  # another worker has it: nothing of this was written
-        finally:
-            loop.store.write(lambda c: let_go(c, job.job_id, owner))
+        except Exception as error:  # the supervisor: whatever it was, the job is tried again a few times, and says it
+            trouble = f"{type(error).__name__}: {error}"
+            loop.store.write(lambda c: drop(c, job.job_id, owner, trouble))
+            raise
+        loop.store.write(lambda c: let_go(c, job.job_id, owner))
     return True
 
 
@@ -89,10 +95,6 @@ class _Work:
             raise
         except UserError as error:
             self._fail(getattr(error, "code", None) or "bad_settings", str(error), getattr(error, "param", None), "user_error")
-        except (SystemFailure, OSError) as error:
-            trouble = {"trouble": str(error)}
-            self._store.write(lambda c: self._update(c, owner=None, lease_expires_at=None, progress=trouble))
-            raise
 
     # -- training -------------------------------------------------------------------------------------------------------
 
@@ -105,6 +107,9 @@ class _Work:
 
     def _train(self) -> TrainResult:
         dataset, parent = self._inputs()
+        dataset = dataset or self._roll_out(parent)
+        if dataset is None:
+            return TrainResult(TrainStatus.PAUSED)
         root = self._store.artifacts.root
         return train.run_in(
             self._folder,
@@ -119,17 +124,45 @@ class _Work:
             should_stop=self._stops,
         )
 
-    def _inputs(self) -> tuple[Dataset, Version]:
+    def _inputs(self) -> tuple[Dataset | None, Version]:
+        """The dataset, unless it has yet to be sampled, and the version to start from."""
         job = self._job
         with self._store.reading() as c:
-            dataset = datasets.get(c, job.dataset_id or "")
+            dataset = None if job.dataset_id is None else datasets.get(c, job.dataset_id)
             parent = versions.get(c, job.policy, job.parent)
-        if dataset is None or parent is None:
+        if parent is None or (dataset is None and job.dataset_id is not None):
             raise NotFoundError(f"{job.job_id}: its dataset or {job.policy}@{job.parent} is gone; run `pairloop doctor`")
         return dataset, parent
 
+    def _roll_out(self, parent: Version) -> Dataset | None:
+        """The dataset of a job with a verifier: sampled and scored now; None where the job is to stop meanwhile."""
+        prompts, _ = read_prompts(self._loop, self._config, self._job)
+
+        def tell(done: int) -> bool:
+            self._progress.known["prompts"] = done
+            return not self._stops()
+
+        rows = roll_out(self._loop, self._config, self._job, parent, prompts, tell)
+        if rows is None:
+            return None
+        dataset, now = publish_rows(self._store, self._job, rows), datetime.now(UTC)
+
+        def write(c: Connection) -> None:
+            if datasets.get(c, dataset.dataset_id) is None:
+                datasets.insert(c, dataset, feedback_seq=0, cycle_id=None, pairs=[])
+            self._update(c, dataset_id=dataset.dataset_id)
+            text = (
+                f"Sampled and scored {len(prompts)} prompts: {len(rows.train)} groups to train on, {len(rows.heldout)} held out"
+            )
+            data = {"counts": dict(rows.counts), "dropped": dict(rows.dropped)}
+            jobs.say(c, self._job.job_id, text, now, data=data)
+
+        self._store.write(write)
+        self._job = replace(self._job, dataset_id=dataset.dataset_id)
+        return dataset
+
     def _stops(self) -> Halt | bool:
-        """Asked a few times a second while it trains. A cancelled job's folder is removed afterwards, so it is paused as well."""
+        """Asked a few times a second while it trains. What is cancelled is paused as well, and then removed."""
         if self._should_stop():
             return Halt.PAUSE
         if self._ours and (datetime.now(UTC) - self._beat_at).total_seconds() >= BEAT_S:
@@ -246,5 +279,5 @@ class _Work:
             raise ConflictError(f"{self._job.job_id} was cancelled, paused or taken over meanwhile")
         return current
 
-    def _update(self, c: Connection, *, progress: Mapping[str, Any] | None = None, **values: Any) -> None:
-        jobs.update(c, self._check(c), progress={**self._progress.known, **(progress or {})}, **values)
+    def _update(self, c: Connection, **values: Any) -> None:
+        jobs.update(c, self._check(c), progress=self._progress.known, **values)

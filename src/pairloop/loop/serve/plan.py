@@ -200,7 +200,7 @@ def _of_this_policy(c: Connection, version: Version, policy: str) -> str:
     base = versions.get(c, version.policy, BASE_VERSION)
     where = "another base" if base is None else f"the base {base.path}"
     raise NotFoundError(
-        f"the model {version.model_name!r} needs {where}, which this server has not loaded; serve it by `pairloop serve` on the "
-        f"same store, with policy.name = {version.policy!r} and policy.model set to that base",
+        f"the model {version.model_name!r} needs {where}, which this server does not have; serve it by `pairloop serve` on "
+        f"this store, with policy.name = {version.policy!r} and policy.model set to that base",
         param="model",
     )
