@@ -1,7 +1,7 @@
 """When cycles start: every N hours, by cron, at M new pairs, by hand, or any mix. One thread, one cycle at a time.
 
-Fine-tuning jobs have a queue of their own (``jobs.JobQueue``), which starts and stops with this thread: a duel is looked at while
-a job trains.
+Fine-tuning jobs have a queue of their own (``jobs.JobQueue``), which starts and stops with this thread: a duel is looked
+at while a job trains.
 
 The thread wakes when it is told that something happened (``notify``) and at every poll. It begins a cycle that is due, goes on
 with one that was interrupted, and looks at the duel when picks came or its time is over. What falls due meanwhile is kept

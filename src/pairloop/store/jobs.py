@@ -1,7 +1,7 @@
 """Fine-tuning jobs: one row each, which changes until the job has ended, and their events, which are only appended.
 
 A job is held by the worker that moves it (``owner``, with a lease that the worker renews). Every write of a worker names
-itself as the owner, so one that lost its job, or whose job was cancelled or paused meanwhile, finds that out and changes nothing.
+itself as the owner, so one that lost its job, or whose job was cancelled or paused meanwhile, finds out and changes nothing.
 """
 
 from __future__ import annotations

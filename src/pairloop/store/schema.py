@@ -156,7 +156,7 @@ versions = Table(
     Column("dataset_id", String(64), ForeignKey("datasets.dataset_id")),
     Column("run_id", String(64), ForeignKey("runs.run_id")),
     Column("created_at", UtcDateTime, nullable=False),
-    # Of versions that a fine-tuning job made; a step number and metrics only of its checkpoints. No foreign key: SQLite cannot add one.
+    # Of versions that a fine-tuning job made; step number and metrics of its checkpoints. SQLite cannot add a foreign key.
     Column("job_id", String(64)),
     Column("step_number", Integer),
     Column("model_name", String(255)),

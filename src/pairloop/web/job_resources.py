@@ -143,7 +143,9 @@ def event_resource(event: JobEvent) -> EventResource:
 
 
 def checkpoint_resource(version: Version) -> CheckpointResource:
-    assert version.model_name is not None and version.job_id is not None and version.step_number is not None
+    assert version.model_name is not None
+    assert version.job_id is not None
+    assert version.step_number is not None
     return CheckpointResource(
         id=jobs.checkpoint_id(version),
         created_at=seconds(version.created_at),

@@ -1,7 +1,8 @@
 """Fine-tuning jobs: a file of rows becomes a model of one's own, by the same training as a cycle's.
 
 A job is created (``control``), its files are validated into a dataset (``validate``), it is trained (``work``), and leaves
-a version that is known by its ``ft:`` name. ``queue`` moves jobs in two threads; whatever happens to their process, another one goes on.
+a version that is known by its ``ft:`` name. ``queue`` moves jobs in two threads; whatever happens to
+their process, another one goes on.
 """
 
 from pairloop.loop.jobs.control import cancel, create, get, pause, resume

@@ -19,7 +19,8 @@ _OBJECTIVES = {"supervised": "sft", "reinforcement": "grpo"}
 
 def objective_of(method: Mapping[str, Any]) -> str:
     """The objective's name in ``train.objective``."""
-    return _OBJECTIVES.get(method["type"], method["type"])
+    kind: str = method["type"]
+    return _OBJECTIVES.get(kind, kind)
 
 
 def verifier_of(method: Mapping[str, Any]) -> str | None:

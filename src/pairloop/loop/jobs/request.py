@@ -93,9 +93,8 @@ METHODS: Mapping[str, type[BaseModel]] = {
 }
 """Each method type with what is said about it, which stands under its own name beside the type."""
 
-_Options: type[_Strict] = create_model(
-    "MethodOptions", __base__=_Strict, **{name: (kind | None, None) for name, kind in METHODS.items()}
-)
+_fields: dict[str, Any] = {name: (kind | None, None) for name, kind in METHODS.items()}
+_Options: type[_Strict] = create_model("MethodOptions", __base__=_Strict, **_fields)
 
 
 class Method(_Options):  # type: ignore[misc, valid-type]

@@ -31,7 +31,7 @@ def roll_out(
 ) -> Rows | None:
     """What the job trains on; None where ``tell``, which is told how many prompts are answered, says that it is to stop.
 
-    A prompt on which the verifier fails is left out and counted; InvalidRequestError where no group is left that has a contrast.
+    A prompt on which the verifier fails is left out and counted; InvalidRequestError where no group with a contrast is left.
     """
     name = methods.verifier_of(job.method)
     assert name is not None, "the job names a verifier"
