@@ -11,7 +11,7 @@ from pairloop.loop.cycle import Loop, is_gone
 from pairloop.loop.jobs.ownership import is_silent
 from pairloop.loop.jobs.validate import validate_next
 from pairloop.loop.jobs.work import discard, train_next
-from pairloop.store import cycles, jobs, leases
+from pairloop.store import cycles, jobs, leases, runs
 from pairloop.store.jobs import JobStatus
 from pairloop.types import CycleState
 
@@ -102,8 +102,7 @@ class JobQueue:
     def _train(self) -> bool:
         self._clean_up()
         if self._had_a_job and _a_cycle_waits(self._loop):
-            self._had_a_job = False
-            return False
+            return False  # in turn: it takes the machine within a moment
         self._had_a_job = train_next(self._loop, self._trainer.is_stopping)
         return self._had_a_job
 
@@ -117,8 +116,10 @@ class JobQueue:
 
 
 def _a_cycle_waits(loop: Loop) -> bool:
-    """True while a cycle of this policy, held by a living process, has its data and waits to train."""
+    """True while a cycle of this policy, held by a living process, has its data and has not begun to train."""
     with loop.store.reading() as c:
         current = cycles.current(c, loop.name)
         holder = leases.holder(c, f"cycle:{loop.name}")
-    return current is not None and current.state is CycleState.TRAINING and holder is not None and not is_gone(holder)
+        begun = current is not None and runs.for_cycle(c, current.cycle_id) is not None
+    waits = current is not None and current.state is CycleState.TRAINING and not begun
+    return waits and holder is not None and not is_gone(holder)
