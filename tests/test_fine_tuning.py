@@ -394,7 +394,8 @@ def test_three_bad_rows_of_ten_thousand_are_told_all_at_once(server: RunningServ
         failed = ended(client, job.id)
         assert failed.status == "failed"
         assert (failed.error.code, failed.error.param) == ("invalid_training_file", "training_file")
-        assert failed.error.message.startswith("3 of 10000 rows were refused:\nmany.jsonl:17: ")
+        assert failed.error.message.startswith("3 of 10000 rows were refused (all of them are in file-")
+        assert "\nmany.jsonl:17: " in failed.error.message
         assert "many.jsonl:5000:" in failed.error.message
         assert "many.jsonl:9999:" in failed.error.message
         (refused,) = failed.result_files

@@ -94,7 +94,7 @@ class JobQueue:
         return self._trainer.trouble or self._validator.trouble
 
     def _validate(self) -> bool:
-        done = validate_next(self._loop)
+        done = validate_next(self._loop, self._validator.is_stopping)
         if done:
             self._trainer.notify()
         return done

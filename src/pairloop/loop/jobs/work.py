@@ -14,18 +14,21 @@ from sqlalchemy import Connection
 
 from pairloop.config import duration_s
 from pairloop.errors import ConflictError, NotFoundError, StoreError, UserError
+from pairloop.formats import snapshot
 from pairloop.learner.child import Row, read_rows
 from pairloop.learner.job import TrainResult, TrainStatus
 from pairloop.loop import train
 from pairloop.loop.cycle import Loop, owning, training
 from pairloop.loop.jobs import methods, results
-from pairloop.loop.jobs.dataset import publish_rows
+from pairloop.loop.jobs.dataset import publish as publish_dataset
+from pairloop.loop.jobs.dataset import record
 from pairloop.loop.jobs.models import checkpoint_name, model_name, publish
 from pairloop.loop.jobs.ownership import beating, claim, drop, let_go
 from pairloop.loop.jobs.progress import Progress
+from pairloop.loop.jobs.reading import prompts_of
 from pairloop.loop.jobs.rollouts import roll_out
 from pairloop.loop.jobs.start import lineage_config
-from pairloop.loop.jobs.validate import fail, read_prompts
+from pairloop.loop.jobs.validate import fail, source_of
 from pairloop.loop.train import Halt
 from pairloop.store import datasets, files, jobs, new_id, versions
 from pairloop.store.files import StoredFile
@@ -136,7 +139,9 @@ class _Work:
 
     def _roll_out(self, parent: Version) -> Dataset | None:
         """The dataset of a job with a verifier: sampled and scored now; None where the job is to stop meanwhile."""
-        prompts, _ = read_prompts(self._loop, self._config, self._job)
+        with self._store.reading() as c:
+            source = source_of(c, self._job, "training_file")
+        prompts = prompts_of(self._config, source)
 
         def tell(done: int) -> bool:
             self._progress.known["prompts"] = done
@@ -145,11 +150,14 @@ class _Work:
         rows = roll_out(self._loop, self._config, self._job, parent, prompts, tell)
         if rows is None:
             return None
-        dataset, now = publish_rows(self._store, self._job, rows), datetime.now(UTC)
+        now = datetime.now(UTC)
+        with self._store.artifacts.stage() as folder:
+            snapshot.write_folder(folder, rows.train, rows.heldout)
+            sizes = {"train": len(rows.train), "heldout": len(rows.heldout)}
+            dataset = publish_dataset(self._store, self._job, folder, **sizes, counts=rows.counts, dropped=rows.dropped)
 
         def write(c: Connection) -> None:
-            if datasets.get(c, dataset.dataset_id) is None:
-                datasets.insert(c, dataset, feedback_seq=0, cycle_id=None, pairs=[])
+            record(c, dataset)
             self._update(c, dataset_id=dataset.dataset_id)
             text = (
                 f"Sampled and scored {len(prompts)} prompts: {len(rows.train)} groups to train on, {len(rows.heldout)} held out"
