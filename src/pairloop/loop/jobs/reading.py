@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -107,8 +105,6 @@ def prompts_of(config: Config, source: Source) -> list[Group]:
 def _child(order: Order, answer: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends this process
     gc.disable()  # nothing of this is cyclic, and the process ends soon
-    with suppress(OSError):
-        os.nice(5)
     answer.send(_read(order))
 
 
