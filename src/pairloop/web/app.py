@@ -13,7 +13,7 @@ from pairloop.config import Config
 from pairloop.loop.serve import ChatService
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store
-from pairloop.web import api, chat, errors, files, fine_tuning, health, pages, picks
+from pairloop.web import api, chat, errors, evidence, files, fine_tuning, health, pages, picks, stored
 from pairloop.web.context import Context, SchedulerLike
 from pairloop.web.metrics import Metrics
 from pairloop.web.middleware import BodyLimit, Outermost, SameSite
@@ -44,7 +44,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     )
     app.state.context = context
     errors.install(app)
-    for room in (chat, picks, files, fine_tuning, api, health, pages):
+    for room in (chat, stored, picks, evidence, files, fine_tuning, api, health, pages):
         app.include_router(room.router)
     pages.mount_static(app)
     # The last one added is the outermost.

@@ -100,7 +100,7 @@ def from_validation(problems: Sequence[Mapping[str, Any]]) -> Response:
     if kind == "json_invalid":
         reason = problem.get("ctx", {}).get("error", "")
         return error_response(400, f"We could not parse the JSON body of your request: {reason}", code="invalid_json")
-    param = _param(place) or problem.get("ctx", {}).get("param")
+    param = ".".join(filter(None, (_param(place), problem.get("ctx", {}).get("param")))) or None
     return error_response(400, _sentence(kind, param, str(problem["msg"])), param=param, code=_code(kind))
 
 
