@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -25,18 +26,21 @@ from tests.loop_rig import Rig, open_rig, settings
 from tests.test_fine_tuning import pair_rows
 
 from pairloop.cli import pairloop
-from pairloop.config import Config, load_config
+from pairloop.config import Config, load_config, override
 from pairloop.errors import NotFoundError
 from pairloop.loop import jobs as room
+from pairloop.loop.cycle import ensure_base
 from pairloop.loop.cycle.context import Lease
 from pairloop.loop.jobs import JobQueue, JobRequest
 from pairloop.loop.jobs.ownership import MAX_ATTEMPTS, claim
 from pairloop.loop.jobs.start import find_start, lineage_name
 from pairloop.loop.schedule import Scheduler
+from pairloop.policy.engine import open_policy
+from pairloop.policy.protocols import SampleRequest
 from pairloop.scaffold import write_config
 from pairloop.store import Store, cycles, doctor, jobs, runs, versions
 from pairloop.store.jobs import Job, JobStatus
-from pairloop.types import CycleState
+from pairloop.types import CycleState, Message, SamplingParams
 
 PATIENCE_S = 30.0
 ELSEWHERE = "another-host:1/trainer_x"
@@ -382,6 +386,38 @@ def test_a_killed_worker_is_replaced_and_its_job_goes_on_to_a_model(tmp_path: Pa
     finally:
         if first.poll() is None:
             first.kill()
+
+
+@pytest.mark.slow
+def test_a_job_on_another_base_makes_a_lineage_that_its_own_server_answers_for(tmp_path: Path) -> None:
+    with open_rig(settings(tmp_path, policy={"method": "full"}, schedule={"min_pairs": 0, "poll": "1s"})) as rig:
+        config, rows = rig.loop.config, b"".join(json.dumps(_demonstration(i)).encode() + b"\n" for i in range(16))
+        file = room.upload(rig.store, config, BytesIO(rows), filename="rows.jsonl", purpose="fine-tune")
+        job = room.create(rig.store, config, JobRequest.model_validate({"training_file": file.file_id, "model": "starter"}))
+        assert room.validate_next(rig.loop)
+        assert room.train_next(rig.loop, never)
+        done = stored(rig.store, job)
+        assert done.status is JobStatus.SUCCEEDED, done.error
+        assert done.policy == lineage_name("starter")
+        with rig.store.reading() as c:
+            made = versions.by_model_name(c, done.fine_tuned_model or "")
+            assert find_start(c, config, done.fine_tuned_model or "").base_model is not None
+        assert made is not None
+        assert doctor.check(rig.store) == []
+        own = override(config, {"policy": {"name": done.policy, "model": "starter"}})
+        policy = open_policy(own)
+        try:
+            ensure_base(rig.store, policy, own)
+            policy.load(made)
+            ids = policy.tokens.encode_prompt((Message("user", "Where is my order?"),))
+            (answer,) = policy.sample(SampleRequest(ids, made.number, params=SamplingParams(max_tokens=8))).result()
+            assert answer.version == made.number
+        finally:
+            policy.close()
+
+
+def _demonstration(i: int) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": f"Where is order {i}?"}, {"role": "assistant", "content": "On its way."}]}
 
 
 def _no_base(store: Store, config: Config) -> bool:
