@@ -145,6 +145,9 @@ def _check_results(client: OpenAI, job: Any) -> None:
     head, *lines = client.files.content(file_id).text.splitlines()
     assert head.startswith("step,train_loss,train_accuracy,valid_loss,valid_accuracy,rewards/chosen")
     assert [line.split(",")[0] for line in lines] == [str(step) for step in range(1, 9)]
+    with pytest.raises(openai.BadRequestError, match="purpose") as refused:
+        client.fine_tuning.jobs.create(training_file=file_id, model=POLICY, method=dpo())
+    assert refused.value.param == "training_file"
 
 
 def _check_answers(client: OpenAI, server: RunningServer, model: str, checkpoint: str) -> None:
@@ -358,16 +361,6 @@ def test_a_bad_job_names_its_field(shared: RunningServer, changes: dict[str, Any
     assert (response.status_code, response.json()["error"]["param"]) == (status, param)
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
     assert shared.http.get("/v1/fine_tuning/jobs").json()["data"] == []
-
-
-def test_a_file_of_results_trains_nothing(server: RunningServer) -> None:
-    client = server.openai
-    job = ended(
-        client, client.fine_tuning.jobs.create(training_file=upload(client, pair_rows(64)), model=POLICY, method=dpo()).id
-    )
-    with pytest.raises(openai.BadRequestError, match="purpose") as refused:
-        client.fine_tuning.jobs.create(training_file=job.result_files[0], model=POLICY, method=dpo())
-    assert refused.value.param == "training_file"
 
 
 @pytest.mark.parametrize("path", ["", "/cancel", "/pause", "/resume", "/events", "/checkpoints"])

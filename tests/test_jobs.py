@@ -82,6 +82,17 @@ def until(store: Store, job: Job, holds: Callable[[Job], Any]) -> Job:
     return found
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Rig, Job]]:
+    """A loop whose one job has ended with a model; for tests that only look."""
+    folder = tmp_path_factory.mktemp("trained")
+    with open_rig(settings(folder, schedule={"min_pairs": 0, "poll": "1s"})) as rig:
+        job = a_job(rig.store, rig.loop.config, n_epochs=3)
+        assert room.validate_next(rig.loop)
+        assert room.train_next(rig.loop, never)
+        yield rig, stored(rig.store, job)
+
+
 @contextmanager
 def working(rig: Rig) -> Iterator[JobQueue]:
     queue = JobQueue(rig.loop)
@@ -202,7 +213,7 @@ def test_jobs_are_trained_in_the_order_of_their_making_and_say_their_place(rig: 
 
 def test_a_machine_trains_a_job_or_a_cycle_and_neither_starves(tmp_path: Path) -> None:
     with open_rig(settings(tmp_path, schedule={"min_pairs": 30, "poll": "1s"})) as rig:
-        made = [a_job(rig.store, rig.loop.config) for _ in range(3)]
+        made = [a_job(rig.store, rig.loop.config) for _ in range(2)]
         rig.serve(60)
         scheduler = Scheduler(rig.loop)
         with _training_elsewhere(rig):
@@ -258,15 +269,13 @@ def _cycle_in(rig: Rig, state: CycleState) -> None:
 # --- where a job starts
 
 
-def test_what_a_model_name_means(rig: Rig, tmp_path: Path) -> None:
-    job = a_job(rig.store, rig.loop.config)
-    assert room.validate_next(rig.loop)
-    assert room.train_next(rig.loop, never)
-    made = stored(rig.store, job).fine_tuned_model
+def test_what_a_model_name_means(trained: tuple[Rig, Job], tmp_path: Path) -> None:
+    rig, job = trained
+    made = job.fine_tuned_model
     assert made is not None
     with rig.store.reading() as c:
         config = rig.loop.config
-        for name, number in (("bot", 0), ("bot@base", 0), ("bot@champion", 0), ("bot@2", 2), (made, 2), ("fake", 0)):
+        for name, number in (("bot", 0), ("bot@base", 0), ("bot@champion", 0), ("bot@2", 2), (made, 4), ("fake", 0)):
             assert find_start(c, config, name) == room_start("bot", number)
         hub = find_start(c, config, "org/some-model")
         assert (hub.policy, hub.base_model) == (lineage_name("org/some-model"), "org/some-model")
@@ -283,10 +292,8 @@ def room_start(policy: str, number: int) -> Any:
     return Start(policy, number)
 
 
-def test_checkpoints_are_versions_that_no_list_shows(rig: Rig) -> None:
-    job = a_job(rig.store, rig.loop.config, n_epochs=3)
-    assert room.validate_next(rig.loop)
-    assert room.train_next(rig.loop, never)
+def test_checkpoints_are_versions_that_no_list_shows(trained: tuple[Rig, Job]) -> None:
+    rig, job = trained
     with rig.store.reading() as c:
         assert [version.step_number for version in versions.of_job(c, job.job_id)] == [4, 8, 12, None]
         assert [version.number for version in versions.list_(c, "bot")] == [0, 4]
@@ -296,18 +303,16 @@ def test_checkpoints_are_versions_that_no_list_shows(rig: Rig) -> None:
 # --- what the doctor finds
 
 
-def test_the_doctor_misses_files_jobs_and_models(rig: Rig) -> None:
-    job = a_job(rig.store, rig.loop.config)
-    assert room.validate_next(rig.loop)
-    assert room.train_next(rig.loop, never)
+def test_the_doctor_misses_files_jobs_and_models(trained: tuple[Rig, Job]) -> None:
+    """The last test of ``trained``, which it spoils."""
+    rig, job = trained
     assert doctor.check(rig.store) == []
     with rig.store.reading() as c:
         Path(room.get_file(c, job.training_file).path).write_bytes(b"{}")
         (*_, last) = versions.of_job(c, job.job_id)
     other = replace(last, number=9, job_id="ftjob-none", model_name="ft:other")
     rig.store.write(lambda c: versions.insert(c, other))
-    done = stored(rig.store, job)
-    rig.store.write(lambda c: jobs.update(c, done, fine_tuned_model="ft:renamed"))
+    rig.store.write(lambda c: jobs.update(c, job, fine_tuned_model="ft:renamed"))
     assert {problem.code for problem in doctor.check(rig.store)} == {"missing_file", "version_without_job", "job_without_model"}
 
 
