@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, File, Form, Query, Request, Response, UploadFile
+from fastapi import APIRouter, File, Form, Path, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
@@ -16,6 +16,7 @@ from pairloop.store.files import Purpose, StoredFile
 from pairloop.web.context import Here, context_of
 from pairloop.web.errors import error_response
 from pairloop.web.resources import seconds
+from pairloop.web.wire import NO_NUL
 
 router = APIRouter(tags=["fine-tuning"])
 
@@ -25,7 +26,8 @@ FORM_ROOM = 1_000_000
 _FIELDS = frozenset({"file", "purpose"})
 _MEDIA = {Purpose.FINE_TUNE: "application/jsonl", Purpose.RESULTS: "text/csv"}
 
-After = Annotated[str | None, Query(max_length=128)]
+After = Annotated[str | None, Query(max_length=128, pattern=NO_NUL)]
+FileId = Annotated[str, Path(max_length=128, pattern=NO_NUL)]
 
 
 class FileResource(BaseModel):
@@ -80,7 +82,7 @@ async def upload(
 @router.get(UPLOAD_PATH, summary="Files, newest first", response_model_exclude_none=True)
 def list_files(
     context: Here,
-    purpose: Annotated[str | None, Query(max_length=64)] = None,
+    purpose: Annotated[str | None, Query(max_length=64, pattern=NO_NUL)] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     after: After = None,
@@ -93,19 +95,19 @@ def list_files(
 
 
 @router.get("/v1/files/{file_id}", summary="One file", response_model_exclude_none=True)
-def get_file(file_id: str, context: Here) -> FileResource:
+def get_file(file_id: FileId, context: Here) -> FileResource:
     with context.store.reading() as c:
         return file_resource(jobs.get_file(c, file_id))
 
 
 @router.delete("/v1/files/{file_id}", summary="Delete a file's content, unless a job that has not ended needs it")
-def delete_file(file_id: str, context: Here) -> FileDeleted:
+def delete_file(file_id: FileId, context: Here) -> FileDeleted:
     jobs.delete_file(context.store, file_id)
     return FileDeleted(id=file_id)
 
 
 @router.get("/v1/files/{file_id}/content", summary="A file's content, as it is", response_class=FileResponse)
-def content(file_id: str, context: Here) -> FileResponse:
+def content(file_id: FileId, context: Here) -> FileResponse:
     with context.store.reading() as c:
         file = jobs.get_file(c, file_id)
     return FileResponse(file.path, media_type=_MEDIA[file.purpose], filename=file.filename)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.loop import jobs
@@ -25,11 +25,13 @@ from pairloop.web.job_resources import (
     event_resource,
     job_resource,
 )
+from pairloop.web.wire import NO_NUL
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 Limit = Annotated[int, Query(ge=1, le=100)]
-After = Annotated[str | None, Query(max_length=128)]
+After = Annotated[str | None, Query(max_length=128, pattern=NO_NUL)]
+JobId = Annotated[str, Path(max_length=128, pattern=NO_NUL)]
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
 
 
@@ -51,28 +53,28 @@ def list_jobs(request: Request, context: Here, limit: Limit = 20, after: After =
 
 
 @router.get("/{fine_tuning_job_id}", summary="One job")
-def get_job(fine_tuning_job_id: str, context: Here) -> JobResource:
+def get_job(fine_tuning_job_id: JobId, context: Here) -> JobResource:
     with context.store.reading() as c:
         return job_resource(c, jobs.get(c, fine_tuning_job_id))
 
 
 @router.post("/{fine_tuning_job_id}/cancel", summary="End a job now")
-def cancel(fine_tuning_job_id: str, context: Here) -> JobResource:
+def cancel(fine_tuning_job_id: JobId, context: Here) -> JobResource:
     return _changed(context, jobs.cancel(context.store, fine_tuning_job_id))
 
 
 @router.post("/{fine_tuning_job_id}/pause", summary="Stop a job at its next step; it shows queued")
-def pause(fine_tuning_job_id: str, context: Here) -> JobResource:
+def pause(fine_tuning_job_id: JobId, context: Here) -> JobResource:
     return _changed(context, jobs.pause(context.store, fine_tuning_job_id))
 
 
 @router.post("/{fine_tuning_job_id}/resume", summary="Put a paused job back into the queue; it goes on where it was")
-def resume(fine_tuning_job_id: str, context: Here) -> JobResource:
+def resume(fine_tuning_job_id: JobId, context: Here) -> JobResource:
     return _changed(context, jobs.resume(context.store, fine_tuning_job_id))
 
 
 @router.get("/{fine_tuning_job_id}/events", summary="What happened to a job, newest first")
-def events(fine_tuning_job_id: str, context: Here, limit: Limit = 20, after: After = None) -> EventList:
+def events(fine_tuning_job_id: JobId, context: Here, limit: Limit = 20, after: After = None) -> EventList:
     with context.store.reading() as c:
         job = jobs.get(c, fine_tuning_job_id)
         found = rows.events(c, job.job_id, limit=limit + 1, after=after)
@@ -80,7 +82,7 @@ def events(fine_tuning_job_id: str, context: Here, limit: Limit = 20, after: Aft
 
 
 @router.get("/{fine_tuning_job_id}/checkpoints", summary="A job's checkpoints, newest first; each is a valid model of chat")
-def checkpoints(fine_tuning_job_id: str, context: Here, limit: Limit = 10, after: After = None) -> CheckpointList:
+def checkpoints(fine_tuning_job_id: JobId, context: Here, limit: Limit = 10, after: After = None) -> CheckpointList:
     with context.store.reading() as c:
         job = jobs.get(c, fine_tuning_job_id)
         made = [version for version in versions.of_job(c, job.job_id) if version.step_number is not None]

@@ -103,9 +103,12 @@ class Method(_Options):  # type: ignore[misc, valid-type]
     type: Literal[tuple(METHODS)]  # type: ignore[valid-type]
 
 
-_Text512 = Annotated[str, StringConstraints(max_length=512)]
-_Key64 = Annotated[str, StringConstraints(max_length=64)]
-_Id = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+_NO_NUL = r"^[^\x00]*$"
+"""Postgres keeps no NUL in a text."""
+_Text512 = Annotated[str, StringConstraints(max_length=512, pattern=_NO_NUL)]
+_Key64 = Annotated[str, StringConstraints(max_length=64, pattern=_NO_NUL)]
+_Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=_NO_NUL)]
+_Model = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=_NO_NUL)]
 
 
 class JobRequest(_Strict):
@@ -115,10 +118,10 @@ class JobRequest(_Strict):
     """
 
     training_file: _Id
-    model: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
-    warm_start_from: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
+    model: _Model | None = None
+    warm_start_from: _Model | None = None
     validation_file: _Id | None = None
-    suffix: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+    suffix: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_NO_NUL)] | None = None
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     metadata: Annotated[dict[_Key64, _Text512], Field(max_length=16)] | None = None
     method: Method | None = None
