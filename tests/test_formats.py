@@ -393,6 +393,7 @@ def test_three_bad_rows_of_ten_thousand_are_named_and_no_other(file: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_a_hundred_thousand_rows_are_checked_in_seconds_and_little_memory(file: Path) -> None:
     words = ["order", "parcel", "refund", "ship", "late", "account", "help", "thanks", "return", "invoice", "card", "monday"]
     with file.open("w", encoding="utf-8") as out:
@@ -402,9 +403,9 @@ def test_a_hundred_thousand_rows_are_checked_in_seconds_and_little_memory(file: 
             answers = {"preferred_output": [{"role": "assistant", "content": said}], "non_preferred_output": [MESSAGES[1]]}
             out.write(json.dumps({"input": {"messages": asked}, **answers}) + "\n")
     code = (
-        "import resource, sys, time, pathlib; from pairloop.formats import check_rows;"
-        "check = check_rows(pathlib.Path(sys.argv[1]));"
-        "print(check.kept, time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "import pathlib, re, sys, time; from pairloop.formats import check_rows; check = check_rows(pathlib.Path(sys.argv[1]));"
+        "peak = re.search(r'VmHWM:\\s+(\\d+) kB', pathlib.Path('/proc/self/status').read_text())[1];"
+        "print(check.kept, time.process_time(), int(peak) / 1024)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True, timeout=100)
     kept, cpu_s, peak_mb = map(float, done.stdout.split())

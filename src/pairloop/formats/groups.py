@@ -14,7 +14,9 @@ from pathlib import Path
 
 from pairloop.formats.row import Draft, Mark, Row
 from pairloop.types import (
+    DEMONSTRATION_METRIC,
     PREFERENCE_METRIC,
+    SCORE_METRIC,
     Completion,
     Feedback,
     Group,
@@ -26,6 +28,7 @@ from pairloop.types import (
     PreferencePair,
     Prompt,
     Source,
+    TrainingRow,
 )
 
 UNKNOWN_RATER = "imported"
@@ -97,10 +100,17 @@ def draft_of_group(labelled: LabelledGroup) -> Draft:
     return Draft(group.prompt, tuple(completion.text for completion in group.completions), marks, source, parallel)
 
 
-def draft_of_pair(pair: PreferencePair) -> Draft:
-    """A preference pair as a comparison that was decided for its first answer."""
-    marks = (Mark(PREFERENCE_METRIC, label=Label.A),)
-    return Draft(pair.prompt, (pair.chosen.text, pair.rejected.text), marks, pair.source)
+def draft_of_row(row: TrainingRow) -> Draft:
+    """A preference pair as a comparison decided for its first answer, a training group as a demonstration or as scores."""
+    if isinstance(row, PreferencePair):
+        marks = [Mark(PREFERENCE_METRIC, label=Label.A)]
+        return Draft(row.prompt, (row.chosen.text, row.rejected.text), tuple(marks), row.source)
+    texts = tuple(side.text for side in row.answers)
+    if row.is_demonstration:
+        marks = [Mark(DEMONSTRATION_METRIC, choice_index=0, value=texts[0])]
+    else:
+        marks = [Mark(SCORE_METRIC, choice_index=index, value=reward) for index, reward in enumerate(row.rewards)]
+    return Draft(row.prompt, texts, tuple(marks), row.source)
 
 
 def plain(prompt: Prompt) -> object:

@@ -89,7 +89,7 @@ def _json_lines(path: Path, file: BinaryIO) -> Iterator[Parsed]:
             line = line.removeprefix(codecs.BOM_UTF8)
         if not line.strip():
             continue
-        parsed = _parse(path, number, line, may_be_cut=not line.endswith(b"\n"))
+        parsed = _parse(path, number, line.rstrip(b"\r\n"), may_be_cut=not line.endswith(b"\n"))
         page = _page(parsed.value)
         if page is None:
             yield parsed

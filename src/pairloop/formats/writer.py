@@ -11,13 +11,13 @@ from typing import Any
 
 from pairloop.errors import UserError
 from pairloop.formats.family import CannotHold
-from pairloop.formats.groups import draft_of_group, draft_of_pair
+from pairloop.formats.groups import draft_of_group, draft_of_row
 from pairloop.formats.registry import FAMILIES, family_named
 from pairloop.formats.row import Draft
 from pairloop.formats.trainers import TRAINERS
-from pairloop.types import LabelledGroup, PreferencePair, Source
+from pairloop.types import LabelledGroup, Source, TrainingRow
 
-Writable = PreferencePair | LabelledGroup | Draft
+Writable = TrainingRow | LabelledGroup | Draft
 
 FORMATS = (*(name for name, family in FAMILIES.items() if family.write is not None), *TRAINERS)
 """Everything that can be written: the families by name, and the trainers that take a family with conditions."""
@@ -34,9 +34,10 @@ class WriteResult:
 def write_rows(path: Path, said: Iterable[Writable], format_name: str = "openai", *, skip_refused: bool = False) -> WriteResult:
     """Write one JSONL row each; UserError with the count per reason where the format cannot hold some.
 
-    ``skip_refused`` writes the others then. The file appears whole or not at all.
+    ``skip_refused`` writes the others then. The file appears whole or not at all, its folder where it is missing.
     """
     rows = Rows(format_name)
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".part")
     try:
         with unfinished.open("w", encoding="utf-8", newline="\n") as file:
@@ -97,9 +98,9 @@ def _writer(format_name: str) -> Callable[[Draft], dict[str, Any]]:
 
 
 def _draft(said: Writable) -> Draft:
-    if isinstance(said, PreferencePair):
-        return draft_of_pair(said)
-    return draft_of_group(said) if isinstance(said, LabelledGroup) else said
+    if isinstance(said, Draft):
+        return said
+    return draft_of_group(said) if isinstance(said, LabelledGroup) else draft_of_row(said)
 
 
 def _signature(draft: Draft) -> Mapping[str, str]:

@@ -1,8 +1,9 @@
 """The tables. Portable SQL only; what SQLite alone needs is in database.py.
 
 Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts) is only
-ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, a duel's closing time, what the wire
-shows of a group, and a fine-tuning job until it has ended; and the texts of a group that was deleted, which is recorded.
+ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, a duel's closing time, a key's last
+use and revocation, a fine-tuning job until it has ended, and what the wire shows of a group; and the texts of a group that was
+deleted, which is recorded. Stored replies are deleted after a day.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -126,6 +128,7 @@ feedback = Table(
     UniqueConstraint("feedback_id"),
     UniqueConstraint("group_id", "rater_id", "metric", "choice_index", "revision"),
     Index(None, "policy", "seq"),
+    Index(None, "policy", "rater_id"),
     sqlite_autoincrement=True,
 )
 
@@ -372,4 +375,31 @@ triggers = Table(
     Column("policy", String(64), primary_key=True),
     Column("reason", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("key_id", String(64), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("secret_hash", String(64), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("requests_per_minute", Integer),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+)
+
+stored_replies = Table(
+    "stored_replies",
+    metadata,
+    Column("caller", String(64), primary_key=True),
+    Column("idempotency_key", String(255), primary_key=True),
+    Column("request_hash", String(64), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("headers", JSON, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index(None, "created_at"),
 )

@@ -61,12 +61,25 @@ def get(c: Connection, policy: str, number: int) -> Version | None:
     return None if row is None else _version(c, row)
 
 
-def list_(c: Connection, policy: str, *, checkpoints: bool = False) -> list[Version]:
-    """The versions of a policy by number, the base first; the checkpoints of fine-tuning jobs only where asked for."""
-    statement = sa.select(versions).where(versions.c.policy == policy).order_by("number")
+def list_(
+    c: Connection, policy: str, *, after: int | None = None, limit: int | None = None, checkpoints: bool = False
+) -> list[Version]:
+    """The versions of a policy by number, the base first; those that follow number ``after``, at most ``limit``.
+
+    The checkpoints of fine-tuning jobs are among them only where asked for.
+    """
+    statement = sa.select(versions).where(versions.c.policy == policy).order_by(versions.c.number).limit(limit)
+    if after is not None:
+        statement = statement.where(versions.c.number > after)
     if not checkpoints:
         statement = statement.where(versions.c.step_number.is_(None))
     return [_version(c, row) for row in c.execute(statement)]
+
+
+def count(c: Connection, policy: str) -> int:
+    """How many versions ``list_`` has."""
+    this = (versions.c.policy == policy, versions.c.step_number.is_(None))
+    return c.execute(sa.select(sa.func.count()).select_from(versions).where(*this)).scalar_one()
 
 
 def of_job(c: Connection, job_id: str) -> list[Version]:

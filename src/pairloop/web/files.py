@@ -21,8 +21,6 @@ from pairloop.web.wire import NO_NUL
 router = APIRouter(tags=["fine-tuning"])
 
 UPLOAD_PATH = "/v1/files"
-FORM_ROOM = 1_000_000
-"""Bytes of an upload's body beyond the file itself: the other fields and the boundaries."""
 _FIELDS = frozenset({"file", "purpose"})
 _MEDIA = {Purpose.FINE_TUNE: "application/jsonl", Purpose.RESULTS: "text/csv"}
 
@@ -123,8 +121,3 @@ def file_resource(file: StoredFile) -> FileResource:
         status=file.status.value,
         status_details=file.status_details,
     )
-
-
-def body_limits(max_file_bytes: int) -> dict[tuple[str, str], int]:
-    """The longest body of an upload, by method and path."""
-    return {("POST", UPLOAD_PATH): max_file_bytes + FORM_ROOM}

@@ -25,11 +25,10 @@ from pairloop.types import ERROR_METRIC, Feedback, Source
 from pairloop.web.chat import version_name
 from pairloop.web.context import Context, Here
 from pairloop.web.replies import JSON
-from pairloop.web.wire import NO_NUL, Body, Metadata, Text512, field_error
+from pairloop.web.wire import MAX_INT32, NO_NUL, Body, Metadata, Text512, field_error
 
 router = APIRouter(tags=["feedback"])
 
-MAX_INT32 = 2**31 - 1
 Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
 LongText = Annotated[str, StringConstraints(max_length=200_000, pattern=NO_NUL)]

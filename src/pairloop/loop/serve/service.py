@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from pairloop.config import Config
 from pairloop.errors import EngineError, NotFoundError
 from pairloop.loop.serve.plan import ChatRequest, Plan, Planner
+from pairloop.loop.serve.stopwatch import sampling
 from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Lockstep, Sink
 from pairloop.policy.protocols import Sampler, SampleRequest
 from pairloop.store import Store, groups, stored, versions
@@ -131,7 +132,8 @@ class ChatService:
                         pending[-1].add_done_callback(partial(sides.end, index))
             else:
                 pending.append(await self._submit(asked))
-            parts = await asyncio.gather(*map(asyncio.wrap_future, pending))
+            with sampling():
+                parts = await asyncio.gather(*map(asyncio.wrap_future, pending))
         finally:
             for future in pending:
                 future.cancel()  # does nothing where it is done; stops the sampling where the client or the other side is gone
