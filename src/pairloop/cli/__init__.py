@@ -10,7 +10,7 @@ import sys
 import click
 
 from pairloop import __version__
-from pairloop.cli import bench, comparing, data, lab, loop, serving, training
+from pairloop.cli import bench, comparing, data, lab, loop, serving, training, versions
 from pairloop.cli.output import EXIT_SYSTEM_FAILURE
 
 
@@ -23,7 +23,9 @@ def pairloop() -> None:
     """
 
 
-for command in (*serving.COMMANDS, *loop.COMMANDS, *data.COMMANDS, *training.COMMANDS, *lab.COMMANDS, *bench.COMMANDS):
+ROOMS = (serving, loop, versions, data, training, lab, bench)
+
+for command in (command for room in ROOMS for command in room.COMMANDS):
     pairloop.add_command(command)
 lab.lab.add_command(comparing.compare)
 
