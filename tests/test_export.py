@@ -74,7 +74,11 @@ class World:
         dataset = Dataset("dataset_1", "bot", str(data.path), 6, 2, {"picks": 9}, {"instant_pick": 3}, NOW)
         version = Version("bot", 1, kind, str(self.artifact.path), self.artifact.hash, 0, "dataset_1", "run_1", NOW)
         base = Version("bot", 0, VersionKind.BASE, str(self.base), "0" * 64, None, None, None, NOW)
-        steps = [(CycleState.BUILDING, {}), (CycleState.TRAINING, {}), (CycleState.CHECKING, {"version": 1})]
+        steps: list[tuple[CycleState, dict[str, Any]]] = [
+            (CycleState.BUILDING, {}),
+            (CycleState.TRAINING, {}),
+            (CycleState.CHECKING, {"version": 1}),
+        ]
         steps += [(CycleState.DUELLING, {"report": REPORT}), (CycleState.PROMOTED, {"reason": SECRET})]
         cycle = Cycle("cycle_1", "bot", 7, 0, "test", NOW, tuple(CycleStep(state, record, NOW) for state, record in steps))
         run = Run("run_1", "bot", "cycle_1", "dataset_1", 0, RunStatus.SUCCEEDED, "me", 1, NOW, NOW, {}, {}, None, NOW)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,12 +95,20 @@ def _train_file(config: Config, wanted: _OneOff, *, as_json: bool) -> None:
     from pairloop.formats import read_rows
     from pairloop.loop import pairs as builder
     from pairloop.loop.train import train_file
+    from pairloop.store import new_id
+    from pairloop.track import reporting, training_info
 
     read = read_rows(wanted.data, family=wanted.family, max_chars=config.pairs.max_chars)
     if not wanted.skip_refused:
         read.or_raise()
     compiled = builder.compile_pairs(read.groups, builder.PairRules.of(config, split_prompts=True))
-    with TerminalWatcher() as watcher:
+    info = training_info(config, key=new_id("run"), name=wanted.out.name, data=wanted.data.name, model=wanted.model)
+    with TerminalWatcher() as watcher, reporting(config, info) as report:
+
+        def heard(row: Mapping[str, Any]) -> None:
+            watcher.bar(f"training on {wanted.data.name}", int(row["step"]), int(row["of"]))
+            report.row(row)
+
         result = train_file(
             compiled.train,
             wanted.model,
@@ -107,8 +116,9 @@ def _train_file(config: Config, wanted: _OneOff, *, as_json: bool) -> None:
             config,
             heldout=compiled.heldout,
             resume=wanted.resume,
-            on_progress=lambda row: watcher.bar(f"training on {wanted.data.name}", int(row["step"]), int(row["of"])),
+            on_progress=heard,
         )
+        report.trained(result.as_dict(), status=str(result.status))
     document = {
         "rows": read.rows,
         "refused": read.refused,
@@ -125,7 +135,8 @@ def _train_stage(config: Config, dataset_id: str | None, *, as_json: bool) -> No
     from pairloop.cli.progress import TerminalWatcher
     from pairloop.errors import NotFoundError
     from pairloop.loop import train as stage
-    from pairloop.store import Store, datasets, versions
+    from pairloop.store import Store, datasets, new_id, versions
+    from pairloop.track import reporting, training_info
     from pairloop.types import Alias
 
     with Store.open(config) as store, TerminalWatcher() as watcher:
@@ -135,17 +146,18 @@ def _train_stage(config: Config, dataset_id: str | None, *, as_json: bool) -> No
             parent = versions.get(c, name, versions.alias(c, name, Alias.CHAMPION) or 0)
         if dataset is None or parent is None:
             raise NotFoundError(f"{name} has no such dataset or no champion yet; `pairloop pairs build` makes a dataset")
-        record = stage.run(
-            store,
-            config,
-            dataset=dataset,
-            parent=parent,
-            cycle_id=None,
-            owner=owner(),
-            on_progress=lambda row: watcher.bar("training", int(row["step"]), int(row["of"])),
-        )
-    made = f"version {record.version.number}" if record.version else "no version"
-    show(record, f"{record.status}: {made}", as_json=as_json)
+        info = training_info(config, key=new_id("run"), name=f"{name} by hand", dataset=dataset.dataset_id, parent=parent.name)
+        with reporting(config, info) as report:
+
+            def heard(row: Mapping[str, Any]) -> None:
+                watcher.bar("training", int(row["step"]), int(row["of"]))
+                report.row(row)
+
+            record = stage.run(store, config, dataset=dataset, parent=parent, cycle_id=None, owner=owner(), on_progress=heard)
+            made = record.version.name if record.version else None
+            report.trained(record.result, status=str(record.status), version=made)
+    text = f"version {record.version.number}" if record.version else "no version"
+    show(record, f"{record.status}: {text}", as_json=as_json)
 
 
 def _result_text(document: dict[str, Any], result: Any) -> str:

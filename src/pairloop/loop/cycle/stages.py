@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from pairloop.errors import NotFoundError, PairloopError, UserError
 from pairloop.loop import deploy, evaluate, gate, label, pairs, train
+from pairloop.loop.cycle import tracking
 from pairloop.loop.cycle.context import CycleLease, Loop
 from pairloop.store import cycles, datasets, duels, new_id, triggers, verdicts, versions
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, RunStatus, Verdict, VerdictKind, Version
@@ -82,6 +83,7 @@ def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never) -
             if len(moved.steps) == len(cycle.steps):
                 return moved
             cycle = moved
+            tracking.moved(loop, cycle)
             logger.info("cycle %d of %s: %s", cycle.number, loop.name, cycle.state)
         return cycle
 
@@ -151,15 +153,19 @@ def _train(turn: _Turn) -> None:
     with loop.store.reading() as c:
         dataset = datasets.get(c, turn.recorded(CycleState.TRAINING)["dataset_id"])
     assert dataset is not None, "the step was recorded after its dataset"
-    done = train.run(
-        loop.store,
-        loop.config,
-        dataset=dataset,
-        parent=turn.version(cycle.parent),
-        cycle_id=cycle.cycle_id,
-        owner=loop.owner,
-        should_stop=turn.should_stop,
-    )
+    with tracking.training(loop, cycle, dataset) as report:
+        done = train.run(
+            loop.store,
+            loop.config,
+            dataset=dataset,
+            parent=turn.version(cycle.parent),
+            cycle_id=cycle.cycle_id,
+            owner=loop.owner,
+            on_progress=report.row,
+            should_stop=turn.should_stop,
+        )
+        name = done.version.name if done.version is not None else None
+        report.trained(done.result, status=str(done.status), version=name, number=cycle.number)
     result = {"run_id": done.run_id, "result": dict(done.result)}
     match done.status:
         case RunStatus.SUCCEEDED:
