@@ -37,8 +37,8 @@ class MlflowTracker:
         if found:
             self._run_id = found[0].info.run_id
             names = [name for name in found[0].data.metrics if name.startswith("train/")]
-            history = self._client.get_metric_history(self._run_id, names[0]) if names else []
-            return max((metric.step for metric in history), default=0)
+            metrics = (metric for name in names for metric in self._client.get_metric_history(self._run_id, name))
+            return max((metric.step for metric in metrics), default=0)
         created = self._client.create_run(experiment_id, tags={KEY_TAG: run.key}, run_name=run.name)
         self._run_id = created.info.run_id
         params = [Param(name, str(value)[:_LONGEST_PARAM]) for name, value in run.settings.items()]
