@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from pairloop.errors import RowsError, UserError
 from pairloop.formats import FAMILIES, ReadResult, read_rows, snapshot, write_pairs
 from pairloop.loop.pairs import PairRules, compile_pairs
-from pairloop.types import GroupKind, Label, Message, PairSide, Pool, PreferencePair, Source
+from pairloop.types import GroupKind, Label, Message, PairSide, Pool, PreferencePair, Source, ToolCall, with_tools
 
 USER: list[Any] = [{"role": "user", "content": "Where is my order?"}]
 GOOD, BAD = "It arrives on Monday.", "No idea."
@@ -317,6 +318,20 @@ turns = st.lists(texts, min_size=1, max_size=5).map(
 conversations = st.tuples(st.none() | st.text(), turns).map(
     lambda both: both[1] if both[0] is None else (Message("system", both[0]), *both[1])
 )
+tools = st.lists(
+    st.fixed_dictionaries({"type": st.just("function"), "function": st.fixed_dictionaries({"name": texts})}), min_size=1
+)
+calls = st.lists(st.builds(ToolCall, texts, texts, texts), min_size=1, max_size=2).map(tuple)
+with_calls = st.tuples(tools, texts, calls).map(
+    lambda said: with_tools(
+        said[0],
+        (
+            Message("user", said[1]),
+            Message("assistant", "", tool_calls=said[2]),
+            *(Message("tool", said[1], tool_call_id=call.id) for call in said[2]),
+        ),
+    )
+)
 logps = st.lists(st.floats(max_value=0, allow_nan=False, allow_infinity=False), max_size=3).map(tuple)
 token_ids = st.lists(st.integers(0, 200_000), max_size=3).map(tuple)
 sides = st.builds(PairSide, texts, token_ids, logps)
@@ -339,7 +354,7 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 
 
 @quick
-@given(written=st.lists(pairs, max_size=4))
+@given(written=st.lists(pairs | st.builds(replace, pairs, prompt=with_calls), max_size=4))
 def test_a_snapshot_loses_nothing(tmp_path: Path, written: list[PreferencePair]) -> None:
     path = tmp_path / "train.jsonl"
     assert snapshot.write(path, written) == len(written)

@@ -56,6 +56,7 @@ from pairloop.types import (
     RunStatus,
     SamplingParams,
     Source,
+    ToolCall,
 )
 
 
@@ -316,13 +317,15 @@ completion_values = st.builds(
     version=st.none() | st.integers(0, 10_000),
     finish_reason=st.sampled_from(FinishReason),
 )
+tool_calls = st.lists(st.builds(ToolCall, id=texts, name=texts, arguments=texts), max_size=2).map(tuple)
+messages = st.builds(Message, role=texts, content=texts, tool_calls=tool_calls, tool_call_id=st.none() | texts)
 group_values = st.builds(
     Group,
     group_id=st.builds(new_group_id),
     policy=st.just("property"),
     kind=st.sampled_from(GroupKind),
     pool=st.sampled_from(Pool),
-    prompt=texts | st.lists(st.builds(Message, role=texts, content=texts), max_size=3).map(tuple),
+    prompt=texts | st.lists(messages, max_size=3).map(tuple),
     completions=st.lists(completion_values, max_size=3).map(tuple),
     created_at=times,
     prompt_token_ids=ids32,

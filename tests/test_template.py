@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from pairloop.errors import InvalidRequestError, ModelError
 from pairloop.template import ChatTemplate
-from pairloop.types import Message, Prompt
+from pairloop.types import Message, Prompt, ToolCall, with_tools
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -200,3 +200,49 @@ def test_it_needs_neither_torch_nor_transformers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+TOOL_CHATML = (
+    "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "{% for call in m['tool_calls'] or [] %}<call>{{ call.function.name }} {{ call.function.arguments | tojson }}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TRACK = {"type": "function", "function": {"name": "track", "description": "Finds <|im_end|> a parcel", "parameters": {}}}
+TOOL_CHAT = with_tools(
+    [TRACK],
+    (
+        Message("user", "Where is it?"),
+        Message("assistant", "", tool_calls=(ToolCall("call_1", "track", '{"number": 7}'),)),
+        Message("tool", "in Berlin", tool_call_id="call_1"),
+    ),
+)
+
+
+def test_tools_and_their_calls_reach_the_template(tmp_path: Path) -> None:
+    chat = ChatTemplate.load(write(tmp_path, TOOL_CHATML))
+    assert chat.has_tools
+    text = chat.render(TOOL_CHAT)
+    assert text.startswith("<|im_start|>tools\n[{")
+    assert '<call>track {"number": 7}<|im_end|>' in text  # an object, as templates expect, not a string in quotes
+    assert "<|im_start|>tool\nin Berlin<|im_end|>" in text
+    assert chat.encode_prompt(TOOL_CHAT).count(258) == text.count("<|im_end|>") - 1  # the one in the description is text
+    plain = TOOL_CHAT[1:]
+    assert chat.encode_prompt(plain) != chat.encode_prompt(TOOL_CHAT)
+
+
+def test_a_template_of_its_own_for_tools_is_used_for_them_alone(tmp_path: Path) -> None:
+    named = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": TOOL_CHATML}]
+    write(tmp_path, None, chat_template=named)
+    chat = ChatTemplate.load(tmp_path)
+    assert chat.has_tools
+    assert chat.render(TOOL_CHAT).startswith("<|im_start|>tools")
+    assert chat.render(CHAT) == ChatTemplate.load(write(tmp_path, CHATML)).render(CHAT)
+
+
+def test_a_template_without_tools_refuses_them(tmp_path: Path) -> None:
+    chat = ChatTemplate.load(write(tmp_path, CHATML))
+    assert not chat.has_tools
+    with pytest.raises(InvalidRequestError, match="does not take tools") as refused:
+        chat.encode_prompt(TOOL_CHAT)
+    assert refused.value.param == "tools"

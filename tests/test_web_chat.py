@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import openai
 import pytest
+from tests.openai_schema import validate
 from tests.server import POLICY, RunningServer, chat_body, fake_config, sse_chunks, user_of
 
 from pairloop.errors import EngineError
@@ -24,8 +23,6 @@ from pairloop.policy.fake import FakePolicy
 from pairloop.policy.protocols import TokenEvent
 from pairloop.types import Alias, FinishReason, Group, GroupKind, Pool
 
-DATA = Path(os.environ.get("PAIRLOOP_TEST_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
-OPENAPI = DATA / "openai_openapi" / "openapi.json"
 ASK: Any = [{"role": "user", "content": "Where is my order?"}]
 
 Serve = Callable[..., RunningServer]
@@ -287,26 +284,6 @@ def test_bodies_that_are_no_request(shared_server: RunningServer, body: bytes) -
 
 
 # --- OpenAI's schema
-
-
-@cache
-def _openapi() -> dict[str, Any]:
-    """OpenAI's description, with OpenAPI 3.0's ``nullable`` (of which some is left in it) said in JSON Schema's words."""
-    document: dict[str, Any] = json.loads(OPENAPI.read_text(encoding="utf-8"), object_hook=_nullable)
-    return document
-
-
-def _nullable(node: dict[str, Any]) -> dict[str, Any]:
-    if node.pop("nullable", False) is True:
-        return {"anyOf": [node, {"type": "null"}]}
-    return node
-
-
-def validate(name: str, body: Any) -> None:
-    if not OPENAPI.exists():
-        pytest.skip(f"{OPENAPI} is absent; PAIRLOOP_TEST_DATA names the folder")
-    schema = {"$ref": f"#/components/schemas/{name}", "components": _openapi()["components"]}
-    jsonschema.Draft202012Validator(schema).validate(body)
 
 
 def test_bodies_follow_the_published_schema(server: RunningServer) -> None:

@@ -97,7 +97,7 @@ def load_verifier(name: str) -> Verifier:
     return Verifier(name, found)
 
 
-def messages_of(prompt: Prompt) -> list[dict[str, str]]:
+def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
     """A prompt as verifiers and judges get it; a plain string is one message of the user's."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else messages_as_dicts(prompt)
 

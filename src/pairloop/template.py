@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from pairloop.errors import InvalidRequestError, ModelError
-from pairloop.types import Message, Prompt, messages_as_dicts
+from pairloop.types import Message, Prompt, messages_as_dicts, offered_tools
 
 LFS_POINTER = b"version https://git-lfs"
 
@@ -47,6 +47,7 @@ class ChatTemplate:
         *,
         special_tokens: Mapping[str, str] | None = None,
         eos_token_ids: Iterable[int] = (),
+        tool_template: str | None = None,
         origin: str = "model",
     ) -> None:
         self._tokenizer = _tokenizer(tokenizer_json, origin)
@@ -56,6 +57,9 @@ class ChatTemplate:
         self.special_tokens = dict(special_tokens or {})
         self._source = template
         self._template = _compiled(template, origin) if template is not None else None
+        offering = tool_template or (template if template is not None and _reads_tools(template) else None)
+        self._tool_source = offering
+        self._tool_template = _compiled(offering, origin) if offering is not None else None
         self._origin = origin
         ids = [self._tokenizer.token_to_id(self.special_tokens["eos_token"])] if "eos_token" in self.special_tokens else []
         self._eos = tuple(dict.fromkeys(i for i in (*ids, *eos_token_ids) if i is not None))
@@ -79,11 +83,19 @@ class ChatTemplate:
         for name in ("generation_config.json", "config.json"):
             value = _read_json(model_dir / name).get("eos_token_id")
             eos += [value] if isinstance(value, int) else list(value or ())
-        return cls(text, _template_source(model_dir, config), special_tokens=special, eos_token_ids=eos, origin=str(model_dir))
+        template, tool_template = _template_sources(model_dir, config)
+        return cls(
+            text, template, special_tokens=special, eos_token_ids=eos, tool_template=tool_template, origin=str(model_dir)
+        )
 
     @property
     def has_template(self) -> bool:
         return self._template is not None
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether the template writes the tools that a conversation offers."""
+        return self._tool_template is not None
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -96,7 +108,13 @@ class ChatTemplate:
     @cached_property
     def hash(self) -> str:
         """Changes whenever template, vocabulary or special tokens change."""
-        parts = [self._tokenizer.to_str(), self._source or "", json.dumps(self.special_tokens, sort_keys=True), repr(self._eos)]
+        parts = [
+            self._tokenizer.to_str(),
+            self._source or "",
+            *self._own_tool_source(),
+            json.dumps(self.special_tokens, sort_keys=True),
+            repr(self._eos),
+        ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @property
@@ -107,15 +125,15 @@ class ChatTemplate:
         """The text that the model reads; a string is its own rendering. InvalidRequestError where the template refuses."""
         if isinstance(prompt, str):
             return prompt
-        return self._render(messages_as_dicts(prompt), add_generation_prompt)
+        return self._render(_turns(prompt), offered_tools(prompt), add_generation_prompt)
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids of the prompt with the generation prompt; InvalidRequestError (``messages``) where that is impossible."""
         if isinstance(prompt, str):
             ids = (*self._leading, *self._tokenizer.encode(prompt, add_special_tokens=False).ids)
         else:
-            marked = [{**message, "content": self._mark(message["content"])} for message in messages_as_dicts(prompt)]
-            ids = self._encode_marked(self._render(marked, add_generation_prompt=True))
+            turns, tools = self._marked(_turns(prompt)), self._marked(offered_tools(prompt))
+            ids = self._encode_marked(self._render(turns, tools, add_generation_prompt=True))
         if not ids:
             raise InvalidRequestError("the prompt has no tokens; write at least one character", param="messages")
         return ids
@@ -154,8 +172,14 @@ class ChatTemplate:
         best = max(found, key=lambda token: found[token], default=self._eos[0])
         return best if found.get(best, -1) >= 0 else self._eos[0]
 
-    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        if self._template is None:
+    def _own_tool_source(self) -> tuple[str, ...]:
+        return (self._tool_source,) if self._tool_source is not None and self._tool_source != self._source else ()
+
+    def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        template = self._tool_template if tools else self._template
+        if tools and template is None:
+            raise InvalidRequestError("this model's chat template does not take tools; leave them out", param="tools")
+        if template is None:
             raise InvalidRequestError(
                 "this model has no chat template, so it cannot read a conversation; send a plain string prompt",
                 param="messages",
@@ -163,15 +187,25 @@ class ChatTemplate:
         if not messages:
             raise InvalidRequestError("the conversation is empty; send at least one message", param="messages")
         try:
-            return self._template.render(
+            return template.render(
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,
-                tools=None,
+                tools=tools or None,
                 documents=None,
                 **self.special_tokens,
             )
         except (jinja2.TemplateError, TypeError) as error:
             raise InvalidRequestError(f"the chat template refuses this conversation: {error}", param="messages") from error
+
+    def _marked(self, value: Any) -> Any:
+        """``value`` with every string in it marked: tools and arguments are typed by someone too."""
+        if isinstance(value, str):
+            return self._mark(value)
+        if isinstance(value, list):
+            return [self._marked(item) for item in value]
+        if isinstance(value, dict):
+            return {self._marked(key): self._marked(item) for key, item in value.items()}
+        return value
 
     def _mark(self, content: str) -> str:
         content = content.replace(_OPEN, "").replace(_CLOSE, "")
@@ -184,6 +218,23 @@ class ChatTemplate:
             if piece:
                 ids += (self._plain if i % 2 else self._tokenizer).encode(piece, add_special_tokens=False).ids
         return tuple(ids)
+
+
+def _turns(prompt: Sequence[Message]) -> list[dict[str, Any]]:
+    """The turns as templates read them: the arguments of a call as an object, where they are one."""
+    turns = messages_as_dicts(prompt)
+    for turn in turns:
+        for call in turn.get("tool_calls", ()):
+            call["function"]["arguments"] = _object_or_text(call["function"]["arguments"])
+    return turns
+
+
+def _object_or_text(arguments: str) -> Any:
+    try:
+        value = json.loads(arguments)
+    except json.JSONDecodeError:
+        return arguments
+    return value if isinstance(value, dict) else arguments
 
 
 def is_lfs_pointer(path: Path) -> bool:
@@ -202,17 +253,28 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _compiled(source: str, origin: str) -> jinja2.Template:
-    """The template in the environment that Hugging Face templates are written for (transformers, chat_template_utils)."""
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What Hugging Face templates are written for (transformers, chat_template_utils)."""
     extensions = [_Generation, jinja2.ext.loopcontrols]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _compiled(source: str, origin: str) -> jinja2.Template:
     try:
-        return environment.from_string(source)
+        return _environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(f"{origin}: the chat template is not valid: line {error.lineno}: {error.message}") from error
+
+
+def _reads_tools(source: str) -> bool:
+    try:
+        return "tools" in meta.find_undeclared_variables(_environment().parse(source))
+    except jinja2.TemplateSyntaxError:
+        return False  # `_compiled` says what is wrong with it
 
 
 def _tojson(
@@ -244,8 +306,11 @@ def _tokenizer(text: str, origin: str) -> Tokenizer:
     return tokenizer
 
 
-def _template_source(model_dir: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else ``chat_template`` of tokenizer_config.json or chat_template.json (a string or a named list)."""
+def _template_sources(model_dir: Path, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The template, and the one for conversations with tools where the model names one (``tool_use``).
+
+    chat_template.jinja, else ``chat_template`` of tokenizer_config.json or chat_template.json (a string or a named list).
+    """
     source: Any = _read(model_dir / "chat_template.jinja")
     if source is None:
         source = config.get("chat_template") or _read_json(model_dir / "chat_template.json").get("chat_template")
@@ -253,8 +318,8 @@ def _template_source(model_dir: Path, config: Mapping[str, Any]) -> str | None:
         named = {entry["name"]: entry["template"] for entry in source}
         if "default" not in named:
             raise ModelError(f"{model_dir}: the chat template list has no template named 'default' (it has {sorted(named)})")
-        source = named["default"]
-    return source or None
+        return named["default"] or None, named.get("tool_use")
+    return source or None, None
 
 
 def _special_tokens(model_dir: Path, config: Mapping[str, Any]) -> dict[str, str]:

@@ -6,11 +6,12 @@ Ids carry their noun; times are timezone-aware UTC with the suffix ``_at``; dura
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 BASE_VERSION = 0
 """Version 0 of every policy is its base model."""
@@ -110,16 +111,72 @@ class VersionKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that an assistant turn asked to be called; ``arguments`` is JSON text, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
+    """One turn. An assistant's may call tools; a turn of role ``tool`` answers the call ``tool_call_id``."""
+
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
-    def as_dict(self) -> dict[str, str]:
-        return {"role": self.role, "content": self.content}
+    def as_dict(self) -> dict[str, Any]:
+        """The turn in the OpenAI shape; what it does not have is left out."""
+        turn: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            turn["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            turn["tool_call_id"] = self.tool_call_id
+        return turn
+
+    @classmethod
+    def from_dict(cls, turn: Mapping[str, Any]) -> Self:
+        """The turn that `as_dict` wrote."""
+        calls = (
+            ToolCall(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in turn.get("tool_calls", ())
+        )
+        return cls(turn["role"], turn["content"], tuple(calls), turn.get("tool_call_id"))
 
 
 Prompt = tuple[Message, ...] | str
-"""A conversation, rendered by the model's chat template, or a plain string, used as it is."""
+"""A conversation, rendered by the model's chat template, or a plain string, used as it is.
+
+Tools are part of what the model reads: a conversation that offers some begins with a message of role `TOOLS_ROLE` whose content
+is their list as JSON, so that whatever stores, compares or hashes prompts tells two sets of tools apart.
+"""
+
+TOOLS_ROLE = "tools"
+
+
+def with_tools(tools: Sequence[Mapping[str, Any]], turns: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation ``turns`` that offers ``tools`` (in the OpenAI shape); without any, the turns alone."""
+    if not tools:
+        return tuple(turns)
+    return Message(TOOLS_ROLE, json.dumps(list(tools), ensure_ascii=False)), *turns
+
+
+def offered_tools(prompt: Prompt) -> list[dict[str, Any]]:
+    """The tools that the conversation offers, in the OpenAI shape."""
+    if isinstance(prompt, str) or not prompt or prompt[0].role != TOOLS_ROLE:
+        return []
+    tools: list[dict[str, Any]] = json.loads(prompt[0].content)
+    return tools
+
+
+def spoken(prompt: Sequence[Message]) -> tuple[Message, ...]:
+    """The turns of the conversation, without the tools that it offers."""
+    return tuple(message for message in prompt if message.role != TOOLS_ROLE)
 
 
 GREEDY_BELOW = 1e-4
@@ -241,7 +298,7 @@ class LabelledGroup:
 
 @dataclass(frozen=True, slots=True)
 class PairSide:
-    """The chosen or the rejected side of a preference pair. Empty ``token_ids`` means: tokenize the text."""
+    """A side of a preference pair, or an answer of a training group. Empty ``token_ids`` means: tokenize the text."""
 
     text: str
     token_ids: tuple[int, ...] = ()
@@ -269,10 +326,47 @@ class PreferencePair:
     group_ids: tuple[str, ...] = ()
     feedback_ids: tuple[str, ...] = ()
 
+    @property
+    def row_id(self) -> str:
+        return self.pair_id
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingGroup:
+    """A prompt and its answers with a reward each, with its lineage: what a preference pair is, for any G >= 1.
+
+    One answer with reward 1 is a demonstration, an ideal answer that somebody wrote or confirmed; several are a scored group.
+    ``sampled_by``: see `PreferencePair`. ValueError unless each answer has one reward.
+    """
+
+    row_id: str
+    prompt: Prompt
+    answers: tuple[PairSide, ...]
+    rewards: tuple[float, ...] = (1.0,)
+    source: Source = Source.HUMAN
+    prompt_token_ids: tuple[int, ...] = ()
+    sampled_by: int | None = None
+    tempered: bool = False
+    weight: float = 1.0
+    group_ids: tuple[str, ...] = ()
+    feedback_ids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.answers or len(self.answers) != len(self.rewards):
+            raise ValueError(f"{self.row_id}: {len(self.answers)} answers with {len(self.rewards)} rewards")
+
+    @property
+    def is_demonstration(self) -> bool:
+        return len(self.answers) == 1
+
+
+TrainingRow = PreferencePair | TrainingGroup
+"""What a snapshot holds: preference pairs, demonstrations, scored groups."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A snapshot of preference pairs: an immutable, hash-named folder (JSONL and manifest) and its counts.
+    """A snapshot of training rows: an immutable, hash-named folder (JSONL and manifest) and its counts.
 
     ``counts`` maps what was kept; ``dropped`` maps each reason to the number of feedback rows it set aside.
     """
@@ -415,5 +509,6 @@ class Interval(NamedTuple):
     n: int
 
 
-def messages_as_dicts(prompt: Sequence[Message]) -> list[dict[str, str]]:
-    return [message.as_dict() for message in prompt]
+def messages_as_dicts(prompt: Sequence[Message]) -> list[dict[str, Any]]:
+    """The turns in the OpenAI shape, without the tools that the conversation offers."""
+    return [message.as_dict() for message in spoken(prompt)]

@@ -33,6 +33,14 @@ class MetricsFile:
         self._file.close()
 
 
+_OF_BOTH = ("accuracy", "margin", "reward_rejected", "d_rejected")
+
+
+def defined(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Without what compares answers, where no group has a better and a worse one (demonstrations have one)."""
+    return {name: value for name, value in metrics.items() if metrics.get("usable") != 0 or name not in _OF_BOTH}
+
+
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
     def clean(value: Any) -> Any:
         if isinstance(value, Mapping):

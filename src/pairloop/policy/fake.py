@@ -41,6 +41,10 @@ class FakeTokens:
     def hash(self) -> str:
         return "fake-bytes-1"
 
+    @property
+    def has_tools(self) -> bool:
+        return True
+
     def render(self, prompt: Prompt) -> str:
         if isinstance(prompt, str):
             return prompt
@@ -81,6 +85,10 @@ class FakePolicy:
     @property
     def tokens(self) -> FakeTokens:
         return self._tokens
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        return frozenset()
 
     @property
     def max_context(self) -> int:

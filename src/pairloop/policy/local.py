@@ -79,6 +79,10 @@ class LocalPolicy:
         return self._tokens
 
     @property
+    def abilities(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
     def max_context(self) -> int:
         return self._max_context
 

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from pairloop.types import Completion, Prompt, SamplingParams, Version
 
 
 @dataclass(frozen=True, slots=True)
+class TopToken:
+    """One of the likeliest tokens at a place, with its raw log-prob and the text it would add alone."""
+
+    token_id: int
+    logp: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One sampled token of completion ``index``: ``text`` is what it adds (may be empty inside a UTF-8 character)."""
+    """One sampled token of completion ``index``: ``text`` is what it adds (may be empty inside a UTF-8 character).
+
+    ``top``: the likeliest tokens at its place, the likeliest first, where a request asked for them.
+    """
 
     index: int
     token_id: int
     logp: float
     text: str
+    top: tuple[TopToken, ...] = ()
+
+
+TOP_LOGPROBS = "top_logprobs"
+RESPONSE_FORMAT = "response_format"
+"""What not every sampler can do (`Sampler.abilities`), by the name of the request's field that asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +48,10 @@ class SampleRequest:
     params: SamplingParams = field(default_factory=SamplingParams)
     on_token: Callable[[TokenEvent], None] | None = None
     """Called from the sampler's thread for each token, in order within a completion."""
+    top_logprobs: int = 0
+    """How many of the likeliest tokens each event names; needs the ability `TOP_LOGPROBS`."""
+    response_format: Mapping[str, Any] | None = None
+    """``json_object`` or ``json_schema`` in the OpenAI shape; needs the ability `RESPONSE_FORMAT`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +81,11 @@ class Tokens(Protocol):
         """Changes whenever template or vocabulary change."""
         ...
 
+    @property
+    def has_tools(self) -> bool:
+        """Whether a conversation may offer tools: whether the template writes them."""
+        ...
+
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids of the prompt with the generation prompt; InvalidRequestError where the template refuses it."""
         ...
@@ -80,6 +107,11 @@ class Sampler(Protocol):
 
     @property
     def max_context(self) -> int: ...
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        """Which of `TOP_LOGPROBS` and `RESPONSE_FORMAT` a request may ask for; the others it must leave out."""
+        ...
 
     def sample(self, request: SampleRequest) -> Future[tuple[Completion, ...]]:
         """Queue a request; the future gives its ``n`` completions. Cancelling the future stops the sampling.

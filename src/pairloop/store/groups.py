@@ -220,12 +220,12 @@ def _completion(row: Row[Any]) -> Completion:
     )
 
 
-def _prompt_json(prompt: Prompt) -> str | list[dict[str, str]]:
+def _prompt_json(prompt: Prompt) -> str | list[dict[str, Any]]:
     return prompt if isinstance(prompt, str) else [message.as_dict() for message in prompt]
 
 
-def _prompt(stored: str | list[dict[str, str]]) -> Prompt:
-    return stored if isinstance(stored, str) else tuple(Message(**message) for message in stored)
+def _prompt(stored: str | list[dict[str, Any]]) -> Prompt:
+    return stored if isinstance(stored, str) else tuple(Message.from_dict(message) for message in stored)
 
 
 def _answer_key(policy: str, user: str | None, text: str) -> str:

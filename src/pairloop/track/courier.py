@@ -86,11 +86,11 @@ class Report:
             courier.send(lambda tracker: tracker.notes(values))
 
     def trained(self, result: Mapping[str, Any], *, status: str, version: str | None = None, number: int = 0) -> None:
-        """How a training run ended; status ``running``: it was stopped, and will go on."""
-        if status == "running":
+        """How a training run ended; ``running`` and ``paused``: it was stopped, and will go on."""
+        if status in ("running", "paused"):
             self.outcome = "stopped"
             return
-        self.outcome = "failed" if status.endswith("error") or status == "failed" else "finished"
+        self.outcome = "finished" if status in ("succeeded", "nothing_to_train") else "failed"
         self.figures(numbers("result", result) | numbers("heldout_after", result.get("heldout_after") or {}), number=number)
         error = result.get("error") or {}
         said = {

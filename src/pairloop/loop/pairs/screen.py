@@ -7,7 +7,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
-from pairloop.loop.pairs.evidence import Evidence, Ledger, Row
+from pairloop.loop.pairs.evidence import Evidence, Ledger, Row, ideal_of
 from pairloop.loop.pairs.rules import Dropped, PairRules
 from pairloop.types import (
     COMMENT_METRIC,
@@ -147,8 +147,7 @@ def _is_score(group: Group, feedback: Feedback) -> bool:
 
 
 def _is_edit(group: Group, feedback: Feedback) -> bool:
-    ideal = feedback.value or feedback.text
-    return isinstance(ideal, str) and (feedback.choice_index is None or _names_completion(group, feedback))
+    return ideal_of(group, feedback) is not None and (feedback.choice_index is None or _names_completion(group, feedback))
 
 
 _WELL_FORMED: dict[str, Callable[[Group, Feedback], bool]] = {
