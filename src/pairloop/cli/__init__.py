@@ -23,9 +23,8 @@ def pairloop() -> None:
     """
 
 
-ROOMS = (serving, loop, versions, data, training, lab, bench)
-
-for command in (command for room in ROOMS for command in room.COMMANDS):
+rooms = (serving, loop, versions, data, training, lab, bench)
+for command in (command for room in rooms for command in room.COMMANDS):
     pairloop.add_command(command)
 lab.lab.add_command(comparing.compare)
 

@@ -60,25 +60,6 @@ def get(c: Connection, policy: str, number: int) -> Version | None:
     return None if row is None else _version(c, row)
 
 
-def named(c: Connection, policy: str, name: str) -> Version:
-    """The version that ``name`` means: a number, ``policy@number``, ``policy@base``, ``policy@`` an alias, or the policy's bare
-    name for its champion. NotFoundError for any other."""
-    owner, at, selector = name.partition("@")
-    if not at:
-        owner, selector = (policy, name) if name.isdecimal() else (name, Alias.CHAMPION.value)
-    number: int | None = None
-    if selector in list(Alias):
-        number = alias(c, owner, Alias(selector))
-    elif selector == BASE_SELECTOR:
-        number = BASE_VERSION
-    elif selector.isascii() and selector.isdecimal() and len(selector) <= 9:
-        number = int(selector)
-    version = get(c, owner, number) if number is not None else None
-    if version is None:
-        raise NotFoundError(f"no version {name!r}; `pairloop versions` names those of {policy}", param="version")
-    return version
-
-
 def list_(c: Connection, policy: str) -> list[Version]:
     """All versions of a policy by number, the base first."""
     return [_version(c, row) for row in c.execute(sa.select(versions).where(versions.c.policy == policy).order_by("number"))]
@@ -149,6 +130,25 @@ def promotions(c: Connection, policy: str) -> list[Promotion]:
         )
         for row in rows
     ]
+
+
+def named(c: Connection, policy: str, name: str) -> Version:
+    """The version that ``name`` means: a number, ``policy@number``, ``policy@base``, ``policy@`` an alias, or the policy's bare
+    name for its champion. NotFoundError for any other."""
+    owner, at, selector = name.partition("@")
+    if not at:
+        owner, selector = (policy, name) if name.isdecimal() else (name, Alias.CHAMPION.value)
+    number: int | None = None
+    if selector in list(Alias):
+        number = alias(c, owner, Alias(selector))
+    elif selector == BASE_SELECTOR:
+        number = BASE_VERSION
+    elif selector.isascii() and selector.isdecimal() and len(selector) <= 9:
+        number = int(selector)
+    version = get(c, owner, number) if number is not None else None
+    if version is None:
+        raise NotFoundError(f"no version {name!r}; `pairloop versions` names those of {policy}", param="version")
+    return version
 
 
 def policies(c: Connection) -> list[str]:
