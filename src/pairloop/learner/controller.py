@@ -104,7 +104,7 @@ class RoundController:
         return stop
 
     def after_heldout(self, metrics: Row) -> Stop | None:
-        """``metrics`` of the held-out rows as the policy stands, see `pairloop.learner.loop.measure`.
+        """``metrics`` of the held-out rows as the policy stands, see `pairloop.learner.measure.measure`.
 
         The pair loss and not the objective's: a likelihood term rises with what is memorised while margins still generalise.
         """

@@ -137,7 +137,7 @@ def _measure(groups: Sequence[TokenGroup], reference: int, policy: int, beta: fl
     sampled = [d for group, one in zip(groups, found, strict=True) for d in one["d"] if not group.is_demonstration]
     w = [math.exp(value) for value in sampled]
     ess = {"ess": sum(w) ** 2 / (len(w) * sum(value**2 for value in w))} if w else {}
-    return defined(metrics) | ess | ({"pair_loss": fmean(losses)} if losses else {})
+    return defined(metrics, groups) | ess | ({"pair_loss": fmean(losses)} if losses else {})
 
 
 def _of_group(group: TokenGroup, reference: int, policy: int) -> dict[str, Any]:

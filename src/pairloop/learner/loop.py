@@ -15,10 +15,8 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from torch import nn
 
-from pairloop.config import TrainSection
 from pairloop.errors import ConfigError
 from pairloop.formats.snapshot import HELDOUT_FILE
 from pairloop.learner import checkpoint, reference
@@ -28,15 +26,15 @@ from pairloop.learner.data import Limits, TokenGroup, epoch_batches, fingerprint
 from pairloop.learner.export import export
 from pairloop.learner.halt import put_off_sigterm
 from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, nothing_to_train, rewind_metrics
+from pairloop.learner.measure import measure
 from pairloop.learner.memory import TokenBudget, checkpoint_layers
-from pairloop.learner.metrics import MetricsFile, defined, libraries
+from pairloop.learner.metrics import MetricsFile, libraries
 from pairloop.learner.passes import Passes
-from pairloop.learner.scores import GroupLogps, References, batch_of, group_logps, padded, precision, score
+from pairloop.learner.scores import References, group_logps, precision, score
 from pairloop.learner.sharding import shard
-from pairloop.learner.step import Trainer, is_finite, objective_settings, optimizer_of
+from pairloop.learner.step import Trainer, is_finite, optimizer_of
 from pairloop.learner.supervise import CheckpointMismatch, Diverged
 from pairloop.learner.workers import ALONE, WorkerLost, Workers
-from pairloop.objective import OBJECTIVES, Batch
 from pairloop.policy.packed import use_flex
 from pairloop.policy.scoring import LoraSettings, bare, load_causal_lm, max_context, resolve_device, vocab_size
 from pairloop.template import ChatTemplate
@@ -142,43 +140,6 @@ def load_parent(job: TrainJob, read_to: torch.device | None = None) -> tuple[nn.
     return model, device
 
 
-def measure(
-    settings: TrainSection, groups: Sequence[TokenGroup], logps: Sequence[GroupLogps], references: References
-) -> dict[str, float]:
-    """The objective's metrics of held-out groups from their log-probs, as far as they are defined, and their number ``n``.
-
-    ``compared``: how many have rewards that differ. Of these, over a group's pairs of a better and a worse answer:
-    ``pair_loss``, -log sigmoid(beta h) whatever the objective; ``likelier``, how often the better one is the likelier.
-    """
-    if not groups:
-        return {}
-    largest, width = max(len(group) for group in logps), max(len(logp_T) for group in logps for logp_T in group)
-    ones = [tuple(torch.ones_like(logp_T) for logp_T in group) for group in logps]
-    batch = batch_of(groups, padded(logps, largest, width), padded(ones, largest, width).bool(), references)
-    _, metrics = OBJECTIVES[settings.objective](batch, objective_settings(settings))
-    found = defined({name: float(value) for name, value in metrics.items()}) | {"n": float(len(groups))}
-    return found | _contrasts(batch, settings.beta)
-
-
-def _contrasts(batch: Batch, beta: float) -> dict[str, float]:
-    summed_BG, present_BG = batch.logp_BGT.sum(-1), batch.present_BG
-    d_BG = summed_BG - batch.ref_logp_BGT.sum(-1)
-    # [b, i, j]: answer i is better than answer j.
-    better_BGG = batch.reward_BG[:, :, None] > batch.reward_BG[:, None, :]
-    better_BGG &= present_BG[:, :, None] & present_BG[:, None, :]
-    is_compared_B = better_BGG.any((1, 2))
-    if not is_compared_B.any():
-        return {"compared": 0.0}
-    loss_BGG = -logsigmoid(beta * (d_BG[:, :, None] - d_BG[:, None, :]))
-    likelier_BGG = (summed_BG[:, :, None] > summed_BG[:, None, :]).double()
-
-    def mean(value_BGG: Tensor) -> float:
-        of_group_B = (value_BGG * better_BGG).sum((1, 2)) / better_BGG.sum((1, 2)).clamp(min=1)
-        return float(of_group_B[is_compared_B].mean())
-
-    return {"compared": float(is_compared_B.sum()), "pair_loss": mean(loss_BGG), "likelier": mean(likelier_BGG)}
-
-
 def _export(job: TrainJob, model: nn.Module, workers: Workers, target: Path, *, is_last: bool) -> None:
     """Write the model as it stands; divided weights go into the parent, read once more, that it is written as any other.
 
@@ -216,6 +177,11 @@ def _run(
         logps = score(trainer.model, groups, trainer.budget, workers)
         return measure(job.train, groups, logps, trainer.references)
 
+    def keep(epoch: int) -> dict[str, Any]:
+        folder = Path(job.epochs_dir, f"step-{state.step:08d}")
+        _export(job, model, workers, folder, is_last=False)
+        return {"number": epoch, "folder": str(folder), "heldout": look(data.heldout) if data.heldout else {}}
+
     controller = RoundController(job.train, state.controller)
     newest = data.heldout[-HELDOUT_ROWS:]
     passes = Passes(model, job.train, controller, trainer.step, (lambda: look(newest)) if newest else None, best)
@@ -230,14 +196,7 @@ def _run(
             _count(state, state.last)
             stop = passes.stop
             if job.epochs_dir and state.step in epoch_ends and (stop is None or stop.best_step is None):
-                folder = Path(job.epochs_dir, f"step-{state.step:08d}")
-                _export(job, model, workers, folder, is_last=False)
-                found = {
-                    "number": epoch_ends.index(state.step) + 1,
-                    "folder": str(folder),
-                    "heldout": look(data.heldout) if newest else {},
-                }
-                metrics.write({"step": state.step, "of": len(batches), "epoch": found})
+                metrics.write({"step": state.step, "of": len(batches), "epoch": keep(epoch_ends.index(state.step) + 1)})
             is_stopping = any(workers.gather(asked_to_stop()))
             if stop is None and (is_stopping or state.step % job.train.checkpoint_every == 0):
                 state.cpu_s, state.wall_s, state.controller = clock.cpu_s(), clock.wall_s(), controller.state

@@ -56,7 +56,7 @@ class Trainer:
         metrics |= drift.of_all(self.workers).metrics()
         self.workers.sum_gradients(self.parameters)
         norm = clip(self.parameters, self.settings.clip_norm)
-        found = defined({name: float(value) for name, value in metrics.items()}) | {"grad_norm": norm, "lr": lr}
+        found = defined({name: float(value) for name, value in metrics.items()}, groups) | {"grad_norm": norm, "lr": lr}
         if is_finite(found):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr

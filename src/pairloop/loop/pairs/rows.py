@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from statistics import fmean
 
 from pairloop.errors import InvalidRequestError
@@ -156,16 +157,22 @@ def _chosen(pairs: list[Made[PreferencePair]], evidence: Evidence) -> list[Made[
 
 
 def _merged(made: list[Made[TrainingRow]]) -> list[Made[TrainingRow]]:
-    """Demonstrations that say the same are one, the first, with all their feedback."""
-    found: dict[tuple[Prompt, str], Made[TrainingRow]] = {}
+    """Demonstrations that say the same are one, the first, with the lineage of all."""
+    alike: dict[tuple[Prompt, str], list[Made[TrainingRow]]] = defaultdict(list)
     for one in made:
         assert isinstance(one.row, TrainingGroup)
-        key = (one.row.prompt, one.row.answers[0].text)
-        if key in found:
-            found[key].of.extend(one.of)
-        else:
-            found[key] = Made(one.row, list(one.of))
-    return list(found.values())
+        alike[one.row.prompt, one.row.answers[0].text].append(one)
+    return [_with_lineage(found) if len(found) > 1 else found[0] for found in alike.values()]
+
+
+def _with_lineage(alike: list[Made[TrainingRow]]) -> Made[TrainingRow]:
+    first = alike[0].row
+    assert isinstance(first, TrainingGroup)
+    group_ids = tuple(dict.fromkeys(group_id for one in alike for group_id in one.row.group_ids))
+    feedback_ids = tuple(dict.fromkeys(feedback_id for one in alike for feedback_id in one.row.feedback_ids))
+    row_id = _row_id("demo", first.prompt, [first.answers[0].text], first.rewards, group_ids, feedback_ids)
+    row = replace(first, row_id=row_id, group_ids=group_ids, feedback_ids=feedback_ids)
+    return Made(row, [row for one in alike for row in one.of])
 
 
 def _screened(

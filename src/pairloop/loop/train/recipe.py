@@ -35,15 +35,9 @@ def train_settings(
         raise InvalidRequestError(f"unknown method {method!r}; known are {names}", param="method.type")
     place = param or f"method.{method}.hyperparameters"
     options = READ_BY.get(objective, set())
-    known = {"batch_size", "learning_rate_multiplier", "n_epochs", *options} | ({"beta"} if objective != "sft" else set())
-    for key in hyperparameters:
-        if key not in known:
-            raise InvalidRequestError(
-                f"{method} has no hyperparameter {key!r}; it has {', '.join(sorted(known))}", param=f"{place}.{key}"
-            )
-    given = {key: value for key, value in hyperparameters.items() if value not in (AUTO, None)}
+    given = _given(method, hyperparameters, options | ({"beta"} if objective != "sft" else set()), place)
     base = with_objective(config.train, objective)
-    resolved = {
+    resolved: dict[str, Any] = {
         "batch_size": _whole(given, "batch_size", MAX_BATCH_SIZE, place, base.batch_size),
         "learning_rate_multiplier": _number(given, "learning_rate_multiplier", math.inf, place, 1.0),
         "n_epochs": _whole(given, "n_epochs", MAX_EPOCHS, place, base.epochs),
@@ -51,15 +45,24 @@ def train_settings(
     if objective != "sft":
         resolved["beta"] = _number(given, "beta", MAX_BETA, place, base.beta)
     resolved |= {key: given[key] for key in sorted(given.keys() & options)}
-    changes = {
-        "beta": resolved.get("beta", base.beta),
-        "batch_size": resolved["batch_size"],
+    changes = {key: value for key, value in resolved.items() if key not in ("learning_rate_multiplier", "n_epochs")}
+    changes |= {
         "learning_rate": base.learning_rate * resolved["learning_rate_multiplier"],
         "epochs": resolved["n_epochs"],
-        **{key: given[key] for key in given.keys() & options},
-        **({} if seed is None else {"seed": seed}),
+        "seed": base.seed if seed is None else seed,
     }
     return _section({**base.model_dump(), **changes}, place), resolved
+
+
+def _given(method: str, hyperparameters: Mapping[str, Any], own: set[str], place: str) -> dict[str, Any]:
+    """What is given and not ``auto``; InvalidRequestError for a key that is neither of all methods nor in ``own``."""
+    known = {"batch_size", "learning_rate_multiplier", "n_epochs", *own}
+    for key in hyperparameters:
+        if key not in known:
+            raise InvalidRequestError(
+                f"{method} has no hyperparameter {key!r}; it has {', '.join(sorted(known))}", param=f"{place}.{key}"
+            )
+    return {key: value for key, value in hyperparameters.items() if value not in (AUTO, None)}
 
 
 def with_objective(section: TrainSection, objective: str) -> TrainSection:
