@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,10 +54,11 @@ Auto: Any = AutoModelForCausalLM
 class World:
     """A policy of a tiny model, whose version 1 was trained by a cycle: really trained, and published as training does it."""
 
-    def __init__(self, folder: Path, *, method: str = "lora", **policy: Any) -> None:
+    def __init__(self, folder: Path, *, method: str = "lora", name: str = "bot") -> None:
         self.folder = folder
         self.base = write_model(folder / "base", tokenizer=byte_tokenizer())
-        config = {"state_dir": folder / "state", "policy": {"name": "bot", "model": str(self.base), "method": method, **policy}}
+        self.name = name
+        config = {"state_dir": folder / "state", "policy": {"name": self.name, "model": str(self.base), "method": method}}
         self.config: Config = parse_config(config)
         self.store = Store.open(self.config)
         job = job_maker(folder, self.base)(text_pairs(8), method=method, recipe={"epochs": 1, "learning_rate": 0.05})
@@ -71,17 +74,17 @@ class World:
             snapshot.write(folder / "heldout.jsonl", text_pairs(2, start=6))
             data = self.store.artifacts.publish(folder, {})
         self.data_hash = data.hash
-        dataset = Dataset("dataset_1", "bot", str(data.path), 6, 2, {"picks": 9}, {"instant_pick": 3}, NOW)
-        version = Version("bot", 1, kind, str(self.artifact.path), self.artifact.hash, 0, "dataset_1", "run_1", NOW)
-        base = Version("bot", 0, VersionKind.BASE, str(self.base), "0" * 64, None, None, None, NOW)
+        dataset = Dataset("dataset_1", self.name, str(data.path), 6, 2, {"picks": 9}, {"instant_pick": 3}, NOW)
+        version = Version(self.name, 1, kind, str(self.artifact.path), self.artifact.hash, 0, "dataset_1", "run_1", NOW)
+        base = Version(self.name, 0, VersionKind.BASE, str(self.base), "0" * 64, None, None, None, NOW)
         steps: list[tuple[CycleState, dict[str, Any]]] = [
             (CycleState.BUILDING, {}),
             (CycleState.TRAINING, {}),
             (CycleState.CHECKING, {"version": 1}),
         ]
         steps += [(CycleState.DUELLING, {"report": REPORT}), (CycleState.PROMOTED, {"reason": SECRET})]
-        cycle = Cycle("cycle_1", "bot", 7, 0, "test", NOW, tuple(CycleStep(state, record, NOW) for state, record in steps))
-        run = Run("run_1", "bot", "cycle_1", "dataset_1", 0, RunStatus.SUCCEEDED, "me", 1, NOW, NOW, {}, {}, None, NOW)
+        cycle = Cycle("cycle_1", self.name, 7, 0, "test", NOW, tuple(CycleStep(state, record, NOW) for state, record in steps))
+        run = Run("run_1", self.name, "cycle_1", "dataset_1", 0, RunStatus.SUCCEEDED, "me", 1, NOW, NOW, {}, {}, None, NOW)
         reasons = (Reason("duel", True, f"because of {SECRET}", 27.5, 20.0), Reason("max_picks", None, SECRET))
         verdict = Verdict(VerdictKind.PROMOTE, reasons, e_value=27.5, wins=30, losses=10, ties=4, raters=44)
 
@@ -91,7 +94,7 @@ class World:
             runs.insert(c, run)
             versions.insert(c, base)
             versions.insert(c, version)
-            versions.set_alias(c, "bot", Alias.CHAMPION, 1)
+            versions.set_alias(c, self.name, Alias.CHAMPION, 1)
             verdicts.insert(c, "cycle_1", None, verdict, NOW)
 
         self.store.write(write)
@@ -308,3 +311,25 @@ def test_the_verb_writes_once_and_then_refuses(world: World, tmp_path: Path) -> 
     assert "is not empty" in json.loads(again.stdout)["error"]["message"]
     listed = CliRunner().invoke(pairloop, ["versions", "--config", str(tmp_path), "--json"])
     assert json.loads(listed.stdout)["aliases"] == {"champion": 1}
+
+
+@PEFT_WARNINGS
+def test_the_documented_commands_do_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "interop.md").read_text()
+    blocks = {kind: re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("sh", "python", "toml")}
+    world = World(tmp_path, name="support-bot")
+    with world.store:
+        (tmp_path / "pairloop.toml").write_text(
+            f'state_dir = "state"\n[policy]\nname = "support-bot"\nmodel = "{world.base}"\n{blocks["toml"][0]}'
+        )
+        monkeypatch.chdir(tmp_path)
+        commands = [shlex.split(line, comments=True)[1:] for line in blocks["sh"][0].splitlines()]
+        assert len(commands) == 2
+        for command in commands:
+            done = CliRunner().invoke(pairloop, command, catch_exceptions=False)
+            assert done.exit_code == 0, done.output
+        scope: dict[str, Any] = {}
+        exec(blocks["python"][0], scope)
+        assert (logits(scope["model"]) - logits(scope["same"])).abs().max() <= 1e-5
+        assert torch.equal(logits(scope["model"]), logits(world.served()))
+        assert scope["tokenizer"].chat_template

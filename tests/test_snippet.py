@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -99,7 +100,8 @@ def test_a_pick_on_another_sites_page_lands_in_the_store(serve: Serve, shop: Sho
     assert problems == []
     question = {"role": "user", "content": "<b>Where</b> is my order?"}
     chosen = {"role": "assistant", "content": shown[1]}
-    assert asked.value.post_data_json["messages"] == [question, chosen, {"role": "user", "content": "And when?"}]
+    sent: Any = asked.value.post_data_json
+    assert sent["messages"] == [question, chosen, {"role": "user", "content": "And when?"}]
 
     with server.store.reading() as c:
         (pick,) = feedback.recent(c, POLICY, 10)
