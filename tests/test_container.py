@@ -131,7 +131,8 @@ def test_the_health_check_asks_for_a_route_that_exists(tmp_path: Path) -> None:
 def test_nobody_but_pairloop_reaches_engine_and_database() -> None:
     services = compose()["services"]
     assert {name for name, service in services.items() if "ports" in service} == {"server"}
-    config, vllm = config_of("server").policy, services["vllm"]
+    config: Any = config_of("server").policy
+    vllm = services["vllm"]
     (url,) = config.engine_urls
     options = dict(option.removeprefix("--").split("=", 1) for option in vllm["command"] if "=" in option)
     assert (urlsplit(url).hostname, urlsplit(url).port) == ("vllm", int(options["port"]))

@@ -37,7 +37,7 @@ def license_of(base_dir: Path) -> str | None:
 def _front_matter(facts: Facts, form: str, license_name: str | None) -> str:
     from huggingface_hub import ModelCardData
 
-    tags = ["pairloop", str(facts.recipe.get("train", {}).get("objective", "dpo"))]
+    tags = ["pairloop", objective_of(facts)]
     data = ModelCardData(
         base_model=facts.base,
         base_model_relation="adapter" if form == "adapter" else "finetune",
@@ -47,6 +47,11 @@ def _front_matter(facts: Facts, form: str, license_name: str | None) -> str:
         tags=[*tags, "lora"] if form == "adapter" else tags,
     )
     return f"---\n{data.to_yaml()}\n---\n"
+
+
+def objective_of(facts: Facts) -> str:
+    """What it was trained with, such as ``dpo``."""
+    return str(facts.recipe.get("train", {}).get("objective", "unknown"))
 
 
 def _head(facts: Facts, form: str) -> str:
@@ -61,7 +66,7 @@ def _head(facts: Facts, form: str) -> str:
         "run": version.run_id,
         "history": ", ".join(moves) or None,
     }
-    text = f"{what} `{facts.base}`, trained by pairloop on picks between two answers."
+    text = f"{what} `{facts.base}`, trained by pairloop with the objective `{objective_of(facts)}`."
     return f"# {version.name}\n\n{text}\n\n{_table(('', ''), rows)}"
 
 
@@ -84,8 +89,8 @@ def _data(facts: Facts) -> str:
     rows: dict[str, Any] = {
         "dataset": f"`{dataset.dataset_id}`",
         "hash": None if facts.data_hash is None else f"`{facts.data_hash}`",
-        "pairs to train on": dataset.n_train,
-        "pairs held out": dataset.n_heldout,
+        "rows to train on": dataset.n_train,
+        "rows held out": dataset.n_heldout,
         **{f"count: {name}": value for name, value in dataset.counts.items()},
         **{f"set aside: {reason}": value for reason, value in dataset.dropped.items()},
     }
