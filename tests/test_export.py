@@ -223,6 +223,13 @@ def test_a_full_version_is_copied_with_a_card(tmp_path: Path) -> None:
         assert not (out / "manifest.json").exists()
 
 
+def test_a_version_of_another_base_is_exported_with_that_one(world: World, tmp_path: Path) -> None:
+    config = parse_config({"state_dir": world.config.state_dir, "policy": {"name": "other", "model": "starter"}})
+    out = export.run(world.store, config, world.version, tmp_path / "out", merged=True)
+    assert out.base_model == str(world.base)
+    assert (logits(Auto.from_pretrained(out.path)) - logits(world.served())).abs().max() <= 1e-5
+
+
 # --- refused
 
 
@@ -279,7 +286,7 @@ def test_bases_and_the_policy_without_a_model_have_nothing_to_export(world: Worl
     base = Version("bot", 0, VersionKind.BASE, str(world.base), "0" * 64, None, None, None, NOW)
     with pytest.raises(UserError, match="is the base model itself"):
         export.run(world.store, world.config, base, tmp_path / "out")
-    fake = parse_config({"state_dir": tmp_path, "policy": {"model": "fake"}})
+    fake = parse_config({"state_dir": tmp_path, "policy": {"name": "bot", "model": "fake"}})
     with pytest.raises(ModelError, match="has no weights to export"):
         export.run(world.store, fake, world.version, tmp_path / "out")
 

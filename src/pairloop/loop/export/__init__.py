@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pairloop.config import Config
-from pairloop.errors import ModelError, UserError
+from pairloop.errors import ModelError, NotFoundError, UserError
 from pairloop.learner.files import whole_folder
 from pairloop.learner.job import FAKE
 from pairloop.loop.export.card import CARD_FILE, card, license_of
 from pairloop.loop.export.facts import Facts, gather
 from pairloop.policy.engine import STARTER_MODEL, resolve_model
-from pairloop.store import Store
+from pairloop.store import Store, versions
 from pairloop.store.artifacts import MANIFEST
-from pairloop.types import Version, VersionKind
+from pairloop.types import BASE_VERSION, Version, VersionKind
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -48,13 +48,14 @@ def run(
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is not empty; name a new folder for the exported version")
-    if config.policy.model == FAKE:
+    model = _base_of(store, config, version)
+    if model == FAKE:
         raise ModelError(f"{version.name}: the policy without a model has no weights to export")
-    base_dir = resolve_model(config.policy.model).resolve()
+    base_dir = resolve_model(model).resolve()
     if version.kind is VersionKind.BASE:
         raise UserError(f"{version.name} is the base model itself, which lies in {base_dir}; nothing was trained on it")
     store.artifacts.verify(version.artifact_hash)
-    facts = gather(store, config, version, base_name or _name_of_base(config, base_dir))
+    facts = gather(store, version, base_name or _name_of_base(model, base_dir))
     form = "adapter" if version.kind is VersionKind.ADAPTER and not merged else "model"
     with whole_folder(out) as folder:
         if version.kind is VersionKind.ADAPTER and merged:
@@ -83,7 +84,17 @@ def _name_base(path: Path, facts: Facts) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _name_of_base(config: Config, base_dir: Path) -> str:
+def _base_of(store: Store, config: Config, version: Version) -> str:
+    """The base model: the configured one, or of another policy what its version 0 names."""
+    if version.policy == config.policy.name:
+        return config.policy.model
+    with store.reading() as c:
+        base = versions.get(c, version.policy, BASE_VERSION)
+    if base is None:
+        raise NotFoundError(f"{version.policy} has no version 0, which would name its base", param="version")
+    return base.path
+
+
+def _name_of_base(model: str, base_dir: Path) -> str:
     """A hub id as it was configured; any other base by its folder, from which it can be loaded."""
-    model = config.policy.model
     return str(base_dir) if model == STARTER_MODEL or Path(model).expanduser().is_dir() else model

@@ -14,6 +14,7 @@ from pairloop.types import Interval, Verdict
 
 CARD_FILE = "README.md"
 _LICENSE = re.compile(r"^license:[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
+_COUNTED = ("pairs", "steps", "steps_planned", "weights_step", "trained_tokens", "step")
 _PASSED = {True: "pass", False: "fail", None: "open"}
 
 
@@ -101,14 +102,22 @@ def _training(facts: Facts) -> str:
     result = facts.result
     if not result:
         return ""
-    rows: dict[str, Any] = {name: result.get(name) for name in ("pairs", "steps", "steps_planned", "weights_step")}
+    rows: dict[str, Any] = {
+        name.replace("_", " "): value for name, value in result.items() if name in _COUNTED or _is_loss(name)
+    }
     rows["stopped because"] = result.get("stop_message") or result.get("stopped_because")
     rows |= {f"not used: {reason}": value for reason, value in (result.get("dropped") or {}).items()}
     before, after = result.get("heldout_before") or {}, result.get("heldout_after") or {}
     rows |= {f"held out: {name}": f"{before[name]:.4g} → {value:.4g}" for name, value in after.items() if name in before}
     libraries = ", ".join(f"{name} {version}" for name, version in (result.get("libraries") or {}).items())
     recipe = json.dumps(facts.recipe, indent=2, sort_keys=True)
-    return f"## Training\n\n{_table(('', ''), rows)}\nLibraries: {libraries}\n\n```json\n{recipe}\n```\n"
+    used = f"\nLibraries: {libraries}\n" if libraries else ""
+    return f"## Training\n\n{_table(('', ''), rows)}{used}\n```json\n{recipe}\n```\n"
+
+
+def _is_loss(name: str) -> bool:
+    """What a checkpoint in the middle of a training has, such as ``valid_loss``."""
+    return name.startswith(("train_", "valid_"))
 
 
 def _evaluation(facts: Facts) -> str:

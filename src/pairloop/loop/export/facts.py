@@ -10,7 +10,6 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from pairloop.config import Config
 from pairloop.store import Store, cycles, datasets, runs, verdicts, versions
 from pairloop.store.artifacts import MANIFEST
 from pairloop.store.versions import Promotion
@@ -35,14 +34,14 @@ class Facts:
     history: Sequence[Promotion]
 
 
-def gather(store: Store, config: Config, version: Version, base: str) -> Facts:
+def gather(store: Store, version: Version, base: str) -> Facts:
     """The facts of a version, read in one transaction."""
     manifest = _manifest(Path(version.path))
     with store.reading() as c:
         dataset = datasets.get(c, version.dataset_id) if version.dataset_id else None
         cycle = _cycle_of(c, version)
         given = verdicts.for_cycle(c, cycle.cycle_id) if cycle is not None else []
-        history = [move for move in versions.promotions(c, config.policy.name) if move.number == version.number]
+        history = [move for move in versions.promotions(c, version.policy) if move.number == version.number]
     return Facts(
         version=version,
         base=base,
