@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pairloop.errors import NotFoundError, PairloopError, UserError
-from pairloop.loop import deploy, evaluate, gate, label, pairs, train
+from pairloop.loop import deploy, evaluate, gate, label, pairs
 from pairloop.loop.cycle import tracking
 from pairloop.loop.cycle.context import CycleLease, Loop
 from pairloop.store import cycles, datasets, duels, new_id, triggers, verdicts, versions
@@ -153,19 +153,7 @@ def _train(turn: _Turn) -> None:
     with loop.store.reading() as c:
         dataset = datasets.get(c, turn.recorded(CycleState.TRAINING)["dataset_id"])
     assert dataset is not None, "the step was recorded after its dataset"
-    with tracking.training(loop, cycle, dataset) as report:
-        done = train.run(
-            loop.store,
-            loop.config,
-            dataset=dataset,
-            parent=turn.version(cycle.parent),
-            cycle_id=cycle.cycle_id,
-            owner=loop.owner,
-            on_progress=report.row,
-            should_stop=turn.should_stop,
-        )
-        name = done.version.name if done.version is not None else None
-        report.trained(done.result, status=str(done.status), version=name, number=cycle.number)
+    done = tracking.train(loop, cycle, dataset, parent=turn.version(cycle.parent), should_stop=turn.should_stop)
     result = {"run_id": done.run_id, "result": dict(done.result)}
     match done.status:
         case RunStatus.SUCCEEDED:

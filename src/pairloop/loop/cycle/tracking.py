@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 
+from pairloop.loop import train as stage
 from pairloop.loop.cycle.context import Loop
 from pairloop.store import verdicts
-from pairloop.track import Report, RunInfo, reporting, training_info
-from pairloop.types import Cycle, CycleState, Dataset, Verdict
+from pairloop.track import RunInfo, reporting, training_info
+from pairloop.types import Cycle, CycleState, Dataset, Verdict, Version
 
 
-def training(loop: Loop, cycle: Cycle, dataset: Dataset) -> AbstractContextManager[Report]:
-    """The report of the cycle's training; of a run that is taken up again it goes on."""
-    return reporting(loop.config, _run_of(loop, cycle, dataset=dataset.dataset_id, pairs=dataset.n_train))
+def train(loop: Loop, cycle: Cycle, dataset: Dataset, *, parent: Version, should_stop: Callable[[], bool]) -> stage.TrainRecord:
+    """The training stage (`train.run`), reported step by step; of a run that is taken up again the report goes on."""
+    with reporting(loop.config, _run_of(loop, cycle, dataset=dataset.dataset_id, rows=dataset.n_train)) as report:
+        done = stage.run(
+            loop.store,
+            loop.config,
+            dataset=dataset,
+            parent=parent,
+            cycle_id=cycle.cycle_id,
+            owner=loop.owner,
+            on_progress=report.row,
+            should_stop=should_stop,
+        )
+        made = done.version.name if done.version is not None else None
+        report.trained(done.result, status=str(done.status), version=made, number=cycle.number)
+    return done
 
 
 def moved(loop: Loop, cycle: Cycle) -> None:
