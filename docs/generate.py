@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from pairloop.bench import report
+from pairloop.bench import gateway_report, report
 from pairloop.cli import pairloop
 from pairloop.config import Config, Section
 from pairloop.policy.fake import FakePolicy
@@ -82,7 +82,8 @@ def _schema() -> dict[str, Any]:
 
 def bench_page() -> str:
     found = json.loads((DOCS / "results" / "bench.json").read_text(encoding="utf-8"))
-    return report.page(found, "results/bench.png")
+    gateway = json.loads((DOCS / "results" / "gateway.json").read_text(encoding="utf-8"))
+    return report.page(found, "results/bench.png") + "\n".join(gateway_report.section(gateway)) + "\n"
 
 
 def main() -> None:

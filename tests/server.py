@@ -130,8 +130,10 @@ class RunningServer(World):
         super().__init__(folder, config=config, policy=policy)
         self._listener = listen("127.0.0.1", 0)
         self.url = url_of(self._listener)
-        app = create_app(self.store, self.policy, self.config, scheduler)
-        settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2, ws="none")
+        self.app = create_app(self.store, self.policy, self.config, scheduler)
+        settings = uvicorn.Config(
+            self.app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2, ws="none"
+        )
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]}, name="test-server")
         self.http = httpx.Client(base_url=self.url, timeout=20.0, trust_env=False)

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.server import POLICY, RunningServer, fake_config
 from tests.test_browser import ARGS
 
-from pairloop.store import feedback, groups
+from pairloop.store import feedback, groups, keys
 from pairloop.types import Label
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "pick.html"
@@ -34,10 +34,10 @@ class Shop:
         self._thread = threading.Thread(target=self._server.serve_forever, name="shop")
         self._thread.start()
 
-    def page(self, api: str) -> str:
-        text = EXAMPLE.read_text().replace("http://127.0.0.1:8000", api)
+    def page(self, api: str, key: str = "") -> str:
+        text = EXAMPLE.read_text().replace("http://127.0.0.1:8000", api).replace('data-key=""', f'data-key="{key}"')
         (self._folder / "pick.html").write_text(text)
-        return f"{self.origin}/pick.html"
+        return f"{self.origin}/pick.html?{len(key)}"  # another one, so that none comes from a cache
 
     def close(self) -> None:
         self._server.shutdown()
@@ -83,9 +83,14 @@ def test_it_is_short_and_writes_text_as_text() -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_pick_on_another_sites_page_lands_in_the_store(serve: Serve, shop: Shop, page: Page, tmp_path: Path) -> None:
     server = serve(config=fake_config(tmp_path / "state", serve={"allowed_origins": [shop.origin], "gate_share": 0.0}))
+    key, token = keys.new("the page", [keys.Scope.INFERENCE, keys.Scope.FEEDBACK])
+    server.store.write(lambda c: keys.insert(c, key))
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto(shop.page(server.url))
+    ask(page, "Am I let in?")
+    expect(page.locator("#note")).to_contain_text("This server needs an API key")
+    page.goto(shop.page(server.url, token))
     ask(page, "<b>Where</b> is my order?")
     answers = page.locator("#answers li")
     expect(answers).to_have_count(2)

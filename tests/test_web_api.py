@@ -421,10 +421,9 @@ def test_openapi_describes_every_route(server: RunningServer) -> None:
 # --- the process
 
 
-def test_only_loopback_is_listened_on_and_a_taken_port_is_named() -> None:
-    for host in ("0.0.0.0", "::", "192.168.1.1", "example.com"):
-        with pytest.raises(ConfigError, match=r"serve\.host"):
-            listen(host, 0)
+def test_only_addresses_are_listened_on_and_a_taken_port_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"serve\.host"):
+        listen("example.com", 0)
     with closing(listen("localhost", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port} on 127.0.0.1 is in use"):

@@ -52,11 +52,15 @@ class Source(StrEnum):
 
 
 class FinishReason(StrEnum):
-    """Why a completion ended; a group whose client went away holds ABANDONED completions and cannot be picked."""
+    """Why a completion ended; a group whose client went away holds ABANDONED completions and cannot be picked.
+
+    ERASED ones have neither text nor tokens any more: someone deleted them.
+    """
 
     STOP = "stop"
     LENGTH = "length"
     ABANDONED = "abandoned"
+    ERASED = "erased"
 
 
 class VerdictKind(StrEnum):
@@ -192,11 +196,13 @@ class SamplingParams:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    is_constrained: bool = False
+    """Whether a response format forbade tokens."""
 
     @property
     def is_tempered(self) -> bool:
         """True when the sampling distribution is not the policy itself."""
-        return self.temperature != 1.0 or self.top_p < 1.0
+        return self.temperature != 1.0 or self.top_p < 1.0 or self.is_constrained
 
     @property
     def is_greedy(self) -> bool:
@@ -248,6 +254,10 @@ class Group:
         return not self.completions or any(c.finish_reason is FinishReason.ABANDONED for c in self.completions)
 
     @property
+    def is_erased(self) -> bool:
+        return any(c.finish_reason is FinishReason.ERASED for c in self.completions)
+
+    @property
     def rater_id(self) -> str:
         """Who asked, and so who picks unless a pick names someone: the user, else the conversation (never everybody)."""
         return self.user or f"conversation:{self.conversation_id or self.group_id}"
@@ -258,6 +268,8 @@ THUMBS_METRIC = "thumbs"
 SCORE_METRIC = "score"
 COMMENT_METRIC = "comment"
 DEMONSTRATION_METRIC = "demonstration"
+ERROR_METRIC = "error"
+"""A verifier or judge failed on the group: no vote, and no tie."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,33 @@ def loop(threads: int, quick: bool, out: Path, as_json: bool) -> None:
         return {"loop": looping.bench(settings)}
 
     _run(measure, cells=None, device="cpu", threads=threads, quick=quick, out=out, as_json=as_json)
+
+
+@bench.command()
+@click.option(
+    "--requests",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Then send so many, half of them streams, and tell the server's memory after each tenth.",
+)
+@quick_option
+@out_option
+@verb
+def gateway(requests: int, quick: bool, out: Path, as_json: bool) -> None:
+    """What the server adds to a request, each group stored durably, beside a bare server that answers the same bytes."""
+    from pairloop.bench import gateway as measured
+    from pairloop.bench import gateway_report, report
+    from pairloop.bench.settings import Settings
+    from pairloop.cli.progress import TerminalWatcher
+
+    with TerminalWatcher() as watcher:
+        settings = Settings(out.resolve(), watcher.bar, quick=quick)
+        found = report.document(settings, gateway=measured.bench(settings, soak=requests))
+    file = out / "gateway.json"
+    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    text = "\n\n".join(table(headers, rows) for headers, rows in gateway_report.tables(found["gateway"]))
+    show(found | {"files": [file]}, f"{text}\n\n{gateway_report.sentence(found['gateway'])}\nwritten: {file}", as_json=as_json)
 
 
 def _run(

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError, model_validator
 
-from pairloop.config.section import Section, duration_s
+from pairloop.config.section import Section, duration_s, is_loopback
 from pairloop.config.sections import (
     EvaluateSection,
     FeedbackSection,
@@ -50,6 +50,7 @@ __all__ = [
     "TrainSection",
     "child_env",
     "duration_s",
+    "is_loopback",
     "load_config",
     "override",
     "parse_config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated
 
@@ -20,6 +21,14 @@ def duration_s(text: str) -> float:
     if match is None or float(match["number"]) <= 0:
         raise ValueError(f"{text!r} is not a duration; write for example 90s, 15m, 6h, 1d or 2w")
     return float(match["number"]) * _UNIT_S[match["unit"]]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address (or localhost) is one that only this machine reaches."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Section(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -49,9 +50,16 @@ class ServeSection(Section):
     """The HTTP side: who gets two answers, and who judges."""
 
     host: str = "127.0.0.1"
-    """Address to listen on: loopback only, as long as there are no keys."""
+    """Address to listen on: loopback only, as long as there are no keys (`pairloop keys create`)."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names by which clients may ask for this server, beside its addresses and localhost; `*` for any. Needs a key."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call this server from a browser, such as `https://shop.example`; none by default."""
+    requests_per_minute: int = Field(default=0, ge=0)
+    """Requests per minute of one key (of one address, without keys); more are answered 429. A key may have its own; 0 is no
+    limit."""
     exposure_rate: Share = 1.0
     """Share of requests that opted in to two answers and get them."""
     gate_share: Share = 0.2
@@ -64,8 +72,28 @@ class ServeSection(Section):
     """Longest prompt plus completion in tokens; 0 takes the model's own limit."""
     max_body_bytes: int = Field(default=8_000_000, ge=1_000)
     """Longest request body; a longer one is answered 413."""
+    max_file_bytes: int = Field(default=512_000_000, ge=1_000)
+    """Longest body that uploads a file."""
+    body_timeout: str = "30s"
+    """How long a client may be silent while it sends a body, and how long one may take that comes at under 10 kB a second;
+    then it is answered 408."""
     queue_limit: int = Field(default=1_024, ge=1)
-    """Requests waiting for the sampler; one more is answered 503 with retry-after."""
+    """Requests waiting for the sampler, and answers under way; one more is answered 503 with retry-after."""
+
+    @field_validator("body_timeout")
+    @classmethod
+    def _duration(cls, value: str) -> str:
+        duration_s(value)
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}":
+                raise ValueError(f"{origin!r} is not an origin, such as https://shop.example or http://localhost:3000")
+        return value
 
 
 class FeedbackSection(Section):
@@ -75,6 +103,8 @@ class FeedbackSection(Section):
     """Human picks faster than this are kept and set aside with the reason ``instant_pick``."""
     max_picks_per_rater: int = Field(default=50, ge=1)
     """Picks of one rater that one snapshot uses; the rest are set aside with the reason ``rater_cap``."""
+    thumb_metrics: tuple[str, ...] = ("resolved",)
+    """Metrics of your own, true or false, that count as thumbs: what is said of a whole conversation, say."""
 
 
 class LabelSection(Section):

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from pairloop.errors import ConflictError, NotFoundError
-from pairloop.store.schema import cycle_steps, cycles
+from pairloop.store.schema import cycle_steps, cycles, verdicts
 from pairloop.types import Cycle, CycleState, CycleStep
 
 
@@ -58,15 +58,33 @@ def current(c: Connection, policy: str) -> Cycle | None:
     return None if newest is None or newest.state.is_terminal else newest
 
 
-def list_(c: Connection, policy: str, limit: int = 50) -> list[Cycle]:
-    """Newest first."""
-    return _load(c, _newest_first(policy).limit(limit))
+def list_(c: Connection, policy: str, limit: int = 50, *, after: str | None = None) -> list[Cycle]:
+    """Newest first; those that follow the cycle ``after``. NotFoundError where the policy has no such cycle."""
+    statement = _newest_first(policy).limit(limit)
+    return _load(c, statement if after is None else statement.where(cycles.c.number < _number(c, policy, after)))
+
+
+def with_verdicts(c: Connection, policy: str, limit: int, *, after: str | None = None) -> list[str]:
+    """Ids of the cycles that the gate has spoken about, newest first; those that follow the cycle ``after``."""
+    spoken = sa.exists().where(verdicts.c.cycle_id == cycles.c.cycle_id)
+    statement = _newest_first(policy).with_only_columns(cycles.c.cycle_id).where(spoken).limit(limit)
+    if after is not None:
+        statement = statement.where(cycles.c.number < _number(c, policy, after))
+    return list(c.execute(statement).scalars())
 
 
 def next_number(c: Connection, policy: str) -> int:
     """Cycles are numbered from 1 per policy."""
     highest: int | None = c.execute(sa.select(sa.func.max(cycles.c.number)).where(cycles.c.policy == policy)).scalar()
     return 1 if highest is None else highest + 1
+
+
+def _number(c: Connection, policy: str, cycle_id: str) -> int:
+    wanted = sa.select(cycles.c.number).where(cycles.c.policy == policy, cycles.c.cycle_id == cycle_id)
+    number: int | None = c.execute(wanted).scalar()
+    if number is None:
+        raise NotFoundError(f"no cycle {cycle_id!r}", param="after")
+    return number
 
 
 def _newest_first(policy: str) -> sa.Select[Any]:

@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy import Column, Connection, Row, Table
+from sqlalchemy import Column, ColumnElement, Connection, Row, Table
 
+from pairloop.errors import NotFoundError
 from pairloop.store import artifacts
 from pairloop.store.groups import chunked
 from pairloop.store.schema import dataset_pairs, datasets, pair_feedback, pair_groups, runs, versions
@@ -48,10 +49,23 @@ def get(c: Connection, dataset_id: str) -> Dataset | None:
     return None if row is None else _dataset(c, row)
 
 
-def list_(c: Connection, policy: str) -> list[Dataset]:
-    """Newest first."""
-    statement = sa.select(datasets).where(datasets.c.policy == policy).order_by(*_NEWEST_FIRST)
+def list_(c: Connection, policy: str, *, after: str | None = None, limit: int | None = None) -> list[Dataset]:
+    """Newest first; those that follow the dataset ``after``, at most ``limit``. NotFoundError for an unknown one."""
+    order = (*_NEWEST_FIRST, datasets.c.dataset_id)
+    statement = sa.select(datasets).where(datasets.c.policy == policy).order_by(*order).limit(limit)
+    if after is not None:
+        statement = statement.where(_behind(c, policy, after))
     return [_dataset(c, row) for row in c.execute(statement)]
+
+
+def _behind(c: Connection, policy: str, dataset_id: str) -> ColumnElement[bool]:
+    """What follows a dataset in the order of ``list_``."""
+    last = c.execute(sa.select(datasets).where(datasets.c.policy == policy, datasets.c.dataset_id == dataset_id)).first()
+    if last is None:
+        raise NotFoundError(f"no dataset {dataset_id!r}", param="after")
+    at, seq = datasets.c.created_at, datasets.c.feedback_seq
+    later_id = sa.and_(seq == last.feedback_seq, datasets.c.dataset_id > last.dataset_id)
+    return sa.or_(at < last.created_at, sa.and_(at == last.created_at, sa.or_(seq < last.feedback_seq, later_id)))
 
 
 def used_seq(c: Connection, policy: str, version: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -58,10 +59,28 @@ def current(c: Connection, policy: str) -> Duel | None:
     return None if row is None else _duel(row)
 
 
-def list_(c: Connection, policy: str, limit: int = 50) -> list[Duel]:
-    """Newest first."""
-    statement = sa.select(duels).where(duels.c.policy == policy).order_by(duels.c.opened_at.desc()).limit(limit)
+def list_(c: Connection, policy: str, limit: int = 50, *, after: str | None = None) -> list[Duel]:
+    """Newest first; those that follow the duel ``after``. NotFoundError where there is no such duel."""
+    newest_first = (duels.c.opened_at.desc(), duels.c.duel_id.desc())
+    statement = sa.select(duels).where(duels.c.policy == policy).order_by(*newest_first).limit(limit)
+    if after is not None:
+        last = get(c, after)
+        if last is None:
+            raise NotFoundError(f"no duel {after!r}", param="after")
+        same_time = sa.and_(duels.c.opened_at == last.opened_at, duels.c.duel_id < last.duel_id)
+        statement = statement.where(sa.or_(duels.c.opened_at < last.opened_at, same_time))
     return [_duel(row) for row in c.execute(statement)]
+
+
+def counts_of_picks(c: Connection, duel_ids: Collection[str]) -> dict[str, int]:
+    """``count_picks`` of each, in one query; those without picks are absent."""
+    statement = (
+        sa.select(groups.c.duel_id, sa.func.count().label("picks"))
+        .select_from(groups.join(feedback))
+        .where(groups.c.duel_id.in_(duel_ids), feedback.c.metric == PREFERENCE_METRIC, feedback.c.revision == 0)
+        .group_by(groups.c.duel_id)
+    )
+    return {row.duel_id: row.picks for row in c.execute(statement)}
 
 
 def picks(c: Connection, duel_id: str) -> list[LabelledGroup]:

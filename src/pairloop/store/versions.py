@@ -60,9 +60,16 @@ def get(c: Connection, policy: str, number: int) -> Version | None:
     return None if row is None else _version(c, row)
 
 
-def list_(c: Connection, policy: str) -> list[Version]:
-    """All versions of a policy by number, the base first."""
-    return [_version(c, row) for row in c.execute(sa.select(versions).where(versions.c.policy == policy).order_by("number"))]
+def list_(c: Connection, policy: str, *, after: int | None = None, limit: int | None = None) -> list[Version]:
+    """The versions of a policy by number, the base first; those that follow number ``after``, at most ``limit``."""
+    statement = sa.select(versions).where(versions.c.policy == policy).order_by(versions.c.number).limit(limit)
+    if after is not None:
+        statement = statement.where(versions.c.number > after)
+    return [_version(c, row) for row in c.execute(statement)]
+
+
+def count(c: Connection, policy: str) -> int:
+    return c.execute(sa.select(sa.func.count()).select_from(versions).where(versions.c.policy == policy)).scalar_one()
 
 
 def next_number(c: Connection, policy: str) -> int:

@@ -1,86 +1,88 @@
-"""Our own resources: policies, versions, cycles, datasets, duels and gates; and the few things an operator does to them.
+"""Our own resources, from policies to schedules: listed, got, and what an operator does to them.
 
 Plain functions: FastAPI runs them in its threads, so that no query holds up an answer.
 """
 
 from __future__ import annotations
 
+import re
+import tempfile
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import FileResponse
+from pydantic import Field
 from sqlalchemy import Connection
+from starlette.background import BackgroundTask
 
-from pairloop.errors import NotFoundError
-from pairloop.loop import deploy
-from pairloop.store import cycles, datasets, duels, groups, triggers, verdicts, versions
-from pairloop.store.versions import Promotion
-from pairloop.types import Alias
-from pairloop.web.context import Context, Here
-from pairloop.web.resources import (
+from pairloop.client.shapes import (
     CycleResource,
     DatasetResource,
     DuelResource,
     GateResource,
+    Moved,
     Page,
     PolicyResource,
+    RaterResource,
+    ScheduleResource,
+    Triggered,
     VersionResource,
+)
+from pairloop.errors import InvalidRequestError, NotFoundError
+from pairloop.formats import FAMILIES, snapshot, write_pairs
+from pairloop.loop import cycle as stage
+from pairloop.loop import deploy
+from pairloop.store import cycles, datasets, duels, groups, raters, triggers, verdicts, versions
+from pairloop.store.versions import Promotion
+from pairloop.types import BASE_VERSION, Alias, Cycle, Dataset, Version
+from pairloop.web.context import Context, Here
+from pairloop.web.paging import After, Limit, page
+from pairloop.web.resources import (
     cycle_resource,
     dataset_resource,
     duel_resource,
     gate_resource,
-    page,
+    rater_resource,
+    seconds,
     version_resource,
 )
-from pairloop.web.wire import Body, Text512
+from pairloop.web.wire import MAX_INT32, Body, Text512
 
 router = APIRouter(tags=["loop"])
 
-Limit = Annotated[int, Query(ge=1, le=100)]
-After = Annotated[str | None, Query(max_length=128)]
-EVERYTHING = 1_000_000
+RaterAfter = Annotated[str | None, Query(max_length=512, description="The rater behind whom the page begins.")]
+Format = Annotated[str, Query(max_length=64, description="A family of dataset rows: openai, trl, and so on.")]
 BY_HAND = "by hand, over the API"
+_NUMBER = re.compile("0|[1-9][0-9]{0,8}")
 
 
 class CycleRequest(Body):
     """Ask for a cycle now; where one is running it is kept as the one pending trigger."""
 
-    reason: Text512 | None = None
+    reason: Text512 | None = Field(default=None, examples=["new tone of voice"])
     policy: Text512 | None = None
 
 
 class MoveRequest(Body):
     """Why an alias is moved by hand."""
 
-    reason: Text512 | None = None
+    reason: Text512 | None = Field(default=None, examples=["answers in the wrong language"])
 
 
 class RollbackRequest(MoveRequest):
     """``to`` defaults to the champion before the present one."""
 
-    to: int | None = Field(default=None, ge=0)
-
-
-class Triggered(BaseModel):
-    object: str = "cycle.trigger"
-    policy: str
-    reason: str
-    running: CycleResource | None
-
-
-class Moved(BaseModel):
-    object: str = "promotion"
-    action: str
-    champion: str
-    previous: str | None
-    reason: str
+    to: int | None = Field(default=None, ge=0, le=MAX_INT32, examples=[3])
 
 
 @router.get("/v1/policies", summary="Policies")
 def list_policies(context: Here, limit: Limit = 20, after: After = None) -> Page[PolicyResource]:
     with context.store.reading() as c:
-        return page([_policy(context, c)], limit=limit, after=after)
+        if after is not None:
+            _check_policy(context, after, param="after")
+        return page([] if after is not None else [_policy(context, c)], limit=limit)
 
 
 @router.get("/v1/policies/{name}", summary="One policy")
@@ -102,19 +104,23 @@ def rollback(name: str, context: Here, body: RollbackRequest | None = None) -> M
 @router.get("/v1/versions", summary="Versions, the base first")
 def list_versions(context: Here, limit: Limit = 20, after: After = None) -> Page[VersionResource]:
     with context.store.reading() as c:
-        return page(_versions(context, c), limit=limit, after=after)
+        last = None if after is None else _version(context, c, after, param="after").number
+        found = versions.list_(c, context.policy_name, after=last, limit=limit + 1)
+        aliases = _aliases(context, c)
+    return page([version_resource(version, aliases.get(version.number, [])) for version in found], limit=limit)
 
 
 @router.get("/v1/versions/{version_id}", summary="One version, by its name such as support-bot@3")
 def get_version(version_id: str, context: Here) -> VersionResource:
     with context.store.reading() as c:
-        return _one(_versions(context, c), version_id, "version")
+        version = _version(context, c, version_id)
+        return version_resource(version, _aliases(context, c).get(version.number, []))
 
 
 @router.post("/v1/versions/{version_id}/promote", summary="Make a version the champion, past the gate")
 def promote(version_id: str, context: Here, body: MoveRequest | None = None) -> Moved:
     with context.store.reading() as c:
-        number = _one(_versions(context, c), version_id, "version").number
+        number = _version(context, c, version_id).number
     reason = (body.reason if body is not None else None) or BY_HAND
     moved = deploy.promote_by_hand(context.store, context.policy, context.policy_name, number=number, reason=reason)
     context.notify()
@@ -124,8 +130,8 @@ def promote(version_id: str, context: Here, body: MoveRequest | None = None) -> 
 @router.get("/v1/cycles", summary="Cycles, newest first")
 def list_cycles(context: Here, limit: Limit = 20, after: After = None) -> Page[CycleResource]:
     with context.store.reading() as c:
-        found = cycles.list_(c, context.policy_name, EVERYTHING if after else limit + 1)
-    return page([cycle_resource(cycle) for cycle in found], limit=limit, after=after)
+        found = cycles.list_(c, context.policy_name, limit + 1, after=after)
+    return page([cycle_resource(cycle) for cycle in found], limit=limit)
 
 
 @router.get("/v1/cycles/{cycle_id}", summary="One cycle with its steps")
@@ -152,25 +158,35 @@ def run_cycle(context: Here, body: CycleRequest | None = None) -> Triggered:
 @router.get("/v1/datasets", summary="Datasets, newest first")
 def list_datasets(context: Here, limit: Limit = 20, after: After = None) -> Page[DatasetResource]:
     with context.store.reading() as c:
-        found = datasets.list_(c, context.policy_name)
-    return page([dataset_resource(dataset) for dataset in found], limit=limit, after=after)
+        found = datasets.list_(c, context.policy_name, after=after, limit=limit + 1)
+    return page([dataset_resource(dataset) for dataset in found], limit=limit)
 
 
 @router.get("/v1/datasets/{dataset_id}", summary="One dataset: what was kept, and why the rest was not")
 def get_dataset(dataset_id: str, context: Here) -> DatasetResource:
     with context.store.reading() as c:
-        found = datasets.get(c, dataset_id)
-    if found is None:
-        raise NotFoundError(f"no dataset {dataset_id!r}", param="dataset_id")
-    return dataset_resource(found)
+        return dataset_resource(_dataset(c, dataset_id))
+
+
+@router.post("/v1/datasets/{dataset_id}/export", summary="The training pairs of a dataset, as JSONL rows", response_model=None)
+def export_dataset(dataset_id: str, context: Here, format: Format = "openai") -> Response:
+    if format not in FAMILIES or FAMILIES[format].write is None:
+        known = ", ".join(family.name for family in FAMILIES.values() if family.write is not None)
+        raise InvalidRequestError(f"pairs are not written as {format!r}; choose from {known}", param="format")
+    with context.store.reading() as c:
+        dataset = _dataset(c, dataset_id)
+    folder = tempfile.TemporaryDirectory(prefix="export-")
+    file = Path(folder.name) / f"{dataset_id}.{format}.jsonl"
+    write_pairs(file, snapshot.read(Path(dataset.path) / snapshot.TRAIN_FILE), family=format)
+    return FileResponse(file, media_type="application/jsonl", filename=file.name, background=BackgroundTask(folder.cleanup))
 
 
 @router.get("/v1/duels", summary="Duels, newest first")
 def list_duels(context: Here, limit: Limit = 20, after: After = None) -> Page[DuelResource]:
     with context.store.reading() as c:
-        found = duels.list_(c, context.policy_name, EVERYTHING if after else limit + 1)
-        shown = [duel_resource(duel, duels.count_picks(c, duel.duel_id)) for duel in found]
-    return page(shown, limit=limit, after=after)
+        found = duels.list_(c, context.policy_name, limit + 1, after=after)
+        picks = duels.counts_of_picks(c, [duel.duel_id for duel in found])
+    return page([duel_resource(duel, picks.get(duel.duel_id, 0)) for duel in found], limit=limit)
 
 
 @router.get("/v1/duels/{duel_id}", summary="One duel")
@@ -185,8 +201,8 @@ def get_duel(duel_id: str, context: Here) -> DuelResource:
 @router.get("/v1/gates", summary="What the gate said about each cycle's challenger, newest first")
 def list_gates(context: Here, limit: Limit = 20, after: After = None) -> Page[GateResource]:
     with context.store.reading() as c:
-        histories = [(cycle.cycle_id, verdicts.for_cycle(c, cycle.cycle_id)) for cycle in cycles.list_(c, context.policy_name)]
-    return page([gate_resource(cycle_id, history) for cycle_id, history in histories if history], limit=limit, after=after)
+        found = cycles.with_verdicts(c, context.policy_name, limit + 1, after=after)
+        return page([gate_resource(cycle_id, verdicts.for_cycle(c, cycle_id)) for cycle_id in found], limit=limit)
 
 
 @router.get("/v1/gates/{cycle_id}", summary="All verdicts about one cycle's challenger, with their reasons")
@@ -198,14 +214,46 @@ def get_gate(cycle_id: str, context: Here) -> GateResource:
     return gate_resource(cycle_id, history)
 
 
+@router.get("/v1/raters", summary="Whoever gave feedback, by id")
+def list_raters(context: Here, limit: Limit = 20, after: RaterAfter = None) -> Page[RaterResource]:
+    with context.store.reading() as c:
+        found = raters.list_(c, context.policy_name, after=after, limit=limit + 1)
+    return page([rater_resource(rater, context.config.serve.gate_share) for rater in found], limit=limit)
+
+
+@router.get("/v1/raters/{rater_id}", summary="One rater")
+def get_rater(rater_id: str, context: Here) -> RaterResource:
+    with context.store.reading() as c:
+        rater = raters.get(c, context.policy_name, rater_id)
+    if rater is None:
+        raise NotFoundError(f"no rater {rater_id!r}", param="rater_id")
+    return rater_resource(rater, context.config.serve.gate_share)
+
+
+@router.get("/v1/schedules", summary="When cycles begin, per policy")
+def list_schedules(context: Here, limit: Limit = 20, after: After = None) -> Page[ScheduleResource]:
+    if after is not None:
+        _check_policy(context, after, param="after")
+        return page([], limit=limit)
+    with context.store.reading() as c:
+        return page([_schedule(context, c)], limit=limit)
+
+
+@router.get("/v1/schedules/{name}", summary="The schedule of one policy")
+def get_schedule(name: str, context: Here) -> ScheduleResource:
+    _check_policy(context, name)
+    with context.store.reading() as c:
+        return _schedule(context, c)
+
+
 @router.get("/v1/status", summary="Where the loop stands: champion, running cycle, duel, last verdict, curve of versions")
 def status(context: Here) -> dict[str, Any]:
     return context.board.read().as_json()
 
 
-def _check_policy(context: Context, name: str) -> None:
+def _check_policy(context: Context, name: str, *, param: str = "policy") -> None:
     if name != context.policy_name:
-        raise NotFoundError(f"no policy {name!r}; this server has {context.policy_name!r}", param="policy")
+        raise NotFoundError(f"no policy {name!r}; this server has {context.policy_name!r}", param=param)
 
 
 def _policy(context: Context, c: Connection) -> PolicyResource:
@@ -221,25 +269,60 @@ def _policy(context: Context, c: Connection) -> PolicyResource:
         method=settings.method,
         champion=alias(Alias.CHAMPION),
         challenger=alias(Alias.CHALLENGER),
-        versions=len(versions.list_(c, name)),
+        versions=versions.count(c, name),
         groups=groups.count(c, name),
     )
 
 
-def _versions(context: Context, c: Connection) -> list[VersionResource]:
-    name = context.policy_name
-    named = {alias.value: versions.alias(c, name, alias) for alias in Alias}
-    return [
-        version_resource(version, [alias for alias, number in named.items() if number == version.number])
-        for version in versions.list_(c, name)
-    ]
+def _schedule(context: Context, c: Connection) -> ScheduleResource:
+    name, section, now = context.policy_name, context.config.schedule, datetime.now(UTC)
+    last = next(iter(cycles.list_(c, name, 1)), None)
+    begun_at = _begun_at(context, c, last)
+    next_at = None if begun_at is None else stage.next_run_at(section, begun_at, now)
+    return ScheduleResource(
+        id=name,
+        policy=name,
+        enabled=section.enabled,
+        every=section.every,
+        cron=section.cron,
+        min_pairs=section.min_pairs,
+        pending=triggers.peek(c, name),
+        last_started_at=None if last is None else seconds(last.created_at),
+        next_run_at=None if next_at is None else seconds(next_at),
+    )
 
 
-def _one(found: list[VersionResource], wanted: str, what: str) -> VersionResource:
-    for item in found:
-        if item.id == wanted:
-            return item
-    raise NotFoundError(f"no {what} {wanted!r}", param=what)
+def _begun_at(context: Context, c: Connection, last: Cycle | None) -> datetime | None:
+    """From when the clock counts: the last cycle, or the base where there was none."""
+    if last is not None:
+        return last.created_at
+    base = versions.get(c, context.policy_name, BASE_VERSION)
+    return None if base is None else base.created_at
+
+
+def _aliases(context: Context, c: Connection) -> dict[int, list[str]]:
+    """Version number → the aliases that name it."""
+    named: dict[int, list[str]] = {}
+    for alias in Alias:
+        number = versions.alias(c, context.policy_name, alias)
+        if number is not None:
+            named.setdefault(number, []).append(alias.value)
+    return named
+
+
+def _version(context: Context, c: Connection, wanted: str, *, param: str = "version") -> Version:
+    name, _, number = wanted.rpartition("@")
+    found = versions.get(c, name, int(number)) if name == context.policy_name and _NUMBER.fullmatch(number) else None
+    if found is None:
+        raise NotFoundError(f"no version {wanted!r}", param=param)
+    return found
+
+
+def _dataset(c: Connection, dataset_id: str) -> Dataset:
+    found = datasets.get(c, dataset_id)
+    if found is None:
+        raise NotFoundError(f"no dataset {dataset_id!r}", param="dataset_id")
+    return found
 
 
 def _moved(moved: Promotion) -> Moved:

@@ -7,26 +7,41 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from pairloop import __version__
-from pairloop.config import Config
+from pairloop.config import Config, duration_s, is_loopback
 from pairloop.loop.serve import ChatService
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store
-from pairloop.web import api, chat, errors, health, pages, picks
+from pairloop.web import api, chat, errors, evidence, health, keys, login, pages, picks, stored
+from pairloop.web.access import Access, InFlight
 from pairloop.web.context import Context, SchedulerLike
+from pairloop.web.idempotency import Idempotency
+from pairloop.web.keyring import KeyRing
 from pairloop.web.metrics import Metrics
-from pairloop.web.middleware import BodyLimit, Outermost, SameSite
+from pairloop.web.middleware import BodyLimit, Outermost, Sites
+from pairloop.web.scopes import undeclared
 from pairloop.web.status import StatusBoard
 
 DESCRIPTION = "Two answers, a pick, a better model: an OpenAI-compatible server that trains its policy on the picks it records."
+EXPOSED = (
+    "x-request-id",
+    "openai-processing-ms",
+    "retry-after",
+    "x-should-retry",
+    "x-pairloop-model-version",
+    "x-pairloop-overhead-ms",
+)
+"""Headers that a page of serve.allowed_origins may read."""
 
 
 def create_app(store: Store, policy: Policy, config: Config, scheduler: SchedulerLike | None) -> FastAPI:
     """The HTTP side of one serving process. Its lifespan starts and stops ``scheduler``; store and policy stay the caller's."""
     metrics = Metrics(store, policy, config.policy.name)
     board = StatusBoard(store, config, scheduler.status if scheduler is not None else dict)
-    context = Context(store, policy, config, scheduler, ChatService(store, policy, config), metrics, board)
+    ring = KeyRing(store)
+    context = Context(store, policy, config, scheduler, ChatService(store, policy, config), metrics, board, ring)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -44,11 +59,37 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     )
     app.state.context = context
     errors.install(app)
-    for room in (chat, picks, api, health, pages):
-        app.include_router(room.router)
     pages.mount_static(app)
-    # The last one added is the outermost.
-    app.add_middleware(BodyLimit, limit=config.serve.max_body_bytes)
-    app.add_middleware(SameSite)
-    app.add_middleware(Outermost, metrics=metrics)
+    missing = undeclared(app.routes)
+    for room in (chat, stored, picks, evidence, api, keys, health, pages, login):
+        app.include_router(room.router)
+        missing += undeclared(room.router.routes)
+    if missing:
+        raise AssertionError(f"web/scopes.py does not say which scope opens {', '.join(missing)}")
+    _add_layers(app, store, config, metrics, ring)
     return app
+
+
+def _add_layers(app: FastAPI, store: Store, config: Config, metrics: Metrics, ring: KeyRing) -> None:
+    """Between server and routes. The last one added is the outermost: what is to be refused is refused before it costs."""
+    serve = config.serve
+    app.add_middleware(Idempotency, store=store)
+    app.add_middleware(
+        BodyLimit,
+        limit=serve.max_body_bytes,
+        upload_limit=serve.max_file_bytes,
+        timeout_s=duration_s(serve.body_timeout),
+    )
+    app.add_middleware(InFlight, limit=serve.queue_limit)
+    app.add_middleware(Access, ring=ring, requests_per_minute=serve.requests_per_minute)
+    if serve.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=serve.allowed_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
+            max_age=3600,
+        )
+    app.add_middleware(Sites, hosts=serve.allowed_hosts, origins=serve.allowed_origins, beyond=not is_loopback(serve.host))
+    app.add_middleware(Outermost, metrics=metrics)

@@ -12,6 +12,7 @@ from pairloop.config import Config
 from pairloop.loop.serve import ChatService
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store
+from pairloop.web.keyring import KeyRing
 from pairloop.web.metrics import Metrics
 from pairloop.web.status import StatusBoard
 
@@ -41,6 +42,7 @@ class Context:
     service: ChatService
     metrics: Metrics
     board: StatusBoard
+    keys: KeyRing
     draining: bool = False
 
     @property

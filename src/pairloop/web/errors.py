@@ -34,7 +34,16 @@ _STATUS: tuple[tuple[type[PairloopError], int], ...] = (
     (StoreError, 503),
     (UserError, 400),
 )
-_CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 409: "conflict", 413: "request_too_large"}
+_CODES = {
+    400: "invalid_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    409: "conflict",
+    413: "request_too_large",
+    408: "request_timeout",
+}
+_SHOULD_RETRY = {408: "true", 409: "false", 429: "true", 503: "true"}
+"""What the official clients obey; left to themselves they would send a conflict again, in vain."""
 
 
 def error_body(
@@ -49,15 +58,23 @@ def error_response(
     *,
     param: str | None = None,
     code: str | None = None,
+    kind: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    kind = INVALID_REQUEST if status < 500 else SERVER_ERROR
-    body = error_body(message, kind=kind, param=param, code=code or _CODES.get(status))
-    return Response(json.dumps(body), status_code=status, media_type="application/json", headers=dict(headers or {}))
+    """The reply to what went wrong; 503 carries retry-after, and what a client may try again, or should not, says so."""
+    body = error_body(
+        message,
+        kind=kind or (INVALID_REQUEST if status < 500 else SERVER_ERROR),
+        param=param,
+        code=code or _CODES.get(status),
+    )
+    sent = {"x-should-retry": _SHOULD_RETRY[status]} if status in _SHOULD_RETRY else {}
+    sent |= {"retry-after": RETRY_AFTER_S} if status == 503 else {}
+    return Response(json.dumps(body), status_code=status, media_type="application/json", headers=sent | dict(headers or {}))
 
 
 def from_error(error: PairloopError) -> Response:
-    """The reply to an error of ours; 503 carries retry-after."""
+    """The reply to an error of ours."""
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     param = getattr(error, "param", None)
     code = getattr(error, "code", None)
@@ -67,8 +84,7 @@ def from_error(error: PairloopError) -> Response:
         code = "engine_unavailable"
     if isinstance(error, StoreError):
         code = "store_unavailable"
-    headers = {"retry-after": RETRY_AFTER_S} if status == 503 else None
-    return error_response(status, str(error), param=param, code=code, headers=headers)
+    return error_response(status, str(error), param=param, code=code)
 
 
 def install(app: FastAPI) -> None:
@@ -99,9 +115,10 @@ def from_validation(problems: Sequence[Mapping[str, Any]]) -> Response:
     place = [part for part in problem["loc"] if part not in ("body", "query", "path", "header")]
     if kind == "json_invalid":
         reason = problem.get("ctx", {}).get("error", "")
-        return error_response(400, f"We could not parse the JSON body of your request: {reason}", code="invalid_json")
-    param = _param(place) or problem.get("ctx", {}).get("param")
-    return error_response(400, _sentence(kind, param, str(problem["msg"])), param=param, code=_code(kind))
+        text = f"We could not parse the JSON body of your request: {reason}"
+        return error_response(400, text, param="body", code="invalid_json")
+    param = ".".join(filter(None, (_param(place), problem.get("ctx", {}).get("param")))) or None
+    return error_response(400, _sentence(kind, param, str(problem["msg"])), param=param or "body", code=_code(kind))
 
 
 def _param(place: Sequence[Any]) -> str | None:

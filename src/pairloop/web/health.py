@@ -11,7 +11,7 @@ from pairloop import __version__
 from pairloop.store import Store, versions
 from pairloop.types import BASE_VERSION, Alias
 from pairloop.web.context import Here
-from pairloop.web.errors import RETRY_AFTER_S, error_response
+from pairloop.web.errors import error_response
 from pairloop.web.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["operation"])
@@ -31,7 +31,7 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready", summary="The server takes requests; 503 while it drains", response_model=None)
 async def ready(context: Here) -> Response | dict[str, str]:
     if context.draining:
-        return error_response(503, "the server is about to stop", code="draining", headers={"retry-after": RETRY_AFTER_S})
+        return error_response(503, "the server is about to stop", code="draining")
     return {"status": "ready"}
 
 

@@ -29,6 +29,7 @@ class Metrics:
         self.tokens = self._counter("tokens", "Tokens read (prompt) and written (completion)", ["part"])
         self.picks = self._counter("picks", "Picks recorded, by label", ["label"])
         self.values = self._counter("values", "Other feedback recorded, by metric of the wire", ["metric"])
+        self.retries = self._counter("retried_requests", "Requests that their client had sent before", [])
         self._registry.register(_Live(store, sampler, policy))
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:

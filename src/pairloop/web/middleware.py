@@ -1,17 +1,21 @@
-"""The outermost layer, plain ASGI: request ids, timing, metrics, the body limit, cross-site refusals, and the last resort."""
+"""The outermost layers, plain ASGI: request ids, timing, metrics, whom a request asks for, the body limit, the last resort."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
+import re
+from collections.abc import Sequence
 from time import perf_counter
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
+from pairloop.loop.serve.stopwatch import watch
 from pairloop.web.errors import error_response
 from pairloop.web.metrics import Metrics
 
@@ -19,10 +23,18 @@ logger = logging.getLogger(__name__)
 
 UNMATCHED = "unmatched"
 DRAINED_BYTES = 128_000_000
+SLOWEST_BYTES_PER_S = 10_000
+UPLOADS = "/v1/files"
+VERSION_HEADER = b"x-pairloop-model-version"
+_TRACE = re.compile(r"[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Outermost:
-    """Gives every response its ``x-request-id`` and ``openai-processing-ms``, counts it, and turns a crash into a 500."""
+    """Gives every response its ``x-request-id`` and ``openai-processing-ms``, counts it, and turns a crash into a 500.
+
+    The id is always our own, so that it is one request's only; ``traceparent`` ties a request to its sender's, in the log. A
+    reply that names its version says what it cost beside sampling, too: a duel's does not, for the time would tell its sides.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -32,23 +44,32 @@ class Outermost:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, request_id, status = perf_counter(), f"req_{uuid7().hex}", 0
+        begun, request_id, status, sampled = perf_counter(), f"req_{uuid7().hex}", 0, watch()
 
         async def send_signed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 elapsed_s = perf_counter() - begun
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
-                headers["openai-processing-ms"] = str(round(elapsed_s * 1000))
+                headers = message["headers"] = list(message["headers"])
+                headers += [
+                    (b"x-request-id", request_id.encode()),
+                    (b"openai-processing-ms", str(round(elapsed_s * 1000)).encode()),
+                ]
+                if any(name == VERSION_HEADER for name, _ in headers):
+                    overhead_ms = 1000 * max(0.0, elapsed_s - sampled.seconds)
+                    headers.append((b"x-pairloop-overhead-ms", f"{overhead_ms:.2f}".encode()))
                 self._count(scope, status, elapsed_s)
+                if logger.isEnabledFor(logging.INFO):
+                    about = (request_id, scope["method"], scope["path"], status, 1000 * elapsed_s, trace_of(scope))
+                    logger.info("request %s (%s %s) answered %d after %.1f ms, trace %s", *about)
             await send(message)
 
         try:
             await self._app(scope, receive, send_signed)
         except Exception:  # the supervisor line: logged with its request id, answered with a 500
-            logger.exception("request %s (%s %s) failed", request_id, scope["method"], scope["path"])
+            about = (request_id, scope["method"], scope["path"], trace_of(scope))
+            logger.exception("request %s (%s %s) failed, trace %s", *about)
             if status:
                 return  # the response has begun; the client sees it end early
             response = error_response(
@@ -60,82 +81,127 @@ class Outermost:
         route = getattr(scope.get("route"), "path", UNMATCHED)
         self._metrics.requests.labels(route, scope["method"], str(status)).inc()
         self._metrics.latency.labels(route).observe(elapsed_s)
+        for name, value in scope["headers"]:
+            if name == b"x-stainless-retry-count" and value.isdigit() and int(value[:9]):
+                self._metrics.retries.inc()
 
 
-class SameSite:
-    """Refuses a browser's cross-site request: without keys, any web page could otherwise drive a server on loopback.
+def trace_of(scope: Scope) -> str:
+    """The trace id of a W3C ``traceparent``; ``-`` where there is none."""
+    match = _TRACE.fullmatch(Headers(scope=scope).get("traceparent", ""))
+    return match["trace"] if match is not None else "-"
 
-    Neither may a page whose own name was made to resolve to loopback (DNS rebinding; its origin is the host it asks for, so
-    only the name tells): the Host header has to be a loopback address or localhost, on every path.
+
+class Sites:
+    """Refuses a browser's cross-site request, and one that asks for a host that this server is not.
+
+    Without keys any web page could otherwise drive a server on loopback. Neither may a page whose own name was made to resolve
+    to loopback (DNS rebinding; its origin is the host it asks for, so only the name tells): the Host header has to be a
+    loopback address, localhost, or one of ``hosts``, on every path. Where the server listens beyond loopback (``beyond``; it
+    has keys then) any address will do, for only a name can be rebound. Pages of ``origins`` may call from elsewhere.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, hosts: Sequence[str] = (), origins: Sequence[str] = (), beyond: bool = False) -> None:
         self._app = app
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._origins = frozenset(origins)
+        self._beyond = beyond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             host = headers.get("host", "")
-            if not _is_loopback(host):
-                text = f"This server answers to 127.0.0.1, [::1] and localhost only, not to the host {host[:200]!r}."
-                response = error_response(421, text, code="wrong_host")
-                await response(scope, receive, send)
+            if not self._is_ours(host):
+                text = (
+                    f"This server does not answer to the host {host[:200]!r}: it knows 127.0.0.1, [::1], localhost and what "
+                    "serve.allowed_hosts names."
+                )
+                await error_response(421, text, code="wrong_host")(scope, receive, send)
                 return
             origin = headers.get("origin")
-            if origin is not None and urlsplit(origin).netloc != host:
-                response = error_response(403, f"Requests from the site {origin[:200]} are not taken.", code="cross_site")
-                await response(scope, receive, send)
+            if origin is not None and urlsplit(origin).netloc != host and origin not in self._origins:
+                text = f"Requests from the site {origin[:200]} are not taken; serve.allowed_origins names those that are."
+                await error_response(403, text, code="cross_site")(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
+    def _is_ours(self, host: str) -> bool:
+        name = host_name(host)
+        if name is None:
+            return False
+        if name in self._hosts or "*" in self._hosts or name == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(name).is_loopback or self._beyond
+        except ValueError:
+            return False
 
-def _is_loopback(host: str) -> bool:
-    """Whether a Host header (``name``, ``name:port`` or ``[address]:port``) names loopback by address, or as localhost."""
+
+def host_name(host: str) -> str | None:
+    """The name or address in a Host header (``name``, ``name:port`` or ``[address]:port``), in small letters."""
     bracketed = host.startswith("[")
     name, _, rest = host[bracketed:].partition("]" if bracketed else ":")
     port = rest.removeprefix(":") if bracketed else rest
     if port and not (port.isascii() and port.isdigit()):
-        return False
-    try:
-        return name.lower() == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+        return None
+    return name.lower() or None
 
 
 class BodyLimit:
-    """Refuses bodies beyond ``limit`` bytes with 413, by their declared length or, where chunked, once they exceed it.
+    """Refuses bodies beyond a limit with 413, by their declared length or, where chunked, once they exceed it.
 
     The rest of a refused body is read and thrown away, up to a bound: a client that is still sending would otherwise see a
-    broken connection instead of the reason.
+    broken connection instead of the reason. A body that does not come is not waited for: 408 after ``timeout_s`` of silence,
+    or where it comes at under 10 kB a second.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, *, limit: int, upload_limit: int, timeout_s: float) -> None:
         self._app = app
         self._limit = limit
-        self._text = f"The body is larger than {limit} bytes (serve.max_body_bytes)."
+        self._upload_limit = upload_limit
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if int(headers.get("content-length", "0")) > self._limit:
+        uploads = scope["path"] == UPLOADS
+        limit = self._upload_limit if uploads else self._limit
+        text = f"The body is larger than {limit} bytes (serve.{'max_file_bytes' if uploads else 'max_body_bytes'})."
+        if int(headers.get("content-length", "0")) > limit:
             drained = "expect" not in headers and await _drain(receive)
-            response = error_response(413, self._text, headers=None if drained else {"connection": "close"})
+            response = error_response(413, text, headers=None if drained else {"connection": "close"})
             await response(scope, receive, send)
             return
-        read = 0
+        read, complete, begun = 0, False, perf_counter()
 
         async def receive_counted() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, complete
+            if complete:
+                return await receive()
+            try:
+                left_s = begun + self._timeout_s + read / SLOWEST_BYTES_PER_S - perf_counter()
+                async with asyncio.timeout(min(self._timeout_s, left_s)):
+                    message = await receive()
+            except TimeoutError as error:
+                raise _too_slow(read) from error
             read += len(message.get("body", b""))
-            if read > self._limit:
+            complete = not message.get("more_body", False)
+            if read > limit:
                 await _drain(receive)
-                raise HTTPException(413, self._text)
+                raise HTTPException(413, text)
             return message
 
-        await self._app(scope, receive_counted, send)
+        try:
+            await self._app(scope, receive_counted, send)
+        except HTTPException as refused:  # raised by a layer between this one and the routes, which answer their own
+            await error_response(refused.status_code, refused.detail, headers=refused.headers)(scope, receive, send)
+
+
+def _too_slow(read: int) -> HTTPException:
+    text = f"The rest of the body did not come in time (serve.body_timeout); {read} bytes had."
+    return HTTPException(408, text, headers={"connection": "close"})
 
 
 async def _drain(receive: Receive) -> bool:

@@ -80,8 +80,7 @@ async def curve(context: Here) -> Response:
 async def docs(request: Request) -> Response:
     """The API for people: every route, what it takes and what it is for."""
     schema = request.app.openapi()
-    body = _environment().get_template("docs.html").render(title=schema["info"]["title"], sections=_sections(schema))
-    return Response(body, media_type=HTML, headers=SECURITY_HEADERS)
+    return render("docs.html", title=schema["info"]["title"], sections=_sections(schema))
 
 
 @router.get("/favicon.ico")
@@ -89,9 +88,19 @@ async def favicon() -> Response:
     return Response(status_code=308, headers={"location": "/static/favicon.svg"})
 
 
+def render(template: str, *, status_code: int = 200, sends_forms: bool = False, **values: Any) -> Response:
+    """A page; one that ``sends_forms`` may send them to this server, and to nobody else."""
+    body = _environment().get_template(template).render(**values)
+    headers = dict(SECURITY_HEADERS)
+    if sends_forms:
+        headers["content-security-policy"] = headers["content-security-policy"].replace(
+            "form-action 'none'", "form-action 'self'"
+        )
+    return Response(body, status_code=status_code, media_type=HTML, headers=headers)
+
+
 def _html(template: str, status: Status, **more: Any) -> Response:
-    body = _environment().get_template(template).render(**_view(status), **more)
-    return Response(body, media_type=HTML, headers=SECURITY_HEADERS)
+    return render(template, **_view(status), **more)
 
 
 def _view(status: Status) -> dict[str, Any]:

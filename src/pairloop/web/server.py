@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import ipaddress
 import os
 import signal
@@ -14,12 +15,12 @@ from contextlib import ExitStack, closing, contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from pairloop.config import Config
+from pairloop.config import Config, is_loopback
 from pairloop.errors import ConfigError
 from pairloop.loop.cycle import Loop, ensure_base
 from pairloop.loop.schedule import Scheduler
 from pairloop.policy.engine import open_policy
-from pairloop.store import Store
+from pairloop.store import Store, keys
 from pairloop.web.app import create_app
 from pairloop.web.context import Context
 
@@ -32,6 +33,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> None:
     with ExitStack() as closers:
         listener = closers.enter_context(closing(listen(config.serve.host, config.serve.port)))
         store = closers.enter_context(Store.open(config))
+        refuse_open_doors(store, config)
         policy = closers.enter_context(closing(open_policy(config)))
         ensure_base(store, policy, config)
         scheduler = Scheduler(Loop(store, policy, config, owner=f"{socket.gethostname()}:{os.getpid()}"))
@@ -40,8 +42,8 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket on loopback; port 0 takes a free one. ConfigError names what is wrong, and with which port."""
-    family, address = _loopback(host)
+    """A listening socket; port 0 takes a free one. ConfigError names what is wrong, and with which port."""
+    family, address = _address(host)
     # With the protocol named, asyncio turns off Nagle on what it accepts; without, each answer waits 40 ms for an ACK.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
@@ -62,15 +64,37 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _loopback(host: str) -> tuple[socket.AddressFamily, str]:
-    """Family and address of a loopback host. No keys exist, so whoever can connect can train and roll back."""
+def refuse_open_doors(store: Store, config: Config) -> None:
+    """ConfigError where others than this machine could reach a server that has no keys: they could train and roll back."""
+    host, names = config.serve.host, config.serve.allowed_hosts
+    if is_loopback(host) and not names:
+        return
+    with store.reading() as c:
+        if keys.any_(c):
+            return
+    what = f"serve.allowed_hosts = {list(names)}" if is_loopback(host) else f"serve.host = {host!r} is not loopback and"
+    raise ConfigError(
+        f"{what} opens the server to others, and it has no API key yet: make one with `pairloop keys create --scope admin`, or "
+        'leave serve.host at "127.0.0.1" and serve.allowed_hosts empty'
+    )
+
+
+def _address(host: str) -> tuple[socket.AddressFamily, str]:
+    """Family and address of a host."""
     try:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError as error:
-        raise ConfigError(f"serve.host = {host!r} is not an address; use 127.0.0.1, ::1 or localhost") from error
-    if not address.is_loopback:
-        raise ConfigError(f"serve.host = {host!r} is not loopback: without API keys pairloop listens on 127.0.0.1 or ::1 only")
+        raise ConfigError(f"serve.host = {host!r} is not an address; use 127.0.0.1, ::1, localhost or 0.0.0.0") from error
     return (socket.AF_INET6 if address.version == 6 else socket.AF_INET), str(address)
+
+
+def freeze() -> None:
+    """Take what is there from now on for good: libraries, routes and weights are not searched for garbage again.
+
+    Without this each full collection walks through all of it, and no request is answered for 80 ms (with torch, for longer).
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class Server(uvicorn.Server):
@@ -94,6 +118,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            freeze()
             self._listening()
 
     @contextmanager

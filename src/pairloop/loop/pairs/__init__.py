@@ -13,6 +13,7 @@ from pairloop.loop.pairs.dataset import (
     promotions_between,
     record,
     run,
+    set_aside_rows,
 )
 from pairloop.loop.pairs.file import compile_file
 from pairloop.loop.pairs.rows import compile_rows
@@ -33,4 +34,5 @@ __all__ = [
     "promotions_between",
     "record",
     "run",
+    "set_aside_rows",
 ]

@@ -28,11 +28,13 @@ class Dropped(StrEnum):
     COMMENT = "comment"
     OTHER_METRIC = "other_metric"
     MALFORMED = "malformed"
+    JUDGE_ERROR = "judge_error"
     # who said it, and how
     INSTANT_PICK = "instant_pick"
     RATER_CAP = "rater_cap"
     # what it was said about
     ABANDONED = "abandoned"
+    DELETED = "deleted"
     DUEL = "duel"
     DUPLICATE_GROUP = "duplicate_group"
     EARLIER_ROUND = "earlier_round"
@@ -63,6 +65,8 @@ class PairRules:
     staleness: Mapping[int, int] | None = None
     heldout_share: float = 0.0
     """Share of the prompts of imported groups, by hash, that is held out."""
+    thumb_metrics: tuple[str, ...] = ()
+    """Further metrics that count as thumbs."""
 
     @classmethod
     def of(cls, config: Config, *, staleness: Mapping[int, int] | None = None, split_prompts: bool = True) -> Self:
@@ -74,6 +78,7 @@ class PairRules:
             max_staleness=config.pairs.max_staleness,
             staleness=staleness,
             heldout_share=config.pairs.heldout_share if split_prompts else 0.0,
+            thumb_metrics=config.feedback.thumb_metrics,
         )
 
 

@@ -1,0 +1,184 @@
+"""Our own resources as they stand on the wire, for both of its ends. Times are Unix seconds."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel
+
+
+class PolicyResource(BaseModel):
+    """A lineage of versions, and what its aliases name."""
+
+    object: Literal["policy"] = "policy"
+    id: str
+    model: str
+    method: str
+    champion: str | None
+    challenger: str | None
+    versions: int
+    groups: int
+
+
+class VersionResource(BaseModel):
+    object: Literal["version"] = "version"
+    id: str
+    policy: str
+    number: int
+    kind: str
+    parent: str | None
+    aliases: list[str]
+    dataset_id: str | None
+    run_id: str | None
+    artifact_hash: str
+    created_at: int
+
+
+class StepResource(BaseModel):
+    state: str
+    record: dict[str, Any]
+    created_at: int
+
+
+class CycleResource(BaseModel):
+    object: Literal["cycle"] = "cycle"
+    id: str
+    policy: str
+    number: int
+    state: str
+    parent: str
+    trigger: str
+    created_at: int
+    steps: list[StepResource]
+
+
+class DatasetResource(BaseModel):
+    object: Literal["dataset"] = "dataset"
+    id: str
+    policy: str
+    path: str
+    n_train: int
+    n_heldout: int
+    counts: dict[str, int]
+    dropped: dict[str, int]
+    created_at: int
+
+
+class DuelResource(BaseModel):
+    object: Literal["duel"] = "duel"
+    id: str
+    cycle_id: str
+    policy: str
+    champion: str
+    challenger: str
+    picks: int
+    opened_at: int
+    closed_at: int | None
+
+
+class ReasonResource(BaseModel):
+    rule: str
+    passed: bool | None
+    text: str
+    observed: float | None
+    threshold: float | None
+
+
+class VerdictResource(BaseModel):
+    kind: str
+    text: str
+    reasons: list[ReasonResource]
+    e_value: float
+    wins: int
+    losses: int
+    ties: int
+    raters: int
+    win_rate: float
+    ci95: tuple[float, float]
+    created_at: int
+
+
+class GateResource(BaseModel):
+    """What the gate said about one cycle's challenger; ``verdict`` is its latest word, ``history`` all of them."""
+
+    object: Literal["gate"] = "gate"
+    id: str
+    cycle_id: str
+    verdict: VerdictResource
+    history: list[VerdictResource]
+
+
+class RaterResource(BaseModel):
+    """Someone who gave feedback; ``pool`` says whether their picks train or judge."""
+
+    object: Literal["rater"] = "rater"
+    id: str
+    pool: Literal["train", "gate"]
+    feedback: int
+    first_at: int
+    last_at: int
+
+
+class ScheduleResource(BaseModel):
+    """When the cycles of a policy begin: by a clock, a cron line, new pairs, or the pending trigger."""
+
+    object: Literal["schedule"] = "schedule"
+    id: str
+    policy: str
+    enabled: bool
+    every: str | None
+    cron: str | None
+    min_pairs: int
+    pending: str | None
+    last_started_at: int | None
+    next_run_at: int | None
+
+
+class KeyResource(BaseModel):
+    """A key, without its secret, of which only a hash is stored."""
+
+    object: Literal["key"] = "key"
+    id: str
+    name: str
+    scopes: list[str]
+    requests_per_minute: int | None
+    created_at: int
+    expires_at: int | None
+    last_used_at: int | None
+    revoked_at: int | None
+
+
+class NewKeyResource(KeyResource):
+    """A key that was just made, with its token: this once."""
+
+    token: str
+
+
+class Triggered(BaseModel):
+    object: Literal["cycle.trigger"] = "cycle.trigger"
+    policy: str
+    reason: str
+    running: CycleResource | None
+
+
+class Moved(BaseModel):
+    """An alias that was moved by hand."""
+
+    object: Literal["promotion"] = "promotion"
+    action: str
+    champion: str
+    previous: str | None
+    reason: str
+
+
+Item = TypeVar("Item", bound=BaseModel)
+
+
+class Page(BaseModel, Generic[Item]):
+    """A page of a list; the next one is asked for with ``after`` = ``last_id``."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool

@@ -1,0 +1,42 @@
+"""Requests per minute, as buckets that fill up steadily: a caller that was quiet may send a minute's worth at once."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from time import monotonic
+from typing import NamedTuple
+
+CALLERS = 10_000
+"""Buckets kept; the one that was not used for longest goes first."""
+
+
+class Taken(NamedTuple):
+    """What is left after one request. ``retry_s`` is 0 where it was let in; ``reset_s``: until the bucket is full again."""
+
+    per_minute: int
+    remaining: int
+    reset_s: float
+    retry_s: int
+
+
+class Buckets:
+    """One bucket per caller; lives in one event loop."""
+
+    def __init__(self, now: Callable[[], float] = monotonic) -> None:
+        self._now = now
+        self._filled: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, caller: str, per_minute: int) -> Taken:
+        """Take one request out of the caller's bucket, which holds ``per_minute``."""
+        now, rate = self._now(), per_minute / 60.0
+        level, at = self._filled.pop(caller, (float(per_minute), now))
+        level = min(float(per_minute), level + (now - at) * rate)
+        let_in = level >= 1.0 - 1e-9
+        level -= let_in
+        self._filled[caller] = (level, now)
+        if len(self._filled) > CALLERS:
+            self._filled.popitem(last=False)
+        retry_s = 0 if let_in else math.ceil((1.0 - level) / rate)
+        return Taken(per_minute, max(0, int(level)), (per_minute - level) / rate, retry_s)
