@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sys
@@ -204,6 +205,7 @@ def test_training_on_a_file_is_heard_too(tmp_path: Path, monkeypatch: pytest.Mon
     steps = json.loads(done.stdout)["result"]["steps"]
     assert [step for step, _ in curve(events, "train/loss")] == list(range(1, steps + 1))
     assert words(events, "status") == "succeeded"
+    assert f"| data_sha256 | {hashlib.sha256(rows.read_bytes()).hexdigest()} |" in words(events, "settings")
 
 
 # --- what goes wrong

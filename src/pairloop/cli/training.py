@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,8 @@ def _train_file(config: Config, wanted: _OneOff, *, as_json: bool) -> None:
     heldout = compiled.heldout
     if wanted.validation is not None:
         heldout = compile_file(wanted.validation, config, objective, **options)[1].train
-    info = training_info(config, key=new_id("run"), name=wanted.out.name, data=wanted.data.name, model=wanted.model)
+    facts = {"data": wanted.data.name, "data_sha256": _sha256(wanted.data), "model": wanted.model}
+    info = training_info(config, key=new_id("run"), name=wanted.out.name, **facts)
     with TerminalWatcher() as watcher, reporting(config, info) as report:
 
         def heard(row: Mapping[str, Any]) -> None:
@@ -147,6 +149,11 @@ def _train_file(config: Config, wanted: _OneOff, *, as_json: bool) -> None:
         "result": result,
     }
     show(document, _result_text(document, result), as_json=as_json)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _train_stage(config: Config, dataset_id: str | None, *, as_json: bool) -> None:
