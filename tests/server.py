@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 from array import array
 from collections.abc import Mapping
@@ -19,9 +21,11 @@ from openai import DefaultHttpxClient, OpenAI
 from sqlalchemy import Connection
 
 from pairloop.config import Config, parse_config
-from pairloop.loop.cycle import ensure_base
+from pairloop.loop.cycle import Loop, ensure_base
+from pairloop.loop.schedule import Scheduler
 from pairloop.loop.serve import pool_of
 from pairloop.policy.fake import FakePolicy, write_skill
+from pairloop.policy.protocols import Policy
 from pairloop.store import Store, cycles, duels, groups, versions
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, Group, Pool, Version, VersionKind
 from pairloop.web.app import create_app
@@ -52,12 +56,12 @@ def user_of(pool: Pool, number: int = 0, gate_share: float = 0.2) -> str:
 class World:
     """A store with version 0 as champion, and the fake policy; with what a cycle would do to them. ``with`` closes both."""
 
-    def __init__(self, folder: Path, *, config: Config | None = None, policy: FakePolicy | None = None) -> None:
+    def __init__(self, folder: Path, *, config: Config | None = None, policy: Policy | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.config = config or fake_config(folder)
         self.store = Store.in_memory(folder / "artifacts")
-        self.policy = policy or FakePolicy()
+        self.policy: Policy = policy or FakePolicy()
         ensure_base(self.store, self.policy, self.config)
 
     def __enter__(self) -> Self:
@@ -124,10 +128,14 @@ class RunningServer(World):
         folder: Path,
         *,
         config: Config | None = None,
-        policy: FakePolicy | None = None,
+        policy: Policy | None = None,
         scheduler: SchedulerLike | None = None,
+        turning: bool = False,
     ) -> None:
+        """``turning``: with a scheduler of its own, which runs cycles and fine-tuning jobs."""
         super().__init__(folder, config=config, policy=policy)
+        if turning:
+            scheduler = Scheduler(Loop(self.store, self.policy, self.config, f"{socket.gethostname()}:{os.getpid()}"))
         self._listener = listen("127.0.0.1", 0)
         self.url = url_of(self._listener)
         self.app = create_app(self.store, self.policy, self.config, scheduler)

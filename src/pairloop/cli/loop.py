@@ -1,4 +1,4 @@
-"""cycle, evaluate, versions, promote, rollback: the loop by hand."""
+"""cycle, evaluate, promote, rollback: the loop by hand."""
 
 from __future__ import annotations
 
@@ -90,41 +90,6 @@ def evaluate(config_path: Path, number: int, as_json: bool) -> None:
 
 
 @click.command()
-@config_option
-@verb
-def versions(config_path: Path, as_json: bool) -> None:
-    """The policy's versions, with the aliases and what happened to each."""
-    from pairloop.cli.opening import open_store
-    from pairloop.store import versions as rows_of
-    from pairloop.types import Alias
-
-    with open_store(config_path) as (config, store), store.reading() as c:
-        name = config.policy.name
-        found = rows_of.list_(c, name)
-        aliases = {rows_of.alias(c, name, alias): alias.value for alias in reversed(Alias)}
-        history = rows_of.promotions(c, name)
-    rows = [
-        (
-            version.number,
-            aliases.get(version.number),
-            version.kind,
-            version.parent,
-            ", ".join(event.action for event in history if event.number == version.number),
-            f"{version.created_at:%Y-%m-%d %H:%M:%S}",
-            version.path,
-        )
-        for version in found
-    ]
-    headers = ("version", "alias", "kind", "parent", "history", "made (UTC)", "path")
-    document = {
-        "versions": found,
-        "aliases": {alias: number for number, alias in aliases.items() if number is not None},
-        "promotions": history,
-    }
-    show(document, table(headers, rows) if rows else "no version yet; `pairloop serve` registers version 0", as_json=as_json)
-
-
-@click.command()
 @click.argument("number", metavar="VERSION", type=click.IntRange(0))
 @config_option
 @click.option("--reason", required=True, help="Kept with the promotion.")
@@ -186,4 +151,4 @@ def _standing(status: CycleStatus) -> str:
     return "\n".join(f"{key}: {value}" for key, value in facts.items())
 
 
-COMMANDS = (cycle, evaluate, versions, promote, rollback)
+COMMANDS = (cycle, evaluate, promote, rollback)

@@ -15,7 +15,9 @@ from pairloop.store import (
     doctor,
     duels,
     feedback,
+    files,
     groups,
+    jobs,
     keys,
     leases,
     quarantines,
@@ -28,7 +30,7 @@ from pairloop.store import (
     versions,
 )
 from pairloop.store.artifacts import Artifact, Artifacts
-from pairloop.store.ids import new_group_id, new_id
+from pairloop.store.ids import new_group_id, new_id, new_wire_id
 from pairloop.store.store import Store
 
 __all__ = [
@@ -40,11 +42,14 @@ __all__ = [
     "doctor",
     "duels",
     "feedback",
+    "files",
     "groups",
+    "jobs",
     "keys",
     "leases",
     "new_group_id",
     "new_id",
+    "new_wire_id",
     "quarantines",
     "raters",
     "replies",
