@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pairloop.learner.scores import score
 from pairloop.policy.protocols import TokenCompletion
 from pairloop.policy.scoring import load_causal_lm
 from pairloop.template import ChatTemplate
-from pairloop.types import Message, PairSide, PreferencePair, VersionKind
+from pairloop.types import Message, PairSide, PreferencePair, TrainingRow, VersionKind
 
 MakeJob = Callable[..., TrainJob]
 
@@ -74,8 +74,8 @@ def job_maker(folder: Path, base: Path) -> MakeJob:
     """Gives a function that writes the snapshot and makes a job on it; the job's own files lie in ``folder / name``."""
 
     def make(
-        pairs: list[PreferencePair],
-        heldout: list[PreferencePair] | None = None,
+        pairs: Sequence[TrainingRow],
+        heldout: Sequence[TrainingRow] | None = None,
         *,
         name: str = "run",
         recipe: Mapping[str, Any] | None = None,

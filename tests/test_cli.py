@@ -99,6 +99,33 @@ def test_imported_rows_become_a_dataset_a_version_and_rows_again(bot: Path, tmp_
     assert run_json("data", "stats", str(out))["pairs"]["train"] > 0
 
 
+SCORED = (
+    '{{"prompt": "Say hello to {0}.", "responses": [{{"content": "Hello {0}!", "score": 1}}, '
+    '{{"content": "Hello.", "score": 0.5}}, {{"content": "What?", "score": 0}}]}}\n'
+)
+
+
+def test_a_run_on_scored_groups(tmp_path: Path) -> None:
+    rows, others, flat = (tmp_path / name for name in ("rows.jsonl", "others.jsonl", "flat.jsonl"))
+    rows.write_text("".join(SCORED.format(f"Ann {n}") for n in range(12)))
+    others.write_text(SCORED.format("Bob"))
+    flat.write_text(SCORED.format("Ann").replace('"score": 1', '"score": 0').replace("0.5", "0"))
+    wanted = ["train", "--data", str(rows), "--model", "fake", "--objective", "grpo", "--learning-rate-multiplier", "2"]
+    done = run_json(*wanted, "--out", str(tmp_path / "one"), "--validation", str(others))
+    assert (done["rows"], done["pairs"], done["result"]["pairs"]) == (12, {"train": 12, "heldout": 1}, 12)
+    metrics = (tmp_path / "one" / "training" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(metrics[0])["lr"] == pytest.approx(2e-5)
+    split = run_json(*wanted, "--out", str(tmp_path / "two"), "--heldout-share", "0.5")
+    assert sum(split["pairs"].values()) == 12
+    assert split["pairs"]["heldout"] > 0
+    # The default objective takes them apart into pairs; where nothing differs, nothing can be learned.
+    pairs = run_json(*wanted[:5], "--out", str(tmp_path / "three"), "--validation", str(others))
+    assert pairs["pairs"] == {"train": 36, "heldout": 3}
+    refused = run(*wanted[:1], "--data", str(flat), *wanted[3:], "--out", str(tmp_path / "four"))
+    assert refused.exit_code == 2
+    assert "nothing to train on with objective 'grpo': 3 equal scores" in refused.output
+
+
 def test_bad_rows_are_all_named(tmp_path: Path, bot: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(ROW + '{"prompt": "x", "chosen": "y"\n' + ROW.replace('"What?"', "7") + ROW.replace("What?", "Hello Ann!"))

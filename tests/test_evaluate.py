@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -21,7 +21,7 @@ from pairloop.errors import NotFoundError
 from pairloop.formats import snapshot
 from pairloop.loop import evaluate, gate
 from pairloop.policy.fake import EOS, FakePolicy, quality, token_logps
-from pairloop.types import Dataset, DuelPick, Interval, PairSide, PreferencePair, VerdictKind
+from pairloop.types import Dataset, DuelPick, Interval, PairSide, PreferencePair, TrainingGroup, TrainingRow, VerdictKind
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def a_pair(chosen: int, rejected: int, *, recorded: bool = True, prompt: str = "
     return PreferencePair(f"pair_{chosen}_{rejected}_{recorded}", prompt, side(chosen), side(rejected))
 
 
-def heldout(tmp_path: Path, pairs: list[PreferencePair]) -> Dataset:
+def heldout(tmp_path: Path, pairs: Sequence[TrainingRow]) -> Dataset:
     folder = tmp_path / "snapshot"
     folder.mkdir()
     snapshot.write(folder / "heldout.jsonl", pairs)
@@ -172,6 +172,22 @@ def test_heldout_loss_accuracy_and_d_by_hand(rig: Rig, tmp_path: Path) -> None:
     assert found["d_chosen"].mean == pytest.approx((d(91) + d(12) + d(73)) / 3)
     assert found["d_rejected"].mean == pytest.approx((d(11) + d(52) + d(23)) / 3)
     assert found["d_chosen"].n == 3
+
+
+def test_held_out_groups_are_measured_by_their_best_and_worst_and_demonstrations_not(rig: Rig, tmp_path: Path) -> None:
+    rig.serve(0, gate_n=5)
+    texts = [PairSide(f"answer {number}") for number in (52, 91, 11)]
+    rows: list[TrainingRow] = [
+        a_pair(12, 52),
+        TrainingGroup("group", a_pair(1, 2).prompt, tuple(texts), (0.5, 0.9, 0.1)),
+        TrainingGroup("demo", a_pair(1, 2).prompt, (texts[0],)),
+    ]
+    pairs = [a_pair(12, 52), a_pair(91, 11, recorded=False)]
+    (tmp_path / "pairs").mkdir()
+    of_rows = report(rig, 2, dataset=heldout(tmp_path, rows)).metrics
+    of_pairs = report(rig, 2, dataset=heldout(tmp_path / "pairs", pairs)).metrics
+    assert of_rows["heldout_loss"] == of_pairs["heldout_loss"]
+    assert of_rows["heldout_accuracy"].n == 2
 
 
 def test_what_cannot_be_scored_is_said(rig: Rig, tmp_path: Path) -> None:

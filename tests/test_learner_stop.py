@@ -99,7 +99,7 @@ def test_few_held_out_pairs_do_not_stop_a_round(make_job: MakeJob, base: Path) -
     job = make_job(recorded(text_pairs(24), base), swapped(text_pairs(8, start=24)), recipe={"heldout_every": 2})
     result = train(job)
     assert result.stopped_because == "completed"
-    assert any("8 held-out pairs are too few" in text for text in result.warnings)
+    assert any("8 held-out rows are too few" in text for text in result.warnings)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -39,6 +39,7 @@ from pairloop.types import (
     RunStatus,
     SamplingParams,
     Source,
+    TrainingRow,
     Version,
     VersionKind,
 )
@@ -105,8 +106,9 @@ def partly_known(labelled: LabelledGroup, n: int) -> LabelledGroup:
     return replace(labelled, earlier=frozenset(one.feedback_id for one in labelled.feedback[:n]))
 
 
-def statements(found: Sequence[PreferencePair]) -> list[tuple[str, str]]:
-    return [(pair.chosen.text, pair.rejected.text) for pair in found]
+def statements(found: Sequence[TrainingRow]) -> list[tuple[str, str]]:
+    assert all(isinstance(pair, PreferencePair) for pair in found)
+    return [(pair.chosen.text, pair.rejected.text) for pair in found if isinstance(pair, PreferencePair)]
 
 
 def build(*labelled: LabelledGroup, **rules: Any) -> CompiledPairs:
@@ -259,7 +261,7 @@ def test_one_prompt_gives_only_so_many_pairs_and_the_stronger_signals_first() ->
 def test_a_pair_that_cannot_be_trained_on_is_refused_with_the_reason_given() -> None:
     long, short = said("x" * 9, "b", rows=[pick(Label.A)]), said("a", "b", rows=[pick(Label.A)])
     compiled = compile_pairs(
-        [long, short], PairRules(), refuse=lambda pair: Dropped.OVER_LONG if len(pair.chosen.text) > 5 else None
+        [long, short], PairRules(), refuse=lambda pair: Dropped.OVER_LONG if len(statements([pair])[0][0]) > 5 else None
     )
     assert (statements(compiled.train), compiled.dropped) == ([("a", "b")], {"over_long": 1})
 

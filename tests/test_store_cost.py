@@ -32,6 +32,7 @@ from pairloop.store import (
     groups,
     leases,
     runs,
+    stored,
     triggers,
     verdicts,
     versions,
@@ -71,8 +72,16 @@ MAY_CHANGE = {
     ("runs", "result"),
     ("runs", "error"),
     ("duels", "closed_at"),
+    ("stored_completions", "metadata"),
+    ("stored_completions", "is_listed"),
+    ("stored_completions", "deleted_at"),
 }
-MAY_BE_DELETED = {"aliases", "triggers"}
+ERASED = {
+    *(("groups", column) for column in ("prompt", "prompt_hash", "prompt_token_ids", "metadata")),
+    *(("completions", column) for column in ("text", "token_ids", "logps", "answer_key", "finish_reason")),
+}
+"""What a recorded erasure takes from the evidence: the texts, never who answered."""
+MAY_BE_DELETED = {"aliases", "triggers", "stored_metadata"}
 
 
 def write_everything(c: Connection) -> None:
@@ -85,6 +94,9 @@ def write_everything(c: Connection) -> None:
     groups.insert(c, a_group("g"))
     groups.insert(c, a_group("streamed", answers=()))
     groups.finish(c, "streamed", (Completion("a"),))
+    stored.insert(c, a_group("g", metadata={"a": "b"}))
+    stored.replace_metadata(c, "g", {"c": "d"})
+    stored.delete(c, "g", NOW)
     one, _ = feedback.insert(c, a_pick("g"))
     two, _ = feedback.insert(c, a_pick("g", label=Label.B))
     for name in ("data_1", "data_2"):
@@ -125,14 +137,19 @@ def test_evidence_is_only_ever_inserted(store: Store) -> None:
         connection.set_authorizer(None)
 
     store.write(run_watched)
-    assert changed - {("sqlite_sequence", "seq")} == MAY_CHANGE
+    assert changed - {("sqlite_sequence", "seq")} == MAY_CHANGE | ERASED
     assert deleted == MAY_BE_DELETED
 
 
 def test_no_code_of_ours_updates_or_deletes_evidence() -> None:
     sources = Path(groups.__file__).parent.glob("*.py")
     found = {match for path in sources for match in re.findall(r"sa\.(?:update|delete)\(\s*(\w+)", path.read_text())}
-    assert found == {"aliases", "leases", "triggers", "runs", "duels"}
+    assert found - {"aliases", "leases", "triggers", "runs", "duels", "stored_completions", "stored_metadata"} == {
+        "groups",
+        "completions",
+    }
+    erasing = Path(groups.__file__).read_text().split("def erase")[1].split("\ndef ")[0]
+    assert erasing.count("sa.update(") == 2, "texts are erased in one place"
 
 
 def plans(store: Store, call: Callable[[Connection], object]) -> list[str]:
@@ -182,6 +199,14 @@ PER_REQUEST: dict[str, Callable[[Connection], object]] = {
     "duels.picks": lambda c: duels.picks(c, "duel_1"),
     "duels.count_picks": lambda c: duels.count_picks(c, "duel_1"),
     "verdicts.latest": lambda c: verdicts.latest(c, BOT),
+    "stored.insert": lambda c: stored.insert(c, a_group("streamed", metadata={"a": "b"})),
+    "stored.get": lambda c: stored.get(c, "g"),
+    "stored.page": lambda c: stored.page(c, BOT, after="f", limit=5),
+    "stored.page newest": lambda c: stored.page(c, BOT, limit=5, newest_first=True),
+    "stored.page of a model": lambda c: stored.page(c, BOT, model="bot@1", after="f", limit=5),
+    "stored.page with metadata": lambda c: stored.page(c, BOT, metadata={"a": "b", "c": "d"}, after="f", limit=5),
+    "stored.replace_metadata": lambda c: stored.replace_metadata(c, "g", {"c": "d"}),
+    "stored.delete": lambda c: stored.delete(c, "g", NOW),
     "groups.recent_prompts": lambda c: groups.recent_prompts(c, BOT, pool=Pool.GATE, limit=5),
 }
 
@@ -191,7 +216,7 @@ def test_no_hot_query_scans_a_table(store: Store, name: str) -> None:
     put_groups(store, a_group("g"), a_group("streamed", answers=()))
     plan = plans(store, PER_REQUEST[name])
     assert [line for line in plan if line.startswith("SCAN")] == []
-    if name != "groups.insert":  # which asks nothing
+    if name not in ("groups.insert", "stored.insert", "stored.delete"):  # which ask nothing
         assert any(line.startswith("SEARCH") for line in plan)
 
 
@@ -201,6 +226,10 @@ SORTED_BY_INDEX = (
     "cycles.current",
     "datasets.last_of_a_cycle",
     "groups.recent_prompts",
+    "stored.page",
+    "stored.page newest",
+    "stored.page of a model",
+    "stored.page with metadata",
 )
 
 

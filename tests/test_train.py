@@ -482,6 +482,10 @@ def test_a_stop_ends_all_processes(store: Store, tmp_path: Path) -> None:
     assert len(seen) == 3  # the launcher and its two
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in seen & children().keys()], timeout=30)
     assert not alive
+    (row,) = world.runs()
+    kept = last_checkpoint(folder_of(world.config, row) / "checkpoints")
+    assert kept is not None
+    assert kept[0] == metrics_of(world.config, row)[-1]["step"]  # none of the steps that were done is lost
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ class ChatTemplate:
         special_tokens: Mapping[str, str] | None = None,
         eos_token_ids: Iterable[int] = (),
         tool_template: str | None = None,
+        response_template: Mapping[str, Any] | None = None,
         origin: str = "model",
     ) -> None:
         self._tokenizer = _tokenizer(tokenizer_json, origin)
@@ -60,6 +61,8 @@ class ChatTemplate:
         offering = tool_template or (template if template is not None and _reads_tools(template) else None)
         self._tool_source = offering
         self._tool_template = _compiled(offering, origin) if offering is not None else None
+        self.response_template = response_template
+        """How the model's own configuration reads answers with tool calls (transformers' ``response_template``), if it does."""
         self._origin = origin
         ids = [self._tokenizer.token_to_id(self.special_tokens["eos_token"])] if "eos_token" in self.special_tokens else []
         self._eos = tuple(dict.fromkeys(i for i in (*ids, *eos_token_ids) if i is not None))
@@ -85,7 +88,13 @@ class ChatTemplate:
             eos += [value] if isinstance(value, int) else list(value or ())
         template, tool_template = _template_sources(model_dir, config)
         return cls(
-            text, template, special_tokens=special, eos_token_ids=eos, tool_template=tool_template, origin=str(model_dir)
+            text,
+            template,
+            special_tokens=special,
+            eos_token_ids=eos,
+            tool_template=tool_template,
+            response_template=config.get("response_template"),
+            origin=str(model_dir),
         )
 
     @property
@@ -96,6 +105,10 @@ class ChatTemplate:
     def has_tools(self) -> bool:
         """Whether the template writes the tools that a conversation offers."""
         return self._tool_template is not None
+
+    @property
+    def tool_template(self) -> str | None:
+        return self._tool_source
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -161,9 +174,9 @@ class ChatTemplate:
             )
         return whole[len(before) :]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of completion tokens, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of completion tokens, special tokens left out unless ``special``; bytes that are no UTF-8 become U+FFFD."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=not special))
 
     def _closing(self, suffix: str) -> int:
         """The EOS token that this template writes last after an answer, else the tokenizer's own."""

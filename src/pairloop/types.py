@@ -52,11 +52,15 @@ class Source(StrEnum):
 
 
 class FinishReason(StrEnum):
-    """Why a completion ended; a group whose client went away holds ABANDONED completions and cannot be picked."""
+    """Why a completion ended; a group whose client went away holds ABANDONED completions and cannot be picked.
+
+    ERASED ones have neither text nor tokens any more: someone deleted them.
+    """
 
     STOP = "stop"
     LENGTH = "length"
     ABANDONED = "abandoned"
+    ERASED = "erased"
 
 
 class VerdictKind(StrEnum):
@@ -192,11 +196,13 @@ class SamplingParams:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    is_constrained: bool = False
+    """Whether a response format forbade tokens."""
 
     @property
     def is_tempered(self) -> bool:
         """True when the sampling distribution is not the policy itself."""
-        return self.temperature != 1.0 or self.top_p < 1.0
+        return self.temperature != 1.0 or self.top_p < 1.0 or self.is_constrained
 
     @property
     def is_greedy(self) -> bool:
@@ -248,6 +254,10 @@ class Group:
         return not self.completions or any(c.finish_reason is FinishReason.ABANDONED for c in self.completions)
 
     @property
+    def is_erased(self) -> bool:
+        return any(c.finish_reason is FinishReason.ERASED for c in self.completions)
+
+    @property
     def rater_id(self) -> str:
         """Who asked, and so who picks unless a pick names someone: the user, else the conversation (never everybody)."""
         return self.user or f"conversation:{self.conversation_id or self.group_id}"
@@ -258,6 +268,8 @@ THUMBS_METRIC = "thumbs"
 SCORE_METRIC = "score"
 COMMENT_METRIC = "comment"
 DEMONSTRATION_METRIC = "demonstration"
+ERROR_METRIC = "error"
+"""A verifier or judge failed on the group: no vote, and no tie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +310,7 @@ class LabelledGroup:
 
 @dataclass(frozen=True, slots=True)
 class PairSide:
-    """The chosen or the rejected side of a preference pair. Empty ``token_ids`` means: tokenize the text."""
+    """A side of a preference pair, or an answer of a training group. Empty ``token_ids`` means: tokenize the text."""
 
     text: str
     token_ids: tuple[int, ...] = ()
@@ -326,10 +338,47 @@ class PreferencePair:
     group_ids: tuple[str, ...] = ()
     feedback_ids: tuple[str, ...] = ()
 
+    @property
+    def row_id(self) -> str:
+        return self.pair_id
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingGroup:
+    """A prompt and its answers with a reward each, with its lineage: what a preference pair is, for any G >= 1.
+
+    One answer with reward 1 is a demonstration, an ideal answer that somebody wrote or confirmed; several are a scored group.
+    ``sampled_by``: see `PreferencePair`. ValueError unless each answer has one reward.
+    """
+
+    row_id: str
+    prompt: Prompt
+    answers: tuple[PairSide, ...]
+    rewards: tuple[float, ...] = (1.0,)
+    source: Source = Source.HUMAN
+    prompt_token_ids: tuple[int, ...] = ()
+    sampled_by: int | None = None
+    tempered: bool = False
+    weight: float = 1.0
+    group_ids: tuple[str, ...] = ()
+    feedback_ids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.answers or len(self.answers) != len(self.rewards):
+            raise ValueError(f"{self.row_id}: {len(self.answers)} answers with {len(self.rewards)} rewards")
+
+    @property
+    def is_demonstration(self) -> bool:
+        return len(self.answers) == 1
+
+
+TrainingRow = PreferencePair | TrainingGroup
+"""What a snapshot holds: preference pairs, demonstrations, scored groups."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A snapshot of preference pairs: an immutable, hash-named folder (JSONL and manifest) and its counts.
+    """A snapshot of training rows: an immutable, hash-named folder (JSONL and manifest) and its counts.
 
     ``counts`` maps what was kept; ``dropped`` maps each reason to the number of feedback rows it set aside.
     """

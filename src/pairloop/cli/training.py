@@ -1,4 +1,4 @@
-"""train: a one-off DPO run on a file, or the training stage of the loop by hand."""
+"""train: a one-off run on a file, or the training stage of the loop by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Preference rows (JSONL or JSON array)."
+    "--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Dataset rows (JSONL or JSON array)."
+)
+@click.option(
+    "--validation",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Rows to measure on, instead of a share of --data.",
 )
 @click.option("--model", help="starter, a Hugging Face model directory, or a hub id.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for the trained model.")
@@ -26,16 +31,17 @@ if TYPE_CHECKING:
 @click.option("--dataset", "dataset_id", help="Without --data: train the champion on this dataset and register the version.")
 @click.option("--family", help="The rows' family, where the file does not show it.")
 @click.option("--method", type=click.Choice(["full", "lora"]), help="All weights, or a LoRA adapter.")
-@click.option("--objective", metavar="NAME", help="dpo, sft (the control), or another one of docs/config.md.")
+@click.option("--objective", metavar="NAME", help="dpo, sft, grpo, or another one of docs/config.md.")
 @click.option("--beta", type=float, help="DPO's beta.")
 @click.option("--nll-weight", type=float, help="Weight of the chosen answers' mean negative log-likelihood.")
 @click.option("--label-smoothing", type=float, help="Share of pairs expected to be labelled the wrong way round.")
 @click.option("--learning-rate", type=float, help="Peak learning rate of AdamW.")
-@click.option("--batch-size", type=int, help="Pairs per optimizer step.")
-@click.option("--epochs", type=int, help="Passes over the pairs.")
-@click.option("--max-length", type=int, help="Longest prompt plus completion in tokens; longer pairs are refused and counted.")
+@click.option("--learning-rate-multiplier", type=float, help="Times the configured learning rate.")
+@click.option("--batch-size", type=int, help="Rows per optimizer step.")
+@click.option("--epochs", type=int, help="Passes over the rows.")
+@click.option("--max-length", type=int, help="Longest prompt plus completion in tokens; longer rows are refused and counted.")
 @click.option("--heldout-share", type=float, help="Share of prompts held out.")
-@click.option("--train-seed", "seed", type=int, help="Names the order of the pairs.")
+@click.option("--train-seed", "seed", type=int, help="Names the order of the rows.")
 @click.option("--launcher", type=click.Choice(["local", "torchrun", "ray"]), help="What starts the training processes.")
 @click.option("--processes", type=int, help="Training processes, with torchrun or Ray.")
 @click.option("--skip-refused", is_flag=True, help="Train on the good rows of a file that also has bad ones.")
@@ -43,6 +49,7 @@ if TYPE_CHECKING:
 @verb
 def train(
     data: Path | None,
+    validation: Path | None,
     model: str | None,
     out: Path | None,
     config_path: Path | None,
@@ -53,28 +60,38 @@ def train(
     as_json: bool,
     **overrides: Any,
 ) -> None:
-    """One DPO run.
+    """One training run, on pairs, scored groups or demonstrations, as the objective has it.
 
     `pairloop train --data FILE --model DIR --out DIR` stands alone: no server, no database.
     `pairloop train --config DIR --dataset ID` runs the loop's training stage on a snapshot.
     """
-    from pairloop.config import load_config, override
-
-    sections: dict[str, dict[str, Any]] = {"train": {}, "policy": {}, "pairs": {}}
-    for key, value in overrides.items():
-        if value is not None:
-            sections[{"method": "policy", "heldout_share": "pairs"}.get(key, "train")][key] = value
     if data is None:
-        if model or out or family or skip_refused or resume:
-            raise click.UsageError("--model, --out, --family, --skip-refused and --resume go with --data FILE")
-        config_path = config_path or Path(".")
-        _train_stage(override(load_config(config_path), sections), dataset_id, as_json=as_json)
+        if model or out or family or validation or skip_refused or resume:
+            raise click.UsageError("--model, --out, --family, --validation, --skip-refused and --resume go with --data FILE")
+        _train_stage(_configured(config_path or Path("."), overrides), dataset_id, as_json=as_json)
         return
     if out is None or dataset_id is not None:
         raise click.UsageError("--data FILE needs --out DIR, where the trained model goes, and no --dataset")
-    config = override(load_config(config_path), sections)
-    wanted = _OneOff(data, model or config.policy.model, out, family, skip_refused=skip_refused, resume=resume)
+    config = _configured(config_path, overrides)
+    wanted = _OneOff(data, validation, model or config.policy.model, out, family, skip_refused=skip_refused, resume=resume)
     _train_file(config, wanted, as_json=as_json)
+
+
+def _configured(path: Path | None, overrides: dict[str, Any]) -> Config:
+    """The configuration with the command line's settings; options that its objective does not read are left out."""
+    from pairloop.config import load_config, override
+    from pairloop.loop.train import with_objective
+
+    config = load_config(path)
+    given = {key: value for key, value in overrides.items() if value is not None}
+    if "objective" in given:
+        config = config.model_copy(update={"train": with_objective(config.train, given["objective"])})
+    if (multiplier := given.pop("learning_rate_multiplier", None)) is not None:
+        given["learning_rate"] = given.get("learning_rate", config.train.learning_rate) * multiplier
+    sections: dict[str, dict[str, Any]] = {"train": {}, "policy": {}, "pairs": {}}
+    for key, value in given.items():
+        sections[{"method": "policy", "heldout_share": "pairs"}.get(key, "train")][key] = value
+    return override(config, sections)
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,7 @@ class _OneOff:
     """A run on a file, as it was asked for."""
 
     data: Path
+    validation: Path | None
     model: str
     out: Path
     family: str | None
@@ -91,28 +109,29 @@ class _OneOff:
 
 def _train_file(config: Config, wanted: _OneOff, *, as_json: bool) -> None:
     from pairloop.cli.progress import TerminalWatcher
-    from pairloop.formats import read_rows
-    from pairloop.loop import pairs as builder
+    from pairloop.loop.pairs import compile_file
     from pairloop.loop.train import train_file
 
-    read = read_rows(wanted.data, family=wanted.family, max_chars=config.pairs.max_chars)
-    if not wanted.skip_refused:
-        read.or_raise()
-    compiled = builder.compile_pairs(read.groups, builder.PairRules.of(config, split_prompts=True))
+    objective = config.train.objective
+    options: dict[str, Any] = {"family": wanted.family, "skip_refused": wanted.skip_refused}
+    read, compiled = compile_file(wanted.data, config, objective, split_prompts=wanted.validation is None, **options)
+    heldout = compiled.heldout
+    if wanted.validation is not None:
+        heldout = compile_file(wanted.validation, config, objective, **options)[1].train
     with TerminalWatcher() as watcher:
         result = train_file(
             compiled.train,
             wanted.model,
             wanted.out,
             config,
-            heldout=compiled.heldout,
+            heldout=heldout,
             resume=wanted.resume,
             on_progress=lambda row: watcher.bar(f"training on {wanted.data.name}", int(row["step"]), int(row["of"])),
         )
     document = {
         "rows": read.rows,
         "refused": read.refused,
-        "pairs": {"train": len(compiled.train), "heldout": len(compiled.heldout)},
+        "pairs": {"train": len(compiled.train), "heldout": len(heldout)},
         "dropped": compiled.dropped,
         "out": wanted.out,
         "result": result,
@@ -151,7 +170,7 @@ def _train_stage(config: Config, dataset_id: str | None, *, as_json: bool) -> No
 def _result_text(document: dict[str, Any], result: Any) -> str:
     counts = document["pairs"]
     head = (
-        f"{document['rows']} rows: {counts['train']} training pairs, {counts['heldout']} held out\n"
+        f"{document['rows']} rows: {counts['train']} to train on, {counts['heldout']} held out\n"
         f"{result.status}: {result.steps} steps; model in {document['out']}\n"
         f"stopped because: {result.stopped_because or '–'} ({result.stop_message or 'no reason was left'})"
     )

@@ -103,6 +103,8 @@ class FeedbackSection(Section):
     """Human picks faster than this are kept and set aside with the reason ``instant_pick``."""
     max_picks_per_rater: int = Field(default=50, ge=1)
     """Picks of one rater that one snapshot uses; the rest are set aside with the reason ``rater_cap``."""
+    thumb_metrics: tuple[str, ...] = ("resolved",)
+    """Metrics of your own, true or false, that count as thumbs: what is said of a whole conversation, say."""
 
 
 class LabelSection(Section):

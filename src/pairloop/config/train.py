@@ -68,7 +68,7 @@ class TrainSection(Section):
     objective: ObjectiveName = "dpo"
     """What is learned. From pairs: ``dpo``, ``cdpo``, ``rdpo``, ``ipo``, ``dpo_norm``, ``ld_dpo``, ``dpop``, ``dpo_nll``,
     ``simpo``, ``orpo``. From groups of any size (a pair is a group of two with rewards 1 and 0): ``kto``, ``grpo``, ``rloo``,
-    ``dr_grpo``, ``dapo``. The control: ``sft``, fine-tuning on the chosen answers alone."""
+    ``dr_grpo``, ``dapo``. From demonstrations, and as the control from chosen answers alone: ``sft``."""
     beta: float = Field(default=0.1, gt=0.0, le=10.0)
     """How strongly a margin is asked for (DPO's beta, IPO's tau, ORPO's lambda)."""
     nll_weight: float = Field(default=0.0, ge=0.0)
@@ -106,7 +106,7 @@ class TrainSection(Section):
     learning_rate: Positive = 1e-5
     """Peak learning rate of AdamW; 5e-6 to 2e-5 for LoRA on billions of parameters."""
     batch_size: int = Field(default=16, ge=1)
-    """Preference pairs per optimizer step."""
+    """Rows (pairs, demonstrations, scored groups) per optimizer step."""
     max_tokens_per_batch: int = Field(default=4_096, ge=0)
     """Tokens of one forward pass, prompts and answers, each prompt counted once: a batch of more is read in parts whose
     gradients add up to its own. A group of more stands alone; 0 takes the whole batch at once. Where memory runs out it is
@@ -116,7 +116,7 @@ class TrainSection(Section):
     gradient_checkpointing: bool = False
     """Keep each layer's input only and compute the rest again in the backward pass: less memory for about a third more time."""
     epochs: int = Field(default=1, ge=1, le=50)
-    """Passes over the pairs."""
+    """Passes over the rows."""
     warmup_steps: int = Field(default=4, ge=0)
     """Steps of linear warm-up."""
     final_lr_share: Share = 0.1
@@ -130,11 +130,11 @@ class TrainSection(Section):
     clip_norm: Positive = 1.0
     """Largest gradient norm."""
     max_length: int = Field(default=2_048, ge=2)
-    """Longest prompt plus completion in tokens; longer pairs are refused with the reason ``over_long``."""
+    """Longest prompt plus completion in tokens; longer rows are refused with the reason ``over_long``."""
     min_pairs: int = Field(default=8, ge=1)
-    """Fewer usable pairs than this end the round as ``nothing_to_train``."""
+    """Fewer usable rows than this end the round as ``nothing_to_train``."""
     checkpoint_every: int = Field(default=50, ge=1)
-    """Steps between checkpoints; a killed run goes on from the last one, exactly."""
+    """Steps between checkpoints; a killed run goes on from the last one, exactly. One that is asked to end writes one first."""
     stop_ess: Share = 0.0
     """Stop the round when the effective sample size of the policy against its sampler falls below this; 0 never stops."""
     warn_ess: Share = 0.8
@@ -146,9 +146,10 @@ class TrainSection(Section):
     min_entropy_ratio: Share = 0.5
     """Stop when the entropy of an answer falls below this share of the sampler's; 0 never stops."""
     heldout_every: int = Field(default=16, ge=0)
-    """Steps between looks at the newest held-out pairs, which cost about three steps each; 0 looks before and after only."""
+    """Steps between looks at the newest held-out rows, which cost about three steps each; 0 looks before and after only."""
     stop_heldout_rises: int = Field(default=2, ge=0)
-    """Stop when the held-out pair loss rose in this many looks in a row, and take the weights of its lowest; 0 never stops."""
+    """Stop when the held-out loss (of pairs: the pair loss, whatever the objective) rose in this many looks in a row, and take
+    the weights of its lowest; 0 never stops."""
     stop_d_chosen_falls: int = Field(default=2, ge=0)
     """Stop when the held-out chosen answers lost likelihood in this many looks in a row, and more than ``max_d_chosen_loss``
     in all; 0 never stops."""
@@ -158,7 +159,7 @@ class TrainSection(Section):
     reference_check: int = Field(default=64, ge=0)
     """Recorded completions scored by the trainer before step 1, token by token."""
     seed: int = 0
-    """Names the order of the pairs."""
+    """Names the order of the rows."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of each training process."""
     launcher: Literal["local", "torchrun", "ray"] = "local"

@@ -1,15 +1,30 @@
-"""Lossless preference pairs on disk: rows of the family ``openai`` with one more key, ``pairloop``, for all the rest."""
+"""Lossless training rows on disk, each in a family's form with one more key, ``pairloop``, for all the rest.
+
+A preference pair is a row of the family ``openai``, a scored group one of ``scored`` (messages and responses), a demonstration
+a conversation that ends with the ideal answer.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pairloop.errors import RowProblem, RowsError
 from pairloop.formats.lines import read_values
-from pairloop.types import Message, PairSide, PreferencePair, Prompt, Source, messages_as_dicts, offered_tools, with_tools
+from pairloop.types import (
+    Message,
+    PairSide,
+    PreferencePair,
+    Prompt,
+    Source,
+    TrainingGroup,
+    TrainingRow,
+    messages_as_dicts,
+    offered_tools,
+    with_tools,
+)
 
 KEY = "pairloop"
 TRAIN_FILE = "train.jsonl"
@@ -17,20 +32,28 @@ HELDOUT_FILE = "heldout.jsonl"
 """The two files of a snapshot folder."""
 
 
-def write(path: Path, pairs: Iterable[PreferencePair]) -> int:
-    """Write the pairs in their order and return how many; equal pairs give equal bytes."""
+def write(path: Path, rows: Iterable[TrainingRow]) -> int:
+    """Write the rows in their order and return how many; equal rows give equal bytes."""
     count = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for pair in pairs:
-            file.write(json.dumps(_row(pair), ensure_ascii=False) + "\n")
+        for row in rows:
+            plain = _pair_row(row) if isinstance(row, PreferencePair) else _group_row(row)
+            file.write(json.dumps(plain, ensure_ascii=False) + "\n")
             count += 1
     return count
 
 
-def read(path: Path) -> Iterator[PreferencePair]:
-    """The pairs in their order, field for field what was written; RowsError at the first row that is no such pair.
+def write_folder(folder: Path, train: Iterable[TrainingRow], heldout: Iterable[TrainingRow] = ()) -> None:
+    """Write a snapshot's two files into ``folder``, which is made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / TRAIN_FILE, train)
+    write(folder / HELDOUT_FILE, heldout)
 
-    An empty file holds no pairs.
+
+def read_rows(path: Path) -> Iterator[TrainingRow]:
+    """The rows in their order, field for field what was written; RowsError at the first that is none of a snapshot.
+
+    An empty file holds none.
     """
     for item in read_values(path):
         if item.problem is not None and item.problem.reason == "empty_file":
@@ -38,32 +61,73 @@ def read(path: Path) -> Iterator[PreferencePair]:
         if item.problem is not None:
             raise RowsError([item.problem])
         try:
-            yield _pair(item.value)
+            yield _pair(item.value) if "input" in item.value else _group(item.value)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             message = f"not a row of a pairloop snapshot: {type(error).__name__}: {error}"
             raise RowsError([RowProblem(str(path), item.line, "$", "not_a_snapshot", message)]) from error
 
 
-def _row(pair: PreferencePair) -> dict[str, Any]:
-    is_text = isinstance(pair.prompt, str)
-    prompt = (Message("user", pair.prompt),) if isinstance(pair.prompt, str) else pair.prompt
+def read(path: Path) -> Iterator[PreferencePair]:
+    """The pairs of a snapshot that holds nothing else; RowsError at the first row of another kind."""
+    for number, row in enumerate(read_rows(path), start=1):
+        if not isinstance(row, PreferencePair):
+            kind = "demonstration" if row.is_demonstration else "scored group"
+            message = f"a {kind} stands where a preference pair is needed"
+            raise RowsError([RowProblem(str(path), number, "$", "not_a_pair", message)])
+        yield row
+
+
+def _pair_row(pair: PreferencePair) -> dict[str, Any]:
     return {
-        "input": {"messages": messages_as_dicts(prompt), "tools": offered_tools(prompt), "parallel_tool_calls": True},
+        "input": {"messages": _messages(pair.prompt), "tools": offered_tools(pair.prompt), "parallel_tool_calls": True},
         "preferred_output": [{"role": "assistant", "content": pair.chosen.text}],
         "non_preferred_output": [{"role": "assistant", "content": pair.rejected.text}],
         KEY: {
             "pair_id": pair.pair_id,
-            "prompt_is_text": is_text,
+            "prompt_is_text": isinstance(pair.prompt, str),
             "source": pair.source.value,
             "prompt_token_ids": list(pair.prompt_token_ids),
             "chosen": _side(pair.chosen),
             "rejected": _side(pair.rejected),
-            "sampled_by": pair.sampled_by,
-            "tempered": pair.tempered,
-            "weight": pair.weight,
-            "group_ids": list(pair.group_ids),
-            "feedback_ids": list(pair.feedback_ids),
+            **_rest(pair),
         },
+    }
+
+
+def _group_row(group: TrainingGroup) -> dict[str, Any]:
+    messages: list[dict[str, Any]] = _messages(group.prompt)
+    if group.is_demonstration:
+        shown: dict[str, Any] = {"messages": [*messages, {"role": "assistant", "content": group.answers[0].text}]}
+    else:
+        scored = zip(group.answers, group.rewards, strict=True)
+        shown = {"messages": messages, "responses": [{"content": side.text, "score": reward} for side, reward in scored]}
+    tools = offered_tools(group.prompt)
+    return {
+        **shown,
+        **({"tools": tools} if tools else {}),
+        KEY: {
+            "row_id": group.row_id,
+            "prompt_is_text": isinstance(group.prompt, str),
+            "source": group.source.value,
+            "prompt_token_ids": list(group.prompt_token_ids),
+            "answers": [_side(side) for side in group.answers],
+            "rewards": list(group.rewards),
+            **_rest(group),
+        },
+    }
+
+
+def _messages(prompt: Prompt) -> list[dict[str, Any]]:
+    return [*messages_as_dicts((Message("user", prompt),) if isinstance(prompt, str) else prompt)]
+
+
+def _rest(row: TrainingRow) -> dict[str, Any]:
+    return {
+        "sampled_by": row.sampled_by,
+        "tempered": row.tempered,
+        "weight": row.weight,
+        "group_ids": list(row.group_ids),
+        "feedback_ids": list(row.feedback_ids),
     }
 
 
@@ -73,26 +137,46 @@ def _side(side: PairSide) -> dict[str, list[Any]]:
 
 def _pair(row: dict[str, Any]) -> PreferencePair:
     extra = row[KEY]
-    messages = row["input"]["messages"]
+    return PreferencePair(
+        pair_id=extra["pair_id"],
+        chosen=_read_side(row["preferred_output"][0], extra["chosen"]),
+        rejected=_read_side(row["non_preferred_output"][0], extra["rejected"]),
+        **_common(row["input"]["messages"], row["input"]["tools"], extra),
+    )
+
+
+def _group(row: dict[str, Any]) -> TrainingGroup:
+    extra, messages = row[KEY], row["messages"]
+    if "responses" in row:
+        answers = row["responses"]
+    else:
+        *messages, answer = messages
+        answers = [answer]
+    return TrainingGroup(
+        row_id=extra["row_id"],
+        answers=tuple(_read_side(answer, side) for answer, side in zip(answers, extra["answers"], strict=True)),
+        rewards=tuple(extra["rewards"]),
+        **_common(messages, row.get("tools", []), extra),
+    )
+
+
+def _common(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], extra: dict[str, Any]) -> dict[str, Any]:
     prompt: Prompt = (
         messages[0]["content"]
         if extra["prompt_is_text"]
-        else with_tools(row["input"]["tools"], [Message.from_dict(message) for message in messages])
+        else with_tools(tools, [Message.from_dict(message) for message in messages])
     )
-    return PreferencePair(
-        pair_id=extra["pair_id"],
-        prompt=prompt,
-        chosen=_read_side(row["preferred_output"], extra["chosen"]),
-        rejected=_read_side(row["non_preferred_output"], extra["rejected"]),
-        source=Source(extra["source"]),
-        prompt_token_ids=tuple(extra["prompt_token_ids"]),
-        sampled_by=extra["sampled_by"],
-        tempered=extra["tempered"],
-        weight=extra["weight"],
-        group_ids=tuple(extra["group_ids"]),
-        feedback_ids=tuple(extra["feedback_ids"]),
-    )
+    return {
+        "prompt": prompt,
+        "source": Source(extra["source"]),
+        "prompt_token_ids": tuple(extra["prompt_token_ids"]),
+        "sampled_by": extra["sampled_by"],
+        "tempered": extra["tempered"],
+        "weight": extra["weight"],
+        "group_ids": tuple(extra["group_ids"]),
+        "feedback_ids": tuple(extra["feedback_ids"]),
+    }
 
 
-def _read_side(output: list[dict[str, Any]], recorded: dict[str, Any]) -> PairSide:
-    return PairSide(output[0]["content"], tuple(recorded["token_ids"]), tuple(recorded["logps"]))
+def _read_side(answer: dict[str, Any], recorded: dict[str, Any]) -> PairSide:
+    return PairSide(answer["content"], tuple(recorded["token_ids"]), tuple(recorded["logps"]))

@@ -22,7 +22,7 @@ from pairloop.lab.tasks.base import Problem, Task, heldout_problem, training_pro
 from pairloop.learner.checkpoint import trained
 from pairloop.learner.controller import RoundController
 from pairloop.learner.data import TokenGroup, epoch_batches
-from pairloop.learner.loop import measure
+from pairloop.learner.measure import measure
 from pairloop.learner.memory import TokenBudget
 from pairloop.learner.passes import Passes
 from pairloop.learner.reference import recorded

@@ -1,4 +1,4 @@
-"""Training of one version from one snapshot of preference pairs, as a process: ``python -m pairloop.learner JOB.json``.
+"""Training of one version from one snapshot of training rows, as a process: ``python -m pairloop.learner JOB.json``.
 
 ``job`` says what to do and what came of it, ``child`` starts and watches the process; both import neither torch nor
 transformers, and so does importing this package.

@@ -27,15 +27,16 @@ Weights = Mapping[str, Tensor]
 @dataclass(slots=True)
 class State:
     """Where a run stands after ``step`` steps; ``controller``: the round controller's state. ``budget``: the
-    token budget of a pass.
+    token budget of a pass. ``tokens``: those of all steps' sequences.
 
-    The order of the pairs follows from seed and step, so it is not kept.
+    The order of the rows follows from seed and step, so it is not kept.
     """
 
     fingerprint: str
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    tokens: int = 0
     ess: list[float] = field(default_factory=list)
     last: dict[str, Any] = field(default_factory=dict)
     controller: dict[str, Any] = field(default_factory=dict)

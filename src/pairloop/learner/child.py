@@ -17,7 +17,8 @@ from pairloop.config import TrainSection, child_env
 DIE_WITH_PARENT = "--die-with-parent"
 WORKER = "--worker"
 POLL_S = 0.2
-STOP_S = 5.0
+STOP_S = 30.0
+"""How long a child may take over the step that it is in and a checkpoint, once it is asked to end; then it is killed."""
 LOG_TAIL = 2_000
 
 Row = Mapping[str, Any]

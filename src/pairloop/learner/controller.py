@@ -104,16 +104,18 @@ class RoundController:
         return stop
 
     def after_heldout(self, metrics: Row) -> Stop | None:
-        """``metrics`` of the held-out pairs as the policy stands: ``pair_loss``, ``d_chosen_per_token`` and their number ``n``.
+        """``metrics`` of the held-out rows as the policy stands, see `pairloop.learner.measure.measure`.
 
         The pair loss and not the objective's: a likelihood term rises with what is memorised while margins still generalise.
         """
         state = self._state
         if metrics["n"] < HELDOUT_NEEDED:
-            few = f"{metrics['n']:.0f} held-out pairs are too few to stop on, it takes {HELDOUT_NEEDED}"
+            few = f"{metrics['n']:.0f} held-out rows are too few to stop on, it takes {HELDOUT_NEEDED}"
             self._warn(few)
             return None
-        loss, d_chosen = metrics["pair_loss"], metrics["d_chosen_per_token"]
+        # Where not all rows compare answers (demonstrations do not), the objective's own loss speaks for all of them.
+        is_of_pairs = metrics.get("compared", metrics["n"]) == metrics["n"]
+        loss, d_chosen = metrics["pair_loss" if is_of_pairs else "loss"], metrics["d_chosen_per_token"]
         before, d_before = state.heldout_loss, state.d_chosen
         state.loss_rises = state.loss_rises + 1 if before is not None and loss > before else 0
         state.d_chosen_falls = state.d_chosen_falls + 1 if d_before is not None and d_chosen < d_before else 0
@@ -185,7 +187,7 @@ class RoundController:
             return None
         return Stop(
             "heldout_loss",
-            f"the pair loss on held-out pairs rose {state.loss_rises} looks in a row, to {loss:.4f} at step {state.step}: the "
+            f"the loss on held-out rows rose {state.loss_rises} looks in a row, to {loss:.4f} at step {state.step}: the "
             f"round fits its own pairs only. The weights of step {state.best_step} are taken, where it was lowest, at "
             f"{state.best_loss:.4f}",
             best_step=state.best_step,

@@ -24,10 +24,10 @@ _NOT_COPIED = {
 }
 
 
-def export(job: TrainJob, model: nn.Module) -> None:
-    """Write ``job.out_dir`` whole or not at all; an older one is replaced."""
+def export(job: TrainJob, model: nn.Module, target: Path) -> None:
+    """Write ``target`` whole or not at all; an older one is replaced. The model may be of another type afterwards."""
     saver: Any = model
-    with whole_folder(Path(job.out_dir)) as folder:
+    with whole_folder(target) as folder:
         if job.method == "lora":
             # Without this, PEFT asks the hub whether the base's vocabulary was changed.
             saver.save_pretrained(folder, save_embedding_layers=False)

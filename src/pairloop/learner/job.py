@@ -1,8 +1,9 @@
 """A training job and its result, as the parent and the child process exchange them: plain JSON, no torch.
 
 The folder of a run: ``job.json`` (written by the parent), ``metrics.jsonl`` (appended by the child: one row per optimizer
-step, and after each held-out look one whose figures are under ``heldout``), ``checkpoints/step-<n>`` (whole or absent), ``out``
-(whole or absent), ``result.json`` (written last).
+step, after each held-out look one whose figures are under ``heldout``, and after each kept epoch one whose figures are under
+``epoch``), ``checkpoints/step-<n>`` (whole or absent), ``epochs/step-<n>`` (the model as it was served then, whole or absent),
+``out`` (whole or absent), ``result.json`` (written last).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pairloop.config import TrainSection
@@ -26,6 +28,26 @@ FAKE = "fake"
 LOCK = "lock"
 """The file in the folder of checkpoints that a training process holds."""
 
+ERROR_CODES: Mapping[str, Literal["user_error", "system_error"]] = MappingProxyType(
+    {
+        # the input or the settings are at fault: the same run fails again
+        "bad_rows": "user_error",  # a row of the snapshot cannot be read
+        "unfit_rows": "user_error",  # the objective cannot learn from rows of this kind
+        "bad_model": "user_error",  # the parent or its base cannot be loaded
+        "bad_settings": "user_error",  # settings that do not go together, or not with the data or the machine
+        "bad_input": "user_error",  # any other fault of the input
+        "nan": "user_error",  # loss or gradient were not finite three steps in a row
+        "checkpoint_mismatch": "user_error",  # the folder's checkpoint belongs to other data or settings
+        # the machine is at fault: trying again may help
+        "out_of_memory": "system_error",
+        "disk_full": "system_error",
+        "io_error": "system_error",  # any other fault of a disk
+        "crash": "system_error",  # an error that nobody foresaw, which is named
+        "child_died": "system_error",  # the process was killed, or crashed, several times in a row without getting further
+    }
+)
+"""Every `TrainError.code` and whose fault it is; stable."""
+
 EXIT_CODES = {"user_error": 2, "system_error": 1}
 
 
@@ -33,15 +55,34 @@ WHERE = ("launcher", "processes", "sharding", "ray_address")
 """Settings that say where a run is done, and not what comes out: it may be resumed with others."""
 
 
+_PLACES = frozenset(
+    {
+        "out_dir",
+        "checkpoint_dir",
+        "epochs_dir",
+        "metrics_path",
+        "result_path",
+        "snapshot_dir",
+        "base_dir",
+        "parent_path",
+        "run_id",
+    }
+)
+
+
 class TrainStatus(StrEnum):
+    """How a run ended; one that is PAUSED goes on from its last checkpoint when it is called again."""
+
     SUCCEEDED = "succeeded"
     NOTHING_TO_TRAIN = "nothing_to_train"
     FAILED = "failed"
+    PAUSED = "paused"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainError:
-    """Why a run failed: a stable code, whose fault (``user_error`` or ``system_error``), and a sentence with the remedy."""
+    """Why a run failed: a stable code of `ERROR_CODES`, whose fault, and a sentence with the remedy."""
 
     code: str
     kind: Literal["user_error", "system_error"]
@@ -73,13 +114,16 @@ class TrainJob:
     """The same for all attempts."""
     max_context: int = 0
     """Longest prompt plus completion that the model serves; 0 takes the model's own limit."""
+    epochs_dir: str = ""
+    """Where the model as it stands after each epoch is kept, ready to be served; empty keeps none."""
 
     @classmethod
-    def in_folder(cls, folder: Path, **settings: Any) -> TrainJob:
+    def in_folder(cls, folder: Path, *, keep_epochs: bool = False, **settings: Any) -> TrainJob:
         """A job named by ``folder``, in which its own files lie under the names of this module's docstring."""
         folder = folder.resolve()
         return cls(
             **{"run_id": folder.name, **settings},
+            epochs_dir=str(folder / "epochs") if keep_epochs else "",
             out_dir=str(folder / "out"),
             checkpoint_dir=str(folder / "checkpoints"),
             metrics_path=str(folder / "metrics.jsonl"),
@@ -104,21 +148,22 @@ class TrainJob:
 
     def recipe(self) -> dict[str, Any]:
         """What decides the weights that come out, without the places where things lie."""
-        own = {"out_dir", "checkpoint_dir", "metrics_path", "result_path", "snapshot_dir", "base_dir", "parent_path", "run_id"}
         data = {**asdict(self), "train": self.train.model_dump(mode="json", exclude={"checkpoint_every", *WHERE})}
-        return {key: value for key, value in data.items() if key not in own}
+        return {key: value for key, value in data.items() if key not in _PLACES}
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """How a run ended.
 
-    ``pairs``: those trained on. ``metrics``: of the last step; ``ess_mean`` and ``ess_min`` of all steps. ``reference``: how
-    many pairs used recorded log-probs, how many the parent scored, and the token-by-token check. ``dropped``: reason → pairs
-    not used. ``heldout_before`` and ``heldout_after``: the metrics of the held-out pairs under the parent and the new version.
-    ``stopped_because``: ``too_few_pairs``, or what the round controller said (see `Stop.reason`); ``stop_message``: the same as
-    a sentence with its figures. ``weights_step``: the step whose weights were taken. ``warnings``: the controller's.
-    ``processes``: how many trained it. Times in seconds, from the last checkpoint's attempts on; ``cpu_s`` of all processes.
+    ``pairs``: rows trained on (pairs, demonstrations, scored groups). ``metrics``: of the last step; ``ess_mean`` and
+    ``ess_min`` of all steps. ``reference``: how many rows used recorded log-probs, how many the parent scored, and the
+    token-by-token check. ``dropped``: reason → rows not used. ``heldout_before`` and ``heldout_after``: the metrics of the
+    held-out rows under the parent and the new version. ``stopped_because``: ``too_few_pairs``, or what the round controller
+    said (see `Stop.reason`); ``stop_message``: the same as a sentence with its figures. ``weights_step``: the step whose
+    weights were taken. ``warnings``: the controller's. ``processes``: how many trained it. ``trained_tokens``: of all
+    sequences of all steps, prompts included. Times in seconds, from the last checkpoint's attempts on; ``cpu_s`` of all
+    processes.
     """
 
     status: TrainStatus
@@ -139,6 +184,7 @@ class TrainResult:
     resumed_from: int = 0
     libraries: Mapping[str, str] = field(default_factory=dict)
     processes: int = 1
+    trained_tokens: int = 0
     cpu_s: float = 0.0
     wall_s: float = 0.0
 
@@ -183,7 +229,7 @@ def nothing_to_train(pairs: int, dropped: Mapping[str, int]) -> TrainResult:
         pairs=pairs,
         dropped=dict(dropped),
         stopped_because="too_few_pairs",
-        stop_message=f"{pairs} usable pairs are too few to train on",
+        stop_message=f"{pairs} usable rows are too few to train on",
     )
 
 

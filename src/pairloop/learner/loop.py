@@ -1,4 +1,4 @@
-"""One optimizer loop over preference pairs, blind to the objective: from the parent's weights to the new version's."""
+"""One optimizer loop over groups, blind to the objective: from the parent's weights to the new version's."""
 
 from __future__ import annotations
 
@@ -16,51 +16,50 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import logsigmoid
 
-from pairloop.config import TrainSection
 from pairloop.errors import ConfigError
 from pairloop.formats.snapshot import HELDOUT_FILE
 from pairloop.learner import checkpoint, reference
 from pairloop.learner.checkpoint import State, Weights, trained, whole_weights
 from pairloop.learner.controller import RoundController
-from pairloop.learner.data import Limits, TokenGroup, epoch_batches, fingerprint, read_split, tokenize
+from pairloop.learner.data import Limits, TokenGroup, epoch_batches, fingerprint, read_split, refuse_unfit, tokenize
 from pairloop.learner.export import export
+from pairloop.learner.halt import put_off_sigterm
 from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, nothing_to_train, rewind_metrics
+from pairloop.learner.measure import measure
 from pairloop.learner.memory import TokenBudget, checkpoint_layers
 from pairloop.learner.metrics import MetricsFile, libraries
 from pairloop.learner.passes import Passes
-from pairloop.learner.scores import GroupLogps, References, batch_of, group_logps, padded, precision, score
+from pairloop.learner.scores import References, group_logps, precision, score
 from pairloop.learner.sharding import shard
-from pairloop.learner.step import Trainer, is_finite, objective_settings, optimizer_of
+from pairloop.learner.step import Trainer, is_finite, optimizer_of
 from pairloop.learner.supervise import CheckpointMismatch, Diverged
-from pairloop.learner.workers import ALONE, Workers
-from pairloop.objective import OBJECTIVES
+from pairloop.learner.workers import ALONE, WorkerLost, Workers
 from pairloop.policy.packed import use_flex
 from pairloop.policy.scoring import LoraSettings, bare, load_causal_lm, max_context, resolve_device, vocab_size
 from pairloop.template import ChatTemplate
-from pairloop.types import PreferencePair
+from pairloop.types import TrainingRow
 
 LOG = logging.getLogger(__name__)
 
 Report = Callable[[Mapping[str, Any]], None]
 
-HELDOUT_PAIRS = 128
-"""The newest held-out pairs that a look during training scores."""
+HELDOUT_ROWS = 128
+"""The newest held-out rows that a look during training scores."""
 MAX_SKIPPED_IN_A_ROW = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """The usable pairs as token ids, and reason → count of the train pairs that are not used."""
+    """The usable rows as token ids, and reason → count of the train rows that are not used."""
 
     train: list[TokenGroup]
     heldout: list[TokenGroup]
     dropped: Counter[str]
 
 
-def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report, workers: Workers = ALONE) -> TrainResult:
-    """Train the parent on ``pairs``, from the last checkpoint on, and write the new version to ``job.out_dir``.
+def train_model(job: TrainJob, rows: Sequence[TrainingRow], report: Report, workers: Workers = ALONE) -> TrainResult:
+    """Train the parent on ``rows``, from the last checkpoint on, and write the new version to ``job.out_dir``.
 
     Every worker calls it, ends with the same result, and the leading one writes.
     """
@@ -70,7 +69,7 @@ def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report, 
     torch.manual_seed(settings.seed)
     # What is to be divided is read into the machine's memory, as no worker's device need hold it.
     model, device = load_parent(job, torch.device("cpu") if workers.sharded else None)
-    data = _data(job, pairs, model)
+    data = _data(job, rows, model)
     if len(data.train) < settings.min_pairs:
         return nothing_to_train(len(data.train), data.dropped)
     mark = _fingerprint(job, data)
@@ -89,8 +88,8 @@ def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report, 
         after = measure(settings, data.heldout, score(scorer, data.heldout, budget, workers), references)
     stop = passes.stop
     assert stop is not None
-    _export(job, model, workers)
-    before = measure(settings, data.heldout, [references.reference[pair.group_id] for pair in data.heldout], references)
+    _export(job, model, workers, Path(job.out_dir), is_last=True)
+    before = measure(settings, data.heldout, [references.reference[group.group_id] for group in data.heldout], references)
     return TrainResult(
         TrainStatus.SUCCEEDED,
         steps=state.step,
@@ -109,6 +108,7 @@ def train_model(job: TrainJob, pairs: Sequence[PreferencePair], report: Report, 
         resumed_from=resumed_from,
         libraries=libraries(),
         processes=workers.size,
+        trained_tokens=state.tokens,
         cpu_s=clock.cpu_s(),
         wall_s=clock.wall_s(),
     )
@@ -140,37 +140,20 @@ def load_parent(job: TrainJob, read_to: torch.device | None = None) -> tuple[nn.
     return model, device
 
 
-def measure(
-    settings: TrainSection, pairs: Sequence[TokenGroup], logps: Sequence[GroupLogps], references: References
-) -> dict[str, float]:
-    """The objective's metrics of held-out pairs from their log-probs.
+def _export(job: TrainJob, model: nn.Module, workers: Workers, target: Path, *, is_last: bool) -> None:
+    """Write the model as it stands; divided weights go into the parent, read once more, that it is written as any other.
 
-    Also ``pair_loss``: -log sigmoid(beta h), whatever the objective; ``likelier``: how often the chosen answer is the likelier.
+    So do those that are rounded for it, as long as the training goes on with the exact ones.
     """
-    if not pairs:
-        return {}
-    width = max(len(logp_T) for pair in logps for logp_T in pair)
-    ones = [tuple(torch.ones_like(logp_T) for logp_T in pair) for pair in logps]
-    batch = batch_of(pairs, padded(logps, 2, width), padded(ones, 2, width).bool(), references)
-    _, metrics = OBJECTIVES[settings.objective](batch, objective_settings(settings))
-    summed_BG = batch.logp_BGT.sum(-1)
-    d_BG = summed_BG - batch.ref_logp_BGT.sum(-1)
-    found = metrics | {
-        "pair_loss": -logsigmoid(settings.beta * (d_BG[:, 0] - d_BG[:, 1])).mean(),
-        "likelier": (summed_BG[:, 0] > summed_BG[:, 1]).double().mean(),
-    }
-    return {name: float(value) for name, value in found.items()} | {"n": float(len(pairs))}
-
-
-def _export(job: TrainJob, model: nn.Module, workers: Workers) -> None:
-    """Write the version; divided weights go into the parent, read once more, that it is written as any other."""
-    weights = whole_weights(model, workers) if workers.sharded else None
+    is_rounded = job.method == "full" and job.dtype != "float32"
+    apart = workers.sharded or (is_rounded and not is_last)
+    weights = whole_weights(model, workers) if apart else None
     if not workers.leads:
         return
     if weights is not None:
         model, _ = load_parent(job, torch.device("cpu"))
         checkpoint.put_back(model, weights)
-    export(job, model)
+    export(job, model, target)
 
 
 def _run(
@@ -183,39 +166,64 @@ def _run(
     clock: _Clock,
     report: Report,
 ) -> Passes:
-    """The steps after ``state.step``, with metrics rows and checkpoints; leaves the weights to be taken. Raises Diverged."""
-    workers = trainer.workers
-    batches = [[data.train[i] for i in batch] for batch in _batches(job, data)]
+    """The steps after ``state.step``, with metrics rows and checkpoints; leaves the weights to be taken. Raises Diverged.
 
-    def look() -> dict[str, float]:
-        pairs = data.heldout[-HELDOUT_PAIRS:]
-        logps = score(trainer.model, pairs, trainer.budget, workers)
-        return measure(job.train, pairs, logps, trainer.references)
+    SIGTERM ends the process after the step, with a checkpoint.
+    """
+    workers = trainer.workers
+    batches, epoch_ends = _batches(job, data)
+
+    def look(groups: Sequence[TokenGroup]) -> dict[str, float]:
+        logps = score(trainer.model, groups, trainer.budget, workers)
+        return measure(job.train, groups, logps, trainer.references)
+
+    def keep(epoch: int) -> dict[str, Any]:
+        folder = Path(job.epochs_dir, f"step-{state.step:08d}")
+        _export(job, model, workers, folder, is_last=False)
+        return {"number": epoch, "folder": str(folder), "heldout": look(data.heldout) if data.heldout else {}}
 
     controller = RoundController(job.train, state.controller)
-    passes = Passes(model, job.train, controller, trainer.step, look if data.heldout else None, best)
+    newest = data.heldout[-HELDOUT_ROWS:]
+    passes = Passes(model, job.train, controller, trainer.step, (lambda: look(newest)) if newest else None, best)
     if workers.leads:
         rewind_metrics(Path(job.metrics_path), state.step)
-    with MetricsFile(Path(job.metrics_path if workers.leads else os.devnull), report) as metrics:
+    path = Path(job.metrics_path if workers.leads else os.devnull)
+    with put_off_sigterm() as asked_to_stop, MetricsFile(path, report) as metrics:
         for rows in passes.run(batches, state.step):
-            state.last, state.step = dict(rows[0]), state.step + 1
-            if trainer.budget.warning and not state.budget.get("warning"):
-                rows[0] = {**rows[0], "warning": trainer.budget.warning}
-            state.budget = asdict(trainer.budget)
+            _note(state, trainer, rows)
             for row in rows:
                 metrics.write(row)
             _count(state, state.last)
-            if passes.stop is None and state.step % job.train.checkpoint_every == 0:
+            stop = passes.stop
+            if job.epochs_dir and state.step in epoch_ends and (stop is None or stop.best_step is None):
+                metrics.write({"step": state.step, "of": len(batches), "epoch": keep(epoch_ends.index(state.step) + 1)})
+            is_stopping = any(workers.gather(asked_to_stop()))
+            if stop is None and (is_stopping or state.step % job.train.checkpoint_every == 0):
                 state.cpu_s, state.wall_s, state.controller = clock.cpu_s(), clock.wall_s(), controller.state
                 checkpoint.save(Path(job.checkpoint_dir), model, trainer.optimizer, state, passes.best, workers)
+            if stop is None and is_stopping:
+                LOG.info("stopping after step %d, from where the run goes on", state.step)
+                break
+    if passes.stop is None:
+        raise WorkerLost("another worker was asked to end")
     return passes
+
+
+def _note(state: State, trainer: Trainer, rows: list[Mapping[str, Any]]) -> None:
+    """Count the step whose rows these are, and tell of a budget that was lowered."""
+    state.last, state.step = dict(rows[0]), state.step + 1
+    state.tokens += int(rows[0]["tokens"])
+    if trainer.budget.warning and not state.budget.get("warning"):
+        rows[0] = {**rows[0], "warning": trainer.budget.warning}
+    state.budget = asdict(trainer.budget)
 
 
 def _count(state: State, row: dict[str, float]) -> None:
     """Note the step's effective sample size, or that it was skipped; Diverged at the third skip in a row."""
     if is_finite(row):
         state.skipped_in_a_row = 0
-        state.ess.append(row["ess"])
+        if "ess" in row:
+            state.ess.append(row["ess"])
         return
     state.skipped += 1
     state.skipped_in_a_row += 1
@@ -227,15 +235,19 @@ def _count(state: State, row: dict[str, float]) -> None:
         )
 
 
-def _data(job: TrainJob, pairs: Sequence[PreferencePair], model: nn.Module) -> Data:
-    """The snapshot's pairs as the model reads them."""
+def _data(job: TrainJob, rows: Sequence[TrainingRow], model: nn.Module) -> Data:
+    """The snapshot's rows as the model reads them. Raises UnfitRows."""
     bounds = [bound for bound in (job.train.max_length, job.max_context, max_context(model)) if bound]
     limits = Limits(min(bounds), vocab_size(model))
     tokens = ChatTemplate.load(Path(job.base_dir))
-    train, dropped = tokenize(pairs, tokens, limits, parent_version=job.parent_version)
+
+    def encoded(rows: Sequence[TrainingRow]) -> tuple[list[TokenGroup], Counter[str]]:
+        return tokenize(rows, tokens, limits, parent_version=job.parent_version, objective=job.train.objective)
+
     others = read_split(Path(job.snapshot_dir), HELDOUT_FILE)
-    heldout, _ = tokenize(others, tokens, limits, parent_version=job.parent_version)
-    return Data(train, heldout, dropped)
+    refuse_unfit(others, job.train.objective)
+    train, dropped = encoded(rows)
+    return Data(train, encoded(others)[0], dropped)
 
 
 def _references(
@@ -252,7 +264,7 @@ def _references(
     references, report = reference.prepare(model, groups, job.train, job.dtype, budget, workers)
     report["budget"] = asdict(budget)
     if report["passed"] is False:
-        LOG.warning("the recorded log-probs are not the model's: %s; the parent scores all pairs", report)
+        LOG.warning("the recorded log-probs are not the model's: %s; the parent scores all rows", report)
     if workers.leads:
         reference.save(folder, references, report, mark)
     return references, report
@@ -262,8 +274,8 @@ def _refuse_unweighable(job: TrainJob, groups: Sequence[TokenGroup]) -> None:
     """ConfigError where importance weights are asked for and nothing says what sampled the pairs."""
     if job.train.importance != "none" and not any(group.is_recorded for group in groups):
         raise ConfigError(
-            f'train.importance = "{job.train.importance}" weighs pairs by policy over sampler, but none of these came with the '
-            'log-probs that were recorded when it was sampled, as imported pairs do not; set it to "none"'
+            f'train.importance = "{job.train.importance}" weighs rows by policy over sampler, but none of these came with the '
+            'log-probs that were recorded when it was sampled, as imported rows do not; set it to "none"'
         )
 
 
@@ -277,7 +289,7 @@ def _resume(job: TrainJob, model: nn.Module, trainer: Trainer, mark: str) -> tup
         return State(mark), None
     if found[0].fingerprint != mark:
         raise CheckpointMismatch(
-            f"{job.checkpoint_dir}: the checkpoint belongs to other pairs, another model or other settings; "
+            f"{job.checkpoint_dir}: the checkpoint belongs to other data, another model or other settings; "
             "resume with the ones it was begun with, or remove the folder and start afresh"
         )
     LOG.info("resuming after step %d", found[0].step)
@@ -285,13 +297,16 @@ def _resume(job: TrainJob, model: nn.Module, trainer: Trainer, mark: str) -> tup
     return found
 
 
-def _batches(job: TrainJob, data: Data) -> list[list[int]]:
+def _batches(job: TrainJob, data: Data) -> tuple[list[list[TokenGroup]], list[int]]:
+    """The groups of each step, and the last step of each epoch."""
     settings = job.train
-    return [
-        batch
-        for epoch in range(settings.epochs)
-        for batch in epoch_batches(len(data.train), settings.batch_size, seed=settings.seed, epoch=epoch)
-    ]
+    batches: list[list[TokenGroup]] = []
+    ends = []
+    for epoch in range(settings.epochs):
+        parts = epoch_batches(len(data.train), settings.batch_size, seed=settings.seed, epoch=epoch)
+        batches += [[data.train[i] for i in part] for part in parts]
+        ends.append(len(batches))
+    return batches, ends
 
 
 def _fingerprint(job: TrainJob, data: Data) -> str:

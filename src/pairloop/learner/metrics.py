@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from pairloop.learner.data import TokenGroup
 
 LIBRARIES = ("pairloop", "torch", "transformers", "peft", "tokenizers", "safetensors")
 
@@ -31,6 +33,15 @@ class MetricsFile:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
+
+
+_OF_BOTH = {"accuracy", "margin", "reward_rejected", "d_rejected"}
+
+
+def defined(metrics: Mapping[str, float], groups: Sequence[TokenGroup]) -> dict[str, float]:
+    """Without what compares answers, where every group has one alone."""
+    lone = all(len(group.completions) == 1 for group in groups)
+    return {name: value for name, value in metrics.items() if not (lone and name in _OF_BOTH)}
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:

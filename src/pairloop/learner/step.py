@@ -15,6 +15,7 @@ from pairloop.config import TrainSection
 from pairloop.learner.batches import MicroBatch
 from pairloop.learner.data import TokenGroup
 from pairloop.learner.memory import TokenBudget
+from pairloop.learner.metrics import defined
 from pairloop.learner.scores import References, batch_of, group_logps, totals_of
 from pairloop.learner.sharding import whole
 from pairloop.learner.workers import ALONE, Workers
@@ -50,16 +51,19 @@ class Trainer:
         metrics, drift = self.budget.run(self.model, mine, lambda parts: self._accumulate(parts, totals, z0, groups[:1]))
         self.budget.agree(self.workers)
         # What is not a sum over completions does not add up: it is taken of all micro batches together.
-        metrics = self.workers.sum_metrics(metrics) | drift.of_all(self.workers).metrics()
+        metrics = self.workers.sum_metrics(metrics)
+        metrics.pop("ess", None)
+        metrics |= drift.of_all(self.workers).metrics()
         self.workers.sum_gradients(self.parameters)
         norm = clip(self.parameters, self.settings.clip_norm)
-        found = {name: float(value) for name, value in metrics.items()} | {"grad_norm": norm, "lr": lr}
+        found = defined({name: float(value) for name, value in metrics.items()}, groups) | {"grad_norm": norm, "lr": lr}
         if is_finite(found):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
-        rate = sum(group.n_tokens for group in groups) / (time.monotonic() - started_s)
-        return found | {"tokens_per_s": rate, "max_tokens_per_batch": self.budget.tokens}
+        tokens = sum(group.n_tokens for group in groups)
+        rate = tokens / (time.monotonic() - started_s)
+        return found | {"tokens": tokens, "tokens_per_s": rate, "max_tokens_per_batch": self.budget.tokens}
 
     @property
     def _objective(self) -> Objective:
@@ -89,7 +93,7 @@ class Trainer:
             (loss * self.workers.loss_factor).backward()  # type: ignore[no-untyped-call]
             for name, value in of_part.items():
                 metrics[name] = metrics.get(name, torch.zeros_like(value)) + value
-            drift.add(batch)
+            drift.add(batch, part.groups)
         for _ in range(idle):
             (group_logps(self.model, filler)[0].sum() * 0).backward()  # type: ignore[no-untyped-call]
         return metrics, drift
@@ -114,16 +118,25 @@ class Drift:
             drift._parts += parts
         return drift
 
-    def add(self, batch: Batch) -> None:
-        """Note a part of the batch."""
+    def add(self, batch: Batch, groups: Sequence[TokenGroup] = ()) -> None:
+        """Note a part of the batch, but for the demonstrations among its ``groups``, which no policy sampled."""
         present_BG = batch.present_BG
+        for b, group in enumerate(groups):
+            present_BG[b] &= not group.is_demonstration
+        if not present_BG.any():
+            return
         logp_BGT = torch.where(batch.mask_BGT, batch.logp_BGT.detach(), torch.zeros_like(batch.logp_BGT))
         values = (log_weights(batch).sum(-1), logp_BGT.sum(-1), batch.length_BG)
         log_w_N, logp_N, length_N = (value_BG[present_BG].double() for value_BG in values)
         self._parts.append((log_w_N, logp_N, length_N))
 
     def metrics(self) -> dict[str, Tensor]:
-        """``ess``; ``length_ratio`` and ``entropy_ratio``: tokens and nats per answer of the policy over the sampler's."""
+        """``ess``; ``length_ratio`` and ``entropy_ratio``: tokens and nats per answer of the policy over the sampler's.
+
+        Nothing where there was nothing to note.
+        """
+        if not self._parts:
+            return {}
         log_w_N, logp_N, length_N = (torch.cat(values) for values in zip(*self._parts, strict=True))
         w_N = torch.softmax(log_w_N, 0)
         return {

@@ -14,20 +14,15 @@ from typing import Any
 
 from pairloop.errors import ConfigError, ModelError, RowsError, UserError
 from pairloop.formats.snapshot import TRAIN_FILE
-from pairloop.learner.data import read_split
+from pairloop.learner.data import UnfitRows, read_split, refuse_unfit
 from pairloop.learner.files import exclusive
-from pairloop.learner.job import FAKE, LOCK, TrainError, TrainJob, TrainResult, TrainStatus, nothing_to_train
+from pairloop.learner.job import ERROR_CODES, FAKE, LOCK, TrainError, TrainJob, TrainResult, TrainStatus, nothing_to_train
 from pairloop.learner.workers import WorkerLost, Workers, is_lost, joined
 
 LOG = logging.getLogger(__name__)
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
-_USER_CODES: tuple[tuple[type[UserError], str], ...] = (
-    (ModelError, "bad_model"),
-    (RowsError, "bad_rows"),
-    (ConfigError, "bad_settings"),
-)
 
 
 class Diverged(UserError):
@@ -36,6 +31,17 @@ class Diverged(UserError):
 
 class CheckpointMismatch(UserError):
     """The checkpoint belongs to other data, another model or other settings."""
+
+
+_USER_CODES: tuple[tuple[type[UserError], str], ...] = (
+    (Diverged, "nan"),
+    (CheckpointMismatch, "checkpoint_mismatch"),
+    (ModelError, "bad_model"),
+    (RowsError, "bad_rows"),
+    (UnfitRows, "unfit_rows"),
+    (ConfigError, "bad_settings"),
+    (UserError, "bad_input"),
+)
 
 
 def supervise(job: TrainJob, report: Callable[[Mapping[str, Any]], None], workers: Workers) -> TrainResult:
@@ -82,26 +88,29 @@ def work(job: TrainJob) -> TrainResult:
 
 def classify(error: BaseException) -> TrainError:
     """Code, whose fault, and a sentence with the remedy."""
-    text = str(error) or type(error).__name__
-    if isinstance(error, Diverged):
-        return TrainError("nan", "user_error", text)
-    if isinstance(error, CheckpointMismatch):
-        return TrainError("checkpoint_mismatch", "user_error", text)
-    if isinstance(error, UserError):
-        return TrainError(
-            next((code for kind, code in _USER_CODES if isinstance(error, kind)), "bad_input"), "user_error", text
-        )
-    if is_out_of_memory(error):
+    code, text = _code_of(error), str(error) or type(error).__name__
+    if code == "out_of_memory":
         remedy = (
             "set train.max_tokens_per_batch lower, or train.gradient_checkpointing = true, or train.max_length lower, or "
             'policy.method = "lora"'
         )
-        return TrainError("out_of_memory", "system_error", f"the device ran out of memory; {remedy} ({text[:200]})")
-    if (isinstance(error, OSError) and error.errno in _FULL_DISK) or "No space left on device" in text:
-        return TrainError("disk_full", "system_error", f"the disk is full: free some space and start the run again ({text})")
-    if isinstance(error, OSError):
-        return TrainError("io_error", "system_error", text)
-    return TrainError("crash", "system_error", f"{type(error).__name__}: {text}")
+        text = f"the device ran out of memory; {remedy} ({text[:200]})"
+    elif code == "disk_full":
+        text = f"the disk is full: free some space and start the run again ({text})"
+    elif code == "crash":
+        text = f"{type(error).__name__}: {text}"
+    return TrainError(code, ERROR_CODES[code], text)
+
+
+def _code_of(error: BaseException) -> str:
+    for kind, code in _USER_CODES:
+        if isinstance(error, kind):
+            return code
+    if is_out_of_memory(error):
+        return "out_of_memory"
+    if (isinstance(error, OSError) and error.errno in _FULL_DISK) or "No space left on device" in str(error):
+        return "disk_full"
+    return "io_error" if isinstance(error, OSError) else "crash"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -126,17 +135,18 @@ def _stands(result: TrainResult, job: TrainJob) -> bool:
 
 
 def _train(job: TrainJob, report: Callable[[Mapping[str, Any]], None], workers: Workers) -> TrainResult:
-    pairs = read_split(Path(job.snapshot_dir), TRAIN_FILE)
-    if len(pairs) < job.train.min_pairs:
-        return nothing_to_train(len(pairs), {})
+    rows = read_split(Path(job.snapshot_dir), TRAIN_FILE)
+    refuse_unfit(rows, job.train.objective)
+    if len(rows) < job.train.min_pairs:
+        return nothing_to_train(len(rows), {})
     if job.base_dir == FAKE:
         from pairloop.learner.fake import train_fake
 
         # Without a model there is nothing to share.
-        return workers.broadcast(train_fake(job, pairs, report) if workers.leads else nothing_to_train(0, {}))
+        return workers.broadcast(train_fake(job, rows, report) if workers.leads else nothing_to_train(0, {}))
     from pairloop.learner.loop import train_model  # torch: only where there is something to train
 
-    result = train_model(job, pairs, report, workers)
+    result = train_model(job, rows, report, workers)
     if workers.leads and result.status is TrainStatus.SUCCEEDED:
         for folder in Path(job.checkpoint_dir).glob("step-*"):
             shutil.rmtree(folder)

@@ -336,7 +336,7 @@ def _heldout_metrics(
     path = folder / HELDOUT_FILE
     if not path.is_file():
         raise StoreError(f"{path}: the snapshot's held-out pairs are gone")
-    pairs = list(deque(snapshot.read(path), maxlen=HELDOUT_PAIRS))
+    pairs = list(deque(_pairs(path), maxlen=HELDOUT_PAIRS))
     sequences = [(_sequence(policy, pair, pair.chosen), _sequence(policy, pair, pair.rejected)) for pair in pairs]
     fitting = [both for both in sequences if all(_size(one) <= policy.max_context for one in both)]
     if len(fitting) < len(sequences):
@@ -355,6 +355,16 @@ def _heldout_metrics(
         "d_chosen": _mean(chosen).interval(),
         "d_rejected": _mean(rejected).interval(),
     }
+
+
+def _pairs(path: Path) -> Iterator[PreferencePair]:
+    """The held-out pairs; of a scored group its best and its worst answer. Demonstrations compare nothing."""
+    for row in snapshot.read_rows(path):
+        if isinstance(row, PreferencePair):
+            yield row
+        elif not row.is_demonstration:
+            best, worst = (row.answers[row.rewards.index(pick(row.rewards))] for pick in (max, min))
+            yield PreferencePair(row.row_id, row.prompt, best, worst, prompt_token_ids=row.prompt_token_ids)
 
 
 def _sequence(policy: Policy, pair: PreferencePair, side: PairSide) -> TokenSequence:

@@ -124,7 +124,8 @@ def _vote(duel: Duel, labelled: LabelledGroup, row: Feedback) -> DuelPick:
     rater = row.rater_id if row.source is Source.HUMAN else group.rater_id
     index = {Label.A: 0, Label.B: 1}.get(row.label or Label.SKIP)
     texts = {completion.text for completion in group.completions}
-    if index is None or len(texts) == 1:
+    # An erased group's texts are gone; its vote was cast when they could be read.
+    if index is None or (len(texts) == 1 and not group.is_erased):
         return DuelPick(rater, 0, row.created_at)
     return DuelPick(rater, 1 if group.completions[index].version == duel.challenger else -1, row.created_at)
 

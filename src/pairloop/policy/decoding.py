@@ -138,25 +138,37 @@ def draw(
     uniforms: Sequence[float],
     temperatures: Sequence[float],
     top_ps: Sequence[float],
+    allowed_BV: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The next token of each row and its raw log-prob (T = 1, whole vocabulary), from one uniform number per row.
 
     By the inverse of the cumulative distribution, in float64; a temperature below GREEDY_BELOW takes the most likely token. The
-    row's number decides, so a seeded row draws the same whatever rows are beside it.
+    row's number decides, so a seeded row draws the same whatever rows are beside it. ``allowed_BV`` False is never drawn.
     """
     probs_BV = logits_BV.softmax(-1)
-    # The largest logit less its log-prob: exact where a small probability would be 0.
-    normaliser_B = logits_BV.amax(-1) - probs_BV.amax(-1).log()
+    normaliser_B = _normaliser(logits_BV, probs_BV)
     device = logits_BV.device
-    if any(t != 1.0 for t in temperatures):
-        probs_BV = _tempered(logits_BV, temperatures)
+    open_BV = logits_BV if allowed_BV is None else logits_BV.masked_fill(~allowed_BV, -torch.inf)
+    if allowed_BV is not None or any(t != 1.0 for t in temperatures):
+        probs_BV = _tempered(open_BV, temperatures)
     if any(p < 1.0 for p in top_ps):
         probs_BV = _nucleus(probs_BV, torch.tensor(top_ps, device=device))
     tokens_B = _at(probs_BV, torch.tensor(uniforms, dtype=torch.float64, device=device)[:, None])
     if any(t < GREEDY_BELOW for t in temperatures):
         greedy = torch.tensor([t < GREEDY_BELOW for t in temperatures], device=device)
-        tokens_B = torch.where(greedy, logits_BV.argmax(-1), tokens_B)
+        tokens_B = torch.where(greedy, open_BV.argmax(-1), tokens_B)
     return tokens_B, logits_BV.gather(1, tokens_B[:, None])[:, 0] - normaliser_B
+
+
+def likeliest(logits_BV: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The ``n`` likeliest tokens of each row, the likeliest first, and their raw log-probs; [B, n] both."""
+    top = logits_BV.topk(min(n, logits_BV.shape[-1]), dim=-1)
+    return top.indices, top.values - _normaliser(logits_BV, logits_BV.softmax(-1))[:, None]
+
+
+def _normaliser(logits_BV: Tensor, probs_BV: Tensor) -> Tensor:
+    """The largest logit less its log-prob: exact where a small probability would be 0."""
+    return logits_BV.amax(-1) - probs_BV.amax(-1).log()
 
 
 def _at(mass_BV: Tensor, share_B1: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from pairloop.errors import EngineError, InvalidRequestError, ModelError
-from pairloop.policy.protocols import SampleRequest, TokenEvent, TokenSequence
+from pairloop.policy.protocols import TOP_LOGPROBS, SampleRequest, TokenEvent, TokenSequence, TopToken
 from pairloop.types import BASE_VERSION, Completion, FinishReason, Message, Prompt, SamplingParams, Version, VersionKind
 
 EOS = 256
@@ -60,7 +60,15 @@ class FakeTokens:
     def encode_completion(self, prompt: Prompt, text: str) -> tuple[int, ...]:  # noqa: ARG002 - the answer's bytes are its own
         return (*text.encode(), EOS)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    @property
+    def tool_template(self) -> None:
+        return None
+
+    @property
+    def response_template(self) -> None:
+        return None
+
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:  # noqa: ARG002 - the end has no text
         return bytes(token for token in token_ids if token != EOS).decode(errors="replace")
 
 
@@ -88,7 +96,7 @@ class FakePolicy:
 
     @property
     def abilities(self) -> frozenset[str]:
-        return frozenset()
+        return frozenset({TOP_LOGPROBS})
 
     @property
     def max_context(self) -> int:
@@ -168,7 +176,8 @@ class FakePolicy:
         units = 0 if params.is_greedy else rng.randrange(10)
         whole = (*_HEAD, *f"{tens}{units}".encode(), EOS)
         limit = max(1, min(params.max_tokens, self._max_context - len(request.prompt_token_ids)))
-        return _finish(request, whole[:limit], token_logps(whole, skill)[:limit], index, params, cut=len(whole) > limit)
+        tops = [_top(place, request.top_logprobs) for place in _rule(skill)]
+        return _finish(request, whole[:limit], token_logps(whole, skill)[:limit], index, params, tops, cut=len(whole) > limit)
 
 
 def read_skill(path: Path) -> int:
@@ -194,12 +203,22 @@ def quality(text: str) -> int:
 
 def token_logps(token_ids: Sequence[int], skill: int) -> tuple[float, ...]:
     """One log-prob per token of a completion, under the rule of this module."""
+    rule = _rule(skill)
+    inside = [rule[i].get(token, OFF_RULE_LOGP) if i < len(rule) else OFF_RULE_LOGP for i, token in enumerate(token_ids)]
+    return tuple(inside)
+
+
+def _rule(skill: int) -> list[dict[int, float]]:
+    """The log-probs of the tokens that may stand at each place."""
     weights = _tens_weights(skill)
     tens = {digit: math.log(weight / sum(weights)) for digit, weight in zip(_DIGITS, weights, strict=True)}
     units = dict.fromkeys(_DIGITS, -math.log(10))
-    rule = [*({byte: 0.0} for byte in _HEAD), tens, units, {EOS: 0.0}]
-    inside = [rule[i].get(token, OFF_RULE_LOGP) if i < len(rule) else OFF_RULE_LOGP for i, token in enumerate(token_ids)]
-    return tuple(inside)
+    return [*({byte: 0.0} for byte in _HEAD), tens, units, {EOS: 0.0}]
+
+
+def _top(place: dict[int, float], n: int) -> tuple[TopToken, ...]:
+    likeliest = sorted(place.items(), key=lambda item: -item[1])[:n]
+    return tuple(TopToken(token, logp, bytes([token]).decode() if token != EOS else "") for token, logp in likeliest)
 
 
 def _tens_weights(skill: int) -> list[float]:
@@ -217,6 +236,7 @@ def _finish(
     logps: tuple[float, ...],
     index: int,
     params: SamplingParams,
+    tops: Sequence[tuple[TopToken, ...]],
     *,
     cut: bool,
 ) -> Completion:
@@ -229,6 +249,6 @@ def _finish(
         token_ids, logps, text, cut = token_ids[:ends], logps[:ends], text[:at], False
     if request.on_token is not None:
         for i, (token, logp) in enumerate(zip(token_ids, logps, strict=True)):
-            request.on_token(TokenEvent(index, token, logp, text[i : i + 1]))
+            request.on_token(TokenEvent(index, token, logp, text[i : i + 1], tops[i]))
     reason = FinishReason.LENGTH if cut else FinishReason.STOP
     return Completion(text, token_ids, logps, request.version, reason)

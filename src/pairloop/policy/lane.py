@@ -11,13 +11,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from pairloop.policy.decoding import Batch, draw, open_batch
+from pairloop.policy.constrained import Constraint
+from pairloop.policy.decoding import Batch, draw, likeliest, open_batch
 from pairloop.policy.mixed import Adapters
-from pairloop.policy.protocols import SampleRequest, TokenEvent
+from pairloop.policy.protocols import SampleRequest, TokenEvent, TopToken
 from pairloop.policy.scoring import Traits
 from pairloop.policy.slots import SlotBatch, compact
 from pairloop.policy.text import TextStream
@@ -70,6 +72,7 @@ class Row:
     limit: int
     uniform: Callable[[], float]
     stream: TextStream | None
+    constraint: Constraint | None = None
     token_ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
 
@@ -85,12 +88,14 @@ class Row:
         limit: int,
         rng: random.Random,
         decode: Callable[[Sequence[int]], str],
+        constraint: Constraint | None = None,
     ) -> Row:
         params = ticket.request.params
         if params.seed is not None:
             rng = random.Random(repr((params.seed, index, ticket.request.prompt_token_ids)))
         watched = params.stop or ticket.request.on_token is not None
-        return cls(ticket, index, limit, rng.random, TextStream(decode, params.stop) if watched else None)
+        stream = TextStream(decode, params.stop) if watched else None
+        return cls(ticket, index, limit, rng.random, stream, constraint.copy() if constraint is not None else None)
 
 
 class Lane:
@@ -209,9 +214,11 @@ class Lane:
             [row.uniform() for row in self._rows],
             [p.temperature for p in params],
             [p.top_p for p in params],
+            self._allowed(self._logits_BV),
         )
+        top = self._likeliest(self._logits_BV)
         drawn = zip(self._rows, tokens_B.tolist(), logps_B.tolist(), strict=True)
-        stay = [i for i, (row, token, logp) in enumerate(drawn) if self._record(row, token, logp)]
+        stay = [i for i, (row, token, logp) in enumerate(drawn) if self._record(row, token, logp, top.get(i, ()))]
         if not stay:
             self._rows, self._batch, self._logits_BV = [], None, None
             return
@@ -222,19 +229,44 @@ class Lane:
             tokens_B = tokens_B[stay]
         self._logits_BV = self._batch.step(tokens_B)
 
-    def _record(self, row: Row, token: int, logp: float) -> bool:
+    def _allowed(self, logits_BV: Tensor) -> Tensor | None:
+        """[B, V] the tokens that may come, where a row is held to a format."""
+        held = {i: row.constraint for i, row in enumerate(self._rows) if row.constraint is not None}
+        if not held:
+            return None
+        allowed_BV = torch.ones_like(logits_BV, dtype=torch.bool)
+        for i, constraint in held.items():
+            row = self._rows[i]
+            if not row.ticket.is_over:
+                # A format that leads nowhere ends its own request, not the batch.
+                self._supervisor(partial(_restrict, allowed_BV, i, constraint), row.ticket.fail)
+        return allowed_BV
+
+    def _likeliest(self, logits_BV: Tensor) -> dict[int, Sequence[tuple[int, float]]]:
+        """The likeliest tokens, with their log-probs, of the rows that ask for them."""
+        wanted = {i: row.ticket.request.top_logprobs for i, row in enumerate(self._rows) if row.ticket.request.top_logprobs}
+        if not wanted:
+            return {}
+        tokens, logps = likeliest(logits_BV[list(wanted)], max(wanted.values()))
+        pairs = zip(wanted.items(), tokens.tolist(), logps.tolist(), strict=True)
+        return {i: list(zip(ids[:n], values[:n], strict=True)) for (i, n), ids, values in pairs}
+
+    def _record(self, row: Row, token: int, logp: float, top: Sequence[tuple[int, float]]) -> bool:
         """Note a drawn token; True while the row goes on."""
         if row.ticket.is_over:
             return False
         row.token_ids.append(token)
         row.logps.append(logp)
         reason = FinishReason.STOP if token in self._eos else None
+        if row.constraint is not None and row.constraint.take(token):
+            reason = FinishReason.STOP
         if reason is None and len(row.token_ids) >= row.limit:
             reason = FinishReason.LENGTH
         if row.stream is not None:
+            named = tuple(TopToken(other, value, row.stream.would_add(other)) for other, value in top)
             piece = row.stream.add(token, last=reason is not None)
             reason = FinishReason.STOP if row.stream.stopped else reason
-            self._tell(row, TokenEvent(row.index, token, logp, piece))
+            self._tell(row, TokenEvent(row.index, token, logp, piece, named))
         if reason is None:
             return True
         text = row.stream.text if row.stream is not None else self._decode(row.token_ids)
@@ -246,3 +278,7 @@ class Lane:
         if listener is not None:
             # A listener that raises ends its own request, not the batch.
             self._supervisor(lambda: listener(event), row.ticket.fail)
+
+
+def _restrict(allowed_BV: Tensor, row: int, constraint: Constraint) -> None:
+    allowed_BV[row] = constraint.allowed(allowed_BV.shape[1], allowed_BV.device)

@@ -22,10 +22,11 @@ import torch
 
 from pairloop.config import PolicySection
 from pairloop.errors import EngineError, InvalidRequestError, ModelError, PairloopError
+from pairloop.policy.constrained import Formats, is_available
 from pairloop.policy.lane import Lane, Row, Ticket
 from pairloop.policy.mixed import Adapters
 from pairloop.policy.packed import takes_packed
-from pairloop.policy.protocols import SampleRequest, TokenSequence
+from pairloop.policy.protocols import RESPONSE_FORMAT, TOP_LOGPROBS, SampleRequest, TokenSequence
 from pairloop.policy.scoring import Traits, completion_logps, max_context, resolve_device, vocab_size
 from pairloop.policy.shelf import Shelf
 from pairloop.template import ChatTemplate
@@ -54,6 +55,7 @@ class LocalPolicy:
         torch.set_num_threads(section.threads)
         self._section = section
         self._tokens = ChatTemplate.load(base_dir)
+        self._formats = Formats(self._tokens)
         self._shelf = Shelf(base_dir, section, resolve_device(section.device))
         self._traits = Traits.of(self._shelf.base)
         if self._traits.cache is None:
@@ -80,7 +82,7 @@ class LocalPolicy:
 
     @property
     def abilities(self) -> frozenset[str]:
-        return frozenset()
+        return frozenset({TOP_LOGPROBS, RESPONSE_FORMAT}) if is_available() else frozenset({TOP_LOGPROBS})
 
     @property
     def max_context(self) -> int:
@@ -91,7 +93,8 @@ class LocalPolicy:
         room = self._check(request)
         ticket = Ticket(request)
         limit = min(request.params.max_tokens, room)
-        rows = [Row.of(ticket, i, limit, self._rng, self._tokens.decode) for i in range(request.n)]
+        held_to = self._formats.constraint(request.response_format) if request.response_format is not None else None
+        rows = [Row.of(ticket, i, limit, self._rng, self._tokens.decode, held_to) for i in range(request.n)]
         with self._changed:
             problem = self._refusal(request.version)
             if problem is None:

@@ -94,8 +94,18 @@ class Tokens(Protocol):
         """Token ids of ``text`` as the answer to ``prompt``, with its end-of-sequence token."""
         ...
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of completion tokens, special tokens left out."""
+    @property
+    def tool_template(self) -> str | None:
+        """The source of the template that offers tools, where there is one."""
+        ...
+
+    @property
+    def response_template(self) -> Mapping[str, Any] | None:
+        """How the model's answers are read (transformers' response template), where the model says it itself."""
+        ...
+
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of completion tokens; special tokens are left out unless ``special``."""
         ...
 
 

@@ -43,6 +43,11 @@ class TextStream:
         self._sent = max(self._sent, end)
         return piece
 
+    def would_add(self, token_id: int) -> str:
+        """The text that another token would have added at this place, alone."""
+        before = self._decode(self._ids[self._start :])
+        return self._decode([*self._ids[self._start :], token_id]).removeprefix(before)
+
     def _cut(self, searched: int) -> None:
         found = [self._text.find(stop, max(0, searched - len(stop) + 1)) for stop in self._stop]
         found = [at for at in found if at >= 0]

@@ -43,6 +43,11 @@ _COMPLETIONS_IN = (
 
 _SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
 
+_WITHOUT_TEXT = [FinishReason.ABANDONED.value, FinishReason.ERASED.value]
+
+ERASED_HASH = ""
+"""What stands where a hash of an erased text stood: no text has it."""
+
 ID_CHUNK = 500
 """Ids per IN list: databases bound the number of parameters."""
 
@@ -76,6 +81,26 @@ def latest_answer(c: Connection, policy: str, user: str | None, text: str) -> tu
     return None if row is None else (row.group_id, row.position)
 
 
+def of_conversation(c: Connection, conversation_id: str, *, limit: int) -> list[Group]:
+    """The groups of a conversation, oldest first; at most ``limit``."""
+    statement = sa.select(groups).where(groups.c.conversation_id == conversation_id)
+    return load(c, statement.order_by(groups.c.created_at, groups.c.group_id).limit(limit))
+
+
+def erase(c: Connection, group_id: str) -> None:
+    """Remove what was asked and answered, for good. Who answered stays: a duel's votes keep their sides."""
+    c.execute(
+        sa.update(groups)
+        .where(groups.c.group_id == group_id)
+        .values(prompt="", prompt_hash=ERASED_HASH, prompt_token_ids=(), metadata={})
+    )
+    c.execute(
+        sa.update(completions)
+        .where(completions.c.group_id == group_id)
+        .values(text="", token_ids=(), logps=(), answer_key=ERASED_HASH, finish_reason=FinishReason.ERASED.value)
+    )
+
+
 def unlabelled(
     c: Connection,
     policy: str,
@@ -94,9 +119,7 @@ def unlabelled(
         groups.c.kind.in_([kind.value for kind in kinds]),
         ~sa.exists().where(feedback.c.group_id == groups.c.group_id),
         sa.exists().where(completions.c.group_id == groups.c.group_id, completions.c.position == min_completions - 1),
-        ~sa.exists().where(
-            sa.and_(answer.c.group_id == groups.c.group_id, answer.c.finish_reason == FinishReason.ABANDONED.value)
-        ),
+        ~sa.exists().where(sa.and_(answer.c.group_id == groups.c.group_id, answer.c.finish_reason.in_(_WITHOUT_TEXT))),
     )
     if pool is not None:
         statement = statement.where(groups.c.pool == pool.value)
@@ -107,7 +130,7 @@ def recent_prompts(c: Connection, policy: str, *, pool: Pool, limit: int) -> lis
     """The newest group of each of the ``limit`` newest distinct prompts, newest first."""
     statement = (
         sa.select(groups.c.group_id, groups.c.prompt_hash)
-        .where(groups.c.policy == policy, groups.c.pool == pool.value)
+        .where(groups.c.policy == policy, groups.c.pool == pool.value, groups.c.prompt_hash != ERASED_HASH)
         .order_by(groups.c.created_at.desc(), groups.c.group_id.desc())
     )
     newest: dict[str, str] = {}

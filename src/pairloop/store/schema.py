@@ -1,8 +1,9 @@
 """The tables. Portable SQL only; what SQLite alone needs is in database.py.
 
 Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts) is only
-ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, a duel's closing time, and a key's
-last use and revocation. Stored replies are deleted after a day.
+ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, a duel's closing time, a key's last
+use and revocation, and what the wire shows of a group; and the texts of a group that was deleted, which is recorded. Stored
+replies are deleted after a day.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Float,
     ForeignKey,
@@ -60,6 +62,7 @@ groups = Table(
     Index(None, "policy", "created_at"),
     Index(None, "policy", "pool", "created_at"),
     Index(None, "duel_id"),
+    Index(None, "conversation_id"),
 )
 
 completions = Table(
@@ -76,6 +79,30 @@ completions = Table(
     Column("answer_key", String(32), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Index(None, "answer_key", "created_at"),
+)
+
+stored_completions = Table(
+    "stored_completions",
+    metadata,
+    Column("group_id", String(255), ForeignKey("groups.group_id"), primary_key=True),
+    Column("policy", String(64), nullable=False),
+    Column("model", String(128), nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("is_listed", Boolean, nullable=False),
+    Column("deleted_at", UtcDateTime),
+    Index(None, "policy", "is_listed", "group_id"),
+    Index(None, "policy", "model", "is_listed", "group_id"),
+)
+
+# The pairs of listed completions alone, one row each: what a listing by metadata is read from.
+stored_metadata = Table(
+    "stored_metadata",
+    metadata,
+    Column("group_id", String(255), ForeignKey("groups.group_id"), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("policy", String(64), nullable=False),
+    Column("value", Text, nullable=False),
+    Index(None, "policy", "key", "value", "group_id"),
 )
 
 feedback = Table(

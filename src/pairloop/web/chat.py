@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,15 +12,16 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from pairloop.errors import NotFoundError, PairloopError
-from pairloop.loop.feedback import is_revealed
-from pairloop.loop.serve import Answer, AnswerStream
-from pairloop.store import groups, versions
-from pairloop.types import BASE_VERSION, Group, Version
+from pairloop.loop.serve import AnswerStream, version_called
+from pairloop.store import versions
+from pairloop.types import Group, Version
+from pairloop.web.chunks import Chunks
 from pairloop.web.context import Context, Here, context_of
-from pairloop.web.errors import from_error
-from pairloop.web.replies import JSON, Chunks, Head, completion_body, head_of, may_name_version
+from pairloop.web.errors import error_response, from_error
+from pairloop.web.replies import JSON, Head, completion_body, head_of, may_name_version
 from pairloop.web.wire import PAIR_ALLOWED, ChatBody
 
+logger = logging.getLogger(__name__)
 router = APIRouter(tags=["inference"])
 
 PAIR_HEADER = "x-pairloop-pair"
@@ -30,24 +31,34 @@ SSE = "text/event-stream"
 
 @router.post("/v1/chat/completions", summary="Answer a conversation, once or with a comparison of two", response_model=None)
 async def chat_completions(body: ChatBody, request: Request) -> Response:
+    """Two answers come with `n: 2`, or where the client takes them (`metadata.pair: "allow"`, or `x-pairloop-pair: allow`) and
+    the server's exposure rate says so. Their order is the coin: index 0 is shown left unless the pick says otherwise.
+
+    A conversation goes on from the answer that its last assistant turn repeats, or that `metadata.parent` names.
+    `metadata.conversation_id` names the conversation, for outcomes that are known later.
+
+    `tools` are offered where the model's template has them; calls are read out of the text, which is kept as it was sampled.
+    `tool_choice` is none or auto; `parallel_tool_calls: false` ends an answer with its first call. `response_format` and
+    `top_logprobs` work where the engine can; what it cannot do is a 400 that names the field.
+    """
     context = context_of(request)
     asked = body.as_request(pair_allowed=request.headers.get(PAIR_HEADER) == PAIR_ALLOWED)
     if body.stream:
         return await _streamed(context, body, await context.service.stream(asked))
     answer = await context.service.answer(asked, with_tokens=bool(body.logprobs))
     context.metrics.answered(answer.group)
-    head, headers = await _head(context, answer.group, answer.group.completions[0].version)
+    head, headers = await head_and_headers(context, answer.group, answer.group.completions[0].version)
     whole = completion_body(head, answer, context.policy.tokens, with_logprobs=bool(body.logprobs))
-    return _json(whole, headers)
+    return json_response(whole, headers)
 
 
 async def _streamed(context: Context, body: ChatBody, stream: AnswerStream) -> Response:
-    head, headers = await _head(context, stream.group, stream.plan.versions[0])
+    head, headers = await head_and_headers(context, stream.group, stream.plan.versions[0])
     chunks = Chunks(
         head,
+        stream.group,
         len(stream.plan.versions),
         context.policy.tokens,
-        stops=stream.group.sampling.stop,
         with_logprobs=bool(body.logprobs),
         with_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
@@ -68,31 +79,25 @@ async def _events(context: Context, stream: AnswerStream, chunks: Chunks) -> Asy
         yield chunks.closing(answer.group)
     except PairloopError as error:
         # The status line is gone already; the official client raises on a chunk that holds an error.
-        yield f"data: {bytes(from_error(error).body).decode()}\n\n"
+        yield _error_event(from_error(error))
+    except Exception:  # the supervisor's line: logged, told, and nothing else is lost by it
+        logger.exception("a stream of %s failed", stream.group.group_id)
+        yield _error_event(error_response(500, "Internal error while answering.", code="internal_error"))
     finally:
         stream.abandon()
 
 
-async def _head(context: Context, group: Group, number: int | None) -> tuple[Head, dict[str, str]]:
+def _error_event(reply: Response) -> str:
+    return f"data: {bytes(reply.body).decode()}\n\n"
+
+
+async def head_and_headers(context: Context, group: Group, number: int | None) -> tuple[Head, dict[str, str]]:
     """The reply's head and headers; a duel must not unblind itself, so there they name no version."""
     version = None
     if number is not None and may_name_version(group):
         version = await context.service.version(number)
     head = head_of(group, version, context.policy.tokens, context.config)
     return head, {VERSION_HEADER: version.name} if version else {}
-
-
-@router.get("/v1/chat/completions/{completion_id}", summary="A stored completion", response_model=None)
-async def stored_completion(completion_id: str, context: Here) -> Response:
-    group, revealed = await asyncio.to_thread(_stored, context, completion_id)
-    named = group.completions[0].version if revealed and may_name_version(group) else None
-    version = await context.service.version(named) if named is not None else None
-    head = head_of(group, version, context.policy.tokens, context.config)
-    body = completion_body(head, Answer(group, ()), context.policy.tokens, with_logprobs=False)
-    body["metadata"] = dict(group.metadata)
-    if revealed:
-        body["versions"] = [version_name(group.policy, completion.version) for completion in group.completions]
-    return _json(body)
 
 
 @router.get("/v1/models", summary="Policies, then their versions; each is a valid model of chat")
@@ -108,9 +113,9 @@ async def model(model: str, context: Here) -> dict[str, Any]:
     known = await asyncio.to_thread(_versions, context)
     if model == context.policy_name:
         return _model(model, known[0].created_at.timestamp() if known else 0)
-    wanted = re.sub("@base$", f"@{BASE_VERSION}", model)
+    number = await asyncio.to_thread(_called, context, model)
     for version in known:
-        if version.name == wanted:
+        if version.name == model or (version.number == number and model.startswith(f"{version.policy}@")):
             return _model(version.name, version.created_at.timestamp())
     raise NotFoundError(f"the model {model!r} does not exist", param="model")
 
@@ -119,22 +124,19 @@ def version_name(policy: str, number: int | None) -> str | None:
     return None if number is None else f"{policy}@{number}"
 
 
-def _stored(context: Context, completion_id: str) -> tuple[Group, bool]:
-    with context.store.reading() as c:
-        group = groups.get(c, completion_id)
-        if group is None or group.is_abandoned:
-            raise NotFoundError(f"no stored completion {completion_id!r}", param="completion_id")
-        return group, is_revealed(c, group)
-
-
 def _versions(context: Context) -> list[Version]:
     with context.store.reading() as c:
         return versions.list_(c, context.policy_name)
+
+
+def _called(context: Context, model: str) -> int | None:
+    with context.store.reading() as c:
+        return version_called(c, context.policy_name, model.partition("@")[2])
 
 
 def _model(name: str, created: float) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": int(created), "owned_by": "pairloop"}
 
 
-def _json(body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+def json_response(body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
     return Response(json.dumps(body, ensure_ascii=False, separators=(",", ":")), media_type=JSON, headers=headers)

@@ -117,7 +117,7 @@ def from_validation(problems: Sequence[Mapping[str, Any]]) -> Response:
         reason = problem.get("ctx", {}).get("error", "")
         text = f"We could not parse the JSON body of your request: {reason}"
         return error_response(400, text, param="body", code="invalid_json")
-    param = _param(place) or problem.get("ctx", {}).get("param")
+    param = ".".join(filter(None, (_param(place), problem.get("ctx", {}).get("param")))) or None
     return error_response(400, _sentence(kind, param, str(problem["msg"])), param=param or "body", code=_code(kind))
 
 

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Response
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
-from pairloop.loop.feedback import MetricValue, Outcome, Pick, Recorded, submit_metric, submit_preference
-from pairloop.types import Label, Source
+from pairloop.loop.feedback import (
+    Applied,
+    ConversationValue,
+    MetricValue,
+    Outcome,
+    Pick,
+    Recorded,
+    submit_metric,
+    submit_outcome,
+    submit_preference,
+)
+from pairloop.types import ERROR_METRIC, Feedback, Source
 from pairloop.web.chat import version_name
-from pairloop.web.context import Here
+from pairloop.web.context import Context, Here
 from pairloop.web.replies import JSON
-from pairloop.web.wire import MAX_INT32, Body, Metadata
+from pairloop.web.wire import MAX_INT32, NO_NUL, Body, Metadata, Text512, field_error
 
 router = APIRouter(tags=["feedback"])
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
-LongText = Annotated[str, StringConstraints(max_length=200_000)]
+LongText = Annotated[str, StringConstraints(max_length=200_000, pattern=NO_NUL)]
 SourceName = Literal["human", "code", "llm"]
-Rater = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Rater = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=NO_NUL)]
 
 WELL_KNOWN_METRICS = frozenset({"thumbs", "score", "comment", "demonstration"})
 
@@ -31,8 +42,8 @@ class PreferenceBody(Body):
     """A pick between the two answers of one chat completion."""
 
     id: Id | None = None
-    inference_id: str = Field(max_length=128)
-    outcome: Literal["chosen", "tie", "both_bad", "skip"] | None = None
+    inference_id: str = Field(max_length=128, pattern=NO_NUL)
+    outcome: Literal["chosen", "tie", "both_bad", "skip", "error"] | None = None
     chosen_index: int | None = None
     rejected_index: int | None = None
     shown_order: list[int] | None = Field(default=None, max_length=2)
@@ -62,10 +73,14 @@ class PreferenceBody(Body):
 
 
 class FeedbackBody(Body):
-    """A value about one completion: thumbs (bool), score (number), comment or demonstration (text), or your own metric."""
+    """A value about one completion: thumbs (bool), score (number), comment or demonstration (text), or your own metric.
+
+    With `conversation_id` instead of `inference_id`: about all answers of that conversation that were taken.
+    """
 
     id: Id | None = None
-    inference_id: str = Field(max_length=128)
+    inference_id: str | None = Field(default=None, max_length=128, pattern=NO_NUL)
+    conversation_id: Text512 | None = None
     choice_index: int | None = None
     metric_name: MetricName
     value: bool | float | LongText
@@ -75,9 +90,31 @@ class FeedbackBody(Body):
     tags: Metadata | None = None
     dryrun: bool = False
 
-    def as_value(self) -> MetricValue:
+    @model_validator(mode="after")
+    def _about_one_thing(self) -> Self:
+        if (self.inference_id is None) == (self.conversation_id is None):
+            raise field_error("inference_id", "name either an inference_id or a conversation_id")
+        if self.conversation_id is not None and self.choice_index is not None:
+            raise field_error(
+                "choice_index", "choice_index goes with inference_id; of a conversation the taken answers are meant"
+            )
+        return self
+
+    def as_outcome(self, conversation_id: str) -> ConversationValue:
+        return ConversationValue(
+            conversation_id=conversation_id,
+            metric=self.metric_name,
+            value=self.value,
+            comment=self.comment,
+            rater_id=self.source_id,
+            source=Source(self.source or "human"),
+            tags=self.tags or {},
+            feedback_id=self.id,
+        )
+
+    def as_value(self, inference_id: str) -> MetricValue:
         return MetricValue(
-            inference_id=self.inference_id,
+            inference_id=inference_id,
             metric=self.metric_name,
             value=self.value,
             choice_index=self.choice_index,
@@ -96,21 +133,48 @@ class FeedbackBody(Body):
     response_model=None,
 )
 async def preferences(body: PreferenceBody, context: Here) -> Response:
+    """A rater's second pick revises the first; in a duel the first one counts, since the reply to it names the versions.
+
+    `edited_text` is an ideal answer of its own beside the pick: it becomes chosen against what was served. The outcome `error`
+    says that a judge or verifier failed (`source: llm | code`): it is kept, is no vote, and never a tie.
+    """
     recorded = await asyncio.wrap_future(submit_preference(context.store, body.as_pick(), dryrun=body.dryrun))
     if not (recorded.duplicate or recorded.dryrun):
         context.notify()
-        context.metrics.picks.labels(str(recorded.feedback.label or Label.SKIP)).inc()
+        context.metrics.picks.labels(str(recorded.feedback.label or ERROR_METRIC)).inc()
     return _reply(recorded)
 
 
-@router.post("/v1/feedback", status_code=201, summary="Record a value about one completion", response_model=None)
+@router.post(
+    "/v1/feedback",
+    status_code=201,
+    summary="Record a value about one completion, or about the taken ones of a conversation",
+    response_model=None,
+)
 async def feedback(body: FeedbackBody, context: Here) -> Response:
-    recorded = await asyncio.wrap_future(submit_metric(context.store, body.as_value(), dryrun=body.dryrun))
-    if not (recorded.duplicate or recorded.dryrun):
-        context.notify()
-        metric = recorded.feedback.metric
-        context.metrics.values.labels(metric if metric in WELL_KNOWN_METRICS else "other").inc()
+    """Of a conversation, each answer that it went on from, that was the only one, or that a person picked gets the value.
+
+    The reply lists those under `applied`, and under `undecided` the comparisons of which nobody took an answer. True and false
+    of the metrics in `feedback.thumb_metrics` (`resolved`) count as thumbs; other metrics are kept and train nothing.
+    """
+    if body.conversation_id is not None:
+        applied = await asyncio.wrap_future(
+            submit_outcome(context.store, body.as_outcome(body.conversation_id), dryrun=body.dryrun)
+        )
+        _count_values(context, applied.rows if not (applied.duplicate or applied.dryrun) else ())
+        return _outcome_reply(body.conversation_id, applied)
+    value = body.as_value(body.inference_id or "")
+    recorded = await asyncio.wrap_future(submit_metric(context.store, value, dryrun=body.dryrun))
+    _count_values(context, () if recorded.duplicate or recorded.dryrun else (recorded.feedback,))
     return _reply(recorded)
+
+
+def _count_values(context: Context, rows: Sequence[Feedback]) -> None:
+    """Tell the scheduler and the metrics of new rows."""
+    if rows:
+        context.notify()
+    for row in rows:
+        context.metrics.values.labels(row.metric if row.metric in WELL_KNOWN_METRICS else "other").inc()
 
 
 def _reply(recorded: Recorded) -> Response:
@@ -125,5 +189,30 @@ def _reply(recorded: Recorded) -> Response:
         body["dryrun"] = True
     if recorded.versions is not None:
         body["versions"] = [version_name(recorded.group.policy, number) for number in recorded.versions]
-    status = 200 if recorded.duplicate or recorded.dryrun else 201
-    return Response(json.dumps(body), status_code=status, media_type=JSON)
+    return _written(body, again=recorded.duplicate or recorded.dryrun)
+
+
+def _outcome_reply(conversation_id: str, applied: Applied) -> Response:
+    """Which answers got the value; it names no version."""
+    body: dict[str, Any] = {
+        "feedback_id": applied.rows[0].feedback_id,
+        "conversation_id": conversation_id,
+        "duplicate": applied.duplicate,
+        "applied": [
+            {
+                "feedback_id": row.feedback_id,
+                "inference_id": row.group_id,
+                "choice_index": row.choice_index,
+                "revision": row.revision,
+            }
+            for row in applied.rows
+        ],
+        "undecided": list(applied.undecided),
+    }
+    if applied.dryrun:
+        body["dryrun"] = True
+    return _written(body, again=applied.duplicate or applied.dryrun)
+
+
+def _written(body: dict[str, Any], *, again: bool) -> Response:
+    return Response(json.dumps(body), status_code=200 if again else 201, media_type=JSON)

@@ -1,19 +1,18 @@
-"""The chat replies of the OpenAI wire: whole bodies, and the chunks of a stream."""
+"""The chat replies of the OpenAI wire, whole."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pairloop.config import Config
-from pairloop.loop.serve import Answer
+from pairloop.loop.serve import MAX_CALLS, Answer, call_id
+from pairloop.policy.calls import read_answer
 from pairloop.policy.protocols import TokenEvent, Tokens
-from pairloop.types import Completion, FinishReason, Group, GroupKind, Version
+from pairloop.types import Completion, FinishReason, Group, GroupKind, Version, offered_tools
 
-DONE = "data: [DONE]\n\n"
 JSON = "application/json"
 
 
@@ -53,21 +52,43 @@ def completion_body(head: Head, answer: Answer, tokens: Tokens, *, with_logprobs
     choices = []
     for index, completion in enumerate(answer.group.completions):
         entries = token_logprobs(completion.text, answer.events[index], tokens.eos_token_ids) if with_logprobs else None
-        choices.append(choice_body(index, completion, entries))
+        message = message_body(answer.group, index, tokens)
+        choices.append(
+            {
+                "index": index,
+                "message": message,
+                "logprobs": None if entries is None else {"content": entries, "refusal": None},
+                "finish_reason": finish_reason(completion, has_calls="tool_calls" in message),
+            }
+        )
     return {**head.body("chat.completion"), "choices": choices, "usage": usage_body(answer.group)}
 
 
-def choice_body(index: int, completion: Completion, logprobs: list[dict[str, Any]] | None) -> dict[str, Any]:
-    return {
-        "index": index,
-        "message": {"role": "assistant", "content": completion.text, "refusal": None},
-        "logprobs": None if logprobs is None else {"content": logprobs, "refusal": None},
-        "finish_reason": finish_reason(completion),
-    }
+def message_body(group: Group, index: int, tokens: Tokens) -> dict[str, Any]:
+    """What completion ``index`` says; its calls are read out of the text where the conversation offers tools."""
+    completion, tools = group.completions[index], offered_tools(group.prompt)
+    if not tools:
+        return {"role": "assistant", "content": completion.text, "refusal": None}
+    read = read_answer(tokens, group.prompt_token_ids, tools, completion)
+    message: dict[str, Any] = {"role": "assistant", "content": read.content, "refusal": None}
+    if read.reasoning is not None:
+        message["reasoning_content"] = read.reasoning
+    if read.calls:
+        message["tool_calls"] = [
+            {
+                "id": call_id(group.group_id, index, place),
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for place, call in enumerate(read.calls[:MAX_CALLS])
+        ]
+    return message
 
 
-def finish_reason(completion: Completion) -> str:
-    return "length" if completion.finish_reason is FinishReason.LENGTH else "stop"
+def finish_reason(completion: Completion, *, has_calls: bool) -> str:
+    if completion.finish_reason is FinishReason.LENGTH:
+        return "length"
+    return "tool_calls" if has_calls else "stop"
 
 
 def usage_body(group: Group) -> dict[str, int]:
@@ -77,13 +98,13 @@ def usage_body(group: Group) -> dict[str, int]:
 
 def token_logprobs(text: str, events: Iterable[TokenEvent], eos: frozenset[int]) -> list[dict[str, Any]]:
     """One entry per token; joined they are exactly ``text`` (a stop string and the end token are left out)."""
-    return [_logprob(token, event.logp) for token, event in _cut(text, events, eos)]
+    return [entry(token, event) for token, event in _cut(text, events, eos)]
 
 
 def _cut(text: str, events: Iterable[TokenEvent], eos: frozenset[int]) -> Iterator[tuple[str, TokenEvent]]:
     room = len(text)
     for event in events:
-        if event.token_id in eos:
+        if event.token_id in eos and not event.text:  # with text: what a stop string might have begun, said at the end
             continue
         if room <= 0:
             return
@@ -91,91 +112,10 @@ def _cut(text: str, events: Iterable[TokenEvent], eos: frozenset[int]) -> Iterat
         room -= len(event.text)
 
 
+def entry(token: str, event: TokenEvent) -> dict[str, Any]:
+    """The log-prob entry of a token that said ``token``, with the likeliest ones at its place where they were asked for."""
+    return {**_logprob(token, event.logp), "top_logprobs": [_logprob(top.text, top.logp) for top in event.top]}
+
+
 def _logprob(token: str, logp: float) -> dict[str, Any]:
-    return {"token": token, "logprob": logp, "bytes": list(token.encode(errors="replace")), "top_logprobs": []}
-
-
-class Chunks:
-    """Turns the token events of one stream into server-sent events; each index says its role first and its end last.
-
-    A text that may be the beginning of a stop string is held back until it is known not to be.
-    """
-
-    def __init__(
-        self, head: Head, n: int, tokens: Tokens, *, stops: Sequence[str], with_logprobs: bool, with_usage: bool
-    ) -> None:
-        self._head = head
-        self._eos = tokens.eos_token_ids
-        self._with_logprobs = with_logprobs
-        self._with_usage = with_usage
-        self._texts = [_Held(stops) for _ in range(n)]
-
-    def opening(self) -> str:
-        return "".join(self._chunk(i, {"role": "assistant", "content": "", "refusal": None}) for i in range(len(self._texts)))
-
-    def tokens(self, batch: Iterable[TokenEvent]) -> str:
-        """The chunks of a batch: one for each index that has something to say."""
-        touched: dict[int, list[TokenEvent]] = {}
-        for event in batch:
-            touched.setdefault(event.index, []).extend(self._texts[event.index].add(event))
-        pieces = []
-        for index, events in touched.items():
-            spoken = [event for event in events if event.token_id not in self._eos]
-            if spoken:
-                entries = [_logprob(event.text, event.logp) for event in spoken]
-                pieces.append(self._said(index, "".join(event.text for event in spoken), entries))
-        return "".join(pieces)
-
-    def closing(self, group: Group) -> str:
-        """What was held back, the finish reasons, the usage where it was asked for, and the end."""
-        pieces = []
-        for index, (completion, held) in enumerate(zip(group.completions, self._texts, strict=True)):
-            rest = completion.text[held.sent :]
-            if rest:
-                pieces.append(self._said(index, rest, token_logprobs(rest, held.pending, self._eos)))
-            pieces.append(self._chunk(index, {}, finish=finish_reason(completion)))
-        if self._with_usage:
-            body = {**self._head.body("chat.completion.chunk"), "choices": [], "usage": usage_body(group)}
-            pieces.append(_event(body))
-        return "".join(pieces) + DONE
-
-    def _said(self, index: int, text: str, entries: list[dict[str, Any]]) -> str:
-        logprobs = {"content": entries, "refusal": None} if self._with_logprobs else None
-        return self._chunk(index, {"content": text}, logprobs=logprobs)
-
-    def _chunk(self, index: int, delta: dict[str, Any], *, logprobs: Any = None, finish: str | None = None) -> str:
-        choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": finish}
-        if logprobs is not None:
-            choice["logprobs"] = logprobs
-        body = {**self._head.body("chat.completion.chunk"), "choices": [choice]}
-        if self._with_usage:
-            body["usage"] = None
-        return _event(body)
-
-
-class _Held:
-    """The tokens of one index that wait: those that a stop string might still swallow."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
-        self._reach = max((len(stop) - 1 for stop in stops), default=0)
-        self._text = ""
-        self.sent = 0
-        self.pending: list[TokenEvent] = []
-
-    def add(self, event: TokenEvent) -> list[TokenEvent]:
-        """The tokens that may be said now that ``event`` has come."""
-        self._text += event.text
-        self.pending.append(event)
-        if self._stops and any(stop in self._text for stop in self._stops):
-            return []
-        safe = len(self._text) - self._reach
-        free: list[TokenEvent] = []
-        while self.pending and self.sent + len(self.pending[0].text) <= safe:
-            free.append(self.pending.pop(0))
-            self.sent += len(free[-1].text)
-        return free
-
-
-def _event(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return {"token": token, "logprob": logp, "bytes": list(token.encode(errors="replace"))}

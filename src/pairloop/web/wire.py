@@ -9,12 +9,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from pydantic_core import PydanticCustomError
 
 from pairloop.loop.serve import ChatRequest
-from pairloop.types import Message, SamplingParams
+from pairloop.types import Message, SamplingParams, ToolCall, with_tools
 
 MAX_N = 128
 LEAST_TOP_P = 1e-6
 """What top_p = 0 means: the likeliest token alone."""
 MAX_INT32 = 2**31 - 1
+MAX_TOOLS = 128
 MAX_INT64 = 2**63 - 1
 PAIR_KEY = "pair"
 PAIR_ALLOWED = "allow"
@@ -24,12 +25,8 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "logit_bias": ({},),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "prompt_cache_key": (),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
 }
 """Fields of the wire that this server does not have, with the values that ask for nothing. Any other value is refused."""
 
@@ -62,19 +59,85 @@ class TextPart(BaseModel):
     text: str
 
 
-class ChatMessage(Body):
-    """One turn. The fields that only ever hold null here are those that clients echo from a reply."""
+class CalledFunction(Body):
+    name: str = Field(min_length=1, max_length=64)
+    arguments: str
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_text_of, json_schema_input_type=str | list[TextPart])]
+
+class MessageToolCall(Body):
+    """A call that an assistant turn made, as the reply told it."""
+
+    id: str = Field(min_length=1, max_length=128)
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class ChatMessage(Body):
+    """One turn. The fields that only ever hold null here are those that clients echo from a reply.
+
+    An assistant turn may make `tool_calls` and then needs no content; a turn of role `tool` answers one of them.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[str | None, BeforeValidator(_text_of, json_schema_input_type=str | list[TextPart] | None)] = None
+    tool_calls: Annotated[list[MessageToolCall], Field(min_length=1)] | None = None
+    tool_call_id: str | None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: None = None
+    reasoning_content: str | None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
+    @model_validator(mode="after")
+    def _says_what_its_role_may(self) -> Self:
+        if self.content is None and not self.tool_calls:
+            raise field_error("content", "content must be a text")
+        if self.tool_calls and self.role != "assistant":
+            raise field_error("tool_calls", "only an assistant turn calls tools")
+        if (self.tool_call_id is None) == (self.role == "tool"):
+            raise field_error("tool_call_id", "a turn of role tool, and no other, names the call that it answers")
+        return self
+
     def as_message(self) -> Message:
-        return Message("system" if self.role == "developer" else self.role, self.content)
+        """The turn in the loop's words; what a model said to itself (`reasoning_content`) is no part of the conversation."""
+        role = "system" if self.role == "developer" else self.role
+        calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in self.tool_calls or ())
+        return Message(role, self.content or "", calls, self.tool_call_id)
+
+
+class OfferedFunction(Body):
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Literal[False] | None = None
+    """True asks for arguments that follow the schema for certain, which no engine here can promise."""
+
+
+class Tool(Body):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    function: OfferedFunction
+
+
+class JsonSchema(Body):
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    definition: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """`json_object`, or a `json_schema`, where the engine can hold the model to it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> Self:
+        if (self.json_schema is None) == (self.type == "json_schema"):
+            raise field_error("json_schema", "json_schema goes with type json_schema, and only with it")
+        return self
 
 
 class StreamOptions(Body):
@@ -82,9 +145,12 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] | None = None
 
 
-Text512 = Annotated[str, StringConstraints(max_length=512)]
-Key64 = Annotated[str, StringConstraints(max_length=64)]
-Metadata = Annotated[dict[Key64, Text512], Field(max_length=16)]
+NO_NUL = r"^[^\x00]*$"
+"""Postgres keeps no NUL in a text."""
+Text512 = Annotated[str, StringConstraints(max_length=512, pattern=NO_NUL)]
+Key64 = Annotated[str, StringConstraints(max_length=64, pattern=NO_NUL)]
+METADATA_PAIRS = 16
+Metadata = Annotated[dict[Key64, Text512], Field(max_length=METADATA_PAIRS)]
 StopText = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -102,6 +168,10 @@ class ChatBody(Body):
     max_tokens: int | None = Field(default=None, ge=1, le=MAX_INT64)
     stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
     seed: int | None = Field(default=None, ge=-MAX_INT64, le=MAX_INT64)
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     user: Text512 | None = None
@@ -120,22 +190,37 @@ class ChatBody(Body):
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
-            raise _field_error("max_tokens", "max_tokens and max_completion_tokens differ; send one of them")
+            raise field_error("max_tokens", "max_tokens and max_completion_tokens differ; send one of them")
         if self.stream_options is not None and not self.stream:
-            raise _field_error("stream_options", "stream_options goes with stream: true")
+            raise field_error("stream_options", "stream_options goes with stream: true")
         if self.top_logprobs is not None and not self.logprobs:
-            raise _field_error("top_logprobs", "top_logprobs goes with logprobs: true")
-        if self.top_logprobs:
-            raise _field_error("top_logprobs", "this engine tells the log-prob of the sampled token only; send 0")
+            raise field_error("top_logprobs", "top_logprobs goes with logprobs: true")
         return self
+
+    @model_validator(mode="after")
+    def _answers_have_their_calls(self) -> Self:
+        made: set[str] = set()
+        for place, message in enumerate(self.messages):
+            if message.role == "tool" and message.tool_call_id not in made:
+                raise field_error(f"messages[{place}].tool_call_id", "no assistant turn before it made this call")
+            made |= {call.id for call in message.tool_calls or ()}
+        return self
+
+    @property
+    def offered_tools(self) -> list[dict[str, Any]]:
+        """The tools as the template gets them; none where ``tool_choice`` is none."""
+        if self.tool_choice == "none":
+            return []
+        return [tool.model_dump(exclude_unset=True) for tool in self.tools or ()]
 
     def as_request(self, *, pair_allowed: bool) -> ChatRequest:
         """The request in the loop's own words."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         metadata = self.metadata or {}
+        form = self.response_format
         return ChatRequest(
             model=self.model,
-            messages=tuple(message.as_message() for message in self.messages),
+            messages=with_tools(self.offered_tools, [message.as_message() for message in self.messages]),
             n=self.n or 1,
             params=SamplingParams(
                 temperature=1.0 if self.temperature is None else self.temperature,
@@ -147,10 +232,15 @@ class ChatBody(Body):
             user=self.user or self.safety_identifier or None,
             metadata=metadata,
             pair_allowed=pair_allowed or metadata.get(PAIR_KEY) == PAIR_ALLOWED,
+            is_listed=self.store is not False,
+            one_call=self.parallel_tool_calls is False,
+            with_logprobs=bool(self.logprobs),
+            top_logprobs=self.top_logprobs or 0,
+            response_format=form.model_dump(by_alias=True, exclude_unset=True) if form and form.type != "text" else None,
         )
 
 
-def _field_error(param: str, message: str) -> PydanticCustomError:
+def field_error(param: str, message: str) -> PydanticCustomError:
     """A refusal that comes from two fields together and names one of them (errors.from_validation reads ``param``)."""
     return PydanticCustomError("fields_disagree", "{reason}", {"param": param, "reason": message})
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from pairloop.loop.pairs.evidence import Candidate, Evidence, Rank, Row, Side
-from pairloop.loop.pairs.rules import COUNTS, CompiledPairs, Dropped, PairRules
+from pairloop.loop.pairs.rules import COUNTS, Compiled, CompiledPairs, Dropped, PairRules, R
 from pairloop.loop.pairs.screen import gather, normalised
-from pairloop.types import LabelledGroup, PairSide, PreferencePair, Prompt
+from pairloop.types import LabelledGroup, PairSide, PreferencePair, Prompt, TrainingRow
 
-Refuse = Callable[[PreferencePair], Dropped | None]
-"""Why a finished pair cannot be trained on (it is too long, say), or None."""
+Refuse = Callable[[TrainingRow], Dropped | None]
+"""Why a finished row cannot be trained on (it is too long, say), or None."""
+
+R_co = TypeVar("R_co", bound=TrainingRow, covariant=True)
 
 _Key = tuple[bool, Prompt, str, str]
 
@@ -36,15 +39,18 @@ class _Merged:
     @property
     def best(self) -> Candidate:
         """The one whose record is kept: sampled by the newest single version, then the first."""
-        return max(self.candidates, key=lambda candidate: -1 if (version := _sampled_by(candidate)) is None else version)
+        return max(
+            self.candidates,
+            key=lambda candidate: -1 if (version := sampled_by((candidate.chosen, candidate.rejected))) is None else version,
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
-    """A finished pair and what it was made of."""
+class Made(Generic[R_co]):
+    """A finished training row, and the feedback that it was made of."""
 
-    pair: PreferencePair
-    merged: _Merged
+    row: R_co
+    of: list[Row]
 
 
 def compile_pairs(groups: Iterable[LabelledGroup], rules: PairRules, *, refuse: Refuse | None = None) -> CompiledPairs:
@@ -64,6 +70,13 @@ def compile_pairs(groups: Iterable[LabelledGroup], rules: PairRules, *, refuse: 
       ``heldout_pairs``.
     """
     evidence = gather(groups, rules)
+    return account(evidence, *pairs_of(evidence, rules, refuse))
+
+
+def pairs_of(
+    evidence: Evidence, rules: PairRules, refuse: Refuse | None, also_heldout: Collection[str] = ()
+) -> tuple[list[Made[PreferencePair]], list[Made[PreferencePair]]]:
+    """The pairs to train on and those held out; ``also_heldout``: further (normalised) prompts not to train on."""
     candidates = list(evidence.candidates())
     merged = _merge(candidates, evidence)
     beyond = evidence.counts.pop("beyond_cap", 0)
@@ -71,10 +84,10 @@ def compile_pairs(groups: Iterable[LabelledGroup], rules: PairRules, *, refuse: 
     merged = _with_news(_without_conflicts(merged, evidence), evidence)
     heldout = _finished({key: group for key, group in merged.items() if key[0]}, evidence, rules, refuse)
     train = {key: group for key, group in merged.items() if not key[0]}
-    held_out = {normalised(made.pair.prompt) for made in heldout}
+    held_out = {normalised(made.row.prompt) for made in heldout} | set(also_heldout)
     for key in [key for key in train if normalised(key[1]) in held_out]:
         _drop(evidence, train.pop(key), Dropped.PROMPT_IN_HELDOUT)
-    return _account(evidence, _finished(train, evidence, rules, refuse), heldout)
+    return _finished(train, evidence, rules, refuse), heldout
 
 
 def _merge(candidates: list[Candidate], evidence: Evidence) -> dict[_Key, _Merged]:
@@ -112,9 +125,11 @@ def _with_news(merged: dict[_Key, _Merged], evidence: Evidence) -> dict[_Key, _M
     return merged
 
 
-def _finished(merged: dict[_Key, _Merged], evidence: Evidence, rules: PairRules, refuse: Refuse | None) -> list[_Made]:
+def _finished(
+    merged: dict[_Key, _Merged], evidence: Evidence, rules: PairRules, refuse: Refuse | None
+) -> list[Made[PreferencePair]]:
     """The pairs that can be trained on, at most so many per prompt: the stronger signals, then the earlier ones."""
-    finished: dict[_Key, _Made] = {}
+    finished: dict[_Key, Made[PreferencePair]] = {}
     per_prompt: Counter[Prompt] = Counter()
     for key, group in sorted(merged.items(), key=lambda item: item[1].rank):
         pair, prompt = _pair(group), key[1]
@@ -125,7 +140,7 @@ def _finished(merged: dict[_Key, _Merged], evidence: Evidence, rules: PairRules,
             _drop(evidence, group, reason)
             continue
         per_prompt[prompt] += 1
-        finished[key] = _Made(pair, group)
+        finished[key] = Made(pair, group.rows)
     return [finished[key] for key in merged if key in finished]
 
 
@@ -133,10 +148,10 @@ def _drop(evidence: Evidence, pair: _Merged, reason: Dropped) -> None:
     evidence.ledger.drop(pair.rows, reason)
 
 
-def _account(evidence: Evidence, train: list[_Made], heldout: list[_Made]) -> CompiledPairs:
-    """Close the books: each row is used in a kept pair, or set aside with one reason."""
+def account(evidence: Evidence, train: list[Made[R]], heldout: list[Made[R]]) -> Compiled[R]:
+    """Close the books: each feedback row is used in a kept training row, or set aside with one reason."""
     rows, counts = evidence.ledger.rows, evidence.counts
-    used = {row.serial for made in (*train, *heldout) for row in made.merged.rows}
+    used = {row.serial for made in (*train, *heldout) for row in made.of}
     reasons = {serial: reason for serial, reason in sorted(evidence.ledger.reasons.items()) if serial not in used}
     assert len(used) + len(reasons) == len(rows), "every feedback row is used or has a reason"
     counts.update(
@@ -146,9 +161,9 @@ def _account(evidence: Evidence, train: list[_Made], heldout: list[_Made]) -> Co
         train_pairs=len(train),
         heldout_pairs=len(heldout),
     )
-    return CompiledPairs(
-        train=[made.pair for made in train],
-        heldout=[made.pair for made in heldout],
+    return Compiled(
+        train=[made.row for made in train],
+        heldout=[made.row for made in heldout],
         dropped=dict(sorted(Counter(reason.value for reason in reasons.values()).items())),
         counts={name: counts[name] for name in COUNTS},
         set_aside={rows[serial].feedback_id: reason.value for serial, reason in reasons.items()},
@@ -157,33 +172,33 @@ def _account(evidence: Evidence, train: list[_Made], heldout: list[_Made]) -> Co
 
 def _pair(merged: _Merged) -> PreferencePair:
     best = merged.best
-    sampled_by = _sampled_by(best)
     sides = (best.chosen, best.rejected)
+    version = sampled_by(sides)
     group_ids = _unique(side.group.group_id for c in merged.candidates for side in (c.chosen, c.rejected))
     feedback_ids = _unique(row.feedback.feedback_id for row in merged.rows)
     prompt_tokens = {side.group.prompt_token_ids for side in sides}
     return PreferencePair(
         pair_id=_pair_id(best, group_ids, feedback_ids),
         prompt=best.prompt,
-        chosen=_pair_side(best.chosen, with_logps=sampled_by is not None),
-        rejected=_pair_side(best.rejected, with_logps=sampled_by is not None),
+        chosen=recorded(best.chosen, with_logps=version is not None),
+        rejected=recorded(best.rejected, with_logps=version is not None),
         source=min(merged.candidates, key=lambda c: c.rank).source,
         prompt_token_ids=prompt_tokens.pop() if len(prompt_tokens) == 1 else (),
-        sampled_by=sampled_by,
+        sampled_by=version,
         tempered=any(side.completion is not None and side.group.sampling.is_tempered for side in sides),
         group_ids=group_ids,
         feedback_ids=feedback_ids,
     )
 
 
-def _sampled_by(candidate: Candidate) -> int | None:
-    """The one version that sampled both sides, if there is one."""
-    versions = {side.completion.version if side.completion else None for side in (candidate.chosen, candidate.rejected)}
+def sampled_by(sides: Iterable[Side]) -> int | None:
+    """The one version that sampled all sides, if there is one."""
+    versions = {side.completion.version if side.completion else None for side in sides}
     return versions.pop() if len(versions) == 1 else None
 
 
-def _pair_side(side: Side, *, with_logps: bool) -> PairSide:
-    """Log-probs go along only where one version sampled both sides: alone they are nobody's reference."""
+def recorded(side: Side, *, with_logps: bool) -> PairSide:
+    """Log-probs go along only where one version sampled all sides: alone they are nobody's reference."""
     if side.completion is None:
         return PairSide(side.text)
     return PairSide(side.text, side.completion.token_ids, side.completion.logps if with_logps else ())

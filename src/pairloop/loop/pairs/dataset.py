@@ -16,14 +16,15 @@ from pairloop.config import Config
 from pairloop.errors import InvalidRequestError
 from pairloop.formats import snapshot
 from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE
-from pairloop.loop.pairs.builder import Refuse, compile_pairs
-from pairloop.loop.pairs.rules import CompiledPairs, Dropped, PairRules
+from pairloop.loop.pairs.builder import Refuse
+from pairloop.loop.pairs.rows import compile_rows
+from pairloop.loop.pairs.rules import CompiledRows, Dropped, PairRules
 from pairloop.policy.protocols import Tokens
 from pairloop.store import Artifact, Store, datasets, feedback, versions
 from pairloop.store.schema import completions as completion_table
 from pairloop.store.schema import feedback as feedback_table
 from pairloop.store.schema import groups as group_table
-from pairloop.types import BASE_VERSION, SCORE_METRIC, Alias, Dataset, GroupKind, Pool, PreferencePair, Version
+from pairloop.types import BASE_VERSION, SCORE_METRIC, Alias, Dataset, GroupKind, Pool, PreferencePair, TrainingRow, Version
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ _KINDS = (GroupKind.TRAIN, GroupKind.HELDOUT, GroupKind.IMPORTED)
 class NewPairs:
     """What the evidence that ``parent`` has not learned from gives: rows after ``after_seq``, up to ``feedback_seq``."""
 
-    compiled: CompiledPairs
+    compiled: CompiledRows
     rules: PairRules
     parent: int
     after_seq: int
@@ -98,7 +99,7 @@ def record(store: Store, config: Config, new: NewPairs, *, cycle_id: str | None)
         dropped=compiled.dropped,
         created_at=datetime.now(UTC),
     )
-    lineage = [(pair.pair_id, pair.group_ids, pair.feedback_ids) for pair in compiled.pairs]
+    lineage = [(row.row_id, row.group_ids, row.feedback_ids) for row in compiled.pairs]
 
     def insert(c: Connection) -> Dataset:
         recorded = datasets.get(c, dataset.dataset_id)
@@ -122,7 +123,7 @@ def compile_new(store: Store, tokens: Tokens | None, config: Config, *, parent: 
         groups, feedback_seq = feedback.labelled_since(c, policy, after_seq=after_seq, kinds=_KINDS)
         lineage = versions.list_(c, policy)
     rules = PairRules.of(config, staleness=promotions_between(lineage, parent))
-    compiled = compile_pairs(groups, rules, refuse=_refusal(tokens, config.train.max_length))
+    compiled = compile_rows(groups, rules, config.train.objective, refuse=_refusal(tokens, config.train.max_length))
     return NewPairs(compiled, rules, parent, after_seq, feedback_seq)
 
 
@@ -145,6 +146,14 @@ def count_new(store: Store, config: Config) -> int:
             after = timedelta(seconds=config.label.after_s)
             found += _count_unlabelled(c, policy, since=last.created_at - after if last else None, before=now - after)
     return found
+
+
+def set_aside_rows(dataset: Dataset) -> Iterator[tuple[str, str]]:
+    """The id of each feedback row that the snapshot did not use, and its one reason."""
+    with (Path(dataset.path) / SET_ASIDE_FILE).open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            yield row["feedback_id"], row["reason"]
 
 
 def promotions_between(lineage: Iterable[Version], parent: int) -> Mapping[int, int]:
@@ -172,11 +181,11 @@ def _ancestors(parents: Mapping[int, int | None], number: int) -> Iterator[int]:
 
 
 def _refusal(tokens: Tokens | None, max_length: int) -> Refuse:
-    """Refuses pairs that are too long, or that the chat template does; recorded token ids are counted as they are."""
+    """Refuses rows that are too long, or that the chat template does; recorded token ids are counted as they are."""
 
-    def refuse(pair: PreferencePair) -> Dropped | None:
+    def refuse(row: TrainingRow) -> Dropped | None:
         try:
-            longest = _longest(pair, tokens)
+            longest = _longest(row, tokens)
         except InvalidRequestError:
             return Dropped.TEMPLATE_REFUSED
         return Dropped.OVER_LONG if longest > max_length else None
@@ -184,12 +193,12 @@ def _refusal(tokens: Tokens | None, max_length: int) -> Refuse:
     return refuse
 
 
-def _longest(pair: PreferencePair, tokens: Tokens | None) -> int:
-    """Tokens of the prompt and the longer answer, as far as they are recorded or can be counted."""
-    prompt = pair.prompt_token_ids or (tokens.encode_prompt(pair.prompt) if tokens is not None else ())
+def _longest(row: TrainingRow, tokens: Tokens | None) -> int:
+    """Tokens of the prompt and the longest answer, as far as they are recorded or can be counted."""
+    prompt = row.prompt_token_ids or (tokens.encode_prompt(row.prompt) if tokens is not None else ())
     answers = (
-        side.token_ids or (tokens.encode_completion(pair.prompt, side.text) if tokens is not None else ())
-        for side in (pair.chosen, pair.rejected)
+        side.token_ids or (tokens.encode_completion(row.prompt, side.text) if tokens is not None else ())
+        for side in ((row.chosen, row.rejected) if isinstance(row, PreferencePair) else row.answers)
     )
     return len(prompt) + max(len(answer) for answer in answers)
 

@@ -64,6 +64,15 @@ _Votes = list[tuple[Group, Row]]
 """The thumbs of one answer to one prompt, each with the group that it was given in."""
 
 
+def ideal_of(group: Group, feedback: Feedback) -> str | None:
+    """The answer that a demonstration calls ideal: the one it gives, or else the completion that it names."""
+    given = feedback.text if feedback.value is None or isinstance(feedback.value, bool) else feedback.value
+    if given:
+        return given if isinstance(given, str) else None
+    index = feedback.choice_index
+    return group.completions[index].text if index is not None and 0 <= index < len(group.completions) else None
+
+
 class Ledger:
     """Every feedback row that came in, and the first reason why one is set aside."""
 
@@ -157,9 +166,12 @@ class Evidence:
     def _from_edits(self) -> Iterator[Candidate]:
         """The ideal answer over what was served: the completion it is about, or each of the group."""
         for group, row in self.edits:
-            ideal = Side(str(row.feedback.value or row.feedback.text), group, None)
+            ideal = Side(ideal_of(group, row.feedback) or "", group, None)
             index = row.feedback.choice_index
             served = range(len(group.completions)) if index is None else (index,)
+            if all(group.completions[place].text == ideal.text for place in served):
+                self.ledger.drop([row], Dropped.DEMONSTRATION_WITHOUT_PARTNER)
+                continue
             for place in served:
                 yield self._candidate(ideal, _side(group, place), Rank.EDIT, (row,))
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from pairloop.config import Config
-from pairloop.types import PreferencePair
+from pairloop.types import PreferencePair, TrainingRow
 
 
 class Dropped(StrEnum):
-    """Why a feedback row became part of no preference pair. Every row that is not used has exactly one of these."""
+    """Why a feedback row became part of no training row. Every row that is not used has exactly one of these."""
 
     # what was said decides nothing
     TIE = "tie"
@@ -24,14 +24,17 @@ class Dropped(StrEnum):
     SCORE_WITHOUT_PARTNER = "score_without_partner"
     CONFLICTING_THUMBS = "conflicting_thumbs"
     THUMB_WITHOUT_PARTNER = "thumb_without_partner"
+    DEMONSTRATION_WITHOUT_PARTNER = "demonstration_without_partner"
     COMMENT = "comment"
     OTHER_METRIC = "other_metric"
     MALFORMED = "malformed"
+    JUDGE_ERROR = "judge_error"
     # who said it, and how
     INSTANT_PICK = "instant_pick"
     RATER_CAP = "rater_cap"
     # what it was said about
     ABANDONED = "abandoned"
+    DELETED = "deleted"
     DUEL = "duel"
     DUPLICATE_GROUP = "duplicate_group"
     EARLIER_ROUND = "earlier_round"
@@ -62,6 +65,8 @@ class PairRules:
     staleness: Mapping[int, int] | None = None
     heldout_share: float = 0.0
     """Share of the prompts of imported groups, by hash, that is held out."""
+    thumb_metrics: tuple[str, ...] = ()
+    """Further metrics that count as thumbs."""
 
     @classmethod
     def of(cls, config: Config, *, staleness: Mapping[int, int] | None = None, split_prompts: bool = True) -> Self:
@@ -73,6 +78,7 @@ class PairRules:
             max_staleness=config.pairs.max_staleness,
             staleness=staleness,
             heldout_share=config.pairs.heldout_share if split_prompts else 0.0,
+            thumb_metrics=config.feedback.thumb_metrics,
         )
 
 
@@ -102,21 +108,28 @@ COUNTS = (
 """The names in ``CompiledPairs.counts``; ``compile_pairs`` says what they count."""
 
 
+R = TypeVar("R", bound=TrainingRow)
+
+
 @dataclass(frozen=True, slots=True)
-class CompiledPairs:
-    """The pairs to train on and those held out; ``dropped`` counts feedback rows by reason.
+class Compiled(Generic[R]):
+    """The rows to train on and those held out; ``dropped`` counts feedback rows by reason.
 
     Feedback rows in (``counts["feedback_rows"]``) = ``counts["feedback_used"]`` + the sum of ``dropped``. ``set_aside``
     names the reason of each row that was not used, by feedback id.
     """
 
-    train: list[PreferencePair]
-    heldout: list[PreferencePair]
+    train: list[R]
+    heldout: list[R]
     dropped: dict[str, int]
     counts: dict[str, int]
     set_aside: dict[str, str]
 
     @property
-    def pairs(self) -> list[PreferencePair]:
-        """All pairs, those to train on first."""
+    def pairs(self) -> list[R]:
+        """All rows, those to train on first."""
         return self.train + self.heldout
+
+
+CompiledPairs = Compiled[PreferencePair]
+CompiledRows = Compiled[TrainingRow]

@@ -7,11 +7,12 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
-from pairloop.loop.pairs.evidence import Evidence, Ledger, Row
+from pairloop.loop.pairs.evidence import Evidence, Ledger, Row, ideal_of
 from pairloop.loop.pairs.rules import Dropped, PairRules
 from pairloop.types import (
     COMMENT_METRIC,
     DEMONSTRATION_METRIC,
+    ERROR_METRIC,
     PREFERENCE_METRIC,
     SCORE_METRIC,
     THUMBS_METRIC,
@@ -43,7 +44,7 @@ def gather(groups: Iterable[LabelledGroup], rules: PairRules) -> Evidence:
             continue
         if _is_heldout(group, rules):
             evidence.heldout_groups.add(group.group_id)
-        _sort_in(evidence, group, [row for row in rows if _admit(evidence.ledger, group, row, quota, rules)])
+        _sort_in(evidence, rules, group, [row for row in rows if _admit(evidence.ledger, group, row, quota, rules)])
     return evidence
 
 
@@ -58,6 +59,8 @@ def _refused_group(group: Group, rules: PairRules) -> Dropped | None:
         return Dropped.DUEL
     if group.is_abandoned:
         return Dropped.ABANDONED
+    if group.is_erased:
+        return Dropped.DELETED
     if rules.staleness is not None:
         for completion in group.completions:
             version = completion.version
@@ -76,7 +79,7 @@ def _is_heldout(group: Group, rules: PairRules) -> bool:
     return int.from_bytes(digest[:8], "big") < rules.heldout_share * 2**64
 
 
-def _sort_in(evidence: Evidence, group: Group, rows: list[Row]) -> None:
+def _sort_in(evidence: Evidence, rules: PairRules, group: Group, rows: list[Row]) -> None:
     """Lay the admitted rows of a group on their piles."""
     by_metric: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -88,7 +91,8 @@ def _sort_in(evidence: Evidence, group: Group, rows: list[Row]) -> None:
         by_scorer[row.feedback.source, row.feedback.rater_id].append(row)
     evidence.scores.extend((group, scored) for scored in by_scorer.values())
     evidence.edits.extend((group, row) for row in by_metric[DEMONSTRATION_METRIC])
-    evidence.thumbs.extend((group, row) for row in by_metric[THUMBS_METRIC])
+    thumbs = (THUMBS_METRIC, *rules.thumb_metrics)
+    evidence.thumbs.extend((group, row) for metric in thumbs for row in by_metric[metric])
 
 
 class _Quota:
@@ -115,9 +119,9 @@ def _admit(ledger: Ledger, group: Group, row: Row, quota: _Quota, rules: PairRul
 
 def _refused_row(group: Group, row: Row, quota: _Quota, rules: PairRules) -> Dropped | None:
     feedback = row.feedback
-    if feedback.metric == COMMENT_METRIC:
-        return Dropped.COMMENT
-    check = _WELL_FORMED.get(feedback.metric)
+    if feedback.metric in _SAYS_NOTHING:
+        return _SAYS_NOTHING[feedback.metric]
+    check = _is_thumb if feedback.metric in rules.thumb_metrics else _WELL_FORMED.get(feedback.metric)
     if check is None:
         return Dropped.OTHER_METRIC
     if not check(group, feedback):
@@ -147,9 +151,10 @@ def _is_score(group: Group, feedback: Feedback) -> bool:
 
 
 def _is_edit(group: Group, feedback: Feedback) -> bool:
-    ideal = feedback.value or feedback.text
-    return isinstance(ideal, str) and (feedback.choice_index is None or _names_completion(group, feedback))
+    return ideal_of(group, feedback) is not None and (feedback.choice_index is None or _names_completion(group, feedback))
 
+
+_SAYS_NOTHING = {COMMENT_METRIC: Dropped.COMMENT, ERROR_METRIC: Dropped.JUDGE_ERROR}
 
 _WELL_FORMED: dict[str, Callable[[Group, Feedback], bool]] = {
     PREFERENCE_METRIC: _is_pick,

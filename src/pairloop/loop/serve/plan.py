@@ -7,14 +7,17 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.errors import InvalidRequestError, NotFoundError
-from pairloop.policy.protocols import Sampler
+from pairloop.loop.serve.calls import call_origin
+from pairloop.policy.call_forms import form_of
+from pairloop.policy.protocols import RESPONSE_FORMAT, TOP_LOGPROBS, Sampler
 from pairloop.store import Store, duels, groups, new_group_id, versions
-from pairloop.types import BASE_VERSION, Alias, Duel, Group, GroupKind, Message, Pool, SamplingParams
+from pairloop.types import BASE_VERSION, Alias, Duel, Group, GroupKind, Message, Pool, SamplingParams, offered_tools, spoken
 
 PARENT_KEY = "parent"
 CONVERSATION_KEY = "conversation_id"
@@ -29,7 +32,11 @@ def pool_of(key: str, gate_share: float) -> Pool:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What a client asks for; ``pair_allowed`` means it sent no n but takes two answers. ``max_tokens`` None: the default."""
+    """What a client asks for; ``pair_allowed`` means it sent no n but takes two answers. ``max_tokens`` None: the default.
+
+    ``is_listed`` False keeps the answer out of the listing of stored completions, not out of the loop; ``one_call`` ends an
+    answer with its first tool call.
+    """
 
     model: str
     messages: tuple[Message, ...]
@@ -39,6 +46,19 @@ class ChatRequest:
     user: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     pair_allowed: bool = False
+    is_listed: bool = True
+    one_call: bool = False
+    with_logprobs: bool = False
+    top_logprobs: int = 0
+    response_format: Mapping[str, Any] | None = None
+
+    @property
+    def is_telling(self) -> bool:
+        """True where asking ``name@champion`` the same would tell which side of a duel is the champion's.
+
+        A seeded or greedy answer comes again, and log-probs are the same whatever was drawn.
+        """
+        return self.params.is_repeatable or self.with_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +68,7 @@ class Plan:
     group: Group
     versions: tuple[int, ...]
     keep: frozenset[int]
+    asked: ChatRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +92,7 @@ class Planner:
 
     def plan(self, request: ChatRequest) -> Plan:
         """Route, pick the predecessor and the pool, encode the prompt. InvalidRequestError, NotFoundError (model)."""
+        self._check_abilities(request)
         with self._store.reading() as c:
             routing = self._route(c, request.model)
             parent, parent_index = self._predecessor(c, request)
@@ -78,7 +100,7 @@ class Planner:
         prompt_token_ids = self._sampler.tokens.encode_prompt(request.messages)
         pool = self._pool(request, parent) if routing.pinned is None else Pool.GATE
         count = 2 if request.n == 1 and request.pair_allowed and self._coin(self._config.serve.exposure_rate) else request.n
-        kind, answering, duel_id = self._cast(routing, pool, count, repeatable=request.params.is_repeatable)
+        kind, answering, duel_id = self._cast(routing, pool, count, is_telling=request.is_telling)
         group = Group(
             group_id=group_id,
             policy=self._config.policy.name,
@@ -88,7 +110,12 @@ class Planner:
             completions=(),
             created_at=datetime.now(UTC),
             prompt_token_ids=prompt_token_ids,
-            sampling=replace(request.params, max_tokens=self._room(len(prompt_token_ids), request.max_tokens)),
+            sampling=replace(
+                request.params,
+                max_tokens=self._room(len(prompt_token_ids), request.max_tokens),
+                stop=request.params.stop + self._end_of_call(request),
+                is_constrained=request.response_format is not None,
+            ),
             user=request.user,
             conversation_id=request.metadata.get(CONVERSATION_KEY) or (parent.conversation_id if parent else None) or group_id,
             parent_group_id=parent.group_id if parent else None,
@@ -96,7 +123,34 @@ class Planner:
             duel_id=duel_id,
             metadata=dict(request.metadata),
         )
-        return Plan(group, answering, frozenset({BASE_VERSION, routing.champion, routing.challenger or BASE_VERSION}))
+        keep = frozenset({BASE_VERSION, routing.champion, routing.challenger or BASE_VERSION})
+        return Plan(group, answering, keep, request)
+
+    def _check_abilities(self, request: ChatRequest) -> None:
+        """InvalidRequestError for what the model's template or its engine cannot do."""
+        has_tools = self._sampler.tokens.has_tools
+        if offered_tools(request.messages) and not has_tools:
+            raise InvalidRequestError("this model's chat template has no tools; leave them out", param="tools")
+        if not has_tools and any(turn.tool_calls or turn.role == "tool" for turn in request.messages):
+            raise InvalidRequestError(
+                "this model's chat template has no tools, so no turn can call or answer", param="messages"
+            )
+        if request.top_logprobs and TOP_LOGPROBS not in self._sampler.abilities:
+            raise InvalidRequestError("this engine tells the log-prob of the sampled token only; send 0", param=TOP_LOGPROBS)
+        if request.response_format is not None and RESPONSE_FORMAT not in self._sampler.abilities:
+            raise InvalidRequestError(
+                "this engine cannot hold the model to a response format; leave it out, or check the answer yourself",
+                param=RESPONSE_FORMAT,
+            )
+
+    def _end_of_call(self, request: ChatRequest) -> tuple[str, ...]:
+        """The stop string that keeps an answer to one call, where that is asked for."""
+        if not (request.one_call and offered_tools(request.messages)):
+            return ()
+        end = form_of(self._sampler.tokens).ends
+        if end is None:
+            raise InvalidRequestError("this model's calls cannot be held to one; leave it out", param="parallel_tool_calls")
+        return (end,)
 
     def _route(self, c: Connection, model: str) -> _Routing:
         name, _, selector = model.partition("@")
@@ -114,8 +168,7 @@ class Planner:
         return _Routing(champion, challenger, None, live)
 
     def _pinned(self, c: Connection, model: str, selector: str, champion: int, challenger: int | None) -> int:
-        by_name = {BASE_SELECTOR: BASE_VERSION, str(Alias.CHAMPION): champion, str(Alias.CHALLENGER): challenger}
-        number = by_name.get(selector)
+        number = _by_name(champion, challenger).get(selector)
         if number is not None:
             return number
         if selector.isascii() and selector.isdigit() and len(selector) <= 9:
@@ -126,16 +179,21 @@ class Planner:
 
     def _predecessor(self, c: Connection, request: ChatRequest) -> tuple[Group | None, int | None]:
         """The group that the conversation goes on from and the index of the branch that was taken."""
-        last = next((m.content for m in reversed(request.messages) if m.role == "assistant"), None)
+        last = next((m for m in reversed(request.messages) if m.role == "assistant"), None)
+        called = call_origin(last.tool_calls[0].id) if last is not None and last.tool_calls else None
         named = request.metadata.get(PARENT_KEY)
         if named is not None:
             parent = groups.get(c, named)
-            if parent is None or parent.policy != self._config.policy.name:
+            if parent is None or parent.policy != self._config.policy.name or parent.is_erased:
                 raise InvalidRequestError(f"no stored completion {named!r} of this policy", param="metadata.parent")
-            return parent, next((i for i, done in enumerate(parent.completions) if done.text == last), None)
-        if last is None or request.user is None:
+            return parent, _branch(parent, last, called)
+        if called is not None:
+            caller = groups.get(c, called[0])
+            mine = caller is not None and (caller.policy, caller.user) == (self._config.policy.name, request.user)
+            return (caller, _branch(caller, last, called)) if caller is not None and mine else (None, None)
+        if last is None or last.tool_calls or request.user is None:
             return None, None
-        found = groups.latest_answer(c, self._config.policy.name, request.user, last)
+        found = groups.latest_answer(c, self._config.policy.name, request.user, last.content)
         return (groups.get(c, found[0]), found[1]) if found is not None else (None, None)
 
     def _pool(self, request: ChatRequest, parent: Group | None) -> Pool:
@@ -149,25 +207,25 @@ class Planner:
         if parent is not None and parent.user is None:
             return parent.pool
         opening = []
-        for message in request.messages:
+        for message in spoken(request.messages):
             opening.append(f"{message.role}\0{message.content}")
             if message.role == "user":
                 break
         return pool_of("\0".join(opening), gate_share)
 
     def _cast(
-        self, routing: _Routing, pool: Pool, n: int, *, repeatable: bool
+        self, routing: _Routing, pool: Pool, n: int, *, is_telling: bool
     ) -> tuple[GroupKind, tuple[int, ...], str | None]:
         """Kind, version per index, and duel of a group.
 
-        A seeded or greedy request never duels: asked once more of ``name@champion`` it would tell which side is the champion's.
+        A request that would tell the sides apart (`ChatRequest.is_telling`) never duels.
         """
         if routing.pinned is not None:
             return GroupKind.HELDOUT, (routing.pinned,) * n, None
         if pool is Pool.TRAIN:
             return GroupKind.TRAIN, (routing.champion,) * n, None
         duel = routing.duel
-        if n == 2 and duel is not None and not repeatable and self._coin(self._config.serve.duel_share):
+        if n == 2 and duel is not None and not is_telling and self._coin(self._config.serve.duel_share):
             sides = (duel.champion, duel.challenger)
             return GroupKind.DUEL, sides if self._coin(0.5) else sides[::-1], duel.duel_id
         return GroupKind.HELDOUT, (routing.champion,) * n, None
@@ -188,3 +246,23 @@ class Planner:
                 code="context_length_exceeded",
             )
         return min(wanted or self._config.serve.max_tokens, room)
+
+
+def version_called(c: Connection, policy: str, selector: str) -> int | None:
+    """The version that a name behind the @ (base, champion, challenger) means now; None for any other text."""
+    champion, challenger = versions.alias(c, policy, Alias.CHAMPION), versions.alias(c, policy, Alias.CHALLENGER)
+    return _by_name(champion or BASE_VERSION, challenger).get(selector)
+
+
+def _by_name(champion: int, challenger: int | None) -> Mapping[str, int | None]:
+    return {BASE_SELECTOR: BASE_VERSION, str(Alias.CHAMPION): champion, str(Alias.CHALLENGER): challenger}
+
+
+def _branch(parent: Group, last: Message | None, called: tuple[str, int] | None) -> int | None:
+    """The index of the answer that the conversation went on from: by its call where it made one, else by its text."""
+    if last is None:
+        return None
+    if called is not None:
+        group_id, index = called
+        return index if group_id == parent.group_id and index < len(parent.completions) else None
+    return next((i for i, done in enumerate(parent.completions) if done.text == last.content), None)

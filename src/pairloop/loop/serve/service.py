@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
+from sqlalchemy import Connection
+
 from pairloop.config import Config
 from pairloop.errors import EngineError, NotFoundError
 from pairloop.loop.serve.plan import ChatRequest, Plan, Planner
 from pairloop.loop.serve.stopwatch import sampling
 from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Lockstep, Sink
 from pairloop.policy.protocols import Sampler, SampleRequest
-from pairloop.store import Store, groups, versions
+from pairloop.store import Store, groups, stored, versions
 from pairloop.types import BASE_VERSION, Completion, GroupKind, Version
 
 
@@ -46,7 +48,12 @@ class ChatService:
         events = Events(len(plan.versions))
         completions = await self._sample(plan, events, events.add if with_tokens else None)
         group = replace(plan.group, completions=completions)
-        await asyncio.wrap_future(self._store.submit(lambda c: groups.insert(c, group)))
+
+        def write(c: Connection) -> None:
+            groups.insert(c, group)
+            stored.insert(c, group, is_listed=plan.asked.is_listed)
+
+        await asyncio.wrap_future(self._store.submit(write))
         return Answer(group, events.by_index())
 
     async def stream(self, request: ChatRequest) -> AnswerStream:
@@ -105,25 +112,38 @@ class ChatService:
             return await self._draw(plan, sink)
 
     async def _draw(self, plan: Plan, sink: Sink | None) -> tuple[Completion, ...]:
-        ids, params = plan.group.prompt_token_ids, plan.group.sampling
+        asked = SampleRequest(
+            plan.group.prompt_token_ids,
+            plan.versions[0],
+            len(plan.versions),
+            plan.group.sampling,
+            sink,
+            plan.asked.top_logprobs,
+            plan.asked.response_format,
+        )
         pending: list[Future[tuple[Completion, ...]]] = []
         try:
             if plan.group.kind is GroupKind.DUEL:
                 sides = Lockstep(sink, len(plan.versions)) if sink is not None else None
                 for index, number in enumerate(plan.versions):
                     on_token = partial(sides.add, index) if sides is not None else None
-                    pending.append(self._sampler.sample(SampleRequest(ids, number, 1, params, on_token)))
+                    pending.append(await self._submit(replace(asked, version=number, n=1, on_token=on_token)))
                     if sides is not None:
                         pending[-1].add_done_callback(partial(sides.end, index))
             else:
-                request = SampleRequest(ids, plan.versions[0], len(plan.versions), params, sink)
-                pending.append(self._sampler.sample(request))
+                pending.append(await self._submit(asked))
             with sampling():
                 parts = await asyncio.gather(*map(asyncio.wrap_future, pending))
         finally:
             for future in pending:
                 future.cancel()  # does nothing where it is done; stops the sampling where the client or the other side is gone
         return tuple(completion for part in parts for completion in part)
+
+    async def _submit(self, request: SampleRequest) -> Future[tuple[Completion, ...]]:
+        """Queue it; a response format is compiled first, which would hold up the other requests here."""
+        if request.response_format is None:
+            return self._sampler.sample(request)
+        return await asyncio.to_thread(self._sampler.sample, request)
 
     async def _ensure_loaded(self, numbers: tuple[int, ...]) -> None:
         for number in dict.fromkeys(numbers):

@@ -11,9 +11,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from sqlalchemy import Connection
+
 from pairloop.loop.serve.plan import Plan
 from pairloop.policy.protocols import TokenEvent
-from pairloop.store import Store, groups
+from pairloop.store import Store, groups, stored
 from pairloop.types import Completion, FinishReason, Group
 
 logger = logging.getLogger(__name__)
@@ -128,8 +130,14 @@ class AnswerStream:
         assert self._task is not None, "open() comes first"
         completions = await self._task
         self._closed = True  # from here on the group is whole, also when the client goes away before the last chunk
-        await asyncio.wrap_future(self._store.submit(lambda c: groups.finish(c, self.group.group_id, completions)))
-        return Answer(replace(self.group, completions=completions), self._events.by_index())
+        whole = replace(self.group, completions=completions)
+
+        def write(c: Connection) -> None:
+            groups.finish(c, whole.group_id, completions)
+            stored.insert(c, whole, is_listed=self.plan.asked.is_listed)
+
+        await asyncio.wrap_future(self._store.submit(write))
+        return Answer(whole, self._events.by_index())
 
     def abandon(self) -> None:
         """Stop sampling and record what was sampled so far as abandoned; does nothing after ``finish``."""

@@ -1,0 +1,205 @@
+"""The loop's stage: a run row, the training, and the version that comes out, published and registered.
+
+Every part can be killed at any moment: the next call for the same cycle takes up the run, the child goes on from its last
+checkpoint, and a version is published and registered once.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from pairloop.config import Config, duration_s
+from pairloop.errors import NotFoundError, StoreError
+from pairloop.learner.child import Row, read_rows
+from pairloop.learner.job import TrainJob, TrainResult, TrainStatus
+from pairloop.loop.train.attempts import Listener, OnProgress, Start, attempt, job_in
+from pairloop.store import Store, new_id, runs, versions
+from pairloop.types import Dataset, Run, RunStatus, Version, VersionKind
+
+LOG = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRecord:
+    """How the stage ended. ``version``: the new one where it succeeded. Status RUNNING: stopped, to be taken up later."""
+
+    run_id: str
+    status: RunStatus
+    version: Version | None
+    result: Mapping[str, Any]
+
+
+def run(
+    store: Store,
+    config: Config,
+    *,
+    dataset: Dataset,
+    parent: Version,
+    cycle_id: str | None = None,
+    owner: str,
+    on_progress: OnProgress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainRecord:
+    """Train ``parent`` on ``dataset`` and register the version; with a cycle, at most once for it, whatever happened before.
+
+    The caller holds the policy's lease. ``on_progress`` gets each metrics row; ``should_stop`` pauses the run. Raises
+    ConfigError where method and parent do not go together; every failure of the training itself is a record.
+    """
+    row = _take_up(store, config, dataset, parent, cycle_id, owner)
+    if row.status is not RunStatus.RUNNING:
+        return TrainRecord(row.run_id, row.status, _version_of(store, row), row.result)
+    folder, root = folder_of(config, row), store.artifacts.root
+    heart = _Heart(store, row, duration_s(config.schedule.lease), on_progress)
+    start = Start.of(config.policy.model, parent, root)
+    job = job_in(folder, config, start=start, data=root / dataset.path, train=config.train)
+    result = attempt(job, folder, heart, should_stop)
+    if result.status is TrainStatus.PAUSED:
+        return TrainRecord(row.run_id, RunStatus.RUNNING, None, {})
+    version = _register(store, row, job, result)
+    for name in ("out", "checkpoints"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return TrainRecord(row.run_id, _status(result), version, result.as_dict())
+
+
+def folder_of(config: Config, row: Run) -> Path:
+    """Where the run's files lie: one folder for all attempts, named by the first."""
+    return (config.runs_dir / str(row.progress.get("folder", row.run_id))).resolve()
+
+
+def metrics_of(config: Config, row: Run) -> list[Row]:
+    """The metrics rows of a run so far, one per optimizer step; those with ``heldout`` are looks in between."""
+    return read_rows(folder_of(config, row) / "metrics.jsonl")[0]
+
+
+def _take_up(store: Store, config: Config, dataset: Dataset, parent: Version, cycle_id: str | None, owner: str) -> Run:
+    """The cycle's run if it has one, else a new row. A run whose owner is gone goes on as a new attempt in the same folder."""
+    now = datetime.now(UTC)
+    fresh = Run(
+        run_id=new_id("run"),
+        policy=config.policy.name,
+        cycle_id=cycle_id,
+        dataset_id=dataset.dataset_id,
+        parent=parent.number,
+        status=RunStatus.RUNNING,
+        owner=owner,
+        attempt=1,
+        lease_expires_at=now + timedelta(seconds=duration_s(config.schedule.lease)),
+        heartbeat_at=now,
+        progress={},
+        result={},
+        error=None,
+        created_at=now,
+    )
+
+    def take(c: Connection) -> Run:
+        found = runs.for_cycle(c, cycle_id) if cycle_id is not None else None
+        if found is not None and (found.status is not RunStatus.RUNNING or found.owner == owner):
+            return found
+        row = fresh
+        if found is not None:
+            progress = {**found.progress, "folder": folder_of(config, found).name}
+            row = replace(fresh, attempt=found.attempt + 1, progress=progress)
+            runs.end(c, found.run_id, RunStatus.SYSTEM_ERROR, {}, f"its process ended; {row.run_id} goes on with it", now)
+        runs.insert(c, row)
+        return row
+
+    return store.write(take)
+
+
+class _Heart(Listener):
+    """Copies the last row into the run row, and renews the run's lease, about once a second.
+
+    A store that cannot write just now (another process holds its lock) does not stop the training: what must not be lost is
+    written at the end, and a run that another process took over is a ConflictError.
+    """
+
+    def __init__(self, store: Store, row: Run, lease_s: float, on_progress: OnProgress | None) -> None:
+        super().__init__(on_progress)
+        self._store, self._row, self._lease_s = store, row, lease_s
+        self._progress: dict[str, Any] = {**row.progress, "folder": row.progress.get("folder", row.run_id)}
+        self._beat_at = datetime.min.replace(tzinfo=UTC)
+
+    def hear(self, rows: Sequence[Row]) -> None:
+        super().hear(rows)
+        for row in rows:
+            self._progress |= row
+        if (datetime.now(UTC) - self._beat_at).total_seconds() >= HEARTBEAT_S:
+            self.flush()
+
+    def flush(self) -> None:
+        self._beat_at = now = datetime.now(UTC)
+        until, progress = now + timedelta(seconds=self._lease_s), dict(self._progress)
+        try:
+            self._store.write(
+                lambda c: runs.heartbeat(
+                    c, self._row.run_id, owner=self._row.owner, at=now, lease_expires_at=until, progress=progress
+                )
+            )
+        except StoreError as error:
+            LOG.warning("run %s: the heartbeat could not be written: %s", self._row.run_id, error)
+
+
+def _register(store: Store, row: Run, job: TrainJob, result: TrainResult) -> Version | None:
+    """Publish the folder, then insert the version and end the run in one transaction."""
+    now = datetime.now(UTC)
+    if result.status is not TrainStatus.SUCCEEDED:
+        message = result.error.message if result.error else None
+        store.write(lambda c: runs.end(c, row.run_id, _status(result), result.as_dict(), message, now))
+        return None
+    artifact = store.artifacts.publish(Path(job.out_dir), _manifest(row, job, result))
+
+    def register(c: Connection) -> Version:
+        version = Version(
+            policy=row.policy,
+            number=versions.next_number(c, row.policy),
+            kind=VersionKind.FULL if job.method == "full" else VersionKind.ADAPTER,
+            path=str(artifact.path),
+            artifact_hash=artifact.hash,
+            parent=row.parent,
+            dataset_id=row.dataset_id,
+            run_id=row.run_id,
+            created_at=now,
+        )
+        versions.insert(c, version)
+        runs.end(c, row.run_id, RunStatus.SUCCEEDED, result.as_dict(), None, now)
+        return version
+
+    return store.write(register)
+
+
+def _manifest(row: Run, job: TrainJob, result: TrainResult) -> dict[str, Any]:
+    """What is needed to make the version again, and what came out."""
+    return {
+        "noun": "version",
+        "policy": row.policy,
+        "parent": row.parent,
+        "dataset_id": row.dataset_id,
+        "run_id": row.run_id,
+        "cycle_id": row.cycle_id,
+        "recipe": job.recipe(),
+        "result": result.as_dict(),
+    }
+
+
+def _status(result: TrainResult) -> RunStatus:
+    if result.error is not None:
+        return RunStatus(result.error.kind)
+    return RunStatus.SUCCEEDED if result.status is TrainStatus.SUCCEEDED else RunStatus.NOTHING_TO_TRAIN
+
+
+def _version_of(store: Store, row: Run) -> Version | None:
+    with store.reading() as c:
+        found = [version for version in versions.list_(c, row.policy) if version.run_id == row.run_id]
+    if row.status is RunStatus.SUCCEEDED and not found:
+        raise NotFoundError(f"run {row.run_id} succeeded, but its version is not in the store; run `pairloop doctor`")
+    return found[0] if found else None

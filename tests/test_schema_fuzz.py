@@ -1,0 +1,106 @@
+"""Requests drawn from the OpenAPI document itself, good ones and bad ones: none is a 500, and each refusal says why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from tests.server import RunningServer, fake_config
+
+Serve = Callable[..., RunningServer]
+
+NAMELESS = frozenset({401, 403, 404, 405, 406, 408, 409, 413, 415, 421, 422, 429})
+"""Refusals that may be about no single parameter; a 400 names one."""
+
+
+@pytest.fixture
+def server(serve: Serve, tmp_path: Path) -> RunningServer:
+    return serve(config=fake_config(tmp_path / "state", serve={"max_tokens": 8}))
+
+
+def operations(document: dict[str, Any]) -> Iterator[Any]:
+    schema = schemathesis.openapi.from_dict(document)
+    for result in schema.get_all_operations():
+        yield result.ok()
+
+
+def fuzz(server: RunningServer, examples: int) -> Counter[int]:
+    """``examples`` requests per operation, in part such as the document forbids; the statuses that came back."""
+    document = server.http.get("/openapi.json").json()
+    statuses: Counter[int] = Counter()
+    for operation in operations(document):
+        cases = st.one_of(operation.as_strategy(GenerationMode.POSITIVE), operation.as_strategy(GenerationMode.NEGATIVE))
+
+        @settings(
+            max_examples=examples,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=[Phase.explicit, Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=cases)
+        def call(case: Any) -> None:
+            response = case.call(base_url=server.url, timeout=20)
+            statuses[response.status_code] += 1
+            check(response, case)
+
+        call()
+        assert server.http.get("/health").status_code == 200
+    return statuses
+
+
+def check(response: Any, case: Any) -> None:
+    """No 500; every refusal has all four keys and a request id, and a 400 names what is wrong."""
+    asked = f"{case.method} {case.formatted_path} {case.query!r} {case.body!r} → {response.status_code} {response.text[:500]}"
+    assert response.status_code < 500, asked
+    if response.status_code < 400:
+        return
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}, asked
+    assert error["message"], asked
+    assert error["code"], asked
+    assert response.headers["x-request-id"][0].startswith("req_"), asked
+    assert error["param"] or response.status_code in NAMELESS, asked
+
+
+def test_no_request_that_the_document_knows_is_a_500(server: RunningServer) -> None:
+    statuses = fuzz(server, examples=4)
+    assert sum(count for status, count in statuses.items() if 400 <= status < 500) > 20
+    assert sum(count for status, count in statuses.items() if status < 300) > 5
+
+
+@pytest.mark.slow
+def test_no_request_that_the_document_knows_is_a_500_at_length(server: RunningServer) -> None:
+    statuses = fuzz(server, examples=300)
+    print(dict(sorted(statuses.items())))
+
+
+def test_a_500_and_a_nameless_refusal_are_found(serve: Serve) -> None:
+    """The check itself: a route with a bug in it, and one that does not say what was wrong with a request."""
+    server = serve()
+
+    @server.app.post("/v1/cycles/bug", summary="planted")
+    async def bug(number: int) -> float:
+        return 1 / (number * 0)
+
+    @server.app.get("/v1/cycles/mute", summary="planted")
+    async def mute(number: int) -> None:
+        from starlette.exceptions import HTTPException
+
+        raise HTTPException(400, f"no {number}")
+
+    server.app.openapi_schema = None
+    document = server.http.get("/openapi.json").json()
+    for path in ("/v1/cycles/bug", "/v1/cycles/mute"):
+        (operation,) = operations({**document, "paths": {path: document["paths"][path]}})
+        case = operation.Case(query={"number": 1})
+        with pytest.raises(AssertionError):
+            check(case.call(base_url=server.url), case)
