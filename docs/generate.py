@@ -67,9 +67,9 @@ def api_page() -> str:
     parts = [
         "# HTTP API\n",
         "The running server shows the same at `/docs` and `/openapi.json`. Once there is a key (`pairloop keys create`), each",
-        'route needs one with one of its scopes; `admin` has all. Errors are `{"error": {message, type, param, code}}`. Lists',
-        "take `limit` (100 at most) and `after`, and say `has_more`, `first_id` and `last_id`. A POST with an `Idempotency-Key`",
-        "is done once, and its reply kept for a day.\n",
+        'route needs one with one of its scopes; `admin` has all. Errors are `{"error": {message, type, param, code}}`. A list',
+        "takes `limit` (100 at most) and `after`, and says `has_more`, `first_id` and `last_id`. A POST that has an",
+        "`Idempotency-Key` is done once, and its reply kept for a day.\n",
         "| verb | path | scope | what it does |",
         "|---|---|---|---|",
     ]

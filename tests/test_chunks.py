@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.server import sse_chunks
 
@@ -46,6 +46,7 @@ def sampled(text: str, stops: Sequence[str], *, index: int, early: bool, torn: b
     return Completion(stream.text, tuple(ids), tuple(logps), 0, FinishReason.STOP), events
 
 
+@settings(deadline=None)
 @given(texts=st.lists(TEXT, min_size=1, max_size=3), stops=STOPS, early=st.booleans(), torn=st.booleans(), data=st.data())
 def test_a_stream_is_its_answer(texts: list[str], stops: list[str], early: bool, torn: bool, data: st.DataObject) -> None:
     made = [sampled(text, stops, index=index, early=early, torn=torn) for index, text in enumerate(texts)]

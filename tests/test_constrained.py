@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.server import POLICY, RunningServer
 from tests.tiny_models import write_model
@@ -97,6 +97,7 @@ def test_without_the_extra_the_engine_says_that_it_cannot(policy: LocalPolicy, m
     assert RESPONSE_FORMAT not in policy.abilities
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]), top_p=st.sampled_from([0.1, 1.0]))
 def test_what_is_not_allowed_is_never_drawn(seed: int, temperature: float, top_p: float) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -12,6 +12,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
+from schemathesis.core.result import Ok
 from tests.server import RunningServer, fake_config
 
 Serve = Callable[..., RunningServer]
@@ -28,6 +29,7 @@ def server(serve: Serve, tmp_path: Path) -> RunningServer:
 def operations(document: dict[str, Any]) -> Iterator[Any]:
     schema = schemathesis.openapi.from_dict(document)
     for result in schema.get_all_operations():
+        assert isinstance(result, Ok), result
         yield result.ok()
 
 

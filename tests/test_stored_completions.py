@@ -273,7 +273,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 NUMBERS = count()
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(drawn=DRAWN, wanted=PAIRS, version=st.sampled_from([None, 0, 1]), newest_first=st.booleans(), limit=st.integers(1, 4))
 def test_pages_hold_exactly_what_was_asked_for(
     many: Store,

@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.openai_schema import validate
 from tests.server import POLICY, RunningServer, chat_body, sse_chunks, user_of
@@ -229,6 +229,7 @@ def test_a_template_without_tools_refuses_them_by_name(serve: Serve, fields: dic
 # --- the reader alone
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([*TEXTS, "<", "tool_call>", "</tool_call>", "\n", '{"name": "f"}', "x"]), max_size=6), st.data()
 )
@@ -304,6 +305,7 @@ def test_what_a_models_template_cannot_read_is_content(serve: Serve) -> None:
     assert choice["message"]["content"].startswith("Sure.[CALL f]not json[/CALL]")
 
 
+@settings(deadline=None)
 @given(st.integers(0, 127), st.integers(0, 255))
 def test_a_calls_id_holds_its_answer(index: int, place: int) -> None:
     group_id = new_group_id()
@@ -312,6 +314,7 @@ def test_a_calls_id_holds_its_answer(index: int, place: int) -> None:
     assert len(made) <= 40
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_other_ids_are_nobodys(text: str) -> None:
     assert call_origin(text) is None or text.startswith("call_")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.openai_schema import validate
 from tests.server import POLICY, RunningServer, chat_body, sse_chunks, user_of
@@ -77,6 +77,7 @@ def test_rows_that_ask_and_rows_that_do_not_share_a_batch(policy: LocalPolicy) -
     assert len({tuple(event.token_id for event in events) for events in told.values()}) == 1
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(2, 200), st.integers(1, 20))
 def test_the_likeliest_are_those_of_a_full_sort(seed: int, rows: int, width: int, n: int) -> None:
     logits_BV = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * 8

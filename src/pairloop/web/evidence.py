@@ -15,6 +15,7 @@ from pairloop.loop.pairs import set_aside_rows
 from pairloop.store import datasets, feedback, groups
 from pairloop.types import PREFERENCE_METRIC, Feedback
 from pairloop.web.context import Here
+from pairloop.web.paging import page
 from pairloop.web.wire import NO_NUL
 
 router = APIRouter(tags=["feedback"])
@@ -67,9 +68,7 @@ def list_feedback(
         if after not in ids:
             raise NotFoundError(f"no feedback {after!r} about {inference_id!r}", param="after")
         rows = rows[ids.index(after) + 1 :]
-    data = [_resource(row, counts=row.feedback_id in counting) for row in rows[:limit]]
-    ends = (data[0].id, data[-1].id) if data else (None, None)
-    return Page(data=data, first_id=ends[0], last_id=ends[1], has_more=len(rows) > limit)
+    return page([_resource(row, counts=row.feedback_id in counting) for row in rows[: limit + 1]], limit=limit)
 
 
 @router.get("/v1/datasets/{dataset_id}/set_aside", summary="The feedback that a dataset did not use, each row with its reason")
@@ -87,9 +86,7 @@ def list_set_aside(dataset_id: str, context: Here, limit: Limit = 100, after: Af
         found = list(islice(rows, limit + 1))
     except OSError as error:
         raise StoreError(f"the folder of {dataset_id} cannot be read: {error}") from error
-    data = [SetAsideResource(id=feedback_id, reason=reason) for feedback_id, reason in found[:limit]]
-    ends = (data[0].id, data[-1].id) if data else (None, None)
-    return Page(data=data, first_id=ends[0], last_id=ends[1], has_more=len(found) > limit)
+    return page([SetAsideResource(id=feedback_id, reason=reason) for feedback_id, reason in found], limit=limit)
 
 
 def _counting(rows: Sequence[Feedback], *, in_duel: bool) -> set[str]:

@@ -50,6 +50,7 @@ RULES: tuple[Rule, ...] = (
     Rule("GET POST", "/v1/chat/completions", _INFERENCE),
     Rule("DELETE", "/v1/chat/completions", _OPERATE),
     Rule("POST", "/v1/preferences", _FEEDBACK),
+    Rule("GET", "/v1/feedback", _READ),
     Rule("POST", "/v1/feedback", _FEEDBACK),
     Rule("GET", "/v1/feedback", _READ),
     Rule("GET POST DELETE", "/v1/files", _TRAIN),

@@ -14,8 +14,8 @@ from pairloop.types import Message, SamplingParams, ToolCall, with_tools
 MAX_N = 128
 LEAST_TOP_P = 1e-6
 """What top_p = 0 means: the likeliest token alone."""
-MAX_INT32 = 2**31 - 1
 MAX_TOOLS = 128
+MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
 PAIR_KEY = "pair"
 PAIR_ALLOWED = "allow"
