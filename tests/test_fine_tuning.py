@@ -462,7 +462,9 @@ def test_a_job_is_paused_in_mid_training_and_goes_on(server: RunningServer) -> N
     client = server.openai
     file = upload(client, pair_rows(400))
     job = client.fine_tuning.jobs.create(training_file=file, model=POLICY, method=dpo(batch_size=1, n_epochs=50))
-    until(client, job.id, lambda one: one.pairloop["step"])
+    running = until(client, job.id, lambda one: one.estimated_finish)
+    assert (running.status, running.pairloop["total_steps"]) == ("running", 50 * 348)  # the other rows are held out
+    assert running.estimated_finish >= running.created_at
     paused = client.fine_tuning.jobs.pause(job.id)
     assert (paused.status, paused.estimated_finish) == ("queued", None)
     event_seen(client, job.id, "Paused at step")

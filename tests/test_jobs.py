@@ -393,6 +393,23 @@ def test_a_killed_worker_is_replaced_and_its_job_goes_on_to_a_model(tmp_path: Pa
             first.kill()
 
 
+def test_a_training_process_that_dies_again_and_again_is_the_machines_fault(rig: Rig) -> None:
+    """kill -9 of the training process: once it is started again, three times in a row end the job with a code."""
+    job = a_job(rig.store, rig.loop.config, 400, batch_size=1, n_epochs=50)
+    deadline, pause = time.monotonic() + 60, threading.Event()
+    with working(rig):
+        while (failed := stored(rig.store, job)).status is not JobStatus.FAILED:
+            assert time.monotonic() < deadline, failed
+            for child in psutil.Process().children(recursive=True):
+                if "pairloop.learner" in child.cmdline():
+                    child.kill()
+            pause.wait(0.02)
+    assert failed.error is not None
+    assert (failed.error["code"], failed.error["kind"], failed.error["param"]) == ("child_died", "system_error", None)
+    assert failed.result_files
+    assert doctor.check(rig.store) == []
+
+
 @pytest.mark.slow
 def test_a_job_on_another_base_makes_a_lineage_that_its_own_server_answers_for(tmp_path: Path) -> None:
     with open_rig(settings(tmp_path, policy={"method": "full"}, schedule={"min_pairs": 0, "poll": "1s"})) as rig:
