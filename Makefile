@@ -1,4 +1,4 @@
-.PHONY: setup demo serve lab bench test test-slow test-ray test-quantized check docs wheel clean
+.PHONY: setup demo serve lab bench test test-slow test-ray test-vllm test-quantized check docs wheel clean
 VENV := .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
@@ -35,6 +35,9 @@ test-slow: setup  ## demo, crash harness, browser, wheel
 test-ray: setup  ## runs as jobs of a Ray that the tests start (adds the extra; three minutes)
 	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	$(PY) -m pytest -m ray --timeout 900
+
+test-vllm: setup  ## the remote policy on a real vLLM; PAIRLOOP_VLLM_PYTHON names the Python of an environment that has it
+	$(PY) -m pytest -m vllm -s -v -rs --timeout 900
 
 test-quantized: setup  ## bases in 4 bits (adds the extra)
 	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[quantized]'

@@ -25,6 +25,7 @@ from pairloop.loop.cycle import Loop, ensure_base
 from pairloop.loop.schedule import Scheduler
 from pairloop.loop.serve import pool_of
 from pairloop.policy.fake import FakePolicy, write_skill
+from pairloop.policy.protocols import Policy
 from pairloop.store import Store, cycles, duels, groups, versions
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, Group, Pool, Version, VersionKind
 from pairloop.web.app import create_app
@@ -55,12 +56,12 @@ def user_of(pool: Pool, number: int = 0, gate_share: float = 0.2) -> str:
 class World:
     """A store with version 0 as champion, and the fake policy; with what a cycle would do to them. ``with`` closes both."""
 
-    def __init__(self, folder: Path, *, config: Config | None = None, policy: FakePolicy | None = None) -> None:
+    def __init__(self, folder: Path, *, config: Config | None = None, policy: Policy | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.config = config or fake_config(folder)
         self.store = Store.in_memory(folder / "artifacts")
-        self.policy = policy or FakePolicy()
+        self.policy: Policy = policy or FakePolicy()
         ensure_base(self.store, self.policy, self.config)
 
     def __enter__(self) -> Self:
@@ -127,7 +128,7 @@ class RunningServer(World):
         folder: Path,
         *,
         config: Config | None = None,
-        policy: FakePolicy | None = None,
+        policy: Policy | None = None,
         scheduler: SchedulerLike | None = None,
         turning: bool = False,
     ) -> None:

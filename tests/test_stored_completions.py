@@ -249,7 +249,7 @@ def test_bad_queries_are_refused_by_name(shared_server: RunningServer, query: st
         ({"metadata": {"k": "v" * 513}}, "metadata.k"),
         ({"metadata": {"k": "a\x00b"}}, "metadata.k"),
         ({"metadata": {}, "store": True}, "store"),
-        ([], None),
+        ([], "body"),
     ],
 )
 def test_bad_metadata_is_refused_by_name(shared_server: RunningServer, body: Any, param: str | None) -> None:

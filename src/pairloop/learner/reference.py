@@ -24,11 +24,7 @@ from pairloop.learner.files import flush
 from pairloop.learner.memory import TokenBudget
 from pairloop.learner.scores import GroupLogps, References, score
 from pairloop.learner.workers import ALONE, Workers
-
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.03}
-"""Nats by which a token's recorded log-prob may differ from the trainer's own."""
-MARGIN_TOLERANCE = 0.05
-"""Nats: the 99th percentile of |h| that the differences may add up to."""
+from pairloop.policy import agreement
 
 FILE = "reference.safetensors"
 
@@ -76,19 +72,7 @@ def check(
     deltas = [
         [new - old for new, old in zip(logps, recorded(group), strict=True)] for group, logps in zip(chosen, now, strict=True)
     ]
-    worst = max(float(delta.abs().max()) for group in deltas for delta in group)
-    sums = [[float(delta.double().sum()) for delta in group] for group in deltas]
-    h = sorted(max(group) - min(group) for group in sums)
-    h_p99 = h[math.ceil(0.99 * len(h)) - 1]
-    return {
-        # Written so that a NaN fails.
-        "passed": worst <= TOLERANCE[dtype] and h_p99 <= MARGIN_TOLERANCE,
-        "checked": sum(len(group.completions) for group in chosen),
-        "max_token_delta": worst,
-        "token_tolerance": TOLERANCE[dtype],
-        "h_p99": h_p99,
-        "h_tolerance": MARGIN_TOLERANCE,
-    }
+    return agreement.report([[delta.double().tolist() for delta in group] for group in deltas], dtype)
 
 
 def recorded(group: TokenGroup) -> GroupLogps:

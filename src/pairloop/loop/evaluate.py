@@ -16,7 +16,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -261,7 +261,7 @@ def _sample(policy: Policy, config: Config, asked: Sequence[Group], version: Ver
         requests = [_request(policy, config, group, version, f"{role}/{i}") for i, group in enumerate(asked)]
         futures = [policy.sample(request) for request in requests]
         try:
-            return [future.result()[0] for future in futures]
+            return _scored(policy, version, requests, [future.result()[0] for future in futures])
         except EngineError:
             if last_try or version.number in policy.loaded():
                 raise
@@ -269,6 +269,15 @@ def _sample(policy: Policy, config: Config, asked: Sequence[Group], version: Ver
             for future in futures:
                 future.cancel()
     raise AssertionError("the second try returns or raises")
+
+
+def _scored(policy: Policy, version: Version, requests: Sequence[SampleRequest], answers: list[Completion]) -> list[Completion]:
+    """The answers with log-probs also where an engine recorded none, as its own do not agree with the trainer's."""
+    bare = [i for i, answer in enumerate(answers) if not answer.logps]
+    sequences = [TokenSequence(requests[i].prompt_token_ids, answers[i].token_ids) for i in bare]
+    for i, logps in zip(bare, policy.logps(version.number, sequences) if bare else (), strict=True):
+        answers[i] = replace(answers[i], logps=logps)
+    return answers
 
 
 def _request(policy: Policy, config: Config, group: Group, version: Version, key: str) -> SampleRequest:

@@ -21,10 +21,14 @@ _WANTED = ["*.json", "*.safetensors", "*.jinja"]
 
 
 def open_policy(config: Config) -> Policy:
-    """The engine of the configured model: `FakePolicy` for ``fake``, else `LocalPolicy`. ModelError with the reason."""
+    """The engine of the configured model: `FakePolicy` for ``fake``, else ``policy.engine``'s. ModelError with the reason."""
     if config.policy.model == FAKE_MODEL:
         return FakePolicy()
     base_dir = resolve_model(config.policy.model)
+    if config.policy.engine == "vllm":
+        from pairloop.policy.remote.policy import open_remote
+
+        return open_remote(config, base_dir)
     from pairloop.policy.local import LocalPolicy  # torch: only where a model is opened
 
     return LocalPolicy(base_dir, config.policy, max_context=config.serve.max_context)

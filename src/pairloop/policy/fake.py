@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from pairloop.errors import EngineError, InvalidRequestError, ModelError
-from pairloop.policy.protocols import TOP_LOGPROBS, SampleRequest, TokenEvent, TokenSequence, TopToken
+from pairloop.policy.protocols import TOP_LOGPROBS, ReplicaStatus, SampleRequest, TokenEvent, TokenSequence, TopToken
 from pairloop.types import BASE_VERSION, Completion, FinishReason, Message, Prompt, SamplingParams, Version, VersionKind
 
 EOS = 256
@@ -136,6 +136,9 @@ class FakePolicy:
     def queued(self) -> int:
         with self._lock:
             return self._queued
+
+    def replicas(self) -> tuple[ReplicaStatus, ...]:
+        return ()
 
     def close(self) -> None:
         with self._lock:

@@ -22,11 +22,12 @@ import torch
 
 from pairloop.config import PolicySection
 from pairloop.errors import EngineError, InvalidRequestError, ModelError, PairloopError
+from pairloop.policy.checks import check_tokens, room
 from pairloop.policy.constrained import Formats, is_available
 from pairloop.policy.lane import Lane, Row, Ticket
 from pairloop.policy.mixed import Adapters
 from pairloop.policy.packed import takes_packed
-from pairloop.policy.protocols import RESPONSE_FORMAT, TOP_LOGPROBS, SampleRequest, TokenSequence
+from pairloop.policy.protocols import RESPONSE_FORMAT, TOP_LOGPROBS, ReplicaStatus, SampleRequest, TokenSequence
 from pairloop.policy.scoring import Traits, completion_logps, max_context, resolve_device, vocab_size
 from pairloop.policy.shelf import Shelf
 from pairloop.template import ChatTemplate
@@ -88,11 +89,15 @@ class LocalPolicy:
     def max_context(self) -> int:
         return self._max_context
 
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
     def sample(self, request: SampleRequest) -> Future[tuple[Completion, ...]]:
         """See `Sampler.sample`. Raises InvalidRequestError at once for what can never be sampled."""
-        room = self._check(request)
+        left = room(request, max_context=self._max_context, vocab_size=self._vocab_size)
         ticket = Ticket(request)
-        limit = min(request.params.max_tokens, room)
+        limit = min(request.params.max_tokens, left)
         held_to = self._formats.constraint(request.response_format) if request.response_format is not None else None
         rows = [Row.of(ticket, i, limit, self._rng, self._tokens.decode, held_to) for i in range(request.n)]
         with self._changed:
@@ -142,6 +147,9 @@ class LocalPolicy:
         with self._changed:
             return self._queued
 
+    def replicas(self) -> tuple[ReplicaStatus, ...]:
+        return ()
+
     def close(self) -> None:
         """End all requests with EngineError and free the thread; further requests get the same error."""
         with self._changed:
@@ -173,31 +181,8 @@ class LocalPolicy:
                 result[i] = value
         return result
 
-    def _check(self, request: SampleRequest) -> int:
-        """Tokens that are left for the answer."""
-        size = len(request.prompt_token_ids)
-        if size >= self._max_context:
-            raise InvalidRequestError(
-                f"the prompt has {size} tokens, the context holds {self._max_context} with the answer; shorten it",
-                param="messages",
-                code="context_length_exceeded",
-            )
-        if request.n < 1:
-            raise InvalidRequestError("n must be at least 1", param="n")
-        if request.params.max_tokens < 1:
-            raise InvalidRequestError("max_tokens must be at least 1", param="max_tokens")
-        if not 0.0 <= request.params.temperature < float("inf"):
-            raise InvalidRequestError("temperature must be at least 0", param="temperature")
-        if not 0.0 < request.params.top_p <= 1.0:
-            raise InvalidRequestError("top_p must be above 0 and at most 1", param="top_p")
-        self._check_tokens(request.prompt_token_ids)
-        return self._max_context - size
-
     def _check_tokens(self, token_ids: tuple[int, ...]) -> None:
-        if not token_ids:
-            raise InvalidRequestError("the prompt has no tokens", param="messages")
-        if not 0 <= min(token_ids) <= max(token_ids) < self._vocab_size:
-            raise InvalidRequestError(f"token ids must be in [0, {self._vocab_size})", param="messages")
+        check_tokens(token_ids, self._vocab_size)
         if len(token_ids) > self._model_context:
             raise InvalidRequestError(
                 f"{len(token_ids)} tokens; the model's context holds {self._model_context}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Protocol
 
 from pairloop.types import Completion, Prompt, SamplingParams, Version
@@ -68,6 +69,31 @@ class TokenCompletion:
 
     token_ids: tuple[int, ...]
     logps: tuple[float, ...] = ()
+
+
+class ReplicaState(StrEnum):
+    """Only a ready replica gets requests. ``joining``: being compared, given its adapters; ``refused``: computes wrongly."""
+
+    READY = "ready"
+    JOINING = "joining"
+    DOWN = "down"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """What is known of one engine server; ``recorded``: its log-probs are the trainer's own and may serve as the reference.
+
+    ``max_token_delta``: the largest difference to the trainer's, in nats, when it was last compared.
+    """
+
+    url: str
+    state: ReplicaState
+    circuit: str
+    outstanding: int
+    recorded: bool
+    max_token_delta: float | None
+    problem: str
 
 
 class Tokens(Protocol):
@@ -142,6 +168,10 @@ class Sampler(Protocol):
 
     def queued(self) -> int:
         """Requests waiting or running."""
+        ...
+
+    def replicas(self) -> tuple[ReplicaStatus, ...]:
+        """The servers behind it; none where it samples in this process."""
         ...
 
     def close(self) -> None: ...

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pairloop.policy.protocols import Sampler
+from pairloop.policy.protocols import ReplicaState, ReplicaStatus, Sampler
 from pairloop.store import Store, cycles, versions
 from pairloop.types import BASE_VERSION, Alias, CycleState, Group
 
@@ -45,6 +45,28 @@ class Metrics:
         return generate_latest(self._registry)
 
 
+def _replicas(found: Sequence[ReplicaStatus]) -> Iterable[Metric]:
+    """What is known of each engine server; nothing where this process samples."""
+    if not found:
+        return
+    ready = GaugeMetricFamily("pairloop_replica_ready", "1 where the engine gets requests", labels=["replica"])
+    outstanding = GaugeMetricFamily("pairloop_replica_outstanding", "Requests in flight at the engine", labels=["replica"])
+    recorded = GaugeMetricFamily(
+        "pairloop_replica_recorded_logps",
+        "1 where the engine's log-probs are the trainer's and are recorded",
+        labels=["replica"],
+    )
+    circuit = GaugeMetricFamily(
+        "pairloop_replica_circuit_closed", "0 while its failures keep requests away", labels=["replica"]
+    )
+    for replica in found:
+        ready.add_metric([replica.url], float(replica.state is ReplicaState.READY))
+        outstanding.add_metric([replica.url], replica.outstanding)
+        recorded.add_metric([replica.url], float(replica.recorded))
+        circuit.add_metric([replica.url], float(replica.circuit == "closed"))
+    yield from (ready, outstanding, recorded, circuit)
+
+
 class _Live(Collector):
     """Gauges read at the moment of the scrape."""
 
@@ -60,6 +82,7 @@ class _Live(Collector):
         yield GaugeMetricFamily("pairloop_queue", "Requests waiting for the sampler or running", value=self._sampler.queued())
         yield GaugeMetricFamily("pairloop_champion_version", "Number of the champion", value=champion or BASE_VERSION)
         yield GaugeMetricFamily("pairloop_versions_loaded", "Versions in memory", value=len(self._sampler.loaded()))
+        yield from _replicas(self._sampler.replicas())
         state = GaugeMetricFamily("pairloop_cycle_state", "1 for the state of the running cycle", labels=["state"])
         for name in CycleState:
             if not name.is_terminal:
