@@ -194,6 +194,16 @@ def test_a_stopping_process_hands_its_job_on_without_a_count(rig: Rig) -> None:
             threading.Event().wait(0.02)
 
 
+def test_the_configured_trackers_hear_of_a_job(tmp_path: Path) -> None:
+    with open_rig(settings(tmp_path, schedule={"min_pairs": 0}, track={"to": ["tensorboard"]})) as rig:
+        job = a_job(rig.store, rig.loop.config)
+        assert room.validate_next(rig.loop)
+        assert room.train_next(rig.loop, never)
+        assert stored(rig.store, job).status is JobStatus.SUCCEEDED
+        folder = rig.loop.config.state_dir / "tracking" / "tensorboard" / "bot" / job.job_id
+        assert list(folder.glob("events.*"))
+
+
 # --- order
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from pairloop.config import duration_s
+from pairloop.config import TrainSection, duration_s
 from pairloop.errors import ConflictError, NotFoundError, StoreError, UserError
 from pairloop.formats import snapshot
 from pairloop.learner.child import Row, read_rows
@@ -33,6 +33,7 @@ from pairloop.loop.train import Halt
 from pairloop.store import datasets, files, jobs, new_id, versions
 from pairloop.store.files import StoredFile
 from pairloop.store.jobs import Job, JobStatus
+from pairloop.track import RunInfo, reporting, training_info
 from pairloop.types import Dataset, Version
 
 logger = logging.getLogger(__name__)
@@ -113,18 +114,39 @@ class _Work:
         dataset = dataset or self._roll_out(parent)
         if dataset is None:
             return TrainResult(TrainStatus.PAUSED)
-        root = self._store.artifacts.root
-        return train.run_in(
-            self._folder,
-            self._config,
-            start=train.Start.of(self._config.policy.model, parent, root),
-            data=root / dataset.path,
-            train=methods.train_section(self._job, self._config),
-            run_id=self._job.job_id,
-            keep_epochs=True,
-            on_progress=self._progress.hear,
-            on_checkpoint=self._keep_checkpoint,
-            should_stop=self._stops,
+        root, section = self._store.artifacts.root, methods.train_section(self._job, self._config)
+        with reporting(self._config, self._told(section, dataset, parent)) as report:
+
+            def hear(row: Row) -> None:
+                self._progress.hear(row)
+                report.row(row)
+
+            result = train.run_in(
+                self._folder,
+                self._config,
+                start=train.Start.of(self._config.policy.model, parent, root),
+                data=root / dataset.path,
+                train=section,
+                run_id=self._job.job_id,
+                keep_epochs=True,
+                on_progress=hear,
+                on_checkpoint=self._keep_checkpoint,
+                should_stop=self._stops,
+            )
+            made = model_name(self._job) if result.status is TrainStatus.SUCCEEDED else None
+            report.trained(result.as_dict(), status=str(result.status), version=made)
+        return result
+
+    def _told(self, section: TrainSection, dataset: Dataset, parent: Version) -> RunInfo:
+        """The job as the configured trackers know it."""
+        job, config = self._job, self._config.model_copy(update={"train": section})
+        return training_info(
+            config,
+            key=job.job_id,
+            name=model_name(job),
+            parent=parent.name,
+            dataset=dataset.dataset_id,
+            rows=dataset.n_train,
         )
 
     def _inputs(self) -> tuple[Dataset | None, Version]:
