@@ -14,6 +14,7 @@ from pairloop.formats import (
     openai,
     openai_stored,
     picks,
+    prompts,
     ranking,
     rejected_message,
     responses,
@@ -41,6 +42,7 @@ _ORDER = (
     ranking,
     conversations,
     sft,
+    prompts,
 )
 
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _ORDER}
