@@ -33,6 +33,7 @@ from pairloop.loop.train import Halt
 from pairloop.store import datasets, files, jobs, new_id, versions
 from pairloop.store.files import StoredFile
 from pairloop.store.jobs import Job, JobStatus
+from pairloop.track import reporting, training_info
 from pairloop.types import Dataset, Version
 
 logger = logging.getLogger(__name__)
@@ -113,19 +114,33 @@ class _Work:
         dataset = dataset or self._roll_out(parent)
         if dataset is None:
             return TrainResult(TrainStatus.PAUSED)
-        root = self._store.artifacts.root
-        return train.run_in(
-            self._folder,
-            self._config,
-            start=train.Start.of(self._config.policy.model, parent, root),
-            data=root / dataset.path,
-            train=methods.train_section(self._job, self._config),
-            run_id=self._job.job_id,
-            keep_epochs=True,
-            on_progress=self._progress.hear,
-            on_checkpoint=self._keep_checkpoint,
-            should_stop=self._stops,
+        root, job = self._store.artifacts.root, self._job
+        section = methods.train_section(job, self._config)
+        told = self._config.model_copy(update={"train": section})
+        info = training_info(
+            told, key=job.job_id, name=model_name(job), dataset=dataset.dataset_id, rows=dataset.n_train, parent=parent.name
         )
+        with reporting(told, info) as report:
+
+            def hear(row: Row) -> None:
+                self._progress.hear(row)
+                report.row(row)
+
+            result = train.run_in(
+                self._folder,
+                self._config,
+                start=train.Start.of(self._config.policy.model, parent, root),
+                data=root / dataset.path,
+                train=section,
+                run_id=job.job_id,
+                keep_epochs=True,
+                on_progress=hear,
+                on_checkpoint=self._keep_checkpoint,
+                should_stop=self._stops,
+            )
+            made = model_name(job) if result.status is TrainStatus.SUCCEEDED else None
+            report.trained(result.as_dict(), status=str(result.status), version=made)
+        return result
 
     def _inputs(self) -> tuple[Dataset | None, Version]:
         """The dataset, unless it has yet to be sampled, and the version to start from."""
