@@ -64,13 +64,28 @@ def _keys(section: type[Section]) -> str:
 
 
 def api_page() -> str:
-    parts = ["# HTTP API\n", "The running server shows the same at `/docs` and `/openapi.json`.\n"]
-    parts += ["| verb | path | what it does |", "|---|---|---|"]
-    schema = _schema()
-    for path, verbs in sorted(schema["paths"].items()):
-        for verb, operation in verbs.items():
-            text = operation.get("description") or operation.get("summary") or ""
-            parts.append(f"| {verb.upper()} | `{path}` | {text.splitlines()[0] if text else ''} |")
+    parts = [
+        "# HTTP API\n",
+        "The running server shows the same at `/docs` and `/openapi.json`. Once there is a key (`pairloop keys create`), each",
+        'route needs one with one of its scopes; `admin` has all. Errors are `{"error": {message, type, param, code}}`. A list',
+        "takes `limit` (100 at most) and `after`, and says `has_more`, `first_id` and `last_id`. A POST that has an",
+        "`Idempotency-Key` is done once, and its reply kept for a day.\n",
+        "| verb | path | scope | what it does |",
+        "|---|---|---|---|",
+    ]
+    routes = [
+        (path, verb.upper(), about) for path, verbs in sorted(_schema()["paths"].items()) for verb, about in verbs.items()
+    ]
+    for path, verb, about in routes:
+        text = about.get("description") or about.get("summary") or ""
+        scopes = " or ".join(about.get("x-scopes", ["–"]))
+        parts.append(f"| {verb} | `{path}` | {scopes} | {text.splitlines()[0] if text else ''} |")
+    parts.append("\n## Bodies")
+    for path, verb, about in routes:
+        example = about.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
+        if example is not None:
+            body = json.dumps(example, indent=1, ensure_ascii=False)
+            parts.append(f"\n`{verb} {path}`\n\n```json\n{body}\n```")
     return "\n".join(parts) + "\n"
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from tests.server import RunningServer
 from torch.utils.flop_counter import FlopCounterMode
 
-from pairloop.bench import cells, flops, race, report, training
+from pairloop.bench import cells, flops, gateway, gateway_report, load, race, report, training
 from pairloop.bench.cells import SAMPLE_CELLS, TRAIN_CELLS, Pair, Shape
 from pairloop.bench.models import words, write_model
 from pairloop.bench.race import Outcome, Turn
@@ -205,3 +206,31 @@ def test_training_and_sampling_run_beside_their_peers(tmp_path: Path) -> None:
     assert cell["peers"]["trl_best"]["settings"]
     (cell,) = bench("sample", "--cells", "M6-32")["sampling"]
     assert cell["peers"]["generate"]["ratio"]["median"] > 0
+
+
+# ---- the gateway
+
+
+def test_the_gateway_is_measured_beside_a_bare_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two real servers, few requests: the figures are there, ours is the slower one, and the tables hold them."""
+    monkeypatch.setattr(gateway, "REQUESTS", {1: 40, 16: 160})
+    monkeypatch.setattr(gateway, "COMMITS", 5)
+    found = gateway.bench(Settings(tmp_path, lambda *_: None, quick=True), soak=40)
+    assert [(cell["kind"], cell["clients"]) for cell in found["cells"]] == [
+        ("whole", 1), ("whole", 16), ("stream", 1), ("stream", 16),
+    ]  # fmt: skip
+    for cell in found["cells"]:
+        assert cell["pairloop"]["p50_ms"]["median"] > cell["bare"]["p50_ms"]["median"] > 0
+        assert cell["pairloop"]["cpu_ms"]["median"] >= 0
+    assert [row["requests"] for row in found["memory"]] == list(range(0, 41, 4))
+    assert found["commit_ms"]["median"] > 0
+    section = gateway_report.section({"measured_at": "now", "device": "here", "gateway": found})
+    assert section[1] == "## Gateway"
+    assert sum(line.startswith("| stream |") for line in section) == 2
+
+
+def test_a_load_stops_at_a_reply_that_is_no_success(tmp_path: Path) -> None:
+    with RunningServer(tmp_path / "server") as server:
+        bad = load.request_bytes(server.url, {"model": "nobody"})
+        with pytest.raises(SystemFailure, match="a request of the benchmark was answered"):
+            load.run(server.url, [bad], 1)

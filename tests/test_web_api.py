@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 from tests.server import POLICY, RunningServer, sse_chunks, user_of
 
 from pairloop.config import parse_config
@@ -199,6 +199,30 @@ def test_lists_are_paged_by_cursor(server: RunningServer) -> None:
     assert seen == [f"{POLICY}@{number}" for number in range(6)]
     for params, status in (({"limit": 0}, 400), ({"limit": 101}, 400), ({"limit": "many"}, 400), ({"after": "nobody"}, 404)):
         assert server.http.get("/v1/versions", params=params).status_code == status
+
+
+def test_a_page_reads_no_more_than_it_shows(server: RunningServer) -> None:
+    for number in range(1, 6):
+        judged_cycle(server, number, VerdictKind.HOLD, CycleState.HELD, wins=3, losses=2)
+        made = Dataset(f"dataset_{number}", POLICY, "x", 8, 2, {}, {}, datetime.now(UTC))
+        server.store.write(lambda c, made=made: datasets.insert(c, made, feedback_seq=0, cycle_id=None, pairs=()))  # type: ignore[misc]
+        server.http.post(
+            "/v1/preferences", json={"inference_id": asked(server), "chosen_index": 0, "rater_id": f"rater-{number}"}
+        )
+    for resource, of in (("cycles", 5), ("datasets", 5), ("duels", 5), ("gates", 5), ("raters", 5), ("versions", 6)):
+        ids: list[str] = []
+        while len(ids) < of:
+            page = server.http.get(f"/v1/{resource}", params={"limit": 2, **({"after": ids[-1]} if ids else {})}).json()
+            assert page["has_more"] == (len(ids) + 2 < of)
+            ids += [item["id"] for item in page["data"]]
+        assert len(set(ids)) == len(ids) == of
+        missing = server.http.get(f"/v1/{resource}", params={"after": "nobody"})
+        assert (missing.status_code, missing.json()["error"]["param"]) == (404, "after"), resource
+        said: list[str] = []
+        event.listen(server.store._reading, "before_cursor_execute", lambda _c, _k, sql, *_r, said=said: said.append(sql))
+        server.http.get(f"/v1/{resource}", params={"limit": 2})
+        assert any("LIMIT" in sql for sql in said), resource
+        assert len(said) <= 12, resource
 
 
 class NotedScheduler:

@@ -154,6 +154,17 @@ class NewKeyResource(KeyResource):
     token: str
 
 
+class FeedbackReceipt(BaseModel):
+    """What was recorded; ``versions`` per index where telling them unblinds no duel."""
+
+    feedback_id: str
+    inference_id: str
+    duplicate: bool
+    revision: int
+    versions: list[str | None] | None = None
+    dryrun: bool = False
+
+
 class Triggered(BaseModel):
     object: Literal["cycle.trigger"] = "cycle.trigger"
     policy: str

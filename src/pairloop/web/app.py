@@ -14,7 +14,7 @@ from pairloop.config import Config, duration_s, is_loopback
 from pairloop.loop.serve import ChatService
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store
-from pairloop.web import api, chat, errors, evidence, files, fine_tuning, health, keys, login, pages, picks, stored
+from pairloop.web import api, chat, errors, evidence, files, fine_tuning, health, keys, login, openapi, pages, picks, stored
 from pairloop.web.access import Access, InFlight
 from pairloop.web.context import Context, SchedulerLike
 from pairloop.web.idempotency import Idempotency
@@ -66,6 +66,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
         missing += undeclared(room.router.routes)
     if missing:
         raise AssertionError(f"web/scopes.py does not say which scope opens {', '.join(missing)}")
+    openapi.install(app)
     _add_layers(app, store, config, metrics, ring)
     return app
 

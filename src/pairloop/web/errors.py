@@ -22,6 +22,8 @@ from pairloop.errors import (
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+UNREADABLE = "There was an error parsing the body"
+"""What FastAPI says of a body that it could not read, for whatever reason."""
 RETRY_AFTER_S = "1"
 UNION_MEMBERS = frozenset({"bool", "float", "int", "str"})
 """What pydantic appends to a field's place where several types were tried."""
@@ -101,6 +103,9 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         message = error.detail
+        if error.status_code == 400 and message == UNREADABLE:
+            text = "We could not parse the JSON body of your request: it is not UTF-8, or broken off."
+            return error_response(400, text, param="body", code="invalid_json")
         if error.status_code == 404 and message == "Not Found":
             message = f"Invalid URL ({request.method} {request.url.path})"
         if error.status_code == 405:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -128,7 +129,8 @@ def _sections(schema: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     shapes = schema["components"]["schemas"]
     for path, methods in schema["paths"].items():
         for method, route in methods.items():
-            shape = route.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
+            content = route.get("requestBody", {}).get("content", {}).get("application/json", {})
+            shape = content.get("schema", {})
             name = _reference(shape)
             known = shapes.get(name, {})
             fields = [
@@ -138,6 +140,8 @@ def _sections(schema: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
             ]
             entry = {"method": method.upper(), "path": path, "summary": route.get("summary", ""), "fields": fields}
             entry["query"] = [parameter["name"] for parameter in route.get("parameters", []) if parameter["in"] == "query"]
+            entry["scopes"] = route.get("x-scopes", [])
+            entry["example"] = json.dumps(content["example"], indent=1, ensure_ascii=False) if "example" in content else ""
             sections.setdefault(route.get("tags", ["other"])[0], []).append(entry)
     return sections
 
