@@ -57,6 +57,8 @@ def _document() -> dict[str, Any]:
 
 
 def _nullable(node: dict[str, Any]) -> dict[str, Any]:
+    if node.get("exclusiveMinimum") is True:  # OpenAPI 3.0's words for what JSON Schema says by the number itself
+        node["exclusiveMinimum"] = node.pop("minimum")
     if node.pop("nullable", False) is True:
         return {"anyOf": [node, {"type": "null"}]}
     return node

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 from array import array
 from collections.abc import Mapping
@@ -19,7 +21,8 @@ from openai import DefaultHttpxClient, OpenAI
 from sqlalchemy import Connection
 
 from pairloop.config import Config, parse_config
-from pairloop.loop.cycle import ensure_base
+from pairloop.loop.cycle import Loop, ensure_base
+from pairloop.loop.schedule import Scheduler
 from pairloop.loop.serve import pool_of
 from pairloop.policy.fake import FakePolicy, write_skill
 from pairloop.policy.protocols import Policy
@@ -127,8 +130,12 @@ class RunningServer(World):
         config: Config | None = None,
         policy: Policy | None = None,
         scheduler: SchedulerLike | None = None,
+        turning: bool = False,
     ) -> None:
+        """``turning``: with a scheduler of its own, which runs cycles and fine-tuning jobs."""
         super().__init__(folder, config=config, policy=policy)
+        if turning:
+            scheduler = Scheduler(Loop(self.store, self.policy, self.config, f"{socket.gethostname()}:{os.getpid()}"))
         self._listener = listen("127.0.0.1", 0)
         self.url = url_of(self._listener)
         self.app = create_app(self.store, self.policy, self.config, scheduler)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.test_formats_imports import feedback_row
 
 from pairloop.cli import pairloop
 from pairloop.cli.output import emit
@@ -94,9 +95,12 @@ def test_imported_rows_become_a_dataset_a_version_and_rows_again(bot: Path, tmp_
     assert run_json("doctor", "--config", str(bot)) == {"problems": []}
 
     out = tmp_path / "out.jsonl"
-    exported = run_json("data", "export", "--config", str(bot), "--out", str(out), "--family", "trl")
-    assert exported["pairs"] == dataset["n_train"]
+    exported = run_json("data", "export", "--config", str(bot), "--out", str(out), "--format", "trl")
+    assert exported["rows"] == dataset["n_train"]
     assert run_json("data", "stats", str(out))["pairs"]["train"] > 0
+    refused = run("data", "export", "--config", str(bot), "--out", str(out), "--format", "openai")
+    assert refused.exit_code == 2
+    assert f"cannot hold {exported['rows']} of {exported['rows']} rows (plain_prompt" in refused.output
 
 
 SCORED = (
@@ -136,6 +140,33 @@ def test_bad_rows_are_all_named(tmp_path: Path, bot: Path) -> None:
     kept = run_json("data", "import", str(rows), "--config", str(bot), "--skip-refused")
     assert kept["imported"] == 1
     assert sum(kept["refused"].values()) == 3
+
+
+def test_a_file_is_checked_as_text_and_as_json(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(ROW)
+    good = run_json("data", "check", str(rows))
+    assert (good["family"], good["rows"], good["kept"], good["problems"]) == ("trl", 1, 1, [])
+    rows.write_text(ROW + ROW.replace('"What?"', "7") + ROW.replace("Say hello to Ann.", "Hello " * 2_000))
+    as_text = run("data", "check", str(rows), "--model", "starter")
+    assert as_text.exit_code == 2
+    first, second, *_ = as_text.output.splitlines()
+    assert first == f"{rows}:2: $.rejected: expected a string, found a number [not_a_string]"
+    assert second.startswith(f"{rows}:3: $: prompt and answer have ")
+    assert second.endswith("[over_long]")
+    as_json = run("data", "check", str(rows), "--json")
+    assert as_json.exit_code == 2
+    document = json.loads(as_json.stdout)
+    assert (document["kept"], document["refused"]) == (2, {"not_a_string": 1})
+    assert [(problem["line"], problem["json_path"]) for problem in document["problems"]] == [(2, "$.rejected")]
+
+
+def test_feedback_of_another_tool_is_imported(tmp_path: Path, bot: Path) -> None:
+    export = tmp_path / "feedback-history-export.json"
+    export.write_text(json.dumps([feedback_row("a2", 1, ["bot-b"]), feedback_row("a3", -1, None)]))
+    assert run_json("data", "import", str(export), "--config", str(bot))["imported"] == 2
+    assert run_json("data", "import", str(export), "--config", str(bot))["known"] == 2
+    assert run_json("pairs", "build", "--config", str(bot))["counts"]["comparisons"] == 1
 
 
 def test_an_unknown_version_is_a_clear_error(bot: Path) -> None:

@@ -403,7 +403,7 @@ def test_an_owner_that_lost_its_lease_writes_nothing(rig: Rig) -> None:
 
     with CycleLease(rig.loop) as lease:
         rig.store.write(usurp)
-        with pytest.raises(ConflictError, match="took the cycle over"):
+        with pytest.raises(ConflictError, match="took it over"):
             rig.store.write(lease.check)
         with pytest.raises(ConflictError, match="one at a time"):
             turn(rig)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pairloop.errors import RowsError, UserError
-from pairloop.formats import FAMILIES, ReadResult, read_rows, snapshot, write_pairs
+from pairloop.formats import ReadResult, check_rows, each_group, read_rows, snapshot
 from pairloop.loop.pairs import PairRules, compile_pairs
 from pairloop.types import GroupKind, Label, Message, PairSide, Pool, PreferencePair, Source, ToolCall, with_tools
 
@@ -32,7 +34,29 @@ ROWS: dict[str, dict[str, Any]] = {
     },
     "scored": {"messages": USER, "responses": [{"content": GOOD, "score": 0.8}, {"content": BAD, "score": 0.1}]},
 }
-PAIR_FAMILIES = [name for name, family in FAMILIES.items() if family.write is not None]
+ROWS |= {
+    "samples": {
+        "samples": [{"messages": [*USER, MESSAGES[0]], "score": 1.0}, {"messages": [*USER, MESSAGES[1]], "score": 0.0}],
+    },
+    "candidates": {
+        "messages": [
+            *USER,
+            {
+                "role": "assistant",
+                "candidates": [
+                    {"content": GOOD, "preferenceLabel": "preferred"},
+                    {"content": [{"text": BAD}], "preferenceLabel": "non-preferred"},
+                ],
+            },
+        ]
+    },
+    "rejected_message": {"messages": [*USER, MESSAGES[0]], "rejected_message": MESSAGES[1]},
+    "picks": {"messages": USER, "preferred_completion": GOOD, "other_completion": MESSAGES[1], "tied": None},
+    "ranking": {"messages": USER, "chosen": MESSAGES[0], "rejected": MESSAGES[1]},
+    "sft": {"messages": [*USER, MESSAGES[0]]},
+}
+ALONE = ("thumbs", "sft")
+"""Families of one answer."""
 
 
 def _read(path: Path, *rows: object, **options: Any) -> ReadResult:
@@ -55,13 +79,13 @@ def test_each_family_is_recognised_and_read(file: Path, name: str) -> None:
     assert (result.family, result.problems, result.rows) == (name, [], 1)
     labelled = result.groups[0]
     assert labelled.group.prompt == (Message("user", "Where is my order?"),)
-    assert [completion.text for completion in labelled.group.completions] == [GOOD, BAD][: 1 if name == "thumbs" else 2]
+    assert [completion.text for completion in labelled.group.completions] == [GOOD, BAD][: 1 if name in ALONE else 2]
     assert (labelled.group.kind, labelled.group.pool) == (GroupKind.IMPORTED, Pool.TRAIN)
     assert all(completion.token_ids == () and completion.version is None for completion in labelled.group.completions)
     assert all(row.source is Source.HUMAN and row.group_id == labelled.group.group_id for row in labelled.feedback)
 
 
-@pytest.mark.parametrize("name", [*PAIR_FAMILIES, "scored"])
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in ALONE])
 def test_each_family_of_two_answers_prefers_the_better_one(file: Path, name: str) -> None:
     [pair] = compile_pairs(_read(file, ROWS[name]).groups, PairRules()).pairs
     assert (pair.chosen.text, pair.rejected.text) == (GOOD, BAD)
@@ -128,6 +152,18 @@ def test_an_array_reads_like_lines_and_its_rows_are_numbered_by_place(file: Path
     )
 
 
+def test_a_page_of_the_api_stands_for_its_data(file: Path) -> None:
+    rows = [ROWS["trl"], ROWS["trl"]]
+    _read(file, *rows)
+    page = {"object": "list", "data": rows, "first_id": "a", "last_id": "b", "has_more": False}
+    expected = [labelled.group.group_id for labelled in read_rows(file).groups]
+    for text in (json.dumps(page), json.dumps(page, indent=2), json.dumps(page) + "\n" + json.dumps(page)):
+        file.write_text(text, encoding="utf-8")
+        result = read_rows(file).or_raise()
+        assert [labelled.group.group_id for labelled in result.groups][:2] == expected
+        assert result.rows in (2, 4)
+
+
 def test_blank_lines_crlf_and_a_byte_order_mark_do_no_harm(file: Path) -> None:
     line = json.dumps(ROWS["responses"]).encode()
     file.write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n" + line + b"\r\n\n")
@@ -162,6 +198,28 @@ def _turns(*roles: str) -> list[dict[str, str]]:
     return [{"role": role, "content": f"{role} speaks"} for role in roles]
 
 
+TOOL = {"type": "function", "function": {"name": "order_status", "parameters": {}}}
+
+
+def _calls(*ids: str) -> dict[str, Any]:
+    calls = [{"id": i, "type": "function", "function": {"name": "order_status", "arguments": "{}"}} for i in ids]
+    return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+def _answer(call_id: str) -> dict[str, str]:
+    return {"role": "tool", "tool_call_id": call_id, "content": "late"}
+
+
+def _candidates(*candidates: object, role: str = "assistant") -> dict[str, Any]:
+    return {"messages": [*USER, {"role": role, "candidates": list(candidates)}]}
+
+
+def _preferred(content: object) -> dict[str, object]:
+    return {"content": content, "preferenceLabel": "preferred"}
+
+
+_LABEL_OF_SECOND = "$.messages[1].candidates[1].preferenceLabel"
+
 REFUSED: list[tuple[object, str, str]] = [
     (5, "$", "not_an_object"),
     ("text", "$", "not_an_object"),
@@ -170,14 +228,21 @@ REFUSED: list[tuple[object, str, str]] = [
     (_without("openai", "non_preferred_output"), "$", "missing_key"),
     ({**ROWS["openai"], "input": []}, "$.input", "not_an_object"),
     ({**ROWS["openai"], "input": {}}, "$.input", "missing_key"),
-    ({**ROWS["openai"], "input": {"messages": USER, "tools": [{}]}}, "$.input.tools", "tools"),
+    ({**ROWS["openai"], "input": {"messages": USER, "tools": [{}]}}, "$.input.tools[0]", "bad_tool"),
+    ({**ROWS["openai"], "input": {"messages": USER, "tools": {}}}, "$.input.tools", "bad_tool"),
+    (
+        {**ROWS["openai"], "input": {"messages": USER, "parallel_tool_calls": "no"}},
+        "$.input.parallel_tool_calls",
+        "not_a_boolean",
+    ),
     (_openai(None), "$.input.messages", "not_a_list"),
     (_openai([]), "$.input.messages", "not_a_list"),
     (_openai([*USER, None]), "$.input.messages[1]", "not_an_object"),
     (_openai([{"content": "x"}]), "$.input.messages[0]", "missing_key"),
     (_openai([{"role": "user"}]), "$.input.messages[0]", "missing_key"),
     (_openai([{"role": "robot", "content": "x"}]), "$.input.messages[0].role", "wrong_role"),
-    (_openai([{"role": "tool", "content": "x"}]), "$.input.messages[0]", "tool_turn"),
+    (_openai([{"role": "tool", "content": "x"}]), "$.input.messages[0]", "missing_key"),
+    (_openai([{"role": "function", "content": "x"}]), "$.input.messages[0].role", "wrong_role"),
     (_openai([{"role": "user", "content": 123}]), "$.input.messages[0].content", "not_a_string"),
     (_openai([{"role": "user", "content": [{"type": "text"}]}]), "$.input.messages[0].content", "not_a_string"),
     (_openai([{"role": "user", "content": " "}]), "$.input.messages[0].content", "empty_turn"),
@@ -194,7 +259,7 @@ REFUSED: list[tuple[object, str, str]] = [
     (
         {**ROWS["openai"], "preferred_output": [{**MESSAGES[0], "tool_calls": [{}]}]},
         "$.preferred_output[0].tool_calls",
-        "tool_turn",
+        "tool_answer",
     ),
     ({**ROWS["openai"], "source": "robot"}, "$.source", "unknown_source"),
     ({**ROWS["openai"], "source": []}, "$.source", "unknown_source"),
@@ -239,6 +304,54 @@ REFUSED: list[tuple[object, str, str]] = [
     ({"messages": USER, "responses": [{"content": 4, "score": 1}]}, "$.responses[0].content", "not_a_string"),
     ({"messages": USER, "responses": [{"content": "", "score": 1}]}, "$.responses[0].content", "empty_answer"),
     ({"question": "?", "answer": "!"}, "$", "unknown_family"),
+    ({"samples": [{"messages": [*USER, MESSAGES[0]]}]}, "$.samples[0]", "missing_key"),
+    ({"samples": [{"messages": USER, "score": 1}]}, "$.samples[0].messages", "not_a_list"),
+    ({"samples": [{"messages": [*USER, MESSAGES[0]], "score": 1}, 7]}, "$.samples[1]", "not_an_object"),
+    ({"samples": [{"messages": [*USER, MESSAGES[0]], "score": None}]}, "$.samples[0].score", "not_a_number"),
+    (
+        {"samples": [{"messages": [*said, MESSAGES[0]], "score": 1} for said in (USER, _turns("user"))]},
+        "$",
+        "prompts_differ",
+    ),
+    (_candidates({"content": GOOD}, {"content": BAD}), "$.messages[1].candidates[0]", "missing_key"),
+    (_candidates(_preferred(GOOD)), "$.messages[1].candidates", "not_a_list"),
+    (_candidates(_preferred(GOOD), _preferred(BAD)), "$.messages[1].candidates", "bad_label"),
+    (_candidates(_preferred(GOOD), {**_preferred(BAD), "preferenceLabel": "worse"}), _LABEL_OF_SECOND, "bad_label"),
+    (_candidates(_preferred(GOOD), _preferred(BAD), role="user"), "$.messages[1].role", "wrong_role"),
+    (_candidates(_preferred([{"image": 1}]), _preferred(BAD)), "$.messages[1].candidates[0].content[0]", "missing_key"),
+    (_candidates(_preferred(GOOD), 5), "$.messages[1].candidates[1]", "not_an_object"),
+    ({"messages": [{"candidates": []}]}, "$.messages", "not_a_list"),
+    ({**ROWS["rejected_message"], "rejected_message": "no"}, "$.rejected_message", "not_an_object"),
+    ({**ROWS["rejected_message"], "rejected_message": MESSAGES[0]}, "$.rejected_message.content", "identical_answers"),
+    ({**ROWS["rejected_message"], "messages": USER}, "$.messages", "not_a_list"),
+    ({**ROWS["picks"], "tied": "both"}, "$.tied", "bad_label"),
+    ({**ROWS["picks"], "tied": False}, "$.tied", "bad_label"),
+    ({**ROWS["picks"], "preferred_completion": 4}, "$.preferred_completion", "not_a_list"),
+    ({**ROWS["picks"], "other_completion": GOOD}, "$.other_completion", "identical_answers"),
+    (_without("picks", "other_completion"), "$", "missing_key"),
+    ({**ROWS["ranking"], "rejected": USER[0]}, "$.rejected.role", "wrong_role"),
+    (_without("ranking", "rejected"), "$", "missing_key"),
+    ({"messages": USER}, "$.messages", "not_a_list"),
+    ({"messages": [*USER, *USER]}, "$.messages[1].role", "wrong_role"),
+    ({"messages": [*USER, {**MESSAGES[0], "weight": 0}]}, "$.messages[1].weight", "untrained_answer"),
+    ({"messages": [*USER, MESSAGES[0]], "label": "up"}, "$.label", "bad_label"),
+    ({**ROWS["trl"], "tools": "[{"}, "$.tools", "bad_tool"),
+    ({**ROWS["trl"], "tools": [{"type": "function", "function": {}}]}, "$.tools[0]", "bad_tool"),
+    ({**ROWS["trl"], "tools": [{**TOOL, "x": "\ud800"}]}, "$.tools[0]", "not_unicode"),
+    ({"prompt": "p", "chosen": "a", "rejected": "b", "tools": [TOOL]}, "$.prompt", "mixed_forms"),
+    (_openai([*USER, _calls("c1"), *USER]), "$.input.messages[2]", "missing_tool_answer"),
+    (_openai([*USER, _calls("c1")]), "$.input.messages[1]", "missing_tool_answer"),
+    (_openai([*USER, _calls("c1", "c2"), _answer("c1")]), "$.input.messages[2]", "missing_tool_answer"),
+    (_openai([*USER, _answer("c1")]), "$.input.messages[1].tool_call_id", "unknown_tool_call"),
+    (_openai([*USER, _calls("c1"), _answer("c2")]), "$.input.messages[2].tool_call_id", "unknown_tool_call"),
+    (_openai([*USER, _calls("c1"), _answer("c1"), _answer("c1")]), "$.input.messages[3].tool_call_id", "duplicate_tool_answer"),
+    (_openai([*USER, _calls("c1", "c1"), _answer("c1")]), "$.input.messages[1].tool_calls[1].id", "bad_tool_call"),
+    (_openai([*USER, {"role": "assistant", "tool_calls": [{}]}]), "$.input.messages[1].tool_calls[0]", "bad_tool_call"),
+    (_openai([*USER, {"role": "assistant", "tool_calls": 5}]), "$.input.messages[1].tool_calls", "bad_tool_call"),
+    (_openai([{**USER[0], "tool_calls": _calls("c1")["tool_calls"]}]), "$.input.messages[0].tool_calls", "bad_tool_call"),
+    (_openai([*USER, _calls("\ud800")]), "$.input.messages[1].tool_calls[0]", "not_unicode"),
+    (_openai([*USER, _calls("c1"), {"role": "tool", "content": "x"}]), "$.input.messages[2]", "missing_key"),
+    (_openai([*USER, _calls("c1"), {**_answer("c1"), "content": 5}]), "$.input.messages[2].content", "not_a_string"),
 ]
 
 
@@ -248,6 +361,67 @@ def test_a_bad_row_is_refused_with_its_line_path_and_reason(file: Path, row: obj
     assert (result.groups, result.rows, sum(result.refused.values())) == ([], 1, 1)
     assert (path, reason) in [(problem.json_path, problem.reason) for problem in result.problems]
     assert all((problem.file, problem.line) == (str(file), 1) and problem.message for problem in result.problems)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_half_a_surrogate_pair_is_refused_in_every_family(file: Path, name: str) -> None:
+    for text in (GOOD, "Where is my order?"):
+        file.write_text(json.dumps(ROWS[name]).replace(text, "\\ud800 half"), encoding="utf-8")
+        assert set(read_rows(file).refused) == {"not_unicode"}
+
+
+def test_three_bad_rows_of_ten_thousand_are_named_and_no_other(file: Path) -> None:
+    lines = [json.dumps(ROWS["openai"])] * 10_000
+    lines[17] = json.dumps({**ROWS["openai"], "preferred_output": []})
+    lines[5_000] = lines[5_000][:-9]
+    lines[9_999] = json.dumps({**ROWS["openai"], "input": {"messages": _turns("user", "user")}})
+    file.write_text("\n".join(lines), encoding="utf-8")
+
+    check = check_rows(file)
+
+    assert (check.rows, check.kept) == (10_000, 9_997)
+    assert [(problem.line, problem.reason) for problem in check.problems] == [
+        (18, "answer_turns"),
+        (5_001, "not_json"),
+        (10_000, "turn_order"),
+    ]
+    with pytest.raises(
+        RowsError, match=r"3 of 10000 row\(s\) refused \(answer_turns 1, not_json 1, turn_order 1\):\n"
+    ) as raised:
+        check.or_raise()
+    assert (raised.value.code, raised.value.refused) == ("bad_rows", {"answer_turns": 1, "not_json": 1, "turn_order": 1})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_a_hundred_thousand_rows_are_checked_in_seconds_and_little_memory(file: Path) -> None:
+    words = ["order", "parcel", "refund", "ship", "late", "account", "help", "thanks", "return", "invoice", "card", "monday"]
+    with file.open("w", encoding="utf-8") as out:
+        for number in range(100_000):
+            said = " ".join(words[(number * k) % len(words)] for k in range(1, 100))
+            asked = [{"role": "system", "content": "Help."}, {"role": "user", "content": f"{number} {said}"}]
+            answers = {"preferred_output": [{"role": "assistant", "content": said}], "non_preferred_output": [MESSAGES[1]]}
+            out.write(json.dumps({"input": {"messages": asked}, **answers}) + "\n")
+    code = (
+        "import pathlib, re, sys, time; from pairloop.formats import check_rows; check = check_rows(pathlib.Path(sys.argv[1]));"
+        "peak = re.search(r'VmHWM:\\s+(\\d+) kB', pathlib.Path('/proc/self/status').read_text())[1];"
+        "print(check.kept, time.process_time(), int(peak) / 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True, timeout=100)
+    kept, cpu_s, peak_mb = map(float, done.stdout.split())
+    print(f"{file.stat().st_size / 1e6:.0f} MB: {cpu_s:.1f} CPU seconds, peak {peak_mb:.0f} MB")
+    assert kept == 100_000
+    assert cpu_s < 20
+    assert peak_mb < 100
+
+
+def test_groups_are_read_one_by_one(file: Path) -> None:
+    file.write_text(f"{json.dumps(ROWS['trl'])}\n" * 3, encoding="utf-8")
+    groups = each_group(file)
+    first = next(groups)
+    with file.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(ROWS["trl"]) + "\n")
+    assert [first, *groups] == read_rows(file, at=first.group.created_at).groups
 
 
 def test_every_bad_row_is_named_at_once_and_the_good_ones_are_kept(file: Path) -> None:
@@ -361,25 +535,6 @@ def test_a_snapshot_loses_nothing(tmp_path: Path, written: list[PreferencePair])
     assert list(snapshot.read(path)) == written
 
 
-@quick
-@given(written=st.lists(pairs.filter(lambda pair: pair.chosen.text != pair.rejected.text), min_size=1, max_size=4))
-@pytest.mark.parametrize("name", PAIR_FAMILIES)
-def test_pairs_written_in_any_family_are_read_back(tmp_path: Path, name: str, written: list[PreferencePair]) -> None:
-    path = tmp_path / "pairs.jsonl"
-    if name != "trl":
-        written = [pair for pair in written if not isinstance(pair.prompt, str)]
-    write_pairs(path, written, family=name)
-    if not written:
-        assert path.read_bytes() == b""
-        return
-    result = read_rows(path).or_raise()
-    assert result.family == name
-    assert [labelled.group.prompt for labelled in result.groups] == [pair.prompt for pair in written]
-    answers = [tuple(completion.text for completion in labelled.group.completions) for labelled in result.groups]
-    assert answers == [(pair.chosen.text, pair.rejected.text) for pair in written]
-    assert all(labelled.feedback[0].label is Label.A for labelled in result.groups)
-
-
 def test_a_snapshot_is_also_a_file_of_the_family_openai(file: Path) -> None:
     pair = PreferencePair("pair_1", (Message("user", "Hi"),), PairSide("a", (1,), (-0.5,)), PairSide("b", (2,), (-0.25,)))
     snapshot.write(file, [pair])
@@ -394,12 +549,3 @@ def test_a_broken_snapshot_names_its_line(file: Path) -> None:
         out.write(json.dumps(ROWS["openai"]) + "\n")
     with pytest.raises(RowsError, match=r"rows\.jsonl:2: .*not a row of a pairloop snapshot"):
         list(snapshot.read(file))
-
-
-def test_what_a_family_cannot_hold_is_refused_and_nothing_is_written(file: Path) -> None:
-    pair = PreferencePair("pair_1", "a plain string", PairSide("a"), PairSide("b"))
-    with pytest.raises(UserError, match="pair_1: a prompt that is a plain string fits only the family 'trl'"):
-        write_pairs(file, [pair], family="openai")
-    with pytest.raises(UserError, match="family 'thumbs' does not hold pairs"):
-        write_pairs(file, [pair], family="thumbs")
-    assert not file.exists()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pairloop.formats import ReadResult, read_rows, write_pairs
+from pairloop.formats import ReadResult, read_rows, write_rows
 from pairloop.loop.pairs import CompiledPairs, PairRules, compile_pairs
 
 DATA = Path(os.environ.get("PAIRLOOP_TEST_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
@@ -59,8 +59,8 @@ def _pandalm() -> Iterator[Row]:
 
 
 def _llama_factory() -> Iterator[Row]:
-    for line in json.loads((DATA / "llama_factory/kto_en_demo.json").read_text(encoding="utf-8")):
-        yield {"prompt": line["messages"][:-1], "completion": line["messages"][-1:], "label": line["label"]}
+    """The file's own rows: it needs no turning into anything."""
+    yield from json.loads((DATA / "llama_factory/kto_en_demo.json").read_text(encoding="utf-8"))
 
 
 def _count_gsm8k(read: ReadResult, compiled: CompiledPairs) -> dict[str, Any]:
@@ -145,13 +145,55 @@ def test_public_files_give_the_expected_counts_twice(name: str, tmp_path: Path) 
     assert first.counts["feedback_rows"] == first.counts["feedback_used"] + sum(first.dropped.values())
 
 
+def test_a_public_file_of_thumbs_is_read_as_it_lies_there() -> None:
+    result = read_rows(DATA / "llama_factory/kto_en_demo.json").or_raise()
+    expected = json.loads((DATA / "expected_counts.json").read_text(encoding="utf-8"))["llama_factory_kto"]
+    assert (result.family, result.rows) == ("thumbs", expected["rows"])
+    assert sum(row.value is True for labelled in result.groups for row in labelled.feedback) == expected["up"]
+
+
+def test_public_pairs_and_questions_are_read_in_the_families_of_other_trainers(tmp_path: Path) -> None:
+    roles = {"human": "user", "gpt": "assistant", "system": "system"}
+
+    def turn(given: dict[str, str]) -> dict[str, str]:
+        return {"role": roles[given["from"]], "content": given["value"]}
+
+    path = tmp_path / "rows.jsonl"
+    raw: list[Any] = json.loads((DATA / "llama_factory/dpo_en_demo.json").read_text(encoding="utf-8"))
+    rows: list[Row] = [
+        {"messages": [*map(turn, row["conversations"])], "chosen": turn(row["chosen"]), "rejected": turn(row["rejected"])}
+        for row in raw
+    ]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    read = read_rows(path)
+    assert (read.family, read.rows, len(read.groups) + sum(read.refused.values())) == ("ranking", 300, 300)
+    same = sum(row["chosen"]["content"] == row["rejected"]["content"] for row in rows)
+    blank = sum(not (row["chosen"]["content"].strip() and row["rejected"]["content"].strip()) for row in rows)
+    print("llama_factory_dpo", len(read.groups), read.refused)
+    assert read.refused.get("identical_answers", 0) + read.refused.get("empty_answer", 0) == same + blank
+
+    judged = json.loads((DATA / "llmbar/Processed.MT-Bench.json").read_text(encoding="utf-8"))
+    picks = [
+        {
+            "messages": _user(row["input"]),
+            "preferred_completion": row[f"output_{row['label']}"],
+            "other_completion": row[f"output_{3 - row['label']}"],
+            "tied": None,
+        }
+        for row in judged
+    ]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in picks), encoding="utf-8")
+    read = read_rows(path).or_raise()
+    assert (read.family, read.rows) == ("picks", 200)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_pairs_of_public_files_survive_the_way_out_and_in(name: str, tmp_path: Path) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(f"{json.dumps(row)}\n" for row in CASES[name][0]()), encoding="utf-8")
     pairs = compile_pairs(read_rows(source).groups, PairRules()).pairs
 
-    assert write_pairs(out, pairs, family="trl") == len(pairs) > 0
+    assert write_rows(out, pairs, "trl").rows == len(pairs) > 0
 
     again = compile_pairs(read_rows(out).or_raise().groups, PairRules()).pairs
     assert [(p.prompt, p.chosen, p.rejected) for p in again] == [(p.prompt, p.chosen, p.rejected) for p in pairs]

@@ -144,7 +144,17 @@ def test_evidence_is_only_ever_inserted(store: Store) -> None:
 def test_no_code_of_ours_updates_or_deletes_evidence() -> None:
     sources = Path(groups.__file__).parent.glob("*.py")
     found = {match for path in sources for match in re.findall(r"sa\.(?:update|delete)\(\s*(\w+)", path.read_text())}
-    assert found - {"aliases", "leases", "triggers", "runs", "duels", "stored_completions", "stored_metadata"} == {
+    assert found - {
+        "aliases",
+        "leases",
+        "triggers",
+        "runs",
+        "duels",
+        "stored_completions",
+        "stored_metadata",
+        "keys",
+        "stored_replies",
+    } == {
         "groups",
         "completions",
     }

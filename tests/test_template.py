@@ -20,7 +20,13 @@ CHATML = (
 )
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn, please') }}{% endif %}" + CHATML
 STRIPPING = CHATML.replace("m['content']", "m['content'] | trim")
-BREAKING = CHATML.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant\n<think>\n{% endif")
+THINKING = CHATML.replace("<|im_start|>assistant\n{% endif", "<|im_start|>assistant\n<think>\n{% endif")
+BREAKING = "{% if messages[-1]['role'] == 'assistant' %}Finished: {% endif %}" + CHATML
+SWAPPING = THINKING.replace("{% for m in messages %}", "{{ messages | length }}{% for m in messages %}")
+CHANNEL = CHATML.replace(
+    "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}<|im_start|>final:{% endif %}{{ m['content'] }}"
+)
+PARTS = CHATML.replace("{{ m['content'] }}", "{% for p in m['content'] %}{{ p['text'] }}{% endfor %}")
 CHAT: Prompt = (Message("user", "Where is my parcel?"), Message("assistant", "On its way."), Message("user", "When?"))
 
 
@@ -118,11 +124,39 @@ def test_a_template_that_strips_white_space_leaves_the_completion_as_sampled(tmp
 
 
 def test_a_template_that_breaks_the_prefix_rule_is_refused_not_cut(tmp_path: Path) -> None:
-    chat = ChatTemplate.load(write(tmp_path, BREAKING))
-    assert chat.encode_prompt(CHAT)
-    with pytest.raises(ModelError, match=r"breaks the prefix rule.*part at character"):
+    for template in (BREAKING, SWAPPING):
+        chat = ChatTemplate.load(write(tmp_path, template))
+        assert chat.encode_prompt(CHAT)
+        for answer in ("Tomorrow.", "thought</think>Tomorrow."):
+            with pytest.raises(ModelError, match=r"breaks the prefix rule.*part at character"):
+                chat.encode_completion(CHAT, answer)
+        assert chat.encode_completion("a string", "Tomorrow.")
+
+
+def test_an_answer_that_closes_the_thoughts_which_the_prompt_opened_is_learned_as_sampled(tmp_path: Path) -> None:
+    chat = ChatTemplate.load(write(tmp_path, THINKING))
+    sampled = (*byte_tokenizer().encode("a thought</think>Tomorrow.").ids, 258)
+    assert chat.encode_completion(CHAT, chat.decode(sampled)) == sampled
+    with pytest.raises(ModelError, match=r"opens <think>.*an answer without </think> would be learned as a thought"):
         chat.encode_completion(CHAT, "Tomorrow.")
-    assert chat.encode_completion("a string", "Tomorrow.")
+
+
+def test_what_a_template_writes_before_an_answer_is_learned_with_it(tmp_path: Path) -> None:
+    chat = ChatTemplate.load(write(tmp_path, CHANNEL))
+    ids = chat.encode_completion(CHAT, "Tomorrow<|im_end|>.")
+    assert ids == (257, *byte_tokenizer().encode("final:Tomorrow<|im").ids, *byte_tokenizer().encode("_end|>.").ids, 258)
+    # The answer is part of the words before it: it is not looked for there.
+    assert chat.encode_completion(CHAT, "final")[1:-1] == tuple(byte_tokenizer().encode("final:final").ids)
+
+
+def test_a_template_that_reads_parts_gets_parts(tmp_path: Path) -> None:
+    strings, parts = tmp_path / "strings", tmp_path / "parts"
+    strings.mkdir()
+    parts.mkdir()
+    theirs, ours = ChatTemplate.load(write(strings, CHATML)), ChatTemplate.load(write(parts, PARTS))
+    assert (ours.reads_parts, theirs.reads_parts) == (True, False)
+    assert ours.render(CHAT) == theirs.render(CHAT)
+    assert ours.encode_completion(CHAT, "Tomorrow.") == theirs.encode_completion(CHAT, "Tomorrow.")
 
 
 def test_the_closing_token_is_the_one_that_the_template_writes(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tests.tiny_models import byte_tokenizer, letter_tokenizer, write_model
 from torch import Tensor, nn
 
 from pairloop.config import TrainSection
+from pairloop.formats import write_rows
 from pairloop.learner.data import TokenGroup
 from pairloop.learner.memory import TokenBudget
 from pairloop.learner.scores import References, batch_of, group_logps, score
@@ -24,6 +25,7 @@ from pairloop.learner.step import Trainer, optimizer_of
 from pairloop.objective import OBJECTIVES, Batch, ObjectiveSettings, group_metrics
 from pairloop.policy.protocols import TokenCompletion
 from pairloop.policy.scoring import load_causal_lm
+from pairloop.types import Message, PairSide, PreferencePair
 
 # TRL asks transformers by an old name whether activations are checkpointed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -537,3 +539,37 @@ def test_twelve_steps_of_dpo_are_trls(trl: Any, start: Models, tmp_path: Path) -
     loss_apart, norm_apart = largest_differences(our_run(start, groups, beta=0.11), wanted)
     assert loss_apart > 1e-3
     assert norm_apart > 1e-2
+
+
+@pytest.mark.slow
+def test_trl_trains_on_an_export_as_it_is(trl: Any, tmp_path: Path) -> None:
+    from datasets import load_dataset
+    from transformers import AutoTokenizer
+
+    model = write_model(tmp_path / "model")
+    pairs = [
+        PreferencePair(f"pair_{n}", (Message("user", f"What is {n}?"),), PairSide(f"It is {n}."), PairSide("No idea."))
+        for n in range(8)
+    ]
+    write_rows(tmp_path / "picks" / "train.jsonl", pairs, "trl")
+    # As `trl dpo --dataset_name picks` loads it.
+    rows = load_dataset(str(tmp_path / "picks"), split="train", cache_dir=str(tmp_path / "cache"))
+    settings = trl.DPOConfig(
+        output_dir=str(tmp_path / "out"),
+        max_steps=2,
+        per_device_train_batch_size=4,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        activation_checkpointing=False,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.pad_token = tokenizer.eos_token
+    trainer = trl.DPOTrainer(model=str(model), args=settings, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    losses = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]
+    assert losses
+    assert 0 < losses[0] < 5

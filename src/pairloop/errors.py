@@ -16,7 +16,8 @@ PairloopError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -72,14 +73,37 @@ class RowProblem:
 
 
 class RowsError(UserError):
-    """Refused dataset rows; ``problems`` holds every one of them."""
+    """Refused dataset rows; ``problems`` holds every one of them, ``refused`` counts the rows by their first reason.
 
-    def __init__(self, problems: Sequence[RowProblem], *, shown: int = 20) -> None:
+    The message shows the counts and the first ``shown`` problems. ``rows``: how many rows there are, where that is known.
+    """
+
+    code = "bad_rows"
+
+    def __init__(
+        self,
+        problems: Sequence[RowProblem],
+        *,
+        rows: int | None = None,
+        refused: Mapping[str, int] | None = None,
+        shown: int = 20,
+    ) -> None:
+        self.problems = tuple(problems)
+        self.refused = dict(Counter(refused if refused is not None else _first_reasons(problems)).most_common())
         lines = [str(problem) for problem in problems[:shown]]
         if len(problems) > shown:
             lines.append(f"... and {len(problems) - shown} more")
-        super().__init__(f"{len(problems)} row(s) refused:\n" + "\n".join(lines))
-        self.problems = tuple(problems)
+        of = f" of {rows}" if rows is not None else ""
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.refused.items())
+        super().__init__(f"{sum(self.refused.values())}{of} row(s) refused ({reasons}):\n" + "\n".join(lines))
+
+
+def _first_reasons(problems: Sequence[RowProblem]) -> list[str]:
+    """One reason per row."""
+    first: dict[tuple[str, int], str] = {}
+    for problem in problems:
+        first.setdefault((problem.file, problem.line), problem.reason)
+    return list(first.values())
 
 
 class SystemFailure(PairloopError):

@@ -7,7 +7,19 @@ What is encoded how:
 - a plain string prompt is encoded as it is, behind the tokenizer's own leading special tokens (BOS) where it adds any;
 - a completion is encoded separately from its prompt, as plain text, and its end-of-sequence token follows. That is what the
   sampler draws: it starts after the last prompt token, so no token spans the border, and ``encode_completion`` of a decoded
-  completion gives its ids back wherever the tokenizer's own segmentation was sampled.
+  completion gives its ids back wherever the tokenizer's own segmentation was sampled;
+- some templates write something between the prompt and an answer (``<|channel|>final<|message|>``, an empty block of thoughts):
+  a text that does not bring that along gets it in front, as the template has it.
+
+Nothing is ever cut at ``len(prompt)``: the rendered prompt must be the beginning of the rendered chat with its answer, or the
+model would be trained on another context than the one it is served with. One exception has a rule. Reasoning models
+(deepseek-r1, deepseek-v3, nemotron-3) open a block of thoughts in the generation prompt and leave it out of a finished chat.
+The sampler sees the opened block, so an answer that closes it (``…</think>…``, which is what such a model samples) is trained
+right there, behind the prompt as it was served. An answer that does not close it would be learned as a thought: it is refused.
+
+A template that refuses a turn (a system turn, say) is not talked around: the error names ``messages``. A template that reads
+contents only as lists of parts gets its texts as ``[{"type": "text", "text": …}]``; a plain string it would leave out in
+silence.
 """
 
 from __future__ import annotations
@@ -35,6 +47,12 @@ LFS_POINTER = b"version https://git-lfs"
 
 # Private-use characters around control tokens that were typed into a message; they never leave this module.
 _OPEN, _CLOSE = "\ue0f0", "\ue0f1"
+
+_PROBE = "\ue0f2"
+"""Stands for a text where it only matters what a template writes around it."""
+
+_OPENED = re.compile(r"<(\w+)>\s*\Z")
+"""The block that a generation prompt leaves open."""
 
 
 class ChatTemplate:
@@ -154,25 +172,54 @@ class ChatTemplate:
     def encode_completion(self, prompt: Prompt, text: str) -> tuple[int, ...]:
         """Token ids of ``text`` as the answer to ``prompt``, then the end-of-sequence token; ModelError: see `check_prefix`."""
         suffix = self.check_prefix(prompt, text)
-        return (*self._plain.encode(text, add_special_tokens=False).ids, self._closing(suffix))
+        preface = "" if isinstance(prompt, str) else self._preface(prompt, text, suffix)
+        if preface:
+            ids = self._encode_marked(preface + self._mark(text))
+        else:
+            ids = tuple(self._plain.encode(text, add_special_tokens=False).ids)
+        return (*ids, self._closing(suffix))
 
     def check_prefix(self, prompt: Prompt, text: str) -> str:
-        """What the template writes after the rendered prompt; ModelError where the prompt is not a prefix of the whole chat.
+        """What the template writes behind the prompt in the chat with its answer; ModelError where it breaks the prefix rule.
 
-        Where it is not, the model would be trained on another context than the one it is served with.
+        The rule and its one exception stand at the top of this file.
         """
         if isinstance(prompt, str):
             return text
-        before = self.render(prompt)
-        whole = self.render((*prompt, Message("assistant", text)), add_generation_prompt=False)
-        if not whole.startswith(before):
+        before, whole = self.render(prompt), self._answered(prompt, text)
+        if whole.startswith(before):
+            return whole[len(before) :]
+        bare = self.render(prompt, add_generation_prompt=False)
+        opened = _OPENED.search(before.removeprefix(bare)) if before.startswith(bare) and whole.startswith(bare) else None
+        if opened is None:
             at = next(i for i, c in enumerate(before) if whole[i : i + 1] != c)
             raise ModelError(
                 f"{self._origin}: the chat template breaks the prefix rule: the rendered prompt is not the beginning of the "
                 f"rendered chat with its answer (they part at character {at}: {before[at : at + 24]!r} against "
                 f"{whole[at : at + 24]!r}); use a template that renders earlier turns alike with and without the answer"
             )
-        return whole[len(before) :]
+        closing = f"</{opened[1]}>"
+        if closing not in text:
+            raise ModelError(
+                f"{self._origin}: the chat template breaks the prefix rule: its generation prompt opens {opened[0].strip()}, "
+                f"which it leaves out of a finished chat, so an answer without {closing} would be learned as a thought; give "
+                f"answers as the model samples them, or begin those without thoughts with {closing}"
+            )
+        return whole[len(bare) :]
+
+    def _answered(self, prompt: tuple[Message, ...], text: str) -> str:
+        return self.render((*prompt, Message("assistant", text)), add_generation_prompt=False)
+
+    def _preface(self, prompt: tuple[Message, ...], text: str, suffix: str) -> str:
+        """What the template writes between the prompt and a plain answer, unless the text brings it along."""
+        stripped = text.strip()
+        if suffix.startswith((text, stripped)):
+            return ""
+        before, probed = self.render(prompt), self._answered(prompt, _PROBE)
+        if not probed.startswith(before):
+            return ""
+        preface = probed[len(before) :].partition(_PROBE)[0]
+        return preface if suffix.startswith((preface + text, preface + stripped)) else ""
 
     def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """The text of completion tokens, special tokens left out unless ``special``; bytes that are no UTF-8 become U+FFFD."""
@@ -199,6 +246,8 @@ class ChatTemplate:
             )
         if not messages:
             raise InvalidRequestError("the conversation is empty; send at least one message", param="messages")
+        if self.reads_parts:
+            messages = [{**turn, "content": _as_parts(turn["content"])} for turn in messages]
         try:
             return template.render(
                 messages=messages,
@@ -208,7 +257,24 @@ class ChatTemplate:
                 **self.special_tokens,
             )
         except (jinja2.TemplateError, TypeError) as error:
-            raise InvalidRequestError(f"the chat template refuses this conversation: {error}", param="messages") from error
+            opening = messages[0]["role"]
+            hint = f"; put the {opening} text into the first user turn" if opening in ("system", "developer") else ""
+            said = f"the chat template refuses this conversation: {error}{hint}"
+            raise InvalidRequestError(said, param="messages") from error
+
+    @cached_property
+    def reads_parts(self) -> bool:
+        """Whether the template shows a text only as a list of parts (llava-next, idefics3, smolvlm)."""
+        return not self._shows(_PROBE) and self._shows(_as_parts(_PROBE))
+
+    def _shows(self, content: Any) -> bool:
+        if self._template is None:
+            return False
+        turns = [{"role": "user", "content": content}]
+        try:
+            return _PROBE in self._template.render(messages=turns, add_generation_prompt=True, **self.special_tokens)
+        except (jinja2.TemplateError, TypeError):
+            return False
 
     def _marked(self, value: Any) -> Any:
         """``value`` with every string in it marked: tools and arguments are typed by someone too."""
@@ -240,6 +306,10 @@ def _turns(prompt: Sequence[Message]) -> list[dict[str, Any]]:
         for call in turn.get("tool_calls", ()):
             call["function"]["arguments"] = _object_or_text(call["function"]["arguments"])
     return turns
+
+
+def _as_parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
 
 
 def _object_or_text(arguments: str) -> Any:

@@ -395,7 +395,11 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An immutable member of a policy's lineage: version 0 is the base, numbers count up and are never reused."""
+    """An immutable member of a policy's lineage: version 0 is the base, numbers count up and are never reused.
+
+    What a fine-tuning job made has its ``job_id`` and is also known by its ``model_name`` (``ft:...``); a checkpoint of one
+    has the ``step_number`` after which it was taken, and the ``metrics`` of then.
+    """
 
     policy: str
     number: int
@@ -406,6 +410,10 @@ class Version:
     dataset_id: str | None
     run_id: str | None
     created_at: datetime
+    job_id: str | None = None
+    step_number: int | None = None
+    model_name: str | None = None
+    metrics: Mapping[str, float] | None = None
 
     @property
     def name(self) -> str:

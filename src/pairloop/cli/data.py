@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pairloop.cli.output import config_option, show, table, verb
+from pairloop.cli.output import EXIT_USER_ERROR, config_option, show, table, verb
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from pairloop.config import Config
+    from pairloop.formats import CheckResult
     from pairloop.store import Store
     from pairloop.types import Dataset, LabelledGroup
 
@@ -37,23 +40,68 @@ def data() -> None:
 @click.option("--skip-refused", is_flag=True, help="Import the good rows of a file that also has bad ones.")
 @verb
 def data_import(file: Path, config_path: Path, family: str | None, skip_refused: bool, as_json: bool) -> None:
-    """Put a file's rows into the store; the next cycle's pairs hold them. Importing a file again changes nothing."""
+    """Put a file's rows into the store; the next cycle's pairs hold them. Importing a file again changes nothing.
+
+    Rows of every family are read, feedback exports of Open WebUI and stored completions of the OpenAI API included.
+    """
     from pairloop.cli.opening import open_store
-    from pairloop.formats import read_rows
+    from pairloop.formats import check_rows, each_group
 
     with open_store(config_path) as (config, store):
-        read = read_rows(file, family=family, max_chars=config.pairs.max_chars, policy=config.policy.name)
+        limit = config.pairs.max_chars
+        check = check_rows(file, family=family, max_chars=limit)
         if not skip_refused:
-            read.or_raise()
-        new = sum(store.write(partial(_insert_all, batch)) for batch in _batches(read.groups))
-    document = {"rows": read.rows, "imported": new, "known": len(read.groups) - new, "refused": read.refused}
-    text = f"{read.rows} rows: {new} imported, {len(read.groups) - new} known already"
-    show(document, _with_reasons(text, read.refused), as_json=as_json)
+            check.or_raise()
+        found = each_group(file, family=family, max_chars=limit, policy=config.policy.name)
+        new = sum(store.write(partial(_insert_all, batch)) for batch in _batches(found))
+    document = {"rows": check.rows, "imported": new, "known": check.kept - new, "refused": check.refused}
+    text = f"{check.rows} rows: {new} imported, {check.kept - new} known already"
+    show(document, _with_reasons(text, check.refused), as_json=as_json)
 
 
-def _batches(found: Sequence[LabelledGroup]) -> Iterator[Sequence[LabelledGroup]]:
+@data.command("check")
+@_file
+@_family
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="pairloop.toml: its limits.")
+@click.option("--model", help="A model: also refuse what its chat template does, and what is longer than train.max_length.")
+@verb
+def data_check(file: Path, family: str | None, config_path: Path | None, model: str | None, as_json: bool) -> None:
+    """Validate a file and name every bad row: line, JSON path, reason. Exit code 2 where there is one."""
+    from pairloop.config import load_config
+    from pairloop.formats import check_rows
+    from pairloop.policy.engine import resolve_model
+    from pairloop.template import ChatTemplate
+
+    config = load_config(config_path)
+    tokens = ChatTemplate.load(resolve_model(model)) if model is not None else None
+    limits = {"max_chars": config.pairs.max_chars, "max_length": config.train.max_length}
+    check = check_rows(file, family=family, tokens=tokens, **limits)
+    show({"file": file, **_checked(check)}, _check_text(check), as_json=as_json)
+    if check.problems:
+        sys.exit(EXIT_USER_ERROR)
+
+
+def _checked(check: CheckResult) -> dict[str, Any]:
+    return {
+        "family": check.family,
+        "rows": check.rows,
+        "kept": check.kept,
+        "refused": check.refused,
+        "problems": check.problems,
+        "counts": check.counts,
+    }
+
+
+def _check_text(check: CheckResult) -> str:
+    head = f"{check.rows} rows of family {check.family}: {check.kept} good, {check.rows - check.kept} refused"
+    return "\n".join([*map(str, check.problems), _with_reasons(head, check.refused)])
+
+
+def _batches(found: Iterable[LabelledGroup]) -> Iterator[Sequence[LabelledGroup]]:
     """Short transactions, so that a server beside this import goes on answering."""
-    return (found[start : start + IMPORT_BATCH] for start in range(0, len(found), IMPORT_BATCH))
+    waiting = iter(found)
+    while batch := list(islice(waiting, IMPORT_BATCH)):
+        yield batch
 
 
 def _insert_all(batch: Sequence[LabelledGroup], c: Connection) -> int:
@@ -74,19 +122,34 @@ def _insert(c: Connection, labelled: LabelledGroup) -> bool:
 @data.command("export")
 @config_option
 @click.option("--dataset", "dataset_id", help="The dataset; the newest one by default.")
-@click.option("--family", default="openai", show_default=True, help="The rows' family.")
+@click.option(
+    "--format", "format_name", default="openai", show_default=True, help="A row family, or the trainer that is to read them."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file to write.")
+@click.option("--skip-refused", is_flag=True, help="Leave out what the format cannot hold, and count it.")
 @verb
-def data_export(config_path: Path, dataset_id: str | None, family: str, out: Path, as_json: bool) -> None:
-    """Write a dataset's training pairs as JSONL."""
+def data_export(
+    config_path: Path, dataset_id: str | None, format_name: str, out: Path, skip_refused: bool, as_json: bool
+) -> None:
+    """Write a dataset's training rows as JSONL: for another trainer, or as rows of any family."""
     from pairloop.cli.opening import open_store
-    from pairloop.formats import snapshot, write_pairs
+    from pairloop.formats import describe, snapshot, write_rows
 
     with open_store(config_path) as (config, store):
         dataset = _dataset(store, config.policy.name, dataset_id)
-    pairs = list(snapshot.read(Path(dataset.path) / snapshot.TRAIN_FILE))
-    write_pairs(out, pairs, family=family)
-    show({"dataset_id": dataset.dataset_id, "pairs": len(pairs), "out": out}, f"{len(pairs)} pairs in {out}", as_json=as_json)
+    rows = snapshot.read_rows(Path(dataset.path) / snapshot.TRAIN_FILE)
+    written = write_rows(out, rows, format_name, skip_refused=skip_refused)
+    beside = describe(out, format_name)
+    document = {
+        "dataset_id": dataset.dataset_id,
+        "format": format_name,
+        "rows": written.rows,
+        "refused": written.refused,
+        "out": out,
+        "beside": beside,
+    }
+    text = f"{written.rows} rows in {out}" + (f", described in {beside}" if beside is not None else "")
+    show(document, _with_reasons(text, written.refused), as_json=as_json)
 
 
 @data.command("stats")

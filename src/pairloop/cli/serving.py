@@ -154,7 +154,7 @@ def _overridden(config_path: Path | None, *, host: str | None, port: int | None,
         if value is not None:
             changes.setdefault(section, {})[key] = value
     if no_scheduler:
-        changes["schedule"] = {"enabled": False}
+        changes["schedule"] = {"enabled": False, "jobs": False}
     return override(load_config(config_path), changes)
 
 

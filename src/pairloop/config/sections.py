@@ -276,7 +276,9 @@ class ScheduleSection(Section):
     poll: str = "1s"
     """How often the scheduler looks when nothing wakes it."""
     lease: str = "60s"
-    """How long a silent process holds a cycle before another takes it up."""
+    """How long a silent process holds a cycle or a fine-tuning job before another takes it up."""
+    jobs: bool = True
+    """Whether this process trains fine-tuning jobs, one after the other."""
 
     @field_validator("every", "poll", "lease")
     @classmethod

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pairloop.formats.family import Family, prompt_messages
+from pairloop.formats import turns
+from pairloop.formats.family import Family, assistant, marks_of, messages, texts, tool_keys
 from pairloop.formats.row import MISSING, Draft, Mark, Row
-from pairloop.types import PREFERENCE_METRIC, Label, PreferencePair
+from pairloop.types import PREFERENCE_METRIC, Label
 
 _LABELS = {"A": Label.A, "B": Label.B, "Tie": Label.TIE, **{label.value: label for label in Label}}
+_WRITTEN = {label: label.value for label in Label} | {Label.TIE: "Tie"}
 
 
 def matches(row: Mapping[str, Any]) -> bool:
@@ -22,7 +24,8 @@ def matches(row: Mapping[str, Any]) -> bool:
 
 def parse(row: Row) -> Draft:
     given, path = row.get(row.value, "$", "comparison"), "$.comparison"
-    prompt = row.conversation(f"{path}.prompt_conversation", row.get(given, path, "prompt_conversation"))
+    tools = turns.offered(row, row.value, "$")
+    prompt = turns.conversation(row, f"{path}.prompt_conversation", row.get(given, path, "prompt_conversation"), tools)
     keys = ("completion_A", "completion_B") if isinstance(given, Mapping) else ()
     found = [row.answer_message(f"{path}.{key}", row.get(given, path, key)) for key in keys]
     return Draft(prompt, row.answers(found, distinct=True), _marks(row))
@@ -60,13 +63,19 @@ def _label(row: Row, path: str, raw: Any) -> Label | None:
     return label
 
 
-def write(pair: PreferencePair) -> dict[str, Any]:
+def write(draft: Draft) -> dict[str, Any]:
+    marks = marks_of(draft, PREFERENCE_METRIC)
+    first, second = texts(draft)
     comparison = {
-        "prompt_conversation": prompt_messages(pair),
-        "completion_A": [{"role": "assistant", "content": pair.chosen.text}],
-        "completion_B": [{"role": "assistant", "content": pair.rejected.text}],
+        "prompt_conversation": messages(draft),
+        "completion_A": [assistant(first)],
+        "completion_B": [assistant(second)],
     }
-    return {"comparison": comparison, "label": "A"}
+    labels = [_WRITTEN[mark.label] for mark in marks if mark.label is not None]
+    if len(marks) == 1:
+        return {"comparison": comparison, "label": labels[0], **tool_keys(draft)}
+    picks = [{"rater_id": mark.rater_id, "label": label} for mark, label in zip(marks, labels, strict=True)]
+    return {"comparison": comparison, "labels": picks, **tool_keys(draft)}
 
 
 FAMILY = Family("comparisons", matches, parse, write)

@@ -1,4 +1,8 @@
-"""From a file to JSON values: JSONL or one JSON array, each value with its line (or its place in the array, from 1)."""
+"""From a file to JSON values, in bounded memory: JSONL line by line; one JSON array or object is read whole.
+
+Each value has its line (in an array: its place, from 1). A ``{"object":"list","data":[…]}``, which is how the OpenAI API hands
+out pages, stands for its data.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pairloop.errors import RowProblem, UserError
 
@@ -34,49 +38,83 @@ class _BadJson(ValueError):
 def read_values(path: Path) -> Iterator[Parsed]:
     """Every row of ``path`` in order; blank lines are no rows. UserError where the file itself cannot be read."""
     try:
-        data = path.read_bytes()
+        file = path.open("rb")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    data = data.removeprefix(codecs.BOM_UTF8)
-    if data.startswith(_LFS_POINTER):
-        message = "a Git LFS pointer stands here instead of the data: run `git lfs pull`"
-        yield _problem(path, 1, "lfs_pointer", message)
-    elif not data.strip():
-        yield _problem(path, 1, "empty_file", "the file holds no rows")
-    elif data.lstrip().startswith(b"[") and not _is_json_lines(data):
-        yield from _array(path, data)
-    else:
-        yield from _json_lines(path, data)
+    with file:
+        first = _first_line(file)
+        if first.startswith(_LFS_POINTER):
+            yield _problem(path, 1, "lfs_pointer", "a Git LFS pointer stands here instead of the data: run `git lfs pull`")
+        elif not first:
+            yield _problem(path, 1, "empty_file", "the file holds no rows")
+        elif _is_one_value(first, file):
+            yield from _whole(path, file)
+        else:
+            yield from _json_lines(path, file)
 
 
-def _is_json_lines(data: bytes) -> bool:
-    """True where several lines follow and the first is whole JSON by itself: then its array is a (bad) row, not the file."""
-    first, _, rest = data.lstrip().partition(b"\n")
-    if not rest.strip():
+def _first_line(file: BinaryIO) -> bytes:
+    """The first line that is not blank, stripped."""
+    for number, line in enumerate(file):
+        if number == 0:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line.strip():
+            return line.strip()
+    return b""
+
+
+def _is_one_value(first: bytes, file: BinaryIO) -> bool:
+    """Whether the file is one JSON value: an array that does not end on a line followed by others, or an object in lines.
+
+    ``file`` stands behind the first line. Where several lines follow and the first is whole JSON by itself, its array is a
+    (bad) row.
+    """
+    if first == b"{":
+        return True
+    if not first.startswith(b"["):
         return False
+    if not _first_line(file):
+        return True
     try:
         json.loads(first)
     except (ValueError, RecursionError):
-        return False
-    return True
+        return True
+    return False
 
 
-def _json_lines(path: Path, data: bytes) -> Iterator[Parsed]:
-    lines = data.split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _parse(path, number, line, may_be_cut=number == len(lines))
+def _json_lines(path: Path, file: BinaryIO) -> Iterator[Parsed]:
+    file.seek(0)
+    for number, line in enumerate(file, start=1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if not line.strip():
+            continue
+        parsed = _parse(path, number, line.rstrip(b"\r\n"), may_be_cut=not line.endswith(b"\n"))
+        page = _page(parsed.value)
+        if page is None:
+            yield parsed
+        else:
+            yield from (Parsed(number, value) for value in page)
 
 
-def _array(path: Path, data: bytes) -> Iterator[Parsed]:
-    whole = _parse(path, 1, data, may_be_cut=not data.rstrip().endswith(b"]"))
-    if whole.problem is not None:
+def _whole(path: Path, file: BinaryIO) -> Iterator[Parsed]:
+    file.seek(0)
+    data = file.read().removeprefix(codecs.BOM_UTF8)
+    whole = _parse(path, 1, data, may_be_cut=not data.rstrip().endswith((b"]", b"}")))
+    rows = whole.value if isinstance(whole.value, list) else _page(whole.value)
+    if whole.problem is not None or rows is None:
         yield whole
-    elif not whole.value:
+    elif not rows:
         yield _problem(path, 1, "empty_file", "the array holds no rows")
     else:
-        for index, value in enumerate(whole.value, start=1):
-            yield Parsed(index, value)
+        yield from (Parsed(index, value) for index, value in enumerate(rows, start=1))
+
+
+def _page(value: Any) -> list[Any] | None:
+    if isinstance(value, dict) and value.get("object") == "list" and isinstance(value.get("data"), list):
+        rows: list[Any] = value["data"]
+        return rows
+    return None
 
 
 def _parse(path: Path, line: int, data: bytes, *, may_be_cut: bool) -> Parsed:

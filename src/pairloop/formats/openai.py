@@ -5,30 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pairloop.formats.family import Family, first_is_better, prompt_messages
-from pairloop.formats.row import MISSING, Draft, Row
-from pairloop.types import PreferencePair
+from pairloop.formats import turns
+from pairloop.formats.family import Family, assistant, decided, first_is_better, messages, tool_keys
+from pairloop.formats.row import Draft, Row
+
+_ANSWERS = ("preferred_output", "non_preferred_output")
 
 
 def matches(row: Mapping[str, Any]) -> bool:
-    return "preferred_output" in row or "non_preferred_output" in row
+    return any(key in row for key in _ANSWERS)
 
 
 def parse(row: Row) -> Draft:
     given = row.get(row.value, "$", "input")
-    prompt = row.conversation("$.input.messages", row.get(given, "$.input", "messages"))
-    if given is not MISSING and isinstance(given, Mapping) and given.get("tools"):
-        row.refuse("$.input.tools", "tools", "tools are not supported")
-    keys = ("preferred_output", "non_preferred_output")
-    answers = row.answers([row.answer_message(f"$.{key}", row.get(row.value, "$", key)) for key in keys], distinct=True)
-    return Draft(prompt, answers, first_is_better(row))
+    tools = turns.offered(row, given, "$.input")
+    prompt = turns.conversation(row, "$.input.messages", row.get(given, "$.input", "messages"), tools)
+    found = [row.answer_message(f"$.{key}", row.get(row.value, "$", key)) for key in _ANSWERS]
+    return Draft(prompt, row.answers(found, distinct=True), first_is_better(row))
 
 
-def write(pair: PreferencePair) -> dict[str, Any]:
+def write(draft: Draft) -> dict[str, Any]:
+    chosen, rejected = decided(draft)
     return {
-        "input": {"messages": prompt_messages(pair), "tools": [], "parallel_tool_calls": True},
-        "preferred_output": [{"role": "assistant", "content": pair.chosen.text}],
-        "non_preferred_output": [{"role": "assistant", "content": pair.rejected.text}],
+        "input": {"messages": messages(draft), **tool_keys(draft, always=True)},
+        "preferred_output": [assistant(chosen)],
+        "non_preferred_output": [assistant(rejected)],
     }
 
 

@@ -1,39 +1,53 @@
 """From a file of dataset rows to labelled groups, or to every reason why a row was refused.
 
-Rows in = groups made + rows refused, always. A pair becomes a group of two with a pick, a thumb a group of one with a
-value, a scored group a group with a score per completion: what follows does not know that they were imported.
+Rows in = rows kept + rows refused, always. A file is read row by row: ``check_rows`` keeps nothing but its problems,
+``each_group`` yields the groups, ``read_rows`` collects both.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pairloop.errors import RowProblem, RowsError
 from pairloop.formats.family import Family
+from pairloop.formats.fit import MAX_CHARS, Encoder, Fit
+from pairloop.formats.groups import GroupBuilder, plain
 from pairloop.formats.lines import Parsed, read_values
 from pairloop.formats.registry import detect, family_named
-from pairloop.formats.row import Draft, Mark, Row, kind_of
-from pairloop.types import Completion, Feedback, Group, GroupKind, LabelledGroup, Message, Pool, Prompt, Source
+from pairloop.formats.row import Draft, Row, kind_of
+from pairloop.types import LabelledGroup
 
-UNKNOWN_RATER = "imported"
-"""Who gave a label whose row does not name its rater."""
 
-_MAX_CHARS = 200_000
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What a file holds: ``rows`` = ``kept`` + the sum of ``refused``.
+
+    ``refused`` counts each refused row once, under its first problem; ``problems`` has every problem of every row.
+    ``counts`` describes all rows, refused ones included, as far as they could be read: ``prompts_in_file`` (distinct) and
+    ``unanimous_in_file`` (comparisons on which at least two raters picked, all the same).
+    """
+
+    family: str | None
+    rows: int
+    kept: int
+    problems: list[RowProblem]
+    refused: dict[str, int]
+    counts: dict[str, int]
+
+    def or_raise(self) -> None:
+        """RowsError with every problem where a row was refused."""
+        if self.problems:
+            raise RowsError(self.problems, rows=self.rows, refused=self.refused)
 
 
 @dataclass(frozen=True, slots=True)
 class ReadResult:
-    """What a file holds: ``rows`` = ``len(groups)`` + the sum of ``refused``.
-
-    ``refused`` counts each refused row once, under its first problem. ``counts`` describes all rows, refused ones
-    included, as far as they could be read: ``prompts_in_file`` (distinct) and ``unanimous_in_file`` (comparisons on which
-    at least two raters picked, all the same).
-    """
+    """The groups of a file, and what `CheckResult` says about it."""
 
     family: str | None
     rows: int
@@ -45,7 +59,7 @@ class ReadResult:
     def or_raise(self) -> ReadResult:
         """This result; RowsError with every problem where a row was refused."""
         if self.problems:
-            raise RowsError(self.problems)
+            raise RowsError(self.problems, rows=self.rows, refused=self.refused)
         return self
 
 
@@ -53,128 +67,128 @@ def read_rows(
     path: Path,
     *,
     family: str | None = None,
-    max_chars: int = _MAX_CHARS,
+    max_chars: int = MAX_CHARS,
+    tokens: Encoder | None = None,
+    max_length: int | None = None,
     policy: str = "imported",
     at: datetime | None = None,
 ) -> ReadResult:
     """Every row of a JSONL file or JSON array; problems name file, line (array: place from 1), JSON path and reason.
 
     ``family`` is a name of ``registry.FAMILIES``; without it the first row that shows a family's keys decides for the
-    whole file. A row whose prompt and longest answer exceed ``max_chars`` characters is refused as ``over_long``. ``at``
-    becomes the groups' time, by default the file's own. Ids depend on the policy and the rows alone: reading a file
-    again gives the same groups. UserError where the file cannot be read or the family is unknown.
+    whole file. A row whose prompt and longest answer exceed ``max_chars`` characters, or (with ``tokens``) ``max_length``
+    tokens once the model's template has rendered them, is refused as ``over_long``; one that the template refuses as
+    ``template_refused``. ``at`` becomes the groups' time, by default the file's own. Ids depend on the policy and the rows
+    alone: reading a file again gives the same groups. UserError where the file cannot be read or the family is unknown.
     """
-    forced = family_named(family) if family is not None else None
-    parsed = list(read_values(path))
-    found = forced or next((kind for row in parsed if (kind := _detect(row.value)) is not None), None)
-    builder = _GroupBuilder(policy, at or datetime.fromtimestamp(path.stat().st_mtime, UTC))
-    groups, problems, drafts = [], [], []
-    refused: Counter[str] = Counter()
-    for item in parsed:
-        row, draft = _read_row(str(path), item, found, is_forced=forced is not None)
-        if draft is not None:
-            drafts.append(draft)
-            _check_length(row, draft, max_chars)
-        if draft is not None and not row.problems:
-            groups.append(builder.group(row, draft))
-            continue
-        problems.extend(row.problems)
-        refused[row.problems[0].reason] += 1
-    return ReadResult(found.name if found else None, len(parsed), groups, problems, dict(refused), _counts(drafts))
+    reading = _Reading(path, family, Fit(max_chars, tokens, max_length))
+    groups = list(reading.groups(policy, at))
+    done = reading.result()
+    return ReadResult(done.family, done.rows, groups, done.problems, done.refused, done.counts)
 
 
-def _read_row(file: str, item: Parsed, family: Family | None, *, is_forced: bool) -> tuple[Row, Draft | None]:
-    """The row with its problems, and what it says where it is an object of the file's family."""
-    if item.problem is not None:
-        return Row(file, item.line, {}, [item.problem]), None
-    if not isinstance(item.value, dict):
-        row = Row(file, item.line, {})
-        row.refuse("$", "not_an_object", f"a row must be an object, found {kind_of(item.value)}")
-        return row, None
-    row = Row(file, item.line, item.value)
-    if family is None:
-        row.refuse("$", "unknown_family", f"no known row family has these keys: {', '.join(item.value) or '(none)'}")
-        return row, None
-    other = None if is_forced else _detect(item.value)
-    if other is not None and other is not family:
-        message = f"a row of family {other.name} in a file of family {family.name}: give each family its own file"
-        row.refuse("$", "mixed_families", message)
-        return row, None
-    row.source()
-    return row, family.parse(row)
+def check_rows(
+    path: Path,
+    *,
+    family: str | None = None,
+    max_chars: int = MAX_CHARS,
+    tokens: Encoder | None = None,
+    max_length: int | None = None,
+) -> CheckResult:
+    """What ``read_rows`` would say, without keeping a single row: memory grows with the problems, not with the file."""
+    reading = _Reading(path, family, Fit(max_chars, tokens, max_length))
+    for _ in reading.good_rows():
+        pass
+    return reading.result()
 
 
-def _detect(value: object) -> Family | None:
-    return detect(value) if isinstance(value, dict) else None
+def each_group(
+    path: Path,
+    *,
+    family: str | None = None,
+    max_chars: int = MAX_CHARS,
+    policy: str = "imported",
+    at: datetime | None = None,
+) -> Iterator[LabelledGroup]:
+    """The groups of ``read_rows``, one by one; refused rows are passed over (``check_rows`` tells them)."""
+    return _Reading(path, family, Fit(max_chars)).groups(policy, at)
 
 
-def _check_length(row: Row, draft: Draft, max_chars: int) -> None:
-    if row.problems or draft.prompt is None:
-        return
-    prompt = draft.prompt if isinstance(draft.prompt, str) else "".join(message.content for message in draft.prompt)
-    length = len(prompt) + max(len(text or "") for text in draft.completions)
-    if length > max_chars:
-        row.refuse("$", "over_long", f"prompt and answer have {length:,} characters; the limit is {max_chars:,}")
+class _Reading:
+    """One pass over a file; the counts are whole when ``good_rows`` is exhausted."""
+
+    def __init__(self, path: Path, family: str | None, fit: Fit) -> None:
+        self._path = path
+        self._forced = family_named(family) if family is not None else None
+        self._family = self._forced or _family_of(path)
+        self._fit = fit
+        self._rows = 0
+        self._problems: list[RowProblem] = []
+        self._refused: Counter[str] = Counter()
+        self._prompts: set[bytes] = set()
+        self._unanimous = 0
+
+    def good_rows(self) -> Iterator[tuple[Row, Draft]]:
+        for item in read_values(self._path):
+            self._rows += 1
+            row, draft = self._read(item)
+            if draft is not None:
+                self._count(draft)
+                self._fit.check(row, draft)
+            if draft is not None and not row.problems:
+                yield row, draft
+            else:
+                self._problems.extend(row.problems)
+                self._refused[row.problems[0].reason] += 1
+
+    def groups(self, policy: str, at: datetime | None) -> Iterator[LabelledGroup]:
+        builder = GroupBuilder(policy, at or datetime.fromtimestamp(self._path.stat().st_mtime, UTC))
+        return (builder.group(row, draft) for row, draft in self.good_rows())
+
+    def result(self) -> CheckResult:
+        counts = {"prompts_in_file": len(self._prompts), "unanimous_in_file": self._unanimous}
+        kept = self._rows - self._refused.total()
+        name = self._family.name if self._family else None
+        return CheckResult(name, self._rows, kept, self._problems, dict(self._refused), counts)
+
+    def _read(self, item: Parsed) -> tuple[Row, Draft | None]:
+        """The row with its problems, and what it says where it is an object of the file's family."""
+        file = str(self._path)
+        if item.problem is not None:
+            return Row(file, item.line, {}, [item.problem]), None
+        if not isinstance(item.value, dict):
+            row = Row(file, item.line, {})
+            row.refuse("$", "not_an_object", f"a row must be an object, found {kind_of(item.value)}")
+            return row, None
+        row = Row(file, item.line, item.value)
+        if self._family is None:
+            row.refuse("$", "unknown_family", f"no known row family has these keys: {', '.join(item.value) or '(none)'}")
+            return row, None
+        other = None if self._forced else detect(item.value)
+        if other is not None and other is not self._family:
+            message = f"a row of family {other.name} in a file of family {self._family.name}: give each family its own file"
+            row.refuse("$", "mixed_families", message)
+            return row, None
+        return row, _with_common_keys(row, self._family.parse(row))
+
+    def _count(self, draft: Draft) -> None:
+        if draft.prompt is not None:
+            self._prompts.add(hashlib.sha256(repr(plain(draft.prompt)).encode("utf-8", "backslashreplace")).digest()[:16])
+        votes = [mark.label for mark in draft.marks if mark.label is not None]
+        self._unanimous += len(votes) > 1 and len(set(votes)) == 1
 
 
-def _counts(drafts: list[Draft]) -> dict[str, int]:
-    votes = [[mark.label for mark in draft.marks if mark.label is not None] for draft in drafts]
-    return {
-        "prompts_in_file": len({draft.prompt for draft in drafts if draft.prompt is not None}),
-        "unanimous_in_file": sum(len(labels) > 1 and len(set(labels)) == 1 for labels in votes),
-    }
+def _family_of(path: Path) -> Family | None:
+    """The family of the first row that shows one; only the rows up to it are read."""
+    values = (item.value for item in read_values(path) if isinstance(item.value, dict))
+    return next((family for value in values if (family := detect(value)) is not None), None)
 
 
-class _GroupBuilder:
-    """Makes groups whose ids depend on the policy, the row's meaning, and how often that row came before."""
-
-    def __init__(self, policy: str, at: datetime) -> None:
-        self._policy = policy
-        self._at = at
-        self._seen: Counter[str] = Counter()
-
-    def group(self, row: Row, draft: Draft) -> LabelledGroup:
-        assert draft.prompt is not None, "a row without problems has a prompt"
-        source = row.source()
-        content = json.dumps(
-            [self._policy, _plain(draft.prompt), draft.completions, [_plain_mark(mark) for mark in draft.marks], source]
-        )
-        digest = hashlib.sha256(f"{content} {self._seen[content]}".encode()).hexdigest()[:32]
-        self._seen[content] += 1
-        group = Group(
-            group_id=f"import_{digest}",
-            policy=self._policy,
-            kind=GroupKind.IMPORTED,
-            pool=Pool.TRAIN,
-            prompt=draft.prompt,
-            completions=tuple(Completion(text or "") for text in draft.completions),
-            created_at=self._at,
-            metadata={"file": Path(row.file).name, "line": str(row.line)},
-        )
-        feedback = (self._feedback(group, index, mark, source) for index, mark in enumerate(draft.marks))
-        return LabelledGroup(group, tuple(feedback))
-
-    def _feedback(self, group: Group, index: int, mark: Mark, source: Source) -> Feedback:
-        return Feedback(
-            feedback_id=f"feedback_{group.group_id.removeprefix('import_')}{index:04x}",
-            group_id=group.group_id,
-            metric=mark.metric,
-            source=source,
-            rater_id=mark.rater_id or UNKNOWN_RATER,
-            created_at=self._at,
-            label=mark.label,
-            choice_index=mark.choice_index,
-            value=mark.value,
-        )
-
-
-def _plain(prompt: Prompt) -> object:
-    return prompt if isinstance(prompt, str) else [_plain_message(message) for message in prompt]
-
-
-def _plain_message(message: Message) -> list[str]:
-    return [message.role, message.content]
-
-
-def _plain_mark(mark: Mark) -> list[object]:
-    return [mark.metric, mark.label, mark.choice_index, mark.value, mark.rater_id]
+def _with_common_keys(row: Row, draft: Draft) -> Draft:
+    """What a row of any family may say: its source, and (beside its messages) whether tools may be called in parallel."""
+    holder, path = (row.value["input"], "$.input") if "input" in row.value else (row.value, "$")
+    source = row.source() if "source" in row.value else draft.source
+    parallel = row.flag(holder, path, "parallel_tool_calls", default=True)
+    if source is draft.source and parallel:
+        return draft
+    return replace(draft, source=source, parallel_tool_calls=parallel)

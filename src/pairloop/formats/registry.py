@@ -6,13 +6,47 @@ from collections.abc import Mapping
 from typing import Any
 
 from pairloop.errors import UserError
-from pairloop.formats import comparisons, conversations, openai, responses, scored, thumbs, trl
+from pairloop.formats import (
+    candidates,
+    comparisons,
+    conversations,
+    open_webui,
+    openai,
+    openai_stored,
+    picks,
+    prompts,
+    ranking,
+    rejected_message,
+    responses,
+    samples,
+    scored,
+    sft,
+    thumbs,
+    trl,
+)
 from pairloop.formats.family import Family
 
-_ORDER = (openai, responses, comparisons, scored, thumbs, trl, conversations)
+_ORDER = (
+    openai,
+    responses,
+    comparisons,
+    picks,
+    rejected_message,
+    candidates,
+    samples,
+    scored,
+    openai_stored,
+    open_webui,
+    thumbs,
+    trl,
+    ranking,
+    conversations,
+    sft,
+    prompts,
+)
 
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _ORDER}
-"""By name, in the order in which a row's keys are looked at."""
+"""By name, in the order in which a row's keys are looked at: a conversation alone, which many rows hold, comes last."""
 
 
 def family_named(name: str) -> Family:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pairloop.formats.family import Family, first_is_better, prompt_messages
+from pairloop.formats import turns
+from pairloop.formats.family import Family, decided, first_is_better, messages, tool_keys
 from pairloop.formats.row import Draft, Row
-from pairloop.types import PreferencePair
 
 _ANSWERS = ("preferred_response", "dispreferred_response")
 
@@ -17,17 +17,13 @@ def matches(row: Mapping[str, Any]) -> bool:
 
 
 def parse(row: Row) -> Draft:
-    prompt = row.conversation("$.messages", row.get(row.value, "$", "messages"))
+    prompt = turns.conversation(row, "$.messages", row.get(row.value, "$", "messages"), turns.offered(row, row.value, "$"))
     answers = row.answers([(f"$.{key}", row.get(row.value, "$", key)) for key in _ANSWERS], distinct=True)
     return Draft(prompt, answers, first_is_better(row))
 
 
-def write(pair: PreferencePair) -> dict[str, Any]:
-    return {
-        "messages": prompt_messages(pair),
-        "preferred_response": pair.chosen.text,
-        "dispreferred_response": pair.rejected.text,
-    }
+def write(draft: Draft) -> dict[str, Any]:
+    return {"messages": messages(draft), **dict(zip(_ANSWERS, decided(draft), strict=True)), **tool_keys(draft)}
 
 
 FAMILY = Family("responses", matches, parse, write)

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pairloop.errors import RowProblem
-from pairloop.types import Label, Message, Prompt, Source
+from pairloop.types import Label, Prompt, Source
 
 MISSING: Any = object()
 """Stands for a value that is not there (or was refused already); JSON's null is None."""
 
-_ROLES = ("system", "developer", "user", "assistant")
-_OPENING_ROLES = ("system", "developer")
+Found = tuple[str, Any]
+"""A JSON path and the value that stands there, or MISSING."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What a row says about its completions: a pick (``label``), or a ``value`` of completion ``choice_index``."""
+    """What a row says about its completions: a pick (``label``), or a ``value`` of completion ``choice_index``.
+
+    ``text`` is what was said beside it; no family but the imports holds one.
+    """
 
     metric: str
     label: Label | None = None
     choice_index: int | None = None
-    value: float | bool | None = None
+    value: float | bool | str | None = None
     rater_id: str | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a row says, as far as it can be read: None stands where a prompt or an answer was refused."""
+    """What a row says, whatever its family; while it is read, None stands where a prompt or an answer was refused."""
 
     prompt: Prompt | None
     completions: tuple[str | None, ...]
     marks: tuple[Mark, ...]
+    source: Source = Source.HUMAN
+    parallel_tool_calls: bool = True
 
 
 @dataclass
@@ -83,10 +90,20 @@ class Row:
     def rater(self, holder: Mapping[str, Any], path: str) -> str | None:
         """The ``rater_id`` of a row or label, where it has one."""
         raw = holder.get("rater_id")
-        if raw is None or (isinstance(raw, str) and raw.strip()):
-            return raw
+        if raw is None:
+            return None
+        if isinstance(raw, str) and raw.strip():
+            return self.string(f"{path}.rater_id", raw)
         self.refuse(f"{path}.rater_id", "bad_rater", f"rater_id must be a non-empty string, found {raw!r}")
         return None
+
+    def flag(self, holder: Any, path: str, key: str, *, default: bool) -> bool:
+        """A switch that may be left out."""
+        raw = holder.get(key) if isinstance(holder, Mapping) else None
+        if raw is None or isinstance(raw, bool):
+            return default if raw is None else raw
+        self.refuse(f"{path}.{key}", "not_a_boolean", f"{key} must be true or false, found {kind_of(raw)}")
+        return default
 
     def string(self, path: str, value: Any) -> str | None:
         """A string that UTF-8 can hold, or None with the reason."""
@@ -95,14 +112,12 @@ class Row:
         if not isinstance(value, str):
             self.refuse(path, "not_a_string", f"expected a string, found {kind_of(value)}")
             return None
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            self.refuse(path, "not_unicode", "half a surrogate pair: not a Unicode text")
-            return None
-        return value
+        if is_text(value):
+            return value
+        self.refuse(path, "not_unicode", "half a surrogate pair: not a Unicode text")
+        return None
 
-    def answers(self, found: list[tuple[str, Any]], *, distinct: bool = False) -> tuple[str | None, ...]:
+    def answers(self, found: list[Found], *, distinct: bool = False) -> tuple[str | None, ...]:
         """The completions at these paths: strings first, then not blank, then (``distinct``) different from each other."""
         texts = [self.string(path, value) for path, value in found]
         for index, (path, _) in enumerate(found):
@@ -114,7 +129,13 @@ class Row:
             self.refuse(found[-1][0], "identical_answers", "the two answers are identical: there is nothing to prefer")
         return tuple(texts)
 
-    def answer_message(self, path: str, value: Any) -> tuple[str, Any]:
+    def answer(self, path: str, value: Any) -> Found:
+        """Path and content of a completion: a string, an assistant message, or a list of exactly one such message."""
+        if value is MISSING or isinstance(value, str):
+            return path, value
+        return self.assistant_turn(path, value) if isinstance(value, Mapping) else self.answer_message(path, value)
+
+    def answer_message(self, path: str, value: Any) -> Found:
         """Path and content of a completion written as a list of exactly one assistant message."""
         if value is MISSING:
             return path, MISSING
@@ -126,7 +147,7 @@ class Row:
             return path, MISSING
         return self.assistant_turn(f"{path}[0]", value[0])
 
-    def assistant_turn(self, path: str, turn: Any) -> tuple[str, Any]:
+    def assistant_turn(self, path: str, turn: Any) -> Found:
         """Path and content of one assistant message."""
         role, content = self.get(turn, path, "role"), MISSING
         if role is not MISSING:
@@ -135,68 +156,33 @@ class Row:
                 self.refuse(f"{path}.role", "wrong_role", f"an answer's role must be assistant, found {role!r}")
                 content = MISSING
             elif turn.get("tool_calls"):
-                self.refuse(f"{path}.tool_calls", "tool_turn", "tool calls are not supported")
+                self.refuse(
+                    f"{path}.tool_calls", "tool_answer", "an answer must be text: one that calls tools cannot be trained on"
+                )
                 content = MISSING
         return f"{path}.content", content
 
-    def conversation(self, path: str, value: Any) -> tuple[Message, ...] | None:
-        """A prompt: an optional opening system message, then turns that alternate and end with the user's.
-
-        An assistant may speak first (a greeting).
-        """
-        turns = self.turns(path, value)
-        if turns is None:
-            return None
-        before = len(self.problems)
-        for index, turn in enumerate(turns):
-            self._check_order(f"{path}[{index}].role", turns, index, turn.role)
-        if turns[-1].role != "user":
-            last = f"{path}[{len(turns) - 1}].role"
-            self.refuse(last, "turn_order", f"a prompt must end with the user, not {turns[-1].role}")
-        return turns if len(self.problems) == before else None
-
-    def turns(self, path: str, value: Any) -> tuple[Message, ...] | None:
-        """A non-empty list of messages, each with a known role and a string as content."""
+    def score(self, holder: Any, path: str, keys: tuple[str, ...]) -> float | None:
+        """The finite number under the one of ``keys`` that is there; true is 1 and false is 0."""
+        key, value = self.one_of(holder, path, keys)
         if value is MISSING:
             return None
-        if not isinstance(value, list) or not value:
-            found = "an empty list" if isinstance(value, list) else kind_of(value)
-            self.refuse(path, "not_a_list", f"expected a list of messages, found {found}")
-            return None
-        messages = [self._message(f"{path}[{index}]", turn) for index, turn in enumerate(value)]
-        complete = tuple(message for message in messages if message is not None)
-        return complete if len(complete) == len(messages) else None
+        if isinstance(value, int | float) and abs(value) <= _LARGEST:
+            return float(value)
+        self.refuse(f"{path}.{key}", "not_a_number", f"a score must be a finite number, found {kind_of(value)}")
+        return None
 
-    def prompt(self, path: str, value: Any) -> Prompt | None:
-        """A conversation, or a plain string that is used as it is."""
-        if not isinstance(value, str):
-            return self.conversation(path, value)
-        if not value.strip():
-            self.refuse(path, "empty_prompt", "the prompt is empty")
-            return None
-        return self.string(path, value)
 
-    def _message(self, path: str, turn: Any) -> Message | None:
-        role = self.get(turn, path, "role")
-        if role is MISSING:
-            return None
-        if role in ("tool", "function") or turn.get("tool_calls"):
-            self.refuse(path, "tool_turn", "tool turns and tool calls are not supported")
-            return None
-        if role not in _ROLES:
-            self.refuse(f"{path}.role", "wrong_role", f"unknown role {role!r}; known are {', '.join(_ROLES)}")
-            return None
-        content = self.string(f"{path}.content", self.get(turn, path, "content"))
-        if content is not None and not content.strip() and role not in _OPENING_ROLES:
-            self.refuse(f"{path}.content", "empty_turn", f"the {role} turn is empty")
-            return None
-        return None if content is None else Message(role, content)
+_LARGEST = sys.float_info.max
 
-    def _check_order(self, path: str, turns: tuple[Message, ...], index: int, role: str) -> None:
-        if index and role in _OPENING_ROLES:
-            self.refuse(path, "turn_order", f"a {role} message must come first")
-        elif index and role == turns[index - 1].role:
-            self.refuse(path, "turn_order", f"two {role} turns in a row")
+
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can hold the string: half a surrogate pair it cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def kind_of(value: Any) -> str:

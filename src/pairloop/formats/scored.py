@@ -5,12 +5,12 @@ The list is called responses, completions or samples; a text content, text or re
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-from pairloop.formats.family import Family
-from pairloop.formats.row import MISSING, Draft, Mark, Row, kind_of
+from pairloop.formats import samples, turns
+from pairloop.formats.family import Family, messages, scores_of, texts, tool_keys
+from pairloop.formats.row import MISSING, Draft, Found, Mark, Row, kind_of
 from pairloop.types import SCORE_METRIC, Prompt
 
 _LISTS = ("responses", "completions", "samples")
@@ -19,7 +19,7 @@ _SCORES = ("score", "reward")
 
 
 def matches(row: Mapping[str, Any]) -> bool:
-    return any(key in row for key in _LISTS)
+    return any(key in row for key in _LISTS) and not samples.matches(row)
 
 
 def parse(row: Row) -> Draft:
@@ -31,7 +31,7 @@ def parse(row: Row) -> Draft:
         row.refuse(f"$.{key}", "not_a_list", "expected a list of at least one scored answer")
         return Draft(prompt, (), ())
     rater = row.rater(row.value, "$")
-    found: list[tuple[str, Any]] = []
+    found: list[Found] = []
     marks: list[Mark] = []
     for index, entry in enumerate(entries):
         path = f"$.{key}[{index}]"
@@ -40,25 +40,24 @@ def parse(row: Row) -> Draft:
             continue
         text_key, text = row.one_of(entry, path, _TEXTS)
         found.append((f"{path}.{text_key}", text))
-        score = _score(row, path, entry)
+        score = row.score(entry, path, _SCORES)
         if score is not None:
             marks.append(Mark(SCORE_METRIC, choice_index=index, value=score, rater_id=rater))
     return Draft(prompt, row.answers(found), tuple(marks))
 
 
 def _prompt(row: Row) -> Prompt | None:
+    tools = turns.offered(row, row.value, "$")
     key, value = row.one_of(row.value, "$", ("messages", "prompt"))
-    return row.prompt("$.prompt", value) if key == "prompt" else row.conversation("$.messages", value)
+    read = turns.prompt if key == "prompt" else turns.conversation
+    return read(row, f"$.{key}", value, tools)
 
 
-def _score(row: Row, path: str, entry: Mapping[str, Any]) -> float | None:
-    key, value = row.one_of(entry, path, _SCORES)
-    if value is MISSING:
-        return None
-    if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
-        return float(value)
-    row.refuse(f"{path}.{key}", "not_a_number", f"a score must be a finite number, found {kind_of(value)}")
-    return None
+def write(draft: Draft) -> dict[str, Any]:
+    answers = [{"content": text, "score": score} for text, score in zip(texts(draft), scores_of(draft), strict=True)]
+    if isinstance(draft.prompt, str):
+        return {"prompt": draft.prompt, "responses": answers, **tool_keys(draft)}
+    return {"messages": messages(draft), "responses": answers, **tool_keys(draft)}
 
 
-FAMILY = Family("scored", matches, parse)
+FAMILY = Family("scored", matches, parse, write)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pairloop.formats.family import Family, first_is_better
-from pairloop.formats.row import MISSING, Draft, Row, kind_of
-from pairloop.types import PreferencePair, messages_as_dicts
+from pairloop.formats import turns
+from pairloop.formats.family import Family, assistant, decided, first_is_better, messages, tool_keys
+from pairloop.formats.row import MISSING, Draft, Found, Row, kind_of
 
 
 def matches(row: Mapping[str, Any]) -> bool:
@@ -15,12 +15,13 @@ def matches(row: Mapping[str, Any]) -> bool:
 
 
 def parse(row: Row) -> Draft:
-    prompt = row.get(row.value, "$", "prompt")
-    found = [answer(row, key, prompt) for key in ("chosen", "rejected")]
-    return Draft(row.prompt("$.prompt", prompt), row.answers(found, distinct=True), first_is_better(row))
+    raw = row.get(row.value, "$", "prompt")
+    found = [answer(row, key, raw) for key in ("chosen", "rejected")]
+    prompt = turns.prompt(row, "$.prompt", raw, turns.offered(row, row.value, "$"))
+    return Draft(prompt, row.answers(found, distinct=True), first_is_better(row))
 
 
-def answer(row: Row, key: str, prompt: Any) -> tuple[str, Any]:
+def answer(row: Row, key: str, prompt: Any) -> Found:
     """Path and content of an answer, which has its prompt's form: a string, or a list with one assistant message."""
     value, path = row.get(row.value, "$", key), f"$.{key}"
     if value is MISSING:
@@ -31,14 +32,12 @@ def answer(row: Row, key: str, prompt: Any) -> tuple[str, Any]:
     return row.answer_message(path, value) if isinstance(value, list) else (path, value)
 
 
-def write(pair: PreferencePair) -> dict[str, Any]:
-    if isinstance(pair.prompt, str):
-        return {"prompt": pair.prompt, "chosen": pair.chosen.text, "rejected": pair.rejected.text}
-    return {
-        "prompt": messages_as_dicts(pair.prompt),
-        "chosen": [{"role": "assistant", "content": pair.chosen.text}],
-        "rejected": [{"role": "assistant", "content": pair.rejected.text}],
-    }
+def write(draft: Draft) -> dict[str, Any]:
+    chosen, rejected = decided(draft)
+    if isinstance(draft.prompt, str):
+        return {"prompt": draft.prompt, "chosen": chosen, "rejected": rejected, **tool_keys(draft)}
+    sides = {"chosen": [assistant(chosen)], "rejected": [assistant(rejected)]}
+    return {"prompt": messages(draft), **sides, **tool_keys(draft)}
 
 
 FAMILY = Family("trl", matches, parse, write)

@@ -118,28 +118,30 @@ def _labeller(config: Config) -> Iterator[tuple[str, _Labeller]]:
         yield judge.model, lambda batch: list(threads.map(lambda group: _compare(judge, group), batch))
 
 
-def _score(verifier: Verifier, group: Group) -> _Labelled:
-    """One score per completion, or none where the verifier failed on any of them."""
+def score(verifier: Verifier, group: Group) -> tuple[Feedback, ...]:
+    """One score per completion; VerifierError where the verifier failed on any of them."""
     messages, now = messages_of(group.prompt), datetime.now(UTC)
+    scores = [verifier(messages, completion.text) for completion in group.completions]
+    return tuple(
+        Feedback(
+            feedback_id=new_id("feedback"),
+            group_id=group.group_id,
+            metric=SCORE_METRIC,
+            source=Source.CODE,
+            rater_id=verifier.name,
+            created_at=now,
+            choice_index=index,
+            value=value,
+        )
+        for index, value in enumerate(scores)
+    )
+
+
+def _score(verifier: Verifier, group: Group) -> _Labelled:
     try:
-        scores = [verifier(messages, completion.text) for completion in group.completions]
+        return _Labelled(score(verifier, group))
     except VerifierError as error:
         return _Labelled(error=str(error))
-    return _Labelled(
-        tuple(
-            Feedback(
-                feedback_id=new_id("feedback"),
-                group_id=group.group_id,
-                metric=SCORE_METRIC,
-                source=Source.CODE,
-                rater_id=verifier.name,
-                created_at=now,
-                choice_index=index,
-                value=score,
-            )
-            for index, score in enumerate(scores)
-        )
-    )
 
 
 def _compare(judge: PairwiseJudge, group: Group) -> _Labelled:

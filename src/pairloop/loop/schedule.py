@@ -1,5 +1,8 @@
 """When cycles start: every N hours, by cron, at M new pairs, by hand, or any mix. One thread, one cycle at a time.
 
+Fine-tuning jobs have a queue of their own (``jobs.JobQueue``), which starts and stops with this thread: a duel is looked
+at while a job trains.
+
 The thread wakes when it is told that something happened (``notify``) and at every poll. It begins a cycle that is due, goes on
 with one that was interrupted, and looks at the duel when picks came or its time is over. What falls due meanwhile is kept
 as the one pending trigger. The lease that makes a cycle the only one is ``cycle.run``'s own.
@@ -21,6 +24,7 @@ from pairloop.errors import ConflictError
 from pairloop.loop import cycle as cycle_stage
 from pairloop.loop import pairs
 from pairloop.loop.cycle import Loop
+from pairloop.loop.jobs import JobQueue
 from pairloop.store import cycles, duels, triggers, versions
 from pairloop.types import BASE_VERSION, Cycle, CycleState, Duel
 
@@ -105,14 +109,19 @@ class Scheduler:
         self._new_pairs = (float("-inf"), 0)
         self._recount = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+        self._jobs = JobQueue(loop) if loop.config.schedule.jobs else None
 
     def start(self) -> None:
         self._thread.start()
+        if self._jobs is not None:
+            self._jobs.start()
 
     def stop(self) -> None:
         """Stop a training run at its next step (it goes on from there at the next start), and wait for the thread."""
         self._stopping.set()
         self.notify()
+        if self._jobs is not None:
+            self._jobs.stop()
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -121,6 +130,8 @@ class Scheduler:
         with self._wake:
             self._woken = True
             self._wake.notify()
+        if self._jobs is not None:
+            self._jobs.notify()
 
     def trigger(self, reason: str) -> None:
         """Start a cycle now, or keep it as the one pending trigger while another one is on."""
@@ -133,7 +144,7 @@ class Scheduler:
         return {
             "running": self._thread.is_alive() and not self._stopping.is_set(),
             "enabled": self._loop.config.schedule.enabled,
-            "error": self._trouble,
+            "error": self._trouble or (self._jobs.trouble if self._jobs is not None else None),
         }
 
     def _run(self) -> None:

@@ -15,7 +15,9 @@ from pairloop.store import (
     doctor,
     duels,
     feedback,
+    files,
     groups,
+    jobs,
     keys,
     leases,
     raters,
@@ -27,7 +29,7 @@ from pairloop.store import (
     versions,
 )
 from pairloop.store.artifacts import Artifact, Artifacts
-from pairloop.store.ids import new_group_id, new_id
+from pairloop.store.ids import new_group_id, new_id, new_wire_id
 from pairloop.store.store import Store
 
 __all__ = [
@@ -39,11 +41,14 @@ __all__ = [
     "doctor",
     "duels",
     "feedback",
+    "files",
     "groups",
+    "jobs",
     "keys",
     "leases",
     "new_group_id",
     "new_id",
+    "new_wire_id",
     "raters",
     "replies",
     "runs",

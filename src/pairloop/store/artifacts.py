@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sqlalchemy import Connection
 
@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 STALE_AFTER_S = 86_400.0
 """A temporary folder in which nothing was written for so long belongs to a writer that is gone."""
 _NAME_LENGTH = 32
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,27 @@ class Artifacts:
                 folder.rename(target)
                 _flush(self.root)
             return Artifact(artifact_hash, target, _read_manifest(target))
+
+    def keep_file(self, file_id: str, source: BinaryIO, *, limit: int) -> tuple[Path, int, str]:
+        """Copy ``source`` to ``root/files/<file_id>``, whole or not at all; its path, size in bytes and SHA-256.
+
+        ValueError where it has more than ``limit`` bytes; StoreError where it cannot be written.
+        """
+        target, digest, size = self.root / "files" / file_id, hashlib.sha256(), 0
+        with self.stage() as folder, _failing_as_store_error(target):
+            target.parent.mkdir(exist_ok=True)
+            with (folder / file_id).open("wb") as file:
+                while chunk := source.read(_CHUNK):
+                    size += len(chunk)
+                    if size > limit:
+                        raise ValueError(f"the file has more than {limit} bytes")
+                    digest.update(chunk)
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            (folder / file_id).rename(target)
+            _flush(target.parent)
+        return target, size, digest.hexdigest()
 
     def path(self, artifact_hash: str) -> Path:
         """Where the artifact with this hash lies (or would lie)."""

@@ -12,7 +12,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Row, Table
 from pairloop.errors import NotFoundError
 from pairloop.store import artifacts
 from pairloop.store.groups import chunked
-from pairloop.store.schema import dataset_pairs, datasets, pair_feedback, pair_groups, runs, versions
+from pairloop.store.schema import dataset_pairs, datasets, jobs, pair_feedback, pair_groups, runs, versions
 from pairloop.types import Dataset
 
 PairLineage = tuple[str, Sequence[str], Sequence[str]]
@@ -50,9 +50,13 @@ def get(c: Connection, dataset_id: str) -> Dataset | None:
 
 
 def list_(c: Connection, policy: str, *, after: str | None = None, limit: int | None = None) -> list[Dataset]:
-    """Newest first; those that follow the dataset ``after``, at most ``limit``. NotFoundError for an unknown one."""
+    """Newest first; those that follow the dataset ``after``, at most ``limit``. NotFoundError for an unknown one.
+
+    Without those that were made of a fine-tuning job's files.
+    """
     order = (*_NEWEST_FIRST, datasets.c.dataset_id)
-    statement = sa.select(datasets).where(datasets.c.policy == policy).order_by(*order).limit(limit)
+    of_a_job = sa.exists().where(jobs.c.dataset_id == datasets.c.dataset_id)
+    statement = sa.select(datasets).where(datasets.c.policy == policy, ~of_a_job).order_by(*order).limit(limit)
     if after is not None:
         statement = statement.where(_behind(c, policy, after))
     return [_dataset(c, row) for row in c.execute(statement)]

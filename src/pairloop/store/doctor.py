@@ -14,7 +14,18 @@ from pairloop.store import cycles
 from pairloop.store import versions as store_versions
 from pairloop.store.artifacts import Artifacts, from_row
 from pairloop.store.database import broken_pages
-from pairloop.store.schema import aliases, dataset_pairs, datasets, duels, metadata, pair_feedback, pair_groups, versions
+from pairloop.store.schema import (
+    aliases,
+    dataset_pairs,
+    datasets,
+    duels,
+    files,
+    jobs,
+    metadata,
+    pair_feedback,
+    pair_groups,
+    versions,
+)
 from pairloop.store.store import Store
 from pairloop.types import Alias, VersionKind
 
@@ -31,7 +42,7 @@ def check(store: Store) -> list[Problem]:
     """Every problem found; an empty list is a healthy store. Reads every artifact file."""
     with store.reading() as c:
         problems = [Problem("damaged_database", f"{store.name}: {line}") for line in broken_pages(c)]
-        for finder in (_orphans, _pairs_without_lineage, _datasets_without_pairs, _aliases, _duels):
+        for finder in (_orphans, _pairs_without_lineage, _datasets_without_pairs, _aliases, _duels, _jobs, _files):
             problems += finder(c)
         folders = _folders(c)
     for owner, path, artifact_hash in folders:  # outside the transaction: hashing files takes its time
@@ -66,7 +77,9 @@ def _pairs_without_lineage(c: Connection) -> Iterator[Problem]:
 
 def _datasets_without_pairs(c: Connection) -> Iterator[Problem]:
     held = sa.exists().where(dataset_pairs.c.dataset_id == datasets.c.dataset_id)
-    for row in c.execute(sa.select(datasets).where(datasets.c.n_train > 0, ~held).order_by(datasets.c.created_at)):
+    of_a_job = sa.exists().where(jobs.c.dataset_id == datasets.c.dataset_id)  # its rows come from a file, not from feedback
+    pairless = sa.select(datasets).where(datasets.c.n_train > 0, ~held, ~of_a_job)
+    for row in c.execute(pairless.order_by(datasets.c.created_at)):
         yield Problem(
             "dataset_without_pairs", f"dataset {row.dataset_id} has {row.n_train} pairs, and the store knows none of them"
         )
@@ -88,6 +101,22 @@ def _duels(c: Connection) -> Iterator[Problem]:
         cycle = cycles.get(c, row.cycle_id)
         if cycle is not None and cycle.state.is_terminal:
             yield Problem("open_duel", f"duel {row.duel_id} is open, but its cycle {cycle.cycle_id} has ended ({cycle.state})")
+
+
+def _jobs(c: Connection) -> Iterator[Problem]:
+    known = sa.exists().where(jobs.c.job_id == versions.c.job_id)
+    for row in c.execute(sa.select(versions).where(versions.c.job_id.is_not(None), ~known)):
+        yield Problem("version_without_job", f"version {row.policy}@{row.number}: no job {row.job_id}")
+    made = sa.exists().where(versions.c.model_name == jobs.c.fine_tuned_model)
+    for row in c.execute(sa.select(jobs).where(jobs.c.fine_tuned_model.is_not(None), ~made)):
+        yield Problem("job_without_model", f"job {row.job_id} ended with {row.fine_tuned_model}, which no version is called")
+
+
+def _files(c: Connection) -> Iterator[Problem]:
+    for row in c.execute(sa.select(files).where(files.c.deleted_at.is_(None)).order_by(files.c.file_id)):
+        path = Path(from_row(c, row.path))
+        if not path.is_file() or path.stat().st_size != row.bytes:
+            yield Problem("missing_file", f"file {row.file_id} ({row.filename}): {path} is not there whole")
 
 
 def _folders(c: Connection) -> list[tuple[str, str, str]]:

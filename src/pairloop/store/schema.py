@@ -2,8 +2,8 @@
 
 Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts) is only
 ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, a duel's closing time, a key's last
-use and revocation, and what the wire shows of a group; and the texts of a group that was deleted, which is recorded. Stored
-replies are deleted after a day.
+use and revocation, a fine-tuning job until it has ended, and what the wire shows of a group; and the texts of a group that was
+deleted, which is recorded. Stored replies are deleted after a day.
 """
 
 from __future__ import annotations
@@ -184,7 +184,14 @@ versions = Table(
     Column("dataset_id", String(64), ForeignKey("datasets.dataset_id")),
     Column("run_id", String(64), ForeignKey("runs.run_id")),
     Column("created_at", UtcDateTime, nullable=False),
+    # Of versions that a fine-tuning job made; step number and metrics of its checkpoints. SQLite cannot add a foreign key.
+    Column("job_id", String(64)),
+    Column("step_number", Integer),
+    Column("model_name", String(255)),
+    Column("metrics", JSON),
     ForeignKeyConstraint(["policy", "parent"], ["versions.policy", "versions.number"]),
+    Index("uq_versions_model_name", "model_name", unique=True),
+    Index(None, "job_id"),
 )
 
 aliases = Table(
@@ -287,6 +294,71 @@ runs = Table(
     Index(None, "cycle_id", "attempt"),
 )
 
+files = Table(
+    "files",
+    metadata,
+    Column("file_id", String(64), primary_key=True),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("path", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("status_details", Text),
+    Column("created_at", UtcDateTime, nullable=False),
+    # The row stays as what a job's lineage names; the content is gone.
+    Column("deleted_at", UtcDateTime),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("job_id", String(64), primary_key=True),
+    Column("status", String(32), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("policy", String(64), nullable=False),
+    # Where the model is not this server's own: which base the lineage ``policy`` was begun on.
+    Column("base_model", Text),
+    Column("parent", Integer, nullable=False),
+    Column("training_file", String(64), ForeignKey("files.file_id"), nullable=False),
+    Column("validation_file", String(64), ForeignKey("files.file_id")),
+    Column("method", JSON, nullable=False),
+    Column("suffix", String(64)),
+    Column("seed", BigInteger, nullable=False),
+    Column("metadata", JSON),
+    Column("paused", Boolean, nullable=False),
+    Column("owner", Text),
+    Column("lease_expires_at", UtcDateTime),
+    Column("heartbeat_at", UtcDateTime),
+    Column("attempt", Integer, nullable=False),
+    Column("progress", JSON, nullable=False),
+    Column("dataset_id", String(64), ForeignKey("datasets.dataset_id")),
+    Column("fine_tuned_model", String(255)),
+    Column("trained_tokens", BigInteger),
+    Column("result_files", JSON, nullable=False),
+    Column("error", JSON),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("finished_at", UtcDateTime),
+    Index(None, "status", "job_id"),
+    Index(None, "dataset_id"),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("event_id", String(64), nullable=False),
+    Column("job_id", String(64), ForeignKey("jobs.job_id"), nullable=False),
+    Column("level", String(8), nullable=False),
+    Column("type", String(16), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("data", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("event_id"),
+    Index(None, "job_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
 leases = Table(
     "leases",
     metadata,
@@ -325,9 +397,12 @@ stored_replies = Table(
     Column("caller", String(64), primary_key=True),
     Column("idempotency_key", String(255), primary_key=True),
     Column("request_hash", String(64), nullable=False),
+    # What the reply is about, by its id: a completion that is deleted takes the replies that hold its text with it.
+    Column("subject", String(255)),
     Column("status", Integer, nullable=False),
     Column("headers", JSON, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Index(None, "created_at"),
+    Index(None, "subject"),
 )

@@ -48,6 +48,10 @@ def insert(c: Connection, version: Version) -> None:
             "dataset_id": version.dataset_id,
             "run_id": version.run_id,
             "created_at": version.created_at,
+            "job_id": version.job_id,
+            "step_number": version.step_number,
+            "model_name": version.model_name,
+            "metrics": None if version.metrics is None else dict(version.metrics),
         },
     )
 
@@ -57,16 +61,37 @@ def get(c: Connection, policy: str, number: int) -> Version | None:
     return None if row is None else _version(c, row)
 
 
-def list_(c: Connection, policy: str, *, after: int | None = None, limit: int | None = None) -> list[Version]:
-    """The versions of a policy by number, the base first; those that follow number ``after``, at most ``limit``."""
+def list_(
+    c: Connection, policy: str, *, after: int | None = None, limit: int | None = None, checkpoints: bool = False
+) -> list[Version]:
+    """The versions of a policy by number, the base first; those that follow number ``after``, at most ``limit``.
+
+    The checkpoints of fine-tuning jobs are among them only where asked for.
+    """
     statement = sa.select(versions).where(versions.c.policy == policy).order_by(versions.c.number).limit(limit)
     if after is not None:
         statement = statement.where(versions.c.number > after)
+    if not checkpoints:
+        statement = statement.where(versions.c.step_number.is_(None))
     return [_version(c, row) for row in c.execute(statement)]
 
 
 def count(c: Connection, policy: str) -> int:
-    return c.execute(sa.select(sa.func.count()).select_from(versions).where(versions.c.policy == policy)).scalar_one()
+    """How many versions ``list_`` has."""
+    this = (versions.c.policy == policy, versions.c.step_number.is_(None))
+    return c.execute(sa.select(sa.func.count()).select_from(versions).where(*this)).scalar_one()
+
+
+def of_job(c: Connection, job_id: str) -> list[Version]:
+    """What a fine-tuning job made, oldest first: its checkpoints, and at last its model."""
+    statement = sa.select(versions).where(versions.c.job_id == job_id).order_by("number")
+    return [_version(c, row) for row in c.execute(statement)]
+
+
+def by_model_name(c: Connection, model_name: str) -> Version | None:
+    """The version that a fine-tuning job gave this name (``ft:...``)."""
+    row = c.execute(sa.select(versions).where(versions.c.model_name == model_name)).first()
+    return None if row is None else _version(c, row)
 
 
 def next_number(c: Connection, policy: str) -> int:
@@ -153,4 +178,8 @@ def _version(c: Connection, row: Row[Any]) -> Version:
         dataset_id=row.dataset_id,
         run_id=row.run_id,
         created_at=row.created_at,
+        job_id=row.job_id,
+        step_number=row.step_number,
+        model_name=row.model_name,
+        metrics=row.metrics,
     )

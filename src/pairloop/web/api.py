@@ -6,16 +6,15 @@ Plain functions: FastAPI runs them in its threads, so that no query holds up an 
 from __future__ import annotations
 
 import re
-import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Query
+from fastapi.responses import StreamingResponse
 from pydantic import Field
 from sqlalchemy import Connection
-from starlette.background import BackgroundTask
 
 from pairloop.client.shapes import (
     CycleResource,
@@ -30,8 +29,8 @@ from pairloop.client.shapes import (
     Triggered,
     VersionResource,
 )
-from pairloop.errors import InvalidRequestError, NotFoundError
-from pairloop.formats import FAMILIES, snapshot, write_pairs
+from pairloop.errors import InvalidRequestError, NotFoundError, UserError
+from pairloop.formats import Rows, snapshot
 from pairloop.loop import cycle as stage
 from pairloop.loop import deploy
 from pairloop.store import cycles, datasets, duels, groups, raters, triggers, verdicts, versions
@@ -53,7 +52,8 @@ from pairloop.web.wire import MAX_INT32, Body, Text512
 router = APIRouter(tags=["loop"])
 
 RaterAfter = Annotated[str | None, Query(max_length=512, description="The rater behind whom the page begins.")]
-Format = Annotated[str, Query(max_length=64, description="A family of dataset rows: openai, trl, and so on.")]
+Format = Annotated[str, Query(max_length=64, description="A family of dataset rows or the trainer that is to read them.")]
+SkipRefused = Annotated[bool, Query(description="Leave out what the format cannot hold.")]
 BY_HAND = "by hand, over the API"
 _NUMBER = re.compile("0|[1-9][0-9]{0,8}")
 
@@ -168,17 +168,31 @@ def get_dataset(dataset_id: str, context: Here) -> DatasetResource:
         return dataset_resource(_dataset(c, dataset_id))
 
 
-@router.post("/v1/datasets/{dataset_id}/export", summary="The training pairs of a dataset, as JSONL rows", response_model=None)
-def export_dataset(dataset_id: str, context: Here, format: Format = "openai") -> Response:
-    if format not in FAMILIES or FAMILIES[format].write is None:
-        known = ", ".join(family.name for family in FAMILIES.values() if family.write is not None)
-        raise InvalidRequestError(f"pairs are not written as {format!r}; choose from {known}", param="format")
+@router.post(
+    "/v1/datasets/{dataset_id}/export",
+    summary="A dataset's training rows as JSON lines, for another trainer or as rows of any family",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}},
+)
+def export_dataset(
+    dataset_id: str, context: Here, format: Format = "openai", skip_refused: SkipRefused = False
+) -> StreamingResponse:
     with context.store.reading() as c:
-        dataset = _dataset(c, dataset_id)
-    folder = tempfile.TemporaryDirectory(prefix="export-")
-    file = Path(folder.name) / f"{dataset_id}.{format}.jsonl"
-    write_pairs(file, snapshot.read(Path(dataset.path) / snapshot.TRAIN_FILE), family=format)
-    return FileResponse(file, media_type="application/jsonl", filename=file.name, background=BackgroundTask(folder.cleanup))
+        path = Path(_dataset(c, dataset_id).path) / snapshot.TRAIN_FILE
+
+    def lines(rows: Rows) -> Iterator[str]:
+        return rows.lines(snapshot.read_rows(path))
+
+    try:
+        rows = Rows(format)
+        if not skip_refused:
+            # Once the first line is out there is no more refusing: so the rows are looked through before.
+            for _ in lines(rows):
+                pass
+            rows.or_raise()
+    except UserError as error:
+        raise InvalidRequestError(str(error), param="format") from error
+    return StreamingResponse(lines(Rows(format)), media_type="application/jsonl")
 
 
 @router.get("/v1/duels", summary="Duels, newest first")

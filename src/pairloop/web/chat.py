@@ -100,11 +100,14 @@ async def head_and_headers(context: Context, group: Group, number: int | None) -
     return head, {VERSION_HEADER: version.name} if version else {}
 
 
-@router.get("/v1/models", summary="Policies, then their versions; each is a valid model of chat")
+@router.get(
+    "/v1/models", summary="Policies, then their versions, then fine-tuned models; each is a valid model of chat and of jobs"
+)
 async def models(context: Here) -> dict[str, Any]:
     known = await asyncio.to_thread(_versions, context)
     data = [_model(context.policy_name, known[0].created_at.timestamp() if known else 0)]
     data += [_model(version.name, version.created_at.timestamp()) for version in known]
+    data += [_model(version.model_name, version.created_at.timestamp()) for version in known if version.model_name]
     return {"object": "list", "data": data}
 
 
@@ -117,6 +120,9 @@ async def model(model: str, context: Here) -> dict[str, Any]:
     for version in known:
         if version.name == model or (version.number == number and model.startswith(f"{version.policy}@")):
             return _model(version.name, version.created_at.timestamp())
+    made = await asyncio.to_thread(_fine_tuned, context, model)
+    if made is not None:
+        return _model(model, made.created_at.timestamp())
     raise NotFoundError(f"the model {model!r} does not exist", param="model")
 
 
@@ -127,6 +133,13 @@ def version_name(policy: str, number: int | None) -> str | None:
 def _versions(context: Context) -> list[Version]:
     with context.store.reading() as c:
         return versions.list_(c, context.policy_name)
+
+
+def _fine_tuned(context: Context, model: str) -> Version | None:
+    """The model or checkpoint of a fine-tuning job that this server can answer with."""
+    with context.store.reading() as c:
+        version = versions.by_model_name(c, model)
+    return version if version is not None and version.policy == context.policy_name else None
 
 
 def _called(context: Context, model: str) -> int | None:

@@ -6,8 +6,8 @@ works with and its lease, ``stages`` one function per state, ``base`` registers 
 Run alone: ``pairloop cycle run``.
 """
 
-from pairloop.loop.cycle.base import ensure_base
-from pairloop.loop.cycle.context import Loop
+from pairloop.loop.cycle.base import ensure_base, register_base
+from pairloop.loop.cycle.context import Loop, is_gone, owning, training
 from pairloop.loop.cycle.rounds import RoundStatus
 from pairloop.loop.cycle.stages import record_failure, run
 from pairloop.loop.cycle.status import CycleStatus, DuelStatus, LastVerdict, challenger_of, next_run_at, run_json, status
@@ -20,9 +20,13 @@ __all__ = [
     "RoundStatus",
     "challenger_of",
     "ensure_base",
+    "is_gone",
     "next_run_at",
+    "owning",
     "record_failure",
+    "register_base",
     "run",
     "run_json",
     "status",
+    "training",
 ]

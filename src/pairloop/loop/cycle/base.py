@@ -25,6 +25,15 @@ def ensure_base(store: Store, policy: Policy, config: Config) -> Version:
 
     ConfigError where the policy was begun on another base model, or with another training method.
     """
+    base = register_base(store, config)
+    policy.load(base)
+    for version in _aliased(store, config):
+        policy.load(version)
+    return base
+
+
+def register_base(store: Store, config: Config) -> Version:
+    """Version 0 of the configured policy, written on the first call; ConfigError where it was begun on another base model."""
     name = config.policy.name
     path, fingerprint = _identity(config.policy.model)
 
@@ -53,9 +62,6 @@ def ensure_base(store: Store, policy: Policy, config: Config) -> Version:
             f"policy.model: {config.policy.model!r} is not the model that policy {name!r} was begun on ({base.path}). "
             "Its versions fit that base only: set policy.model back, or begin a new policy.name on the new model"
         )
-    policy.load(base)
-    for version in _aliased(store, config):
-        policy.load(version)
     return base
 
 

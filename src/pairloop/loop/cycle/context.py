@@ -1,4 +1,4 @@
-"""What a cycle works with, and the lease that makes it the only one of its policy."""
+"""What a cycle works with, and the leases: one cycle at a time of a policy, one training at a time on a machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -19,6 +21,9 @@ from pairloop.policy.protocols import Policy
 from pairloop.store import Store, leases, new_id
 
 logger = logging.getLogger(__name__)
+
+WAIT_S = 0.2
+"""Seconds between two tries to begin a training while another one is on."""
 
 _held_here: set[str] = set()
 """Lease owners of this process. A lease under our own process id that is not among them outlived its process."""
@@ -39,29 +44,28 @@ class Loop:
         return self.config.policy.name
 
 
-class CycleLease:
-    """Held while a cycle moves, and renewed by a thread; ``check`` inside a transaction fences off an owner that lost it.
+class Lease:
+    """Held while its block runs, and renewed by a thread; ``check`` inside a transaction fences off an owner that lost it.
 
     ConflictError on entering while another holds it. A holder that was killed on this machine is not waited for.
     """
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, name: str, what: str) -> None:
         self._store = loop.store
-        self._name = f"cycle:{loop.name}"
+        self._name = name
+        self._what = what
         self._owner = f"{loop.owner}/{new_id('lease')}"
         self._ttl_s = duration_s(loop.config.schedule.lease)
         self._token: int | None = None
         self._done = threading.Event()
-        self._renewing = threading.Thread(target=self._renew, name="cycle-lease", daemon=True)
+        self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
         _held_here.add(self._owner)
         try:
             self._token, holder = self._store.write(self._take)
             if self._token is None:
-                raise ConflictError(
-                    f"a cycle of this policy is running already ({self._name} is held by {holder}); one at a time"
-                )
+                raise ConflictError(f"{self._what} is running already ({self._name} is held by {holder}); one at a time")
         except BaseException:
             _held_here.discard(self._owner)
             raise
@@ -78,7 +82,7 @@ class CycleLease:
         """Renew in the caller's transaction; ConflictError where another process took the cycle over meanwhile."""
         token = leases.acquire(c, self._name, self._owner, now=datetime.now(UTC), ttl_s=self._ttl_s)
         if token is None or token != self._token:
-            raise ConflictError(f"{self._name}: the lease ran out and another process took the cycle over; nothing was written")
+            raise ConflictError(f"{self._name}: the lease ran out and another process took it over; nothing was written")
 
     def _take(self, c: Connection) -> tuple[int | None, str | None]:
         now = datetime.now(UTC)
@@ -86,7 +90,7 @@ class CycleLease:
         if token is not None:
             return token, None
         holder = leases.holder(c, self._name)
-        if holder is not None and _is_gone(holder):
+        if holder is not None and is_gone(holder):
             leases.release(c, self._name, holder)
             token = leases.acquire(c, self._name, self._owner, now=now, ttl_s=self._ttl_s)
         return token, holder
@@ -99,7 +103,45 @@ class CycleLease:
                 logger.warning("%s could not be renewed: %s", self._name, error)
 
 
-def _is_gone(owner: str) -> bool:
+class CycleLease(Lease):
+    """Held while a cycle of the policy moves."""
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__(loop, f"cycle:{loop.name}", "a cycle of this policy")
+
+
+@contextmanager
+def training(loop: Loop, should_stop: Callable[[], bool]) -> Iterator[bool]:
+    """Held while a model is trained, by a cycle or by a job: one at a time on a machine, which has room for one.
+
+    Waits while another one is on; False where ``should_stop`` said so before its turn came.
+    """
+    lease, pause = Lease(loop, f"training:{socket.gethostname()}", "a training on this machine"), threading.Event()
+    while not should_stop():
+        try:
+            lease.__enter__()
+        except ConflictError:
+            pause.wait(WAIT_S)
+            continue
+        try:
+            yield True
+        finally:
+            lease.__exit__(None, None, None)
+        return
+    yield False
+
+
+@contextmanager
+def owning(owner: str) -> Iterator[None]:
+    """For as long as this process holds something as ``owner``, so that `is_gone` knows it."""
+    _held_here.add(owner)
+    try:
+        yield
+    finally:
+        _held_here.discard(owner)
+
+
+def is_gone(owner: str) -> bool:
     """True where the owner ``host:pid/lease`` was a process of this machine that no longer runs."""
     process, _, _ = owner.partition("/")
     host, _, pid = process.rpartition(":")

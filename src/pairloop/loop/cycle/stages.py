@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from pairloop.errors import NotFoundError, PairloopError, UserError
 from pairloop.loop import deploy, evaluate, gate, label, pairs, train
-from pairloop.loop.cycle.context import CycleLease, Loop
+from pairloop.loop.cycle.context import CycleLease, Loop, training
 from pairloop.store import cycles, datasets, duels, new_id, triggers, verdicts, versions
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, RunStatus, Verdict, VerdictKind, Version
 
@@ -151,15 +151,18 @@ def _train(turn: _Turn) -> None:
     with loop.store.reading() as c:
         dataset = datasets.get(c, turn.recorded(CycleState.TRAINING)["dataset_id"])
     assert dataset is not None, "the step was recorded after its dataset"
-    done = train.run(
-        loop.store,
-        loop.config,
-        dataset=dataset,
-        parent=turn.version(cycle.parent),
-        cycle_id=cycle.cycle_id,
-        owner=loop.owner,
-        should_stop=turn.should_stop,
-    )
+    with training(loop, turn.should_stop) as is_our_turn:
+        if not is_our_turn:
+            return  # stopped while a fine-tuning job had the machine
+        done = train.run(
+            loop.store,
+            loop.config,
+            dataset=dataset,
+            parent=turn.version(cycle.parent),
+            cycle_id=cycle.cycle_id,
+            owner=loop.owner,
+            should_stop=turn.should_stop,
+        )
     result = {"run_id": done.run_id, "result": dict(done.result)}
     match done.status:
         case RunStatus.SUCCEEDED:

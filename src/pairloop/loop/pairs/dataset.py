@@ -121,7 +121,7 @@ def compile_new(store: Store, tokens: Tokens | None, config: Config, *, parent: 
     with store.reading() as c:
         after_seq = datasets.used_seq(c, policy, parent)
         groups, feedback_seq = feedback.labelled_since(c, policy, after_seq=after_seq, kinds=_KINDS)
-        lineage = versions.list_(c, policy)
+        lineage = versions.list_(c, policy, checkpoints=True)
     rules = PairRules.of(config, staleness=promotions_between(lineage, parent))
     compiled = compile_rows(groups, rules, config.train.objective, refuse=_refusal(tokens, config.train.max_length))
     return NewPairs(compiled, rules, parent, after_seq, feedback_seq)

@@ -17,7 +17,19 @@ from pairloop.loop.serve.calls import call_origin
 from pairloop.policy.call_forms import form_of
 from pairloop.policy.protocols import RESPONSE_FORMAT, TOP_LOGPROBS, Sampler
 from pairloop.store import Store, duels, groups, new_group_id, versions
-from pairloop.types import BASE_VERSION, Alias, Duel, Group, GroupKind, Message, Pool, SamplingParams, offered_tools, spoken
+from pairloop.types import (
+    BASE_VERSION,
+    Alias,
+    Duel,
+    Group,
+    GroupKind,
+    Message,
+    Pool,
+    SamplingParams,
+    Version,
+    offered_tools,
+    spoken,
+)
 
 PARENT_KEY = "parent"
 CONVERSATION_KEY = "conversation_id"
@@ -153,8 +165,11 @@ class Planner:
         return (end,)
 
     def _route(self, c: Connection, model: str) -> _Routing:
-        name, _, selector = model.partition("@")
         policy = self._config.policy.name
+        fine_tuned = versions.by_model_name(c, model) if model.startswith("ft:") else None
+        if fine_tuned is not None:
+            model = _of_this_policy(c, fine_tuned, policy)
+        name, _, selector = model.partition("@")
         if name != policy:
             raise NotFoundError(f"the model {model!r} does not exist; this server answers as {policy!r}", param="model")
         champion = versions.alias(c, policy, Alias.CHAMPION) or BASE_VERSION
@@ -246,6 +261,19 @@ class Planner:
                 code="context_length_exceeded",
             )
         return min(wanted or self._config.serve.max_tokens, room)
+
+
+def _of_this_policy(c: Connection, version: Version, policy: str) -> str:
+    """The name of a fine-tuned model's version; NotFoundError where it needs another base than this server has."""
+    if version.policy == policy:
+        return version.name
+    base = versions.get(c, version.policy, BASE_VERSION)
+    where = "another base" if base is None else f"the base {base.path}"
+    raise NotFoundError(
+        f"the model {version.model_name!r} needs {where}, which this server does not have; serve it by `pairloop serve` on "
+        f"this store, with policy.name = {version.policy!r} and policy.model set to that base",
+        param="model",
+    )
 
 
 def version_called(c: Connection, policy: str, selector: str) -> int | None:

@@ -1,0 +1,36 @@
+"""Fine-tuning jobs: a file of rows becomes a model of one's own, by the same training as a cycle's.
+
+A job is created (``control``), its files are validated into a dataset (``validate``), it is trained (``work``), and leaves
+a version that is known by its ``ft:`` name. ``queue`` moves jobs in two threads; whatever happens to
+their process, another one goes on.
+"""
+
+from pairloop.loop.jobs.control import cancel, create, get, pause, resume
+from pairloop.loop.jobs.models import ORGANIZATION, checkpoint_id, checkpoint_name, model_name
+from pairloop.loop.jobs.queue import JobQueue
+from pairloop.loop.jobs.request import JobRequest
+from pairloop.loop.jobs.uploads import TooLarge, upload
+from pairloop.loop.jobs.uploads import delete as delete_file
+from pairloop.loop.jobs.uploads import get as get_file
+from pairloop.loop.jobs.validate import validate_next
+from pairloop.loop.jobs.work import train_next
+
+__all__ = [
+    "ORGANIZATION",
+    "JobQueue",
+    "JobRequest",
+    "TooLarge",
+    "cancel",
+    "checkpoint_id",
+    "checkpoint_name",
+    "create",
+    "delete_file",
+    "get",
+    "get_file",
+    "model_name",
+    "pause",
+    "resume",
+    "train_next",
+    "upload",
+    "validate_next",
+]
