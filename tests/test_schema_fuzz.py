@@ -38,6 +38,10 @@ def operations(document: dict[str, Any]) -> Iterator[Any]:
 def fuzz(server: RunningServer, examples: int, paths: Collection[str] = ()) -> Counter[int]:
     """``examples`` requests per operation (of ``paths``), in part such as the document forbids; the statuses that came back."""
     document = server.http.get("/openapi.json").json()
+    del document["components"]["securitySchemes"]  # else it draws keys, too, and is told 401
+    for methods in document["paths"].values():
+        for route in methods.values():
+            route.pop("security", None)
     if paths:
         document["paths"] = {path: document["paths"][path] for path in paths}
     key, token = keys.new("fuzz", [keys.Scope.ADMIN])  # one that a drawn request makes would lock the others out
@@ -104,7 +108,7 @@ def test_the_documents_examples_are_taken(server: RunningServer) -> None:
 
 @pytest.mark.slow
 def test_no_request_that_the_document_knows_is_a_500_at_length(server: RunningServer) -> None:
-    statuses = fuzz(server, examples=300)
+    statuses = fuzz(server, examples=100)
     print(f"{statuses.total()} requests: {dict(sorted(statuses.items()))}")
     assert statuses[401] == 0
 

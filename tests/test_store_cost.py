@@ -154,6 +154,8 @@ def test_no_code_of_ours_updates_or_deletes_evidence() -> None:
         "stored_metadata",
         "keys",
         "stored_replies",
+        "files",
+        "jobs",
     } == {
         "groups",
         "completions",

@@ -397,9 +397,12 @@ stored_replies = Table(
     Column("caller", String(64), primary_key=True),
     Column("idempotency_key", String(255), primary_key=True),
     Column("request_hash", String(64), nullable=False),
+    # What the reply is about, by its id: a completion that is deleted takes the replies that hold its text with it.
+    Column("subject", String(255)),
     Column("status", Integer, nullable=False),
     Column("headers", JSON, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Index(None, "created_at"),
+    Index(None, "subject"),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -132,4 +133,14 @@ def _reply(request_hash: str, held: list[Message]) -> StoredReply:
     kept = {name.decode("latin-1"): value.decode("latin-1") for name, value in held[0]["headers"]}
     body = b"".join(message.get("body", b"") for message in held[1:])
     headers = {name: value for name, value in kept.items() if name in _KEPT_HEADERS}
-    return StoredReply(request_hash, held[0]["status"], headers, body, datetime.now(UTC))
+    return StoredReply(request_hash, held[0]["status"], headers, body, datetime.now(UTC), _subject(body))
+
+
+def _subject(body: bytes) -> str | None:
+    """The ``id`` of a reply that is an object with one."""
+    try:
+        told = json.loads(body)
+    except ValueError:
+        return None
+    subject = told.get("id") if isinstance(told, dict) else None
+    return subject if isinstance(subject, str) and len(subject) <= LONGEST else None
