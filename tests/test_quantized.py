@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from pairloop.config import PolicySection, TrainSection
 from pairloop.errors import ModelError
 from pairloop.formats import snapshot
 from pairloop.learner import TrainJob, TrainResult, train
+from pairloop.learner.merge import merge
 from pairloop.policy.local import LocalPolicy
 from pairloop.policy.protocols import SampleRequest, TokenSequence
 from pairloop.policy.scoring import LoraSettings, completion_logps, load_causal_lm
@@ -142,6 +144,30 @@ def test_the_base_in_full_precision_is_another_policy(engine: LocalPolicy, base:
         full, _ = completion_logps(load_causal_lm(base), [prompt], [completion])
     served = torch.tensor(engine.logps(0, [TokenSequence(prompt, completion)])[0])
     assert float((served - full[0]).abs().max()) > 1e-2
+
+
+@has_it
+@noisy
+def test_a_merged_version_is_the_rounded_base_with_its_adapter(base: Path, tmp_path: Path) -> None:
+    adapter: Any = load_causal_lm(base, trainable=True, lora=LORA, quantization="nf4")
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0.0, 0.3)
+    adapter.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    out = tmp_path / "out"
+    out.mkdir()
+    merge(base, tmp_path / "adapter", out, dtype="float32", quantization="nf4")
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    asked = ([(1, 2, 3)], [(4, 5, 6)])
+    with torch.no_grad():
+        merged, _ = completion_logps(load_causal_lm(out), *asked)
+        served, _ = completion_logps(
+            load_causal_lm(base, tmp_path / "adapter", VersionKind.ADAPTER, quantization="nf4"), *asked
+        )
+        exact, _ = completion_logps(load_causal_lm(base, tmp_path / "adapter", VersionKind.ADAPTER), *asked)
+    torch.testing.assert_close(merged, served, rtol=1e-4, atol=1e-4)
+    assert float((exact - served).abs().max()) > 1e-2
 
 
 @has_it

@@ -1,4 +1,4 @@
-"""cycle, evaluate, gate, versions, promote, rollback: the loop by hand."""
+"""cycle, evaluate, gate, promote, rollback: the loop by hand."""
 
 from __future__ import annotations
 
@@ -118,41 +118,6 @@ def gate_explain(config_path: Path, number: int | None, as_json: bool) -> None:
 
 
 @click.command()
-@config_option
-@verb
-def versions(config_path: Path, as_json: bool) -> None:
-    """The policy's versions, with the aliases and what happened to each."""
-    from pairloop.cli.opening import open_store
-    from pairloop.store import versions as rows_of
-    from pairloop.types import Alias
-
-    with open_store(config_path) as (config, store), store.reading() as c:
-        name = config.policy.name
-        found = rows_of.list_(c, name)
-        aliases = {rows_of.alias(c, name, alias): alias.value for alias in reversed(Alias)}
-        history = rows_of.promotions(c, name)
-    rows = [
-        (
-            version.number,
-            aliases.get(version.number),
-            version.kind,
-            version.parent,
-            ", ".join(event.action for event in history if event.number == version.number),
-            f"{version.created_at:%Y-%m-%d %H:%M:%S}",
-            version.path,
-        )
-        for version in found
-    ]
-    headers = ("version", "alias", "kind", "parent", "history", "made (UTC)", "path")
-    document = {
-        "versions": found,
-        "aliases": {alias: number for number, alias in aliases.items() if number is not None},
-        "promotions": history,
-    }
-    show(document, table(headers, rows) if rows else "no version yet; `pairloop serve` registers version 0", as_json=as_json)
-
-
-@click.command()
 @click.argument("number", metavar="VERSION", type=click.IntRange(0))
 @config_option
 @click.option("--reason", required=True, help="Kept with the promotion.")
@@ -227,4 +192,4 @@ def _explanation(one: Cycle, verdict: Verdict | None) -> str:
     return f"{head}\n{table(('', 'rule', 'why'), rows)}"
 
 
-COMMANDS = (cycle, evaluate, gate, versions, promote, rollback)
+COMMANDS = (cycle, evaluate, gate, promote, rollback)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +113,8 @@ def _train_file(config: Config, wanted: _OneOff, *, as_json: bool) -> None:
     from pairloop.cli.progress import TerminalWatcher
     from pairloop.loop.pairs import compile_file
     from pairloop.loop.train import train_file
+    from pairloop.store import new_id
+    from pairloop.track import reporting, training_info
 
     objective = config.train.objective
     options: dict[str, Any] = {"family": wanted.family, "skip_refused": wanted.skip_refused}
@@ -118,7 +122,14 @@ def _train_file(config: Config, wanted: _OneOff, *, as_json: bool) -> None:
     heldout = compiled.heldout
     if wanted.validation is not None:
         heldout = compile_file(wanted.validation, config, objective, **options)[1].train
-    with TerminalWatcher() as watcher:
+    facts = {"data": wanted.data.name, "data_sha256": _sha256(wanted.data), "model": wanted.model}
+    info = training_info(config, key=new_id("run"), name=wanted.out.name, **facts)
+    with TerminalWatcher() as watcher, reporting(config, info) as report:
+
+        def heard(row: Mapping[str, Any]) -> None:
+            watcher.bar(f"training on {wanted.data.name}", int(row["step"]), int(row["of"]))
+            report.row(row)
+
         result = train_file(
             compiled.train,
             wanted.model,
@@ -126,8 +137,9 @@ def _train_file(config: Config, wanted: _OneOff, *, as_json: bool) -> None:
             config,
             heldout=heldout,
             resume=wanted.resume,
-            on_progress=lambda row: watcher.bar(f"training on {wanted.data.name}", int(row["step"]), int(row["of"])),
+            on_progress=heard,
         )
+        report.trained(result.as_dict(), status=str(result.status))
     document = {
         "rows": read.rows,
         "refused": read.refused,
@@ -139,12 +151,18 @@ def _train_file(config: Config, wanted: _OneOff, *, as_json: bool) -> None:
     show(document, _result_text(document, result), as_json=as_json)
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _train_stage(config: Config, dataset_id: str | None, *, as_json: bool) -> None:
     from pairloop.cli.opening import owner
     from pairloop.cli.progress import TerminalWatcher
     from pairloop.errors import NotFoundError
     from pairloop.loop import train as stage
-    from pairloop.store import Store, datasets, versions
+    from pairloop.store import Store, datasets, new_id, versions
+    from pairloop.track import reporting, training_info
     from pairloop.types import Alias
 
     with Store.open(config) as store, TerminalWatcher() as watcher:
@@ -154,17 +172,18 @@ def _train_stage(config: Config, dataset_id: str | None, *, as_json: bool) -> No
             parent = versions.get(c, name, versions.alias(c, name, Alias.CHAMPION) or 0)
         if dataset is None or parent is None:
             raise NotFoundError(f"{name} has no such dataset or no champion yet; `pairloop pairs build` makes a dataset")
-        record = stage.run(
-            store,
-            config,
-            dataset=dataset,
-            parent=parent,
-            cycle_id=None,
-            owner=owner(),
-            on_progress=lambda row: watcher.bar("training", int(row["step"]), int(row["of"])),
-        )
-    made = f"version {record.version.number}" if record.version else "no version"
-    show(record, f"{record.status}: {made}", as_json=as_json)
+        info = training_info(config, key=new_id("run"), name=f"{name} by hand", dataset=dataset.dataset_id, parent=parent.name)
+        with reporting(config, info) as report:
+
+            def heard(row: Mapping[str, Any]) -> None:
+                watcher.bar("training", int(row["step"]), int(row["of"]))
+                report.row(row)
+
+            record = stage.run(store, config, dataset=dataset, parent=parent, cycle_id=None, owner=owner(), on_progress=heard)
+            made = record.version.name if record.version else None
+            report.trained(record.result, status=str(record.status), version=made)
+    text = f"version {record.version.number}" if record.version else "no version"
+    show(record, f"{record.status}: {text}", as_json=as_json)
 
 
 def _result_text(document: dict[str, Any], result: Any) -> str:

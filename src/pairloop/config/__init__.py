@@ -26,6 +26,7 @@ from pairloop.config.sections import (
     ServeSection,
     StoreSection,
 )
+from pairloop.config.track import TrackSection
 from pairloop.config.train import TrainSection
 from pairloop.errors import ConfigError
 
@@ -45,6 +46,7 @@ __all__ = [
     "Section",
     "ServeSection",
     "StoreSection",
+    "TrackSection",
     "TrainSection",
     "child_env",
     "duration_s",
@@ -70,6 +72,7 @@ class Config(Section):
     gate: GateSection = GateSection()
     schedule: ScheduleSection = ScheduleSection()
     store: StoreSection = StoreSection()
+    track: TrackSection = TrackSection()
 
     @model_validator(mode="after")
     def _offline_needs_a_labeller(self) -> Self:

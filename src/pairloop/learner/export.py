@@ -35,7 +35,7 @@ def export(job: TrainJob, model: nn.Module, target: Path) -> None:
             (folder / "README.md").unlink(missing_ok=True)  # a form, with nothing filled in
         else:
             saver.to(getattr(torch, job.dtype)).save_pretrained(folder)
-            _copy_tokenizer(Path(job.base_dir), folder)
+            copy_tokenizer(Path(job.base_dir), folder)
         for path in folder.iterdir():
             path.chmod(0o644)  # weights are written for the owner alone, and an engine may be another user
 
@@ -47,7 +47,7 @@ def _sort_config(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _copy_tokenizer(base_dir: Path, folder: Path) -> None:
+def copy_tokenizer(base_dir: Path, folder: Path) -> None:
     """Tokenizer, chat template, licence: the base's plain files, but for weights, prose, and what the export wrote itself."""
     for path in sorted(base_dir.iterdir()):
         if path.is_file() and path.suffix not in _WEIGHTS and path.name not in _NOT_COPIED and not path.name.startswith("."):

@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from pairloop.errors import ConfigError, StoreError
 from pairloop.store.columns import dump_json
@@ -29,11 +29,16 @@ _READER_POOL = {"pool_size": 32, "max_overflow": 96}
 
 
 def parse_url(database: str) -> URL:
-    """The SQLAlchemy URL; ConfigError where ``database`` is not one."""
+    """The SQLAlchemy URL; ConfigError where ``database`` is not one, or its driver is not installed."""
     try:
-        return make_url(database)
-    except ArgumentError as error:
+        url = make_url(database)
+        url.get_dialect().import_dbapi()
+    except (ArgumentError, NoSuchModuleError) as error:
         raise ConfigError(f"store.database: {database!r} is not a SQLAlchemy URL, such as sqlite:///pairloop.sqlite") from error
+    except ModuleNotFoundError as error:
+        hint = 'for postgresql+psycopg:// pip install "pairloop[postgres]"'
+        raise ConfigError(f"store.database: {describe(url)} needs the package {error.name}: {hint}") from error
+    return url
 
 
 def describe(url: URL) -> str:

@@ -17,6 +17,9 @@ from pairloop.types import BASE_VERSION, Alias, Version, VersionKind
 
 PromotionAction = Literal["promote", "rollback", "retire"]
 
+BASE_SELECTOR = "base"
+"""What follows the ``@`` of a model name that means version 0."""
+
 _ALIAS = sa.select(aliases.c.number).where(aliases.c.policy == sa.bindparam("policy"), aliases.c.alias == sa.bindparam("alias"))
 _GET = sa.select(versions).where(versions.c.policy == sa.bindparam("policy"), versions.c.number == sa.bindparam("number"))
 
@@ -159,6 +162,25 @@ def promotions(c: Connection, policy: str) -> list[Promotion]:
         )
         for row in rows
     ]
+
+
+def named(c: Connection, policy: str, name: str) -> Version:
+    """The version that ``name`` means: a number, ``policy@number``, ``policy@base``, ``policy@`` an alias, or the policy's bare
+    name for its champion. NotFoundError for any other."""
+    owner, at, selector = name.partition("@")
+    if not at:
+        owner, selector = (policy, name) if name.isdecimal() else (name, Alias.CHAMPION.value)
+    number: int | None = None
+    if selector in list(Alias):
+        number = alias(c, owner, Alias(selector))
+    elif selector == BASE_SELECTOR:
+        number = BASE_VERSION
+    elif selector.isascii() and selector.isdecimal() and len(selector) <= 9:
+        number = int(selector)
+    version = get(c, owner, number) if number is not None else None
+    if version is None:
+        raise NotFoundError(f"no version {name!r}; `pairloop versions` names those of {policy}", param="version")
+    return version
 
 
 def policies(c: Connection) -> list[str]:

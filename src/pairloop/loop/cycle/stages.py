@@ -12,7 +12,8 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pairloop.errors import NotFoundError, PairloopError, UserError
-from pairloop.loop import deploy, evaluate, gate, label, pairs, train
+from pairloop.loop import deploy, evaluate, gate, label, pairs
+from pairloop.loop.cycle import tracking
 from pairloop.loop.cycle.context import CycleLease, Loop, training
 from pairloop.store import cycles, datasets, duels, new_id, triggers, verdicts, versions
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, RunStatus, Verdict, VerdictKind, Version
@@ -82,6 +83,7 @@ def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never) -
             if len(moved.steps) == len(cycle.steps):
                 return moved
             cycle = moved
+            tracking.moved(loop, cycle)
             logger.info("cycle %d of %s: %s", cycle.number, loop.name, cycle.state)
         return cycle
 
@@ -154,15 +156,7 @@ def _train(turn: _Turn) -> None:
     with training(loop, turn.should_stop) as is_our_turn:
         if not is_our_turn:
             return  # stopped while a fine-tuning job had the machine
-        done = train.run(
-            loop.store,
-            loop.config,
-            dataset=dataset,
-            parent=turn.version(cycle.parent),
-            cycle_id=cycle.cycle_id,
-            owner=loop.owner,
-            should_stop=turn.should_stop,
-        )
+        done = tracking.train(loop, cycle, dataset, parent=turn.version(cycle.parent), should_stop=turn.should_stop)
     result = {"run_id": done.run_id, "result": dict(done.result)}
     match done.status:
         case RunStatus.SUCCEEDED:
