@@ -126,8 +126,9 @@ def position(c: Connection, job: Job) -> int | None:
     if job.status is not JobStatus.QUEUED or job.paused:
         return None
     ahead = sa.select(sa.func.count()).select_from(jobs)
-    states = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
-    return c.execute(ahead.where(jobs.c.status.in_(states), jobs.c.paused.is_(False), jobs.c.job_id < job.job_id)).scalar_one()
+    waits = sa.and_(jobs.c.status == JobStatus.QUEUED.value, jobs.c.job_id < job.job_id)
+    is_before = sa.or_(jobs.c.status == JobStatus.RUNNING.value, waits)
+    return c.execute(ahead.where(is_before, jobs.c.paused.is_(False))).scalar_one()
 
 
 def update(c: Connection, job: Job, **values: Any) -> bool:

@@ -184,11 +184,13 @@ versions = Table(
     Column("dataset_id", String(64), ForeignKey("datasets.dataset_id")),
     Column("run_id", String(64), ForeignKey("runs.run_id")),
     Column("created_at", UtcDateTime, nullable=False),
-    # Of versions that a fine-tuning job made; step number and metrics of its checkpoints. SQLite cannot add a foreign key.
+    # Of versions that a fine-tuning job made, with recipe and result (record); step number and metrics of its checkpoints.
+    # SQLite cannot add a foreign key.
     Column("job_id", String(64)),
     Column("step_number", Integer),
     Column("model_name", String(255)),
     Column("metrics", JSON),
+    Column("record", JSON),
     ForeignKeyConstraint(["policy", "parent"], ["versions.policy", "versions.number"]),
     Index("uq_versions_model_name", "model_name", unique=True),
     Index(None, "job_id"),

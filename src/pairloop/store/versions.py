@@ -55,6 +55,7 @@ def insert(c: Connection, version: Version) -> None:
             "step_number": version.step_number,
             "model_name": version.model_name,
             "metrics": None if version.metrics is None else dict(version.metrics),
+            "record": None if version.record is None else dict(version.record),
         },
     )
 
@@ -208,4 +209,5 @@ def _version(c: Connection, row: Row[Any]) -> Version:
         step_number=row.step_number,
         model_name=row.model_name,
         metrics=row.metrics,
+        record=row.record,
     )

@@ -169,7 +169,8 @@ class _Work:
             self._progress.known["prompts"] = done
             return not self._stops()
 
-        rows = roll_out(self._loop, self._config, self._job, parent, prompts, tell)
+        with beating(self._loop, self._job):  # one group may take longer than a lease
+            rows = roll_out(self._loop, self._config, self._job, parent, prompts, tell)
         if rows is None:
             return None
         now = datetime.now(UTC)
@@ -214,7 +215,11 @@ class _Work:
                 jobs.say(c, self._job.job_id, message, now, kind="metrics", data=data)
             return ours
 
-        self._ours = self._store.write(write)
+        try:
+            self._ours = self._store.write(write)
+        except StoreError:
+            self._progress.tell_again(events)
+            raise
         return self._ours
 
     def _keep_checkpoint(self, step: int, folder: Path, metrics: Row) -> None:
