@@ -169,6 +169,7 @@ def _check_answers(client: OpenAI, server: RunningServer, model: str, checkpoint
     reply = client.chat.completions.create(model=checkpoint, messages=ask)
     assert kept is not None
     assert server.group(reply.id).completions[0].version == kept.number
+    assert [one.id for one in client.chat.completions.list(model=checkpoint)] == [reply.id]
 
 
 def demonstration(i: int) -> dict[str, Any]:

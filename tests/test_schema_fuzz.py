@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import schemathesis
+from fastapi import Response
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
@@ -16,6 +17,7 @@ from schemathesis.core.result import Ok
 from tests.server import RunningServer, fake_config
 
 from pairloop.store import keys
+from pairloop.web.errors import error_response
 
 Serve = Callable[..., RunningServer]
 
@@ -121,11 +123,9 @@ def test_a_500_and_a_nameless_refusal_are_found(serve: Serve) -> None:
     async def bug(number: int) -> float:
         return 1 / (number * 0)
 
-    @server.app.get("/v1/status/mute", summary="planted")
-    async def mute(number: int) -> None:
-        from starlette.exceptions import HTTPException
-
-        raise HTTPException(400, f"no {number}")
+    @server.app.get("/v1/status/mute", summary="planted", response_model=None)
+    async def mute(number: int) -> Response:
+        return error_response(400, f"no {number}")
 
     server.app.openapi_schema = None
     document = server.http.get("/openapi.json").json()

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.loop.feedback import is_revealed
 from pairloop.loop.serve import Answer, version_called
-from pairloop.store import stored
+from pairloop.store import stored, versions
 from pairloop.store.stored import StoredCompletion
 from pairloop.types import Group, Message, offered_tools, spoken
 from pairloop.web.chat import head_and_headers, json_response, version_name
@@ -224,6 +224,9 @@ def _version_asked(c: Connection, policy: str, model: str | None) -> str | None:
     """The name under which the model's answers are stored; None for all answers of the policy."""
     if model is None or model == policy:
         return None
+    named = versions.by_model_name(c, model)
+    if named is not None:
+        return named.name
     name, _, selector = model.partition("@")
     number = version_called(c, policy, selector)
     return model if number is None else f"{name}@{number}"

@@ -29,7 +29,7 @@ def create(store: Store, config: Config, request: JobRequest) -> Job:
         start = find_start(c, config, request.start)
         if request.validation_file is not None and request.verifier is not None:
             raise InvalidRequestError(
-                f"with {request.verifier[1]} a share of the prompts is held out and scored by the verifier; leave validation_file out",
+                f"with {request.verifier[1]} a share of the prompts is held out and scored by it; leave validation_file out",
                 param="validation_file",
             )
         if start.base_model is not None and request.verifier is not None:

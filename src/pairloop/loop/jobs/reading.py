@@ -113,6 +113,7 @@ def _child(order: Order, answer: Connection) -> None:
         answer.send(error)
     except Exception as error:  # the supervisor line of this process: the parent tells it in the job
         answer.send(SystemFailure(f"the rows could not be read: {type(error).__name__}: {error}"))
+        raise
 
 
 def _read(order: Order) -> Found:
