@@ -17,8 +17,8 @@ from pairloop.store import files
 from pairloop.store.files import Purpose, StoredFile
 from pairloop.web.context import Here, context_of
 from pairloop.web.errors import error_response
+from pairloop.web.paging import After
 from pairloop.web.resources import seconds
-from pairloop.web.wire import NO_NUL
 
 
 class _OneFile(Request):
@@ -44,8 +44,7 @@ UPLOAD_PATH = "/v1/files"
 _FIELDS = frozenset({"file", "purpose"})
 _MEDIA = {Purpose.FINE_TUNE: "application/jsonl", Purpose.RESULTS: "text/csv"}
 
-After = Annotated[str | None, Query(max_length=128, pattern=NO_NUL)]
-FileId = Annotated[str, Path(max_length=128, pattern=NO_NUL)]
+FileId = Annotated[str, Path(max_length=128)]
 
 
 class FileResource(BaseModel):
@@ -100,7 +99,7 @@ async def upload(
 @router.get(UPLOAD_PATH, summary="Files, newest first", response_model_exclude_none=True)
 def list_files(
     context: Here,
-    purpose: Annotated[str | None, Query(max_length=64, pattern=NO_NUL)] = None,
+    purpose: Annotated[str | None, Query(max_length=64)] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     after: After = None,

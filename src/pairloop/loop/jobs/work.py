@@ -29,7 +29,6 @@ from pairloop.loop.jobs.reading import prompts_of
 from pairloop.loop.jobs.rollouts import roll_out
 from pairloop.loop.jobs.start import lineage_config
 from pairloop.loop.jobs.validate import fail, source_of
-from pairloop.loop.train import Halt
 from pairloop.store import datasets, files, jobs, new_id, versions
 from pairloop.store.files import StoredFile
 from pairloop.store.jobs import Job, JobStatus
@@ -192,10 +191,10 @@ class _Work:
         self._job = replace(self._job, dataset_id=dataset.dataset_id)
         return dataset
 
-    def _stops(self) -> Halt | bool:
+    def _stops(self) -> bool:
         """Asked a few times a second while it trains. What is cancelled is paused as well, and then removed."""
         if self._should_stop():
-            return Halt.PAUSE
+            return True
         if self._ours and (datetime.now(UTC) - self._beat_at).total_seconds() >= BEAT_S:
             try:
                 self._beat()
