@@ -77,7 +77,7 @@ def api_page() -> str:
         (path, verb.upper(), about) for path, verbs in sorted(_schema()["paths"].items()) for verb, about in verbs.items()
     ]
     for path, verb, about in routes:
-        text = about.get("description") or about.get("summary") or ""
+        text = about.get("summary") or about.get("description") or ""
         scopes = " or ".join(about.get("x-scopes", ["–"]))
         parts.append(f"| {verb} | `{path}` | {scopes} | {text.splitlines()[0] if text else ''} |")
     parts.append("\n## Bodies")

@@ -119,7 +119,8 @@ def test_once_there_is_a_key_every_v1_route_needs_one(locked: tuple[RunningServe
         ("Basic eDp5", "needs an API key"),
         ("Bearer none", "does not look like"),
         (f"Bearer {wrong}", "is not known"),
-        ("Bearer sk-pairloop-0123-4567", "is not known"),
+        ("Bearer sk-pairloop-0123-4567", "does not look like"),
+        (f"Bearer sk-pairloop-{'0' * 16}-{'1' * 64}", "is not known"),
         (f"Bearer {revoked}", "was revoked"),
         (f"Bearer {expired}", "has expired"),
     ):

@@ -211,6 +211,7 @@ def test_training_and_sampling_run_beside_their_peers(tmp_path: Path) -> None:
 # ---- the gateway
 
 
+@pytest.mark.slow
 def test_the_gateway_is_measured_beside_a_bare_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two real servers, few requests: the figures are there, ours is the slower one, and the tables hold them."""
     monkeypatch.setattr(gateway, "REQUESTS", {1: 40, 16: 160})

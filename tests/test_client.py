@@ -99,6 +99,35 @@ def test_a_cycle_is_followed_from_its_trigger_to_its_end(server: RunningServer, 
     assert [step.state for step in client.follow_cycle("cycle_9")] == [str(state) for state in states]
 
 
+def test_the_events_of_a_job_come_in_order_until_it_has_ended(server: RunningServer) -> None:
+    turn = {"messages": [{"role": "user", "content": "Hello"}]}
+    pairs = [
+        {
+            "input": turn,
+            "preferred_output": [{"role": "assistant", "content": f"good {number}"}],
+            "non_preferred_output": [{"role": "assistant", "content": f"bad {number}"}],
+        }
+        for number in range(8)
+    ]
+    content = "\n".join(map(json.dumps, pairs)).encode()
+    file = server.openai.files.create(file=("pairs.jsonl", content), purpose="fine-tune")
+    dpo: Any = {"type": "dpo", "dpo": {}}
+    job = server.openai.fine_tuning.jobs.create(training_file=file.id, model=POLICY, method=dpo)
+    looked: list[float] = []
+
+    def cancel(pause_s: float) -> None:
+        looked.append(pause_s)
+        server.openai.fine_tuning.jobs.cancel(job.id)
+
+    with connect(server, sleep=cancel) as client:
+        events = list(client.follow_job(job.id))
+    assert len(looked) == 1
+    newest_first = server.openai.fine_tuning.jobs.list_events(job.id).data
+    assert [event["id"] for event in events] == [event.id for event in reversed(newest_first)]
+    assert len(events) >= 2
+    assert "cancel" in events[-1]["message"].lower()
+
+
 def test_errors_are_typed_and_carry_the_requests_id(server: RunningServer, client: Client) -> None:
     with pytest.raises(NotFound, match="no cycle 'nobody'") as missing:
         client.cycles.get("nobody")

@@ -295,7 +295,21 @@ def test_a_version_is_named_as_models_are(world: World) -> None:
     with world.store.reading() as c:
         for name, number in (("1", 1), ("bot@1", 1), ("bot", 1), ("bot@champion", 1), ("bot@base", 0), ("0", 0)):
             assert versions.named(c, "bot", name).number == number
-        for name in ("9", "bot@9", "bot@challenger", "other", "other@1", "bot@", "@1", "", "-1", "bot@1.0", "9" * 30, "bot@²"):
+        for name in (
+            "9",
+            "ft:bot:pairloop::nothing",
+            "bot@9",
+            "bot@challenger",
+            "other",
+            "other@1",
+            "bot@",
+            "@1",
+            "",
+            "-1",
+            "bot@1.0",
+            "9" * 30,
+            "bot@²",
+        ):
             with pytest.raises(NotFoundError, match="no version"):
                 versions.named(c, "bot", name)
 

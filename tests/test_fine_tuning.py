@@ -16,7 +16,9 @@ from openai import DefaultHttpxClient, OpenAI
 from tests import openai_schema
 from tests.server import POLICY, RunningServer, fake_config
 
+from pairloop.errors import ModelError
 from pairloop.formats import snapshot
+from pairloop.loop.jobs import reading
 from pairloop.store import datasets, doctor, jobs, versions
 from pairloop.types import TrainingGroup, Version, VersionKind
 
@@ -167,6 +169,7 @@ def _check_answers(client: OpenAI, server: RunningServer, model: str, checkpoint
     reply = client.chat.completions.create(model=checkpoint, messages=ask)
     assert kept is not None
     assert server.group(reply.id).completions[0].version == kept.number
+    assert [one.id for one in client.chat.completions.list(model=checkpoint)] == [reply.id]
 
 
 def demonstration(i: int) -> dict[str, Any]:
@@ -222,6 +225,10 @@ def test_reinforcement_by_the_configured_verifier(serve: Callable[..., RunningSe
     rows = "".join(json.dumps({"messages": [{"role": "user", "content": f"Case {i}"}]}) + "\n" for i in range(24))
     grader = {"type": "verifier", "name": verifier}
     method: Any = {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": {"group_size": 4}}}
+    one, two = upload(client, rows.encode()), upload(client, rows.encode())
+    with pytest.raises(openai.BadRequestError, match="leave validation_file out") as refused:
+        client.fine_tuning.jobs.create(training_file=one, validation_file=two, model=POLICY, method=method)
+    assert refused.value.param == "validation_file"
     made = client.fine_tuning.jobs.create(training_file=upload(client, rows.encode()), model=POLICY, method=method, seed=1)
     job = ended(client, made.id)
     assert job.status == "succeeded", job.error
@@ -438,13 +445,28 @@ def server_time(server: RunningServer) -> Any:
         return versions.list_(c, POLICY)[0].created_at
 
 
+def test_what_is_wrong_with_a_model_is_told_also_of_large_files(tmp_path: Path) -> None:
+    """They are read in a process of its own, whose errors come back as they are."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(pair_rows(8))
+    config = fake_config(tmp_path, policy={"model": str(tmp_path / "no-model"), "method": "lora"})
+    order = reading.Order(config, "dpo", reading.Source(str(rows), "rows.jsonl", "training_file"), None, tmp_path)
+    with pytest.raises(ModelError, match="no such directory") as here:
+        reading.read(order, lambda: False)
+    rows.write_bytes(pair_rows(8) + b"\n" * reading.SMALL_BYTES)
+    with pytest.raises(ModelError) as there:
+        reading.read(order, lambda: False)
+    assert str(there.value) == str(here.value)
+
+
 # --- cancelled, paused, resumed
 
 
 def test_a_job_that_waits_is_paused_resumed_and_cancelled_once(idle: RunningServer) -> None:
     with checked(idle) as client:
         job = client.fine_tuning.jobs.create(training_file=upload(client, pair_rows(64)), model=POLICY, method=dpo())
-        assert client.fine_tuning.jobs.pause(job.id).to_dict()["pairloop"]["paused"] is True  # type: ignore[index]
+        paused = client.fine_tuning.jobs.pause(job.id)
+        assert (paused.status, paused.to_dict()["pairloop"]["paused"]) == ("queued", True)  # type: ignore[index]
         with pytest.raises(openai.BadRequestError, match="paused already"):
             client.fine_tuning.jobs.pause(job.id)
         client.fine_tuning.jobs.resume(job.id)
@@ -462,7 +484,9 @@ def test_a_job_is_paused_in_mid_training_and_goes_on(server: RunningServer) -> N
     client = server.openai
     file = upload(client, pair_rows(400))
     job = client.fine_tuning.jobs.create(training_file=file, model=POLICY, method=dpo(batch_size=1, n_epochs=50))
-    until(client, job.id, lambda one: one.pairloop["step"])
+    running = until(client, job.id, lambda one: one.estimated_finish)
+    assert (running.status, running.pairloop["total_steps"]) == ("running", 50 * 348)  # the other rows are held out
+    assert running.estimated_finish >= running.created_at
     paused = client.fine_tuning.jobs.pause(job.id)
     assert (paused.status, paused.estimated_finish) == ("queued", None)
     event_seen(client, job.id, "Paused at step")

@@ -53,6 +53,15 @@ def test_the_same_request_gets_the_same_reply_and_is_done_once(serve: Serve) -> 
     assert group_count(server) == 4
 
 
+def test_a_deleted_completion_takes_its_kept_reply_with_it(serve: Serve) -> None:
+    server = serve()
+    first = ask(server, "one", n=2).json()["id"]
+    assert server.http.delete(f"/v1/chat/completions/{first}").status_code == 200
+    again = ask(server, "one", n=2)
+    assert again.json()["id"] != first
+    assert "idempotent-replayed" not in again.headers
+
+
 def test_another_request_under_the_same_key_is_a_conflict(serve: Serve) -> None:
     server = serve()
     group_id = ask(server, "one", n=2).json()["id"]

@@ -31,8 +31,10 @@ from pairloop.errors import NotFoundError
 from pairloop.loop import jobs as room
 from pairloop.loop.cycle import ensure_base
 from pairloop.loop.cycle.context import Lease
+from pairloop.loop.export import facts
 from pairloop.loop.jobs import JobQueue, JobRequest
 from pairloop.loop.jobs.ownership import MAX_ATTEMPTS, claim
+from pairloop.loop.jobs.progress import Progress
 from pairloop.loop.jobs.start import find_start, lineage_name
 from pairloop.loop.schedule import Scheduler
 from pairloop.policy.engine import open_policy
@@ -194,6 +196,16 @@ def test_a_stopping_process_hands_its_job_on_without_a_count(rig: Rig) -> None:
             threading.Event().wait(0.02)
 
 
+def test_the_configured_trackers_hear_of_a_job(tmp_path: Path) -> None:
+    with open_rig(settings(tmp_path, schedule={"min_pairs": 0}, track={"to": ["tensorboard"]})) as rig:
+        job = a_job(rig.store, rig.loop.config)
+        assert room.validate_next(rig.loop)
+        assert room.train_next(rig.loop, never)
+        assert stored(rig.store, job).status is JobStatus.SUCCEEDED
+        folder = rig.loop.config.state_dir / "tracking" / "tensorboard" / "bot" / job.job_id
+        assert list(folder.glob("events.*"))
+
+
 # --- order
 
 
@@ -209,6 +221,10 @@ def test_jobs_are_trained_in_the_order_of_their_making_and_say_their_place(rig: 
     assert room.train_next(rig.loop, never)
     assert [stored(rig.store, job).status for job in made] == [JobStatus.QUEUED, JobStatus.SUCCEEDED, JobStatus.QUEUED]
     assert "Fine-tuning job queued; 2 before it" in messages(rig.store, made[2])
+    room.resume(rig.store, made[0].job_id)
+    rig.store.write(lambda c: jobs.update(c, stored(rig.store, made[2]), status=JobStatus.RUNNING))
+    with rig.store.reading() as c:
+        assert jobs.position(c, stored(rig.store, made[0])) == 1, "a newer one runs first"
 
 
 def test_a_machine_trains_a_job_or_a_cycle_and_neither_starves(tmp_path: Path) -> None:
@@ -300,6 +316,44 @@ def test_checkpoints_are_versions_that_no_list_shows(trained: tuple[Rig, Job]) -
         assert versions.next_number(c, "bot") == 5
 
 
+def test_a_model_keeps_its_own_record_where_its_folder_is_another_versions_too(trained: tuple[Rig, Job]) -> None:
+    rig, job = trained
+    with rig.store.reading() as c:
+        *_, last, final = versions.of_job(c, job.job_id)
+    same_bytes = replace(final, path=last.path)  # as where no step came after the last epoch's checkpoint
+    assert facts.gather(rig.store, same_bytes, "fake").result["steps"] == 12
+    assert facts.gather(rig.store, last, "fake").result["step"] == 12
+
+
+# --- what is told
+
+
+def row(step: int, **more: Any) -> dict[str, Any]:
+    return {"step": step, "of": 40, "loss": 0.5, **more}
+
+
+def test_what_is_heard_again_after_an_interruption_is_told_once() -> None:
+    first = Progress({})
+    for step in range(1, 21):
+        first.hear(row(step))
+    first.hear(row(20, heldout={"loss": 0.6}))
+    told = [message for message, _ in first.take_events()]
+    assert len(told) == 21
+    again = Progress(first.known)
+    for step in range(1, 21):
+        again.hear(row(step))
+        assert again.known["expected_end"] is None, "replayed steps say nothing about the pace"
+    again.hear(row(20, heldout={"loss": 0.6}))
+    assert again.take_events() == []
+    again.hear(row(21))
+    again.hear(row(22))
+    assert again.known["expected_end"] is not None
+    taken = again.take_events()
+    again.hear(row(23))
+    again.tell_again(taken)
+    assert [message.split(":")[0] for message, _ in again.take_events()] == ["Step 21/40", "Step 22/40", "Step 23/40"]
+
+
 # --- what the doctor finds
 
 
@@ -323,8 +377,9 @@ def test_jobs_by_the_command_line(tmp_path: Path) -> None:
     path = write_config(tmp_path / "bot", {"policy": {"model": "fake"}})
     rows = tmp_path / "rows.jsonl"
     rows.write_bytes(pair_rows(64))
-    with open_rig(load_config(path, env={})):
-        pass  # version 0 is registered
+    wrong = CliRunner().invoke(pairloop, ["jobs", "create", str(rows), "--model", "nobody", "--config", str(path)])
+    assert (wrong.exit_code, "'nobody' does not exist" in wrong.output) == (2, True), wrong.output
+    assert not list((path.parent / "artifacts").glob("files/*")), "nothing is copied for a job that cannot be"
     made = _invoke(path, "create", str(rows), "--method", "dpo", "--beta", "0.2", "--suffix", "cli")
     job_id = made.split(":")[0]
     assert job_id in _invoke(path, "list")
@@ -391,6 +446,23 @@ def test_a_killed_worker_is_replaced_and_its_job_goes_on_to_a_model(tmp_path: Pa
     finally:
         if first.poll() is None:
             first.kill()
+
+
+def test_a_training_process_that_dies_again_and_again_is_the_machines_fault(rig: Rig) -> None:
+    """kill -9 of the training process: once it is started again, three times in a row end the job with a code."""
+    job = a_job(rig.store, rig.loop.config, 400, batch_size=1, n_epochs=50)
+    deadline, pause = time.monotonic() + 60, threading.Event()
+    with working(rig):
+        while (failed := stored(rig.store, job)).status is not JobStatus.FAILED:
+            assert time.monotonic() < deadline, failed
+            for child in psutil.Process().children(recursive=True):
+                if "pairloop.learner" in child.cmdline():
+                    child.kill()
+            pause.wait(0.02)
+    assert failed.error is not None
+    assert (failed.error["code"], failed.error["kind"], failed.error["param"]) == ("child_died", "system_error", None)
+    assert failed.result_files
+    assert doctor.check(rig.store) == []
 
 
 @pytest.mark.slow

@@ -155,6 +155,7 @@ def test_filtered_imitation_keeps_the_best_that_are_worth_something() -> None:
     assert groups_of(arm, "g", [1], completions(3), [0.0, 0.0, 0.0]) == []
 
 
+@pytest.mark.slow
 def test_a_comparison_resumes_and_cuts_off_a_half_written_line(tmp_path: Path) -> None:
     jobs = jobs_of([ARMS["sft"], ARMS["dpo_s1"]], ["sort"], [0], replace(SMALL, rollouts=64))
     rows = compare.compare(jobs[:1], tmp_path, tmp_path / "bases")
@@ -219,6 +220,7 @@ def test_bad_arguments_are_named(tmp_path: Path, arguments: list[str], complaint
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_verb_prints_one_document(tmp_path: Path) -> None:
     small = ["--arms", "grpo_2,sft", "--tasks", "sort", "--seeds", "0", "--rollouts", "64", "--step", "32", "--workers", "1"]
     found = CliRunner().invoke(pairloop, ["lab", "compare", *small, "--out", str(tmp_path), "--json"])

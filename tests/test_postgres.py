@@ -9,15 +9,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 from tests.loop_rig import open_rig, settings
+from tests.test_fine_tuning import pair_rows
 
 from pairloop.errors import ConfigError, StoreError
-from pairloop.loop import cycle
+from pairloop.loop import cycle, jobs
 from pairloop.store import Store, doctor
 from pairloop.store.database import parse_url
+from pairloop.store.jobs import walk
 from pairloop.types import CycleState
 
 POSTGRES_USER = "postgres"
@@ -75,6 +78,29 @@ def test_two_cycles_from_picks_to_a_better_champion(url: str, tmp_path: Path) ->
         assert doctor.check(rig.store) == []
     with open_rig(config) as again:  # the schema is there, and is at head
         assert again.champion == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(binary("initdb") is None, reason="PostgreSQL's initdb is not installed")
+def test_a_fine_tuning_job_from_rows_to_a_model(url: str, tmp_path: Path) -> None:
+    pytest.importorskip("psycopg", reason='needs the extra "postgres"')
+    with open_rig(settings(tmp_path, store={"database": url})) as rig:
+        config, rows = rig.loop.config, BytesIO(pair_rows(64))
+        file = jobs.upload(rig.store, config, rows, filename="rows.jsonl", purpose="fine-tune")
+        body = {"training_file": file.file_id, "model": "bot", "method": {"type": "dpo"}, "metadata": {"team": "a"}}
+        made = [jobs.create(rig.store, config, jobs.JobRequest.model_validate(body)) for _ in range(2)]
+        while jobs.validate_next(rig.loop):
+            pass
+        jobs.pause(rig.store, made[0].job_id)
+        assert jobs.train_next(rig.loop, lambda: False)
+        jobs.resume(rig.store, made[0].job_id)
+        jobs.cancel(rig.store, made[0].job_id)
+        with rig.store.reading() as c:
+            ended = [jobs.get(c, job.job_id) for job in made]
+            listed = [job.job_id for job in walk(c)]
+        assert [str(job.status) for job in ended] == ["cancelled", "succeeded"], ended
+        assert listed == [job.job_id for job in made[::-1]]
+        assert doctor.check(rig.store) == []
 
 
 def test_a_driver_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

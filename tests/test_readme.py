@@ -81,5 +81,5 @@ def test_its_one_off_run_works_without_a_server(tmp_path: Path, monkeypatch: pyt
     output = _run(train.replace("--model DIR", "--model starter --method full").replace("--out DIR", "--out trained"))
     assert "succeeded" in output
     assert Path("trained/model.safetensors").exists()
-    [stats] = _commands("pairloop data stats")
-    assert "train pairs" in _run(stats)
+    [check] = _commands("pairloop data check")
+    assert "40 good, 0 refused" in _run(check)

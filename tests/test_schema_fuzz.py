@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import schemathesis
+from fastapi import Response
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
@@ -16,6 +17,7 @@ from schemathesis.core.result import Ok
 from tests.server import RunningServer, fake_config
 
 from pairloop.store import keys
+from pairloop.web.errors import error_response
 
 Serve = Callable[..., RunningServer]
 
@@ -38,6 +40,10 @@ def operations(document: dict[str, Any]) -> Iterator[Any]:
 def fuzz(server: RunningServer, examples: int, paths: Collection[str] = ()) -> Counter[int]:
     """``examples`` requests per operation (of ``paths``), in part such as the document forbids; the statuses that came back."""
     document = server.http.get("/openapi.json").json()
+    del document["components"]["securitySchemes"]  # else it draws keys, too, and is told 401
+    for methods in document["paths"].values():
+        for route in methods.values():
+            route.pop("security", None)
     if paths:
         document["paths"] = {path: document["paths"][path] for path in paths}
     key, token = keys.new("fuzz", [keys.Scope.ADMIN])  # one that a drawn request makes would lock the others out
@@ -104,7 +110,7 @@ def test_the_documents_examples_are_taken(server: RunningServer) -> None:
 
 @pytest.mark.slow
 def test_no_request_that_the_document_knows_is_a_500_at_length(server: RunningServer) -> None:
-    statuses = fuzz(server, examples=300)
+    statuses = fuzz(server, examples=100)
     print(f"{statuses.total()} requests: {dict(sorted(statuses.items()))}")
     assert statuses[401] == 0
 
@@ -117,11 +123,9 @@ def test_a_500_and_a_nameless_refusal_are_found(serve: Serve) -> None:
     async def bug(number: int) -> float:
         return 1 / (number * 0)
 
-    @server.app.get("/v1/status/mute", summary="planted")
-    async def mute(number: int) -> None:
-        from starlette.exceptions import HTTPException
-
-        raise HTTPException(400, f"no {number}")
+    @server.app.get("/v1/status/mute", summary="planted", response_model=None)
+    async def mute(number: int) -> Response:
+        return error_response(400, f"no {number}")
 
     server.app.openapi_schema = None
     document = server.http.get("/openapi.json").json()

@@ -125,6 +125,7 @@ def test_only_the_gate_pool_duels_and_a_fair_coin_places_the_challenger(world: W
         SamplingParams(seed=0),
         SamplingParams(temperature=0.0),
         SamplingParams(temperature=1e-46),
+        SamplingParams(temperature=0.3),
         SamplingParams(top_p=1e-6),
         SamplingParams(temperature=0.7, seed=7),
     ],

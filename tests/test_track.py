@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.loop_rig import open_rig, settings
+from tests.test_jobs import a_job, until, working
 
 from pairloop.cli import pairloop
 from pairloop.config import Config, load_config, parse_config
@@ -206,6 +207,21 @@ def test_training_on_a_file_is_heard_too(tmp_path: Path, monkeypatch: pytest.Mon
     assert [step for step, _ in curve(events, "train/loss")] == list(range(1, steps + 1))
     assert words(events, "status") == "succeeded"
     assert f"| data_sha256 | {hashlib.sha256(rows.read_bytes()).hexdigest()} |" in words(events, "settings")
+
+
+def test_a_fine_tuning_job_is_heard_too(tmp_path: Path) -> None:
+    config = tracked(tmp_path, "tensorboard")
+    with open_rig(config) as rig:
+        job = a_job(rig.store, config, n_epochs=2, beta=0.7)
+        with working(rig):
+            done = until(rig.store, job, lambda now: now.status.is_terminal)
+    events = board(config, job.job_id)
+    assert done.fine_tuned_model is not None
+    assert words(events, "version") == done.fine_tuned_model
+    steps = [step for step, _ in curve(events, "train/loss")]
+    assert steps == list(range(1, len(steps) + 1)) != []
+    assert "| train.beta | 0.7 |" in words(events, "settings")
+    assert f"| dataset | {done.dataset_id} |" in words(events, "settings")
 
 
 # --- what goes wrong

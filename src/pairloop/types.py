@@ -398,7 +398,8 @@ class Version:
     """An immutable member of a policy's lineage: version 0 is the base, numbers count up and are never reused.
 
     What a fine-tuning job made has its ``job_id`` and is also known by its ``model_name`` (``ft:...``); a checkpoint of one
-    has the ``step_number`` after which it was taken, and the ``metrics`` of then.
+    has the ``step_number`` after which it was taken, and the ``metrics`` of then. ``record``: its own recipe and result, since
+    a folder of the same bytes may be another version's too, whose manifest it then has.
     """
 
     policy: str
@@ -414,6 +415,7 @@ class Version:
     step_number: int | None = None
     model_name: str | None = None
     metrics: Mapping[str, float] | None = None
+    record: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:

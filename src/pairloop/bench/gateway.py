@@ -71,13 +71,14 @@ def bench(settings: Settings, *, soak: int = 0) -> dict[str, Any]:
     folder = settings.folder / "gateway"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    load_average = os.getloadavg()[0]
     with ExitStack() as running:
         ours = running.enter_context(_pairloop(folder))
         bare = running.enter_context(_bare(folder, ours))
         found = _turns(settings, ours, bare, _Commits(folder))
         if soak:
             found["memory"] = _soak(settings, ours, soak)
-    return found
+    return {"load_average": round(load_average, 1), "processors": os.cpu_count(), **found}
 
 
 def _turns(settings: Settings, ours: Server, bare: Server, commits: _Commits) -> dict[str, Any]:

@@ -20,7 +20,11 @@ def tables(found: Mapping[str, Any]) -> list[tuple[Sequence[str], list[tuple[str
 
 
 def sentence(found: Mapping[str, Any]) -> str:
-    return f"One commit of a group, alone on the same disk: {spread(found['commit_ms'])} ms."
+    """What the figures are to be read beside."""
+    return (
+        f"One commit of a group, alone on the same disk: {spread(found['commit_ms'])} ms. Before the run the machine's load "
+        f"average was {found['load_average']} on {found['processors']} processors: what others do there lengthens the tails."
+    )
 
 
 def section(document: Mapping[str, Any]) -> list[str]:

@@ -86,6 +86,7 @@ def jobs_create(
     """Put FILE's rows and a job that trains on them into the store. The server or `pairloop worker` does the rest."""
     from pairloop.cli.opening import open_store
     from pairloop.loop import jobs as room
+    from pairloop.loop.cycle import register_base
 
     options: dict[str, Any] = {"hyperparameters": {name: value for name, value in numbers.items() if value is not None}}
     if verifier is not None:
@@ -97,7 +98,10 @@ def jobs_create(
             "seed": seed,
             "method": {"type": method, method: options},
         }
-        _request({**body, "training_file": "checked-first"})
+        register_base(store, config)
+        first = _request({**body, "training_file": "checked-first"})
+        with store.reading() as c:
+            room.find_start(c, config, first.start)  # before the file is copied
         body["training_file"] = _upload(store, config, file)
         body["validation_file"] = None if validation_file is None else _upload(store, config, validation_file)
         job = room.create(store, config, _request(body))

@@ -77,7 +77,6 @@ class TrainStatus(StrEnum):
     NOTHING_TO_TRAIN = "nothing_to_train"
     FAILED = "failed"
     PAUSED = "paused"
-    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ class JobStatus(StrEnum):
         return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
-OPEN = (JobStatus.VALIDATING, JobStatus.QUEUED, JobStatus.RUNNING)
+_OPEN = tuple(status.value for status in JobStatus if not status.is_terminal)
 
 Level = Literal["info", "warn", "error"]
 EventType = Literal["message", "metrics"]
@@ -110,14 +110,14 @@ def walk(c: Connection, *, after: str | None = None) -> Iterator[Job]:
 
 def waiting(c: Connection, statuses: Sequence[JobStatus]) -> list[Job]:
     """Jobs in one of these states that are not paused, oldest first: the queue."""
-    statement = sa.select(jobs).where(jobs.c.status.in_(statuses), jobs.c.paused.is_(False))
+    statement = sa.select(jobs).where(jobs.c.status.in_([status.value for status in statuses]), jobs.c.paused.is_(False))
     return [_job(row) for row in c.execute(statement.order_by(jobs.c.job_id))]
 
 
 def using_file(c: Connection, file_id: str) -> Job | None:
     """A job that has not ended and needs this file."""
     uses = sa.or_(jobs.c.training_file == file_id, jobs.c.validation_file == file_id)
-    row = c.execute(sa.select(jobs).where(uses, jobs.c.status.in_(OPEN)).limit(1)).first()
+    row = c.execute(sa.select(jobs).where(uses, jobs.c.status.in_(_OPEN)).limit(1)).first()
     return None if row is None else _job(row)
 
 
@@ -126,21 +126,22 @@ def position(c: Connection, job: Job) -> int | None:
     if job.status is not JobStatus.QUEUED or job.paused:
         return None
     ahead = sa.select(sa.func.count()).select_from(jobs)
-    states = (JobStatus.QUEUED, JobStatus.RUNNING)
-    return c.execute(ahead.where(jobs.c.status.in_(states), jobs.c.paused.is_(False), jobs.c.job_id < job.job_id)).scalar_one()
+    waits = sa.and_(jobs.c.status == JobStatus.QUEUED.value, jobs.c.job_id < job.job_id)
+    is_before = sa.or_(jobs.c.status == JobStatus.RUNNING.value, waits)
+    return c.execute(ahead.where(is_before, jobs.c.paused.is_(False))).scalar_one()
 
 
 def update(c: Connection, job: Job, **values: Any) -> bool:
     """Change a job that is as it was read: in the same state, paused or not, and with the same owner. False where it is not."""
     owner = jobs.c.owner.is_(None) if job.owner is None else jobs.c.owner == job.owner
-    same = (jobs.c.job_id == job.job_id, jobs.c.status == job.status, jobs.c.paused.is_(job.paused), owner)
+    same = (jobs.c.job_id == job.job_id, jobs.c.status == job.status.value, jobs.c.paused.is_(job.paused), owner)
     values = {name: _plain(value) for name, value in values.items()}
     return c.execute(sa.update(jobs).where(*same).values(**values)).rowcount == 1
 
 
 def beat(c: Connection, job_id: str, owner: str, *, at: datetime, lease_expires_at: datetime, **values: Any) -> bool:
     """Record that the owner is alive; False where the job has another one, has ended or was paused: then it stops."""
-    mine = (jobs.c.job_id == job_id, jobs.c.owner == owner, jobs.c.paused.is_(False), jobs.c.status.in_(OPEN))
+    mine = (jobs.c.job_id == job_id, jobs.c.owner == owner, jobs.c.paused.is_(False), jobs.c.status.in_(_OPEN))
     values = {name: _plain(value) for name, value in values.items()}
     statement = sa.update(jobs).where(*mine).values(heartbeat_at=at, lease_expires_at=lease_expires_at, **values)
     return c.execute(statement).rowcount == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from pairloop.store.schema import keys
 PREFIX = "sk-pairloop-"
 LONGEST_NAME = 128
 _PUBLIC_BYTES, _SECRET_BYTES = 8, 32
+_TOKEN = re.compile(rf"{PREFIX}(?P<public>[0-9a-f]{{{2 * _PUBLIC_BYTES}}})-(?P<secret>[0-9a-f]{{{2 * _SECRET_BYTES}}})")
 _GET = sa.select(keys).where(keys.c.key_id == sa.bindparam("key_id"))
 
 
@@ -72,8 +74,8 @@ def hash_of(secret: str) -> str:
 
 def split(token: str) -> tuple[str, str] | None:
     """(key_id, secret) of ``sk-pairloop-<public>-<secret>``; None for anything else."""
-    public, _, secret = token.removeprefix(PREFIX).partition("-")
-    return (public, secret) if token.startswith(PREFIX) and public and secret else None
+    match = _TOKEN.fullmatch(token)
+    return None if match is None else (match["public"], match["secret"])
 
 
 def new(

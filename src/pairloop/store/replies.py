@@ -20,13 +20,14 @@ _GET = sa.select(stored_replies).where(
 
 @dataclass(frozen=True, slots=True)
 class StoredReply:
-    """What was answered, and a hash of what had been asked."""
+    """What was answered, and a hash of what had been asked; ``subject``: the id of what the reply is about."""
 
     request_hash: str
     status: int
     headers: Mapping[str, str]
     body: bytes
     created_at: datetime
+    subject: str | None = None
 
 
 def get(c: Connection, caller: str, idempotency_key: str, *, now: datetime) -> StoredReply | None:
@@ -34,7 +35,7 @@ def get(c: Connection, caller: str, idempotency_key: str, *, now: datetime) -> S
     row = c.execute(_GET, {"caller": caller, "key": idempotency_key}).first()
     if row is None or row.created_at <= now - RETENTION:
         return None
-    return StoredReply(row.request_hash, row.status, row.headers, row.body, row.created_at)
+    return StoredReply(row.request_hash, row.status, row.headers, row.body, row.created_at, row.subject)
 
 
 def put(c: Connection, caller: str, idempotency_key: str, reply: StoredReply) -> None:
@@ -46,9 +47,15 @@ def put(c: Connection, caller: str, idempotency_key: str, reply: StoredReply) ->
             "caller": caller,
             "idempotency_key": idempotency_key,
             "request_hash": reply.request_hash,
+            "subject": reply.subject,
             "status": reply.status,
             "headers": dict(reply.headers),
             "body": reply.body,
             "created_at": reply.created_at,
         },
     )
+
+
+def forget(c: Connection, subject: str) -> None:
+    """Throw away the replies about what was deleted."""
+    c.execute(sa.delete(stored_replies).where(stored_replies.c.subject == subject))

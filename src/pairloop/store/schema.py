@@ -184,11 +184,13 @@ versions = Table(
     Column("dataset_id", String(64), ForeignKey("datasets.dataset_id")),
     Column("run_id", String(64), ForeignKey("runs.run_id")),
     Column("created_at", UtcDateTime, nullable=False),
-    # Of versions that a fine-tuning job made; step number and metrics of its checkpoints. SQLite cannot add a foreign key.
+    # Of versions that a fine-tuning job made, with recipe and result (record); step number and metrics of its checkpoints.
+    # SQLite cannot add a foreign key.
     Column("job_id", String(64)),
     Column("step_number", Integer),
     Column("model_name", String(255)),
     Column("metrics", JSON),
+    Column("record", JSON),
     ForeignKeyConstraint(["policy", "parent"], ["versions.policy", "versions.number"]),
     Index("uq_versions_model_name", "model_name", unique=True),
     Index(None, "job_id"),
@@ -410,9 +412,12 @@ stored_replies = Table(
     Column("caller", String(64), primary_key=True),
     Column("idempotency_key", String(255), primary_key=True),
     Column("request_hash", String(64), nullable=False),
+    # What the reply is about, by its id: a completion that is deleted takes the replies that hold its text with it.
+    Column("subject", String(255)),
     Column("status", Integer, nullable=False),
     Column("headers", JSON, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Index(None, "created_at"),
+    Index(None, "subject"),
 )

@@ -13,7 +13,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection
 
-from pairloop.store import groups
+from pairloop.store import groups, replies
 from pairloop.store.schema import stored_completions, stored_metadata
 from pairloop.types import Group, GroupKind
 
@@ -112,6 +112,7 @@ def delete(c: Connection, group_id: str, at: datetime) -> bool:
         return False
     c.execute(sa.delete(stored_metadata).where(stored_metadata.c.group_id == group_id))
     groups.erase(c, group_id)
+    replies.forget(c, group_id)
     return True
 
 

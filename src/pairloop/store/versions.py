@@ -55,6 +55,7 @@ def insert(c: Connection, version: Version) -> None:
             "step_number": version.step_number,
             "model_name": version.model_name,
             "metrics": None if version.metrics is None else dict(version.metrics),
+            "record": None if version.record is None else dict(version.record),
         },
     )
 
@@ -165,8 +166,12 @@ def promotions(c: Connection, policy: str) -> list[Promotion]:
 
 
 def named(c: Connection, policy: str, name: str) -> Version:
-    """The version that ``name`` means: a number, ``policy@number``, ``policy@base``, ``policy@`` an alias, or the policy's bare
-    name for its champion. NotFoundError for any other."""
+    """The version that ``name`` means: a number, ``policy@number``, ``policy@base``, ``policy@`` an alias, the policy's bare
+    name for its champion, or the name that a fine-tuning job gave (``ft:...``). NotFoundError for any other."""
+    if name.startswith("ft:"):
+        made = by_model_name(c, name)
+        if made is not None:
+            return made
     owner, at, selector = name.partition("@")
     if not at:
         owner, selector = (policy, name) if name.isdecimal() else (name, Alias.CHAMPION.value)
@@ -204,4 +209,5 @@ def _version(c: Connection, row: Row[Any]) -> Version:
         step_number=row.step_number,
         model_name=row.model_name,
         metrics=row.metrics,
+        record=row.record,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
@@ -15,6 +14,7 @@ from pairloop.web.errors import error_response, from_error
 from pairloop.web.keyring import KeyRing
 from pairloop.web.limits import Buckets, Taken
 from pairloop.web.scopes import scopes_of
+from pairloop.web.sites import site_of
 
 KEY_COOKIE = "pairloop_key"
 CALLER = "pairloop.caller"
@@ -100,7 +100,7 @@ def token_of(headers: Headers) -> str | None:
     if kind.lower() == "bearer" and token.strip():
         return token.strip()
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+    if origin is not None and site_of(origin) != headers.get("host"):
         return None
     try:
         morsel = SimpleCookie(headers.get("cookie", "")).get(KEY_COOKIE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from pairloop.errors import (
     UserError,
 )
 
+logger = logging.getLogger(__name__)
+
+STORE_DOWN = "The store cannot be used at the moment; the server's log says why. Nothing was changed; try again."
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 UNREADABLE = "There was an error parsing the body"
@@ -85,7 +89,8 @@ def from_error(error: PairloopError) -> Response:
     if isinstance(error, EngineError):
         code = "engine_unavailable"
     if isinstance(error, StoreError):
-        code = "store_unavailable"
+        logger.error("the store failed a request: %s", error)  # with paths and addresses, which are nobody else's business
+        return error_response(status, STORE_DOWN, code="store_unavailable")
     return error_response(status, str(error), param=param, code=code)
 
 
@@ -110,7 +115,8 @@ def install(app: FastAPI) -> None:
             message = f"Invalid URL ({request.method} {request.url.path})"
         if error.status_code == 405:
             message = f"Not allowed to {request.method} on {request.url.path}"
-        return error_response(error.status_code, message, headers=error.headers)
+        param = "body" if error.status_code == 400 else None  # no route of ours raises it: a form that could not be read
+        return error_response(error.status_code, message, param=param, headers=error.headers)
 
 
 def from_validation(problems: Sequence[Mapping[str, Any]]) -> Response:

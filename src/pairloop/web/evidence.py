@@ -16,12 +16,11 @@ from pairloop.store import datasets, feedback, groups
 from pairloop.types import PREFERENCE_METRIC, Feedback
 from pairloop.web.context import Here
 from pairloop.web.paging import page
-from pairloop.web.wire import NO_NUL
 
 router = APIRouter(tags=["feedback"])
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
-After = Annotated[str | None, Query(max_length=255, pattern=NO_NUL)]
+After = Annotated[str | None, Query(max_length=255)]
 
 
 class FeedbackResource(BaseModel):
@@ -55,7 +54,7 @@ class SetAsideResource(BaseModel):
 
 @router.get("/v1/feedback", summary="Everything that was said about one inference, in order of arrival, revisions too")
 def list_feedback(
-    inference_id: Annotated[str, Query(max_length=255, pattern=NO_NUL)], context: Here, limit: Limit = 100, after: After = None
+    inference_id: Annotated[str, Query(max_length=255)], context: Here, limit: Limit = 100, after: After = None
 ) -> Page[FeedbackResource]:
     with context.store.reading() as c:
         group = groups.get(c, inference_id)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Literal
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Path, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from pairloop.errors import InvalidRequestError
@@ -15,17 +17,34 @@ from pairloop.store import files
 from pairloop.store.files import Purpose, StoredFile
 from pairloop.web.context import Here, context_of
 from pairloop.web.errors import error_response
+from pairloop.web.paging import After
 from pairloop.web.resources import seconds
-from pairloop.web.wire import NO_NUL
 
-router = APIRouter(tags=["fine-tuning"])
+
+class _OneFile(Request):
+    """A form of one file and one field: parts beyond would each be held in memory before anything looks at them."""
+
+    def form(self, **_: Any) -> Any:
+        return super().form(max_files=1, max_fields=8)
+
+
+class _OneFileRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_one_file(request: Request) -> Response:
+            return await handle(_OneFile(request.scope, request.receive))
+
+        return handle_one_file
+
+
+router = APIRouter(tags=["fine-tuning"], route_class=_OneFileRoute)
 
 UPLOAD_PATH = "/v1/files"
 _FIELDS = frozenset({"file", "purpose"})
 _MEDIA = {Purpose.FINE_TUNE: "application/jsonl", Purpose.RESULTS: "text/csv"}
 
-After = Annotated[str | None, Query(max_length=128, pattern=NO_NUL)]
-FileId = Annotated[str, Path(max_length=128, pattern=NO_NUL)]
+FileId = Annotated[str, Path(max_length=128)]
 
 
 class FileResource(BaseModel):
@@ -80,7 +99,7 @@ async def upload(
 @router.get(UPLOAD_PATH, summary="Files, newest first", response_model_exclude_none=True)
 def list_files(
     context: Here,
-    purpose: Annotated[str | None, Query(max_length=64, pattern=NO_NUL)] = None,
+    purpose: Annotated[str | None, Query(max_length=64)] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     after: After = None,

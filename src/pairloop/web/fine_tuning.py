@@ -25,13 +25,12 @@ from pairloop.web.job_resources import (
     event_resource,
     job_resource,
 )
-from pairloop.web.wire import NO_NUL
+from pairloop.web.paging import After
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 Limit = Annotated[int, Query(ge=1, le=100)]
-After = Annotated[str | None, Query(max_length=128, pattern=NO_NUL)]
-JobId = Annotated[str, Path(max_length=128, pattern=NO_NUL)]
+JobId = Annotated[str, Path(max_length=128)]
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
 
 

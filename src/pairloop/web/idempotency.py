@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,9 +24,11 @@ from pairloop.web.errors import error_response
 
 HEADER = "idempotency-key"
 LONGEST = 255
-UPLOADS = "multipart/"
+UPLOADS = b"multipart/"
 _NOT_KEPT = ("/v1/keys",)
 """A reply that holds a secret is not written down."""
+_STREAMED = "/export"
+"""A reply that may be as large as a dataset; it changes nothing, so it may be asked for again."""
 _KEPT_HEADERS = frozenset({"content-type", "x-pairloop-model-version"})
 
 
@@ -38,7 +42,7 @@ class Idempotency:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope) if scope["type"] == "http" and scope["method"] == "POST" else Headers()
-        if HEADER not in headers or not scope["path"].startswith("/v1/"):
+        if HEADER not in headers or not scope["path"].startswith("/v1/") or scope["path"].endswith(_STREAMED):
             await self._app(scope, receive, send)
             return
         key = headers[HEADER]
@@ -46,29 +50,33 @@ class Idempotency:
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        request_hash, receive = await _hashed(scope, headers, receive)
+        asked = _Asked(scope, headers, receive)
+        if not asked.is_upload:
+            await asked.read_ahead()
         about = (str(scope.get(CALLER, "")), key)
         while (ended := self._under_way.get(about)) is not None:
             await ended.wait()
         self._under_way[about] = ended = asyncio.Event()
         try:
-            await self._answer(about, request_hash, scope, receive, send)
+            await self._answer(about, asked, scope, send)
         finally:
             del self._under_way[about]
             ended.set()
 
-    async def _answer(self, about: tuple[str, str], request_hash: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, about: tuple[str, str], asked: _Asked, scope: Scope, send: Send) -> None:
         stored = await asyncio.to_thread(self._read, about)
         if stored is None:
-            await self._app(scope, receive, self._keeping(about, request_hash, send))
-        elif stored.request_hash != request_hash:
+            await self._app(scope, asked.receive, self._keeping(about, asked, send))
+            return
+        await asked.drain()
+        if stored.request_hash != asked.hash():
             text = f"The Idempotency-Key {about[1]!r} was used for another request; a new request needs a new key."
-            await error_response(409, text, param="Idempotency-Key", code="idempotency_key_reused")(scope, receive, send)
+            await error_response(409, text, param="Idempotency-Key", code="idempotency_key_reused")(scope, asked.receive, send)
         else:
             sent = {**stored.headers, "idempotent-replayed": "true"}
-            await Response(stored.body, status_code=stored.status, headers=sent)(scope, receive, send)
+            await Response(stored.body, status_code=stored.status, headers=sent)(scope, asked.receive, send)
 
-    def _keeping(self, about: tuple[str, str], request_hash: str, send: Send) -> Send:
+    def _keeping(self, about: tuple[str, str], asked: _Asked, send: Send) -> Send:
         """Holds a reply back until it is stored; one that is not to be kept passes as it comes."""
         held: list[Message] = []
         keeps = False
@@ -82,7 +90,7 @@ class Idempotency:
                 return
             held.append(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
-                reply = _reply(request_hash, held)
+                reply = _reply(asked.hash(), held)
                 await asyncio.wrap_future(self._store.submit(lambda c: replies.put(c, *about, reply)))
                 for part in held:
                     await send(part)
@@ -104,24 +112,55 @@ def _refusal(key: str, path: str) -> Response | None:
     return None
 
 
-async def _hashed(scope: Scope, headers: Headers, receive: Receive) -> tuple[str, Receive]:
-    """A hash of the request, and a ``receive`` that still gives its body.
+class _Asked:
+    """A request whose hash is known once its body was read: ahead where it is small, on its way to the route of an upload.
 
-    Of an upload only the length counts: its parts are divided by a text that a client draws anew for each attempt.
+    The parts of an upload are divided by a text that a client draws anew for each attempt; it is left out.
     """
-    digest = hashlib.sha256(f"{scope['method']} {scope['path']}?".encode() + scope["query_string"])
-    if headers.get("content-type", "").startswith(UPLOADS):
-        digest.update(headers.get("content-length", "").encode())
-        return digest.hexdigest(), receive
-    read: list[Message] = []
-    while not read or (read[-1]["type"] == "http.request" and read[-1].get("more_body", False)):
-        read.append(await receive())
-        digest.update(read[-1].get("body", b""))
 
-    async def receive_again() -> Message:
-        return read.pop(0) if read else await receive()
+    def __init__(self, scope: Scope, headers: Headers, receive: Receive) -> None:
+        kind, options = parse_options_header(headers.get("content-type"))
+        self.is_upload = kind.startswith(UPLOADS)
+        self._boundary = options.get(b"boundary", b"") if self.is_upload else b""
+        self._digest = hashlib.sha256(f"{scope['method']} {scope['path']}?".encode() + scope["query_string"])
+        self._receive = receive
+        self._ahead: list[Message] = []
+        self._tail = b""
+        self._ended = False
 
-    return digest.hexdigest(), receive_again
+    async def receive(self) -> Message:
+        """The next part of the body, whether it was read ahead or not."""
+        return self._ahead.pop(0) if self._ahead else await self._next()
+
+    async def read_ahead(self) -> None:
+        """Read the whole body, and keep it for the route."""
+        while not self._ended:
+            self._ahead.append(await self._next())
+
+    async def drain(self) -> None:
+        """Read what is left of the body, and throw it away."""
+        while not self._ended:
+            await self._next()
+
+    def hash(self) -> str:
+        """The hash of what was read."""
+        digest = self._digest.copy()
+        digest.update(self._tail)
+        return digest.hexdigest()
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._ended = self._ended or not message.get("more_body", False)
+        self._tail += message.get("body", b"")
+        *whole, self._tail = self._tail.split(self._boundary) if self._boundary else [b"", self._tail]
+        for part in whole:
+            self._digest.update(part)
+        # A boundary may be cut in two by the end of a message.
+        sure = len(self._tail) - max(len(self._boundary) - 1, 0)
+        if sure > 0:
+            self._digest.update(self._tail[:sure])
+            self._tail = self._tail[sure:]
+        return message
 
 
 def _is_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -132,4 +171,14 @@ def _reply(request_hash: str, held: list[Message]) -> StoredReply:
     kept = {name.decode("latin-1"): value.decode("latin-1") for name, value in held[0]["headers"]}
     body = b"".join(message.get("body", b"") for message in held[1:])
     headers = {name: value for name, value in kept.items() if name in _KEPT_HEADERS}
-    return StoredReply(request_hash, held[0]["status"], headers, body, datetime.now(UTC))
+    return StoredReply(request_hash, held[0]["status"], headers, body, datetime.now(UTC), _subject(body))
+
+
+def _subject(body: bytes) -> str | None:
+    """The ``id`` of a reply that is an object with one."""
+    try:
+        told = json.loads(body)
+    except ValueError:
+        return None
+    subject = told.get("id") if isinstance(told, dict) else None
+    return subject if isinstance(subject, str) and len(subject) <= LONGEST else None

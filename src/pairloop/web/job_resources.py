@@ -109,7 +109,7 @@ def job_resource(c: Connection, job: Job) -> JobResource:
         fine_tuned_model=job.fine_tuned_model,
         organization_id=f"org-{jobs.ORGANIZATION}",
         result_files=list(job.result_files),
-        status=job.status.value,
+        status=(JobStatus.QUEUED if job.paused and not job.status.is_terminal else job.status).value,
         training_file=job.training_file,
         validation_file=job.validation_file,
         hyperparameters=_hyperparameters(job),

@@ -80,4 +80,4 @@ class KeyRing:
 
     def _read(self, key_id: str) -> Key | None:
         with self._store.reading() as c:
-            return keys.get(c, key_id[:64])
+            return keys.get(c, key_id)

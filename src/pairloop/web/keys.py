@@ -14,7 +14,7 @@ from pairloop.store import keys
 from pairloop.store.keys import Key, Scope
 from pairloop.web.context import Here
 from pairloop.web.paging import After, Limit, page
-from pairloop.web.wire import MAX_INT32, Body
+from pairloop.web.wire import MAX_INT32, Body, PlainText
 
 router = APIRouter(tags=["keys"])
 
@@ -25,7 +25,7 @@ LATEST_S = 253_402_300_799
 class KeyBody(Body):
     """A key to be made. ``expires_at`` is in Unix seconds; without it the key stays good until it is revoked."""
 
-    name: str = Field(min_length=1, max_length=keys.LONGEST_NAME, examples=["shop front"])
+    name: PlainText = Field(min_length=1, max_length=keys.LONGEST_NAME, examples=["shop front"])
     scopes: Annotated[list[Annotated[Scope, Field(strict=False)]], Field(min_length=1, max_length=len(Scope))] = Field(
         examples=[["inference", "feedback"]]
     )

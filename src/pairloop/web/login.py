@@ -9,11 +9,13 @@ from starlette.responses import RedirectResponse
 
 from pairloop.web.access import KEY_COOKIE
 from pairloop.web.context import Here
+from pairloop.web.errors import error_response
 from pairloop.web.pages import render
 
 router = APIRouter(include_in_schema=False)
 
 COOKIE_MAX_AGE_S = 14 * 24 * 3600
+LONGEST_FORM = 4_096
 
 
 @router.get("/login")
@@ -24,7 +26,12 @@ async def form() -> Response:
 @router.post("/login")
 async def log_in(request: Request, context: Here) -> Response:
     """The key itself is the cookie: it stops working when the key does."""
-    token = parse_qs((await request.body()).decode(errors="replace")).get("key", [""])[0].strip()
+    form = b""
+    async for chunk in request.stream():
+        form += chunk
+        if len(form) > LONGEST_FORM:
+            return error_response(413, f"The form of /login has at most {LONGEST_FORM} bytes.")
+    token = parse_qs(form.decode(errors="replace")).get("key", [""])[0].strip()
     key = await context.keys.verify(token)
     if isinstance(key, str):
         return render("login.html", sends_forms=True, status_code=401, problem=f"This key {key}.")

@@ -8,16 +8,18 @@ import logging
 import re
 from collections.abc import Sequence
 from time import perf_counter
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
+from pairloop.errors import PairloopError
 from pairloop.loop.serve.stopwatch import watch
-from pairloop.web.errors import error_response
+from pairloop.web.errors import error_response, from_error
 from pairloop.web.metrics import Metrics
+from pairloop.web.sites import site_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,9 @@ class Outermost:
 
         try:
             await self._app(scope, receive, send_signed)
+        except PairloopError as error:  # of a layer around the routes, which have a handler of their own
+            if not status:
+                await from_error(error)(scope, receive, send_signed)
         except Exception:  # the supervisor line: logged with its request id, answered with a 500
             about = (request_id, scope["method"], scope["path"], trace_of(scope))
             logger.exception("request %s (%s %s) failed, trace %s", *about)
@@ -109,6 +114,11 @@ class Sites:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            place = _nul_in(scope)
+            if place is not None:
+                text = f"Invalid {place}: it holds a NUL (%00), which no id and no name has."
+                await error_response(400, text, param=place, code="invalid_value")(scope, receive, send)
+                return
             headers = Headers(scope=scope)
             host = headers.get("host", "")
             if not self._is_ours(host):
@@ -119,7 +129,7 @@ class Sites:
                 await error_response(421, text, code="wrong_host")(scope, receive, send)
                 return
             origin = headers.get("origin")
-            if origin is not None and urlsplit(origin).netloc != host and origin not in self._origins:
+            if origin is not None and site_of(origin) != host and origin not in self._origins:
                 text = f"Requests from the site {origin[:200]} are not taken; serve.allowed_origins names those that are."
                 await error_response(403, text, code="cross_site")(scope, receive, send)
                 return
@@ -135,6 +145,16 @@ class Sites:
             return ipaddress.ip_address(name).is_loopback or self._beyond
         except ValueError:
             return False
+
+
+def _nul_in(scope: Scope) -> str | None:
+    """Where the URL holds a NUL: the query parameter, or ``url``; None where it holds none."""
+    if "\0" in scope["path"]:
+        return "url"
+    if b"%00" not in scope["query_string"]:
+        return None
+    query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    return next((name for name, value in query if "\0" in value and "\0" not in name), "url")
 
 
 def host_name(host: str) -> str | None:

@@ -44,7 +44,6 @@ RULES: tuple[Rule, ...] = (
     Rule("GET", "/page", _OPERATE),
     Rule("GET", "/metrics", _OPERATE, below=False),
     Rule("GET", "/v1/models", ANY),
-    Rule("DELETE", "/v1/models", _TRAIN),
     # One stored completion is found by its id, which only its client was told; the list shows everybody's.
     Rule("GET", "/v1/chat/completions", _OPERATE, below=False),
     Rule("GET POST", "/v1/chat/completions", _INFERENCE),

@@ -15,13 +15,14 @@ from sqlalchemy import Connection
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.loop.feedback import is_revealed
 from pairloop.loop.serve import Answer, version_called
-from pairloop.store import stored
+from pairloop.store import stored, versions
 from pairloop.store.stored import StoredCompletion
 from pairloop.types import Group, Message, offered_tools, spoken
 from pairloop.web.chat import head_and_headers, json_response, version_name
 from pairloop.web.context import Context, Here
+from pairloop.web.paging import After
 from pairloop.web.replies import completion_body
-from pairloop.web.wire import METADATA_PAIRS, NO_NUL, Body, Metadata
+from pairloop.web.wire import METADATA_PAIRS, Body, Metadata
 
 router = APIRouter(tags=["inference"])
 
@@ -29,8 +30,7 @@ T = TypeVar("T")
 MAX_VALUE = 512
 
 Limit = Annotated[int, Query(ge=1, le=100)]
-After = Annotated[str | None, Query(max_length=128, pattern=NO_NUL)]
-CompletionId = Annotated[str, Path(max_length=128, pattern=NO_NUL)]
+CompletionId = Annotated[str, Path(max_length=128)]
 Order = Literal["asc", "desc"]
 _METADATA_QUERY = re.compile(r"metadata\[([^\x00]{1,64})\]")
 _METADATA_PARAMETER = {
@@ -59,7 +59,7 @@ class MetadataBody(Body):
 async def list_completions(
     request: Request,
     context: Here,
-    model: Annotated[str | None, Query(max_length=255, pattern=NO_NUL)] = None,
+    model: Annotated[str | None, Query(max_length=255)] = None,
     after: After = None,
     limit: Limit = 20,
     order: Order = "asc",
@@ -224,6 +224,9 @@ def _version_asked(c: Connection, policy: str, model: str | None) -> str | None:
     """The name under which the model's answers are stored; None for all answers of the policy."""
     if model is None or model == policy:
         return None
+    named = versions.by_model_name(c, model)
+    if named is not None:
+        return named.name
     name, _, selector = model.partition("@")
     number = version_called(c, policy, selector)
     return model if number is None else f"{name}@{number}"

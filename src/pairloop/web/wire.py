@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from pairloop.loop.serve import ChatRequest
@@ -29,6 +30,22 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
 }
 """Fields of the wire that this server does not have, with the values that ask for nothing. Any other value is refused."""
+
+NULLABLE = frozenset(
+    [
+        "audio",
+        "function_call",
+        "functions",
+        "moderation",
+        "prediction",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "verbosity",
+        "web_search_options",
+    ]
+)
+"""Further fields of OpenAI's that clients send as null."""
 
 HINTS = frozenset({"prompt_cache_key"})
 """Fields that change no answer by definition."""
@@ -59,15 +76,20 @@ class TextPart(BaseModel):
     text: str
 
 
+NO_NUL = r"^[^\x00]*$"
+"""No NUL, which not every database keeps; and, as every pattern, no lone surrogate, which is no text."""
+PlainText = Annotated[str, StringConstraints(pattern=NO_NUL)]
+
+
 class CalledFunction(Body):
-    name: str = Field(min_length=1, max_length=64)
-    arguments: str
+    name: PlainText = Field(min_length=1, max_length=64)
+    arguments: PlainText
 
 
 class MessageToolCall(Body):
     """A call that an assistant turn made, as the reply told it."""
 
-    id: str = Field(min_length=1, max_length=128)
+    id: PlainText = Field(min_length=1, max_length=128)
     type: Literal["function"]
     function: CalledFunction
 
@@ -79,9 +101,10 @@ class ChatMessage(Body):
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str | None, BeforeValidator(_text_of, json_schema_input_type=str | list[TextPart] | None)] = None
+    content: Annotated[PlainText | None, BeforeValidator(_text_of, json_schema_input_type=str | list[TextPart] | None)] = None
     tool_calls: Annotated[list[MessageToolCall], Field(min_length=1)] | None = None
-    tool_call_id: str | None = None
+    tool_call_id: PlainText | None = None
+    name: None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
@@ -119,12 +142,21 @@ class Tool(Body):
     type: Literal["function"]
     function: OfferedFunction
 
+    @field_validator("function")
+    @classmethod
+    def _is_text(cls, value: OfferedFunction) -> OfferedFunction:
+        return _utf8(value)
+
 
 class JsonSchema(Body):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     description: str | None = None
     definition: dict[str, Any] | None = Field(default=None, alias="schema")
     strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _is_text(self) -> Self:
+        return _utf8(self)
 
 
 class ResponseFormat(Body):
@@ -145,8 +177,6 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] | None = None
 
 
-NO_NUL = r"^[^\x00]*$"
-"""Postgres keeps no NUL in a text."""
 Text512 = Annotated[str, StringConstraints(max_length=512, pattern=NO_NUL)]
 Key64 = Annotated[str, StringConstraints(max_length=64, pattern=NO_NUL)]
 METADATA_PAIRS = 16
@@ -157,7 +187,7 @@ StopText = Annotated[str, StringConstraints(min_length=1)]
 class ChatBody(Body):
     """The body of POST /v1/chat/completions."""
 
-    model: str
+    model: PlainText
     messages: list[ChatMessage] = Field(min_length=1)
     n: int | None = Field(default=None, ge=1, le=MAX_N)
     stream: bool | None = None
@@ -246,6 +276,18 @@ def field_error(param: str, message: str) -> PydanticCustomError:
 
 
 def _asks_for_nothing(key: str, value: Any) -> bool:
-    if key not in NEUTRAL:
-        return False
-    return value is None or key in HINTS or value in NEUTRAL[key]
+    if value is None:
+        return key in NULLABLE or key in NEUTRAL
+    return key in NEUTRAL and (key in HINTS or value in NEUTRAL[key])
+
+
+_Part = TypeVar("_Part", bound=Body)
+
+
+def _utf8(part: _Part) -> _Part:
+    """The part, where everything in it is text that can be written down."""
+    try:
+        json.dumps(part.model_dump(), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("string_unicode", "it holds a lone surrogate, which is no Unicode text") from error
+    return part

@@ -36,7 +36,7 @@ class Facts:
 
 def gather(store: Store, version: Version, base: str) -> Facts:
     """The facts of a version, read in one transaction."""
-    manifest = _manifest(Path(version.path))
+    manifest = version.record or _manifest(Path(version.path))
     with store.reading() as c:
         dataset = datasets.get(c, version.dataset_id) if version.dataset_id else None
         cycle = _cycle_of(c, version)

@@ -9,6 +9,7 @@ from pairloop.loop.jobs.control import cancel, create, get, pause, resume
 from pairloop.loop.jobs.models import ORGANIZATION, checkpoint_id, checkpoint_name, model_name
 from pairloop.loop.jobs.queue import JobQueue
 from pairloop.loop.jobs.request import JobRequest
+from pairloop.loop.jobs.start import find_start
 from pairloop.loop.jobs.uploads import TooLarge, upload
 from pairloop.loop.jobs.uploads import delete as delete_file
 from pairloop.loop.jobs.uploads import get as get_file
@@ -25,6 +26,7 @@ __all__ = [
     "checkpoint_name",
     "create",
     "delete_file",
+    "find_start",
     "get",
     "get_file",
     "model_name",

@@ -27,6 +27,11 @@ def create(store: Store, config: Config, request: JobRequest) -> Job:
         if request.validation_file is not None:
             _check_file(c, request.validation_file, "validation_file")
         start = find_start(c, config, request.start)
+        if request.validation_file is not None and request.verifier is not None:
+            raise InvalidRequestError(
+                f"with {request.verifier[1]} a share of the prompts is held out and scored by it; leave validation_file out",
+                param="validation_file",
+            )
         if start.base_model is not None and request.verifier is not None:
             raise InvalidRequestError(
                 f"a verifier scores what this server's engine samples, and that has only the base of {config.policy.name!r}",

@@ -75,6 +75,7 @@ def publish(
         step_number=step,
         model_name=name,
         metrics=metrics,
+        record={"recipe": recipe, "result": manifest["result"]},
     )
 
     def register(c: Connection) -> Version:

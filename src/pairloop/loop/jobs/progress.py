@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -26,13 +26,16 @@ class Progress:
     def __init__(self, known: Mapping[str, Any]) -> None:
         self.known: dict[str, Any] = dict(known)
         self._events: list[tuple[str, dict[str, Any]]] = []
+        self._replayed = int(self.known.get("step", 0))
         self._first: tuple[int, datetime] | None = None
 
     def hear(self, row: Mapping[str, Any]) -> None:
         """A row of the metrics file: of a step, or of a look at the held-out rows."""
         if "heldout" in row or "epoch" in row:
             found = figures(row)
-            if "valid_loss" in found and "epoch" not in row:
+            seen = self.known.get("told_heldout_step", -1)
+            if "valid_loss" in found and "epoch" not in row and int(row["step"]) > seen:
+                self.known["told_heldout_step"] = int(row["step"])
                 self._events.append((f"Step {row['step']}/{row['of']}: validation loss={found['valid_loss']:.4f}", found))
             return
         step, of, now = int(row["step"]), int(row["of"]), datetime.now(UTC)
@@ -50,7 +53,13 @@ class Progress:
         events, self._events = self._events, []
         return events
 
+    def tell_again(self, events: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Events that were taken and could not be written: they come first the next time."""
+        self._events[:0] = events
+
     def _expected_end(self, step: int, of: int, now: datetime) -> str | None:
+        if step <= self._replayed:
+            return None  # heard again after an interruption, all at once: says nothing about the pace
         if self._first is None or self._first[0] >= step:
             self._first = (step, now)
             return None

@@ -12,7 +12,6 @@ from pairloop.loop.jobs.ownership import is_silent
 from pairloop.loop.jobs.validate import validate_next
 from pairloop.loop.jobs.work import discard, train_next
 from pairloop.store import cycles, jobs, leases, runs
-from pairloop.store.jobs import JobStatus
 from pairloop.types import CycleState
 
 logger = logging.getLogger(__name__)
@@ -107,11 +106,11 @@ class JobQueue:
         return self._had_a_job
 
     def _clean_up(self) -> None:
-        """Remove what is left here of jobs that were cancelled while no worker had them."""
+        """Remove what is left here of jobs that have ended and that no worker has: checkpoints may fill a disk."""
         for folder in self._loop.config.runs_dir.glob("ftjob-*"):
             with self._loop.store.reading() as c:
                 job = jobs.get(c, folder.name)
-            if job is not None and job.status is JobStatus.CANCELLED and (job.owner is None or is_silent(job)):
+            if job is not None and job.status.is_terminal and (job.owner is None or is_silent(job)):
                 discard(self._loop, job)
 
 

@@ -87,6 +87,8 @@ def read(order: Order, should_stop: Callable[[], bool]) -> Found | None:
             if should_stop():
                 return None
         found = answers.recv()
+        if isinstance(found, Exception):
+            raise found
         assert isinstance(found, Found)
         return found
     except EOFError as error:
@@ -105,7 +107,13 @@ def prompts_of(config: Config, source: Source) -> list[Group]:
 def _child(order: Order, answer: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends this process
     gc.disable()  # nothing of this is cyclic, and the process ends soon
-    answer.send(_read(order))
+    try:
+        answer.send(_read(order))
+    except UserError as error:  # a model or a file that cannot be used: told as where it is read in the caller's thread
+        answer.send(error)
+    except Exception as error:  # the supervisor line of this process: the parent tells it in the job
+        answer.send(SystemFailure(f"the rows could not be read: {type(error).__name__}: {error}"))
+        raise
 
 
 def _read(order: Order) -> Found:

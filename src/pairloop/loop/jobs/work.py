@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from pairloop.config import duration_s
+from pairloop.config import TrainSection, duration_s
 from pairloop.errors import ConflictError, NotFoundError, StoreError, UserError
 from pairloop.formats import snapshot
 from pairloop.learner.child import Row, read_rows
@@ -29,10 +29,10 @@ from pairloop.loop.jobs.reading import prompts_of
 from pairloop.loop.jobs.rollouts import roll_out
 from pairloop.loop.jobs.start import lineage_config
 from pairloop.loop.jobs.validate import fail, source_of
-from pairloop.loop.train import Halt
 from pairloop.store import datasets, files, jobs, new_id, versions
 from pairloop.store.files import StoredFile
 from pairloop.store.jobs import Job, JobStatus
+from pairloop.track import RunInfo, reporting, training_info
 from pairloop.types import Dataset, Version
 
 logger = logging.getLogger(__name__)
@@ -113,18 +113,39 @@ class _Work:
         dataset = dataset or self._roll_out(parent)
         if dataset is None:
             return TrainResult(TrainStatus.PAUSED)
-        root = self._store.artifacts.root
-        return train.run_in(
-            self._folder,
-            self._config,
-            start=train.Start.of(self._config.policy.model, parent, root),
-            data=root / dataset.path,
-            train=methods.train_section(self._job, self._config),
-            run_id=self._job.job_id,
-            keep_epochs=True,
-            on_progress=self._progress.hear,
-            on_checkpoint=self._keep_checkpoint,
-            should_stop=self._stops,
+        root, section = self._store.artifacts.root, methods.train_section(self._job, self._config)
+        with reporting(self._config, self._told(section, dataset, parent)) as report:
+
+            def hear(row: Row) -> None:
+                self._progress.hear(row)
+                report.row(row)
+
+            result = train.run_in(
+                self._folder,
+                self._config,
+                start=train.Start.of(self._config.policy.model, parent, root),
+                data=root / dataset.path,
+                train=section,
+                run_id=self._job.job_id,
+                keep_epochs=True,
+                on_progress=hear,
+                on_checkpoint=self._keep_checkpoint,
+                should_stop=self._stops,
+            )
+            made = model_name(self._job) if result.status is TrainStatus.SUCCEEDED else None
+            report.trained(result.as_dict(), status=str(result.status), version=made)
+        return result
+
+    def _told(self, section: TrainSection, dataset: Dataset, parent: Version) -> RunInfo:
+        """The job as the configured trackers know it."""
+        job, config = self._job, self._config.model_copy(update={"train": section})
+        return training_info(
+            config,
+            key=job.job_id,
+            name=model_name(job),
+            parent=parent.name,
+            dataset=dataset.dataset_id,
+            rows=dataset.n_train,
         )
 
     def _inputs(self) -> tuple[Dataset | None, Version]:
@@ -147,7 +168,8 @@ class _Work:
             self._progress.known["prompts"] = done
             return not self._stops()
 
-        rows = roll_out(self._loop, self._config, self._job, parent, prompts, tell)
+        with beating(self._loop, self._job):  # one group may take longer than a lease
+            rows = roll_out(self._loop, self._config, self._job, parent, prompts, tell)
         if rows is None:
             return None
         now = datetime.now(UTC)
@@ -169,10 +191,10 @@ class _Work:
         self._job = replace(self._job, dataset_id=dataset.dataset_id)
         return dataset
 
-    def _stops(self) -> Halt | bool:
+    def _stops(self) -> bool:
         """Asked a few times a second while it trains. What is cancelled is paused as well, and then removed."""
         if self._should_stop():
-            return Halt.PAUSE
+            return True
         if self._ours and (datetime.now(UTC) - self._beat_at).total_seconds() >= BEAT_S:
             try:
                 self._beat()
@@ -192,7 +214,11 @@ class _Work:
                 jobs.say(c, self._job.job_id, message, now, kind="metrics", data=data)
             return ours
 
-        self._ours = self._store.write(write)
+        try:
+            self._ours = self._store.write(write)
+        except StoreError:
+            self._progress.tell_again(events)
+            raise
         return self._ours
 
     def _keep_checkpoint(self, step: int, folder: Path, metrics: Row) -> None:

@@ -34,6 +34,9 @@ from pairloop.types import (
 PARENT_KEY = "parent"
 CONVERSATION_KEY = "conversation_id"
 BASE_SELECTOR = "base"
+TELLING_BELOW = 0.5
+"""A temperature or top-p below this repeats itself: of 40 prompts to a small model 39 at .001, 11 at .1 and none at .2 gave the
+champion's side away. A sharper model does so at higher ones."""
 
 
 def pool_of(key: str, gate_share: float) -> Pool:
@@ -68,9 +71,11 @@ class ChatRequest:
     def is_telling(self) -> bool:
         """True where asking ``name@champion`` the same would tell which side of a duel is the champion's.
 
-        A seeded or greedy answer comes again, and log-probs are the same whatever was drawn.
+        A seeded or greedy answer comes again, one at a low temperature or in a small nucleus nearly so, and log-probs are the
+        same whatever was drawn.
         """
-        return self.params.is_repeatable or self.with_logprobs
+        is_narrow = min(self.params.temperature, self.params.top_p) < TELLING_BELOW
+        return is_narrow or self.params.is_repeatable or self.with_logprobs
 
 
 @dataclass(frozen=True, slots=True)

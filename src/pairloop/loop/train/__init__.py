@@ -8,7 +8,6 @@ job calls `run_in` itself. `recipe` says what a job's hyperparameters mean.
 
 from pairloop.loop.train.attempts import (
     MAX_ATTEMPTS,
-    Halt,
     OnCheckpoint,
     OnProgress,
     ShouldStop,
@@ -22,7 +21,6 @@ from pairloop.loop.train.stage import TrainRecord, folder_of, metrics_of, run
 
 __all__ = [
     "MAX_ATTEMPTS",
-    "Halt",
     "OnCheckpoint",
     "OnProgress",
     "ShouldStop",

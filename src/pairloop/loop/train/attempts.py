@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,11 @@ MAX_ATTEMPTS = 3
 """Starts of a child in a row that reach no new checkpoint, before the run is given up."""
 
 
-class Halt(StrEnum):
-    """How a training is stopped from outside: PAUSE, to go on later to the same bits, or CANCEL, for good."""
-
-    PAUSE = "pause"
-    CANCEL = "cancel"
-
-
 OnProgress = Callable[[Row], None]
 OnCheckpoint = Callable[[int, Path, Row], None]
 """Told of a model that is kept: after which step, its folder (ready to be served), and its figures (see `figures_of`)."""
-ShouldStop = Callable[[], Halt | bool]
-"""Asked several times a second while a child runs, so a heartbeat may live here too; True pauses."""
+ShouldStop = Callable[[], bool]
+"""Asked several times a second while a child runs, so a heartbeat may live here too; True pauses, to go on later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +71,7 @@ def run_in(
     ``keep_epochs`` keeps the model after each epoch in ``folder / "epochs"``, of which ``on_checkpoint`` is told. What
     ``on_progress`` and ``on_checkpoint`` are told may come again after an interruption, under the same step.
 
-    Status PAUSED: ``should_stop`` said so, and the folder is to be kept. CANCELLED: for good. FAILED: ``error`` has a code of
+    Status PAUSED: ``should_stop`` said so, and the folder is to be kept. FAILED: ``error`` has a code of
     `pairloop.learner.job.ERROR_CODES`. Raises ConfigError where method and parent do not go together, ModelError where the
     model is not there.
     """
@@ -173,11 +165,10 @@ def attempt(job: TrainJob, folder: Path, listener: Listener, should_stop: Should
     """
     result_path, metrics_path, checkpoints = Path(job.result_path), Path(job.metrics_path), Path(job.checkpoint_dir)
     job.save(folder / "job.json")
-    asker = _Asker(should_stop)
     reached, attempts = _reached(checkpoints), 0
     while True:
         found = TrainResult.load(result_path)
-        if found is not None and _is_final(found, job):
+        if found is not None and found.status is TrainStatus.SUCCEEDED and Path(job.out_dir).is_dir():
             listener.hear(read_rows(metrics_path)[0])
             return found
         # Of a run on a cluster the workers may have outlived the process that asked for them; then their files stay.
@@ -186,10 +177,10 @@ def attempt(job: TrainJob, folder: Path, listener: Listener, should_stop: Should
             rewind_metrics(metrics_path, _reached(checkpoints))
         attempts += 1
         with started(folder / "job.json", log_path=folder / "child.log", threads=job.train.threads) as child:
-            code = follow(child, metrics_path, listener.hear, asker)
+            code = follow(child, metrics_path, listener.hear, should_stop)
         listener.flush()
         if code is None:
-            return _halted(job, asker.said)
+            return _paused(job)
         found = TrainResult.load(result_path)
         if found is not None:
             return found
@@ -200,38 +191,16 @@ def attempt(job: TrainJob, folder: Path, listener: Listener, should_stop: Should
             return TrainResult(TrainStatus.FAILED, error=_died(code, folder))
 
 
-class _Asker:
-    """Remembers how ``should_stop`` said that it is to stop."""
-
-    def __init__(self, should_stop: ShouldStop) -> None:
-        self._should_stop = should_stop
-        self.said = Halt.PAUSE
-
-    def __call__(self) -> bool:
-        answer = self._should_stop()
-        self.said = answer if isinstance(answer, Halt) else Halt.PAUSE
-        return bool(answer)
-
-
-def _is_final(result: TrainResult, job: TrainJob) -> bool:
-    if result.status is TrainStatus.CANCELLED:
-        return True
-    return result.status is TrainStatus.SUCCEEDED and Path(job.out_dir).is_dir()
-
-
-def _halted(job: TrainJob, how: Halt) -> TrainResult:
-    """How far the run came; of a cancelled one this is its result."""
+def _paused(job: TrainJob) -> TrainResult:
+    """How far the run came."""
     steps = [row for row in read_rows(Path(job.metrics_path))[0] if "tokens" in row]
     last: Row = steps[-1] if steps else {"step": 0, "of": 0}
-    result = TrainResult(
-        TrainStatus.CANCELLED if how is Halt.CANCEL else TrainStatus.PAUSED,
+    return TrainResult(
+        TrainStatus.PAUSED,
         steps=last["step"],
         steps_planned=last["of"],
         trained_tokens=sum(row["tokens"] for row in steps),
     )
-    if how is Halt.CANCEL:
-        result.save(Path(job.result_path))
-    return result
 
 
 def _refuse_method(config: Config, start: Start) -> None:

@@ -30,6 +30,7 @@ def upgrade() -> None:
         sa.Column("caller", sa.String(64), nullable=False),
         sa.Column("idempotency_key", sa.String(255), nullable=False),
         sa.Column("request_hash", sa.String(64), nullable=False),
+        sa.Column("subject", sa.String(255), nullable=True),
         sa.Column("status", sa.Integer(), nullable=False),
         sa.Column("headers", sa.JSON(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
@@ -37,4 +38,5 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("caller", "idempotency_key", name="pk_stored_replies"),
     )
     op.create_index("ix_stored_replies_created_at", "stored_replies", ["created_at"])
+    op.create_index("ix_stored_replies_subject", "stored_replies", ["subject"])
     op.create_index("ix_feedback_policy_rater_id", "feedback", ["policy", "rater_id"])

@@ -24,6 +24,7 @@ def upgrade() -> None:
     op.add_column("versions", sa.Column("step_number", sa.Integer(), nullable=True))
     op.add_column("versions", sa.Column("model_name", sa.String(255), nullable=True))
     op.add_column("versions", sa.Column("metrics", sa.JSON(), nullable=True))
+    op.add_column("versions", sa.Column("record", sa.JSON(), nullable=True))
     op.create_index("uq_versions_model_name", "versions", ["model_name"], unique=True)
     op.create_index("ix_versions_job_id", "versions", ["job_id"])
 
