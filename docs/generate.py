@@ -90,7 +90,7 @@ def api_page() -> str:
 
 
 def _schema() -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder, Store.in_memory(Path(folder) / "artifacts") as store:
+    with tempfile.TemporaryDirectory() as folder, Store.open(Config(state_dir=Path(folder))) as store:
         schema: dict[str, Any] = create_app(store, FakePolicy(), Config(), None).openapi()
     return schema
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.postgres import SuiteOnPostgres
 from tests.server import RunningServer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,6 +50,16 @@ def _refuse_the_network(event: str, args: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_refuse_the_network)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "where the tests' stores stand; postgres: on a server that is started for them, and only tests that open a store run"
+    parser.addoption("--database", choices=["sqlite", "postgres"], default="sqlite", help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--database") == "postgres":
+        config.pluginmanager.register(SuiteOnPostgres(), "suite-on-postgres")
 
 
 @pytest.fixture

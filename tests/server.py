@@ -19,6 +19,7 @@ import httpx
 import uvicorn
 from openai import DefaultHttpxClient, OpenAI
 from sqlalchemy import Connection
+from tests.stores import open_store
 
 from pairloop.config import Config, parse_config
 from pairloop.loop.cycle import Loop, ensure_base
@@ -26,7 +27,7 @@ from pairloop.loop.schedule import Scheduler
 from pairloop.loop.serve import pool_of
 from pairloop.policy.fake import FakePolicy, write_skill
 from pairloop.policy.protocols import Policy
-from pairloop.store import Store, cycles, duels, groups, versions
+from pairloop.store import cycles, duels, groups, versions
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, Group, Pool, Version, VersionKind
 from pairloop.web.app import create_app
 from pairloop.web.context import SchedulerLike
@@ -60,7 +61,7 @@ class World:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.config = config or fake_config(folder)
-        self.store = Store.in_memory(folder / "artifacts")
+        self.store = open_store(folder / "artifacts")
         self.policy: Policy = policy or FakePolicy()
         ensure_base(self.store, self.policy, self.config)
 

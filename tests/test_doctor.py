@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.store_rows import BOT, NOW, a_cycle, a_dataset, a_group, a_pick, a_version
+from tests.stores import open_store
 
 from pairloop.config import Config
 from pairloop.store import Artifact, Store, cycles, datasets, doctor, duels, feedback, groups, versions
@@ -77,7 +78,7 @@ def test_a_healthy_store_has_no_problems(store: Store) -> None:
 
 
 def test_an_empty_store_has_no_problems(tmp_path: Path) -> None:
-    with Store.in_memory(tmp_path / "artifacts") as empty:
+    with open_store(tmp_path / "artifacts") as empty:
         assert doctor.check(empty) == []
 
 

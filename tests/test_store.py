@@ -31,6 +31,7 @@ from tests.store_rows import (
     put_groups,
     read,
 )
+from tests.stores import open_store
 
 from pairloop.config import Config
 from pairloop.errors import ConflictError, InvalidRequestError, StoreError
@@ -62,14 +63,14 @@ from pairloop.types import (
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.in_memory(tmp_path / "artifacts") as opened:
+    with open_store(tmp_path / "artifacts") as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """One store for all examples of a property; each example writes under its own ids."""
-    with Store.in_memory(tmp_path_factory.mktemp("shared") / "artifacts") as opened:
+    with open_store(tmp_path_factory.mktemp("shared") / "artifacts") as opened:
         yield opened
 
 
@@ -289,7 +290,7 @@ def test_readers_cannot_write_and_see_one_snapshot(store: Store) -> None:
 
 
 def test_in_memory_stores_are_apart_and_leave_nothing(tmp_path: Path) -> None:
-    with Store.in_memory(tmp_path / "artifacts") as one, Store.in_memory(tmp_path / "artifacts") as two:
+    with open_store(tmp_path / "artifacts") as one, open_store(tmp_path / "artifacts") as two:
         put_groups(one, a_group())
         assert read(two, groups.count, BOT) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["artifacts"]

@@ -22,6 +22,7 @@ from tests.store_rows import (
     a_version,
     put_groups,
 )
+from tests.stores import open_store
 
 from pairloop.store import (
     Store,
@@ -54,7 +55,7 @@ from pairloop.types import (
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.in_memory(tmp_path / "artifacts") as opened:
+    with open_store(tmp_path / "artifacts") as opened:
         yield opened
 
 

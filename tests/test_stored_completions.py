@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from tests.openai_schema import validate
 from tests.server import POLICY, RunningServer, sse_chunks, user_of
 from tests.store_rows import BOT, a_group, put_groups
+from tests.stores import open_store
 
 from pairloop.config import Config
 from pairloop.loop.gate import votes
@@ -147,7 +148,7 @@ def test_deleted_is_gone_from_the_wire_and_its_texts_from_the_store(server: Runn
 
 
 def test_an_erased_group_is_neither_labelled_nor_asked_again(tmp_path: Path) -> None:
-    with Store.in_memory(tmp_path / "artifacts") as store:
+    with open_store(tmp_path / "artifacts") as store:
         put_groups(store, a_group("gone"), a_group("kept", at=1))
         for name in ("gone", "kept"):
             store.write(partial(stored.insert, group=a_group(name)))
@@ -266,7 +267,7 @@ DRAWN = st.lists(st.tuples(PAIRS, st.sampled_from([0, 1]), st.booleans(), st.boo
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with Store.in_memory(tmp_path_factory.mktemp("many") / "artifacts") as opened:
+    with open_store(tmp_path_factory.mktemp("many") / "artifacts") as opened:
         yield opened
 
 

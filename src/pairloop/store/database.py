@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from pairloop.errors import ConfigError, StoreError
+from pairloop.store import postgres
 from pairloop.store.columns import dump_json
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -53,6 +54,10 @@ def writer_engine(url: URL, *, durable: bool) -> Engine:
 
     ``durable = False`` leaves the fsync out; tests use it, a killed process loses nothing by it.
     """
+    if postgres.is_postgres(url):
+        engine = create_engine(url, json_serializer=dump_json, **postgres.writer_options(url))
+        postgres.one_at_a_time(engine, durable=durable)
+        return engine
     engine = create_engine(url, json_serializer=dump_json)
     if url.get_backend_name() == "sqlite":
         pragmas = ["journal_mode = WAL", f"synchronous = {'FULL' if durable else 'OFF'}", "foreign_keys = ON"]
@@ -66,7 +71,8 @@ def reader_engine(url: URL) -> Engine:
         engine = create_engine(url, json_serializer=dump_json, **_READER_POOL)
         _prepare_sqlite(engine, ["query_only = ON"], begin="BEGIN")
         return engine
-    return create_engine(url, json_serializer=dump_json, execution_options={"postgresql_readonly": True})
+    options = postgres.reader_options(url) if postgres.is_postgres(url) else {}
+    return create_engine(url, json_serializer=dump_json, **options)
 
 
 def _prepare_sqlite(engine: Engine, pragmas: list[str], *, begin: str) -> None:
@@ -100,6 +106,8 @@ def migrate(engine: Engine) -> None:
     """Bring the schema to head; StoreError where the database is from a newer pairloop, is not ours, or cannot be opened."""
     name = describe(engine.url)
     with failing_as_store_error(name), engine.begin() as connection:
+        if postgres.is_postgres(engine.url):
+            postgres.refuse_other_encodings(connection, name)
         settings = alembic_config(connection)
         scripts = ScriptDirectory.from_config(settings)
         head = scripts.get_current_head()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -11,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -27,11 +25,10 @@ T = TypeVar("T")
 class Store:
     """Opens the database at head, and hands out connections: snapshots to readers, one transaction at a time to the writer."""
 
-    def __init__(self, url: URL, artifacts_dir: Path, *, durable: bool = True, temporary: Path | None = None) -> None:
+    def __init__(self, url: URL, artifacts_dir: Path, *, durable: bool = True) -> None:
         self.name = describe(url)
         """The database in words, for messages."""
         self.artifacts = Artifacts(artifacts_dir)
-        self._temporary = temporary
         self._writing = writer_engine(url, durable=durable)
         try:
             migrate(self._writing)
@@ -51,17 +48,6 @@ class Store:
             with failing_as_store_error(url.database):
                 Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         return cls(url, config.artifacts_dir)
-
-    @classmethod
-    def in_memory(cls, artifacts_dir: Path) -> Store:
-        """A store for tests, gone when it is closed: the same SQLite in a temporary file, without fsync.
-
-        A file, because SQLite's shared in-memory databases lock whole tables and ignore the busy timeout.
-        """
-        artifacts_dir.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="store-", dir=artifacts_dir.parent))
-        url = make_url("sqlite://").set(database=str(folder / "memory.sqlite"))
-        return cls(url, artifacts_dir, durable=False, temporary=folder)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -89,8 +75,6 @@ class Store:
         self._writer.close()
         self._reading.dispose()
         self._writing.dispose()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def __enter__(self) -> Store:
         return self
