@@ -68,3 +68,10 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     numbers = count()
     with ExitStack() as running:
         yield lambda **options: running.enter_context(RunningServer(tmp_path / f"server-{next(numbers)}", **options))
+
+
+@pytest.fixture
+def blank_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database without a schema, of the kind that the run asks for."""
+    suite = request.config.pluginmanager.get_plugin("suite-on-postgres")
+    return suite.blank() if isinstance(suite, SuiteOnPostgres) else f"sqlite:///{tmp_path / 'blank.sqlite'}"

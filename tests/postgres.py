@@ -29,7 +29,16 @@ from pairloop.store.database import migrate, parse_url, writer_engine
 USER = "postgres"
 """initdb refuses root; root runs it as this user."""
 TEMPLATE = "migrated"
-OPENERS = ("pairloop.store", "tests.server", "tests.loop_rig", "tests.store_rows", "tests.stores", "serve: ", "pairloop.cli")
+OPENERS = (
+    "pairloop.store",
+    "blank_url",
+    "tests.server",
+    "tests.loop_rig",
+    "tests.store_rows",
+    "tests.stores",
+    "serve: ",
+    "pairloop.cli",
+)
 """What the source of a test module names where its tests open a store: the run on PostgreSQL takes those modules."""
 
 
@@ -79,6 +88,8 @@ class PostgresServer:
 
     def remove(self) -> None:
         try:
+            if "_admin" in self.__dict__:
+                self._admin.close()
             self.kill()
         finally:
             shutil.rmtree(self._folder)
@@ -149,12 +160,21 @@ class SuiteOnPostgres:
 
     def url(self, state_dir: Path) -> str:
         """The database of a state directory, made with its first use."""
+        if state_dir.resolve() not in self._urls:
+            self._urls[state_dir.resolve()] = self._started().migrated()
+        return self._urls[state_dir.resolve()]
+
+    def blank(self) -> str:
+        """A new database without a schema."""
+        url = self._started().blank()
+        self._urls[Path(url)] = url
+        return url
+
+    def _started(self) -> PostgresServer:
         if self._server is None:
             self._server = PostgresServer()
             self._server.start()
-        if state_dir.resolve() not in self._urls:
-            self._urls[state_dir.resolve()] = self._server.migrated()
-        return self._urls[state_dir.resolve()]
+        return self._server
 
     def pytest_configure(self) -> None:
         def database_url(config: Config) -> str:

@@ -326,7 +326,7 @@ def test_versions_count_up_and_aliases_move(store: Store) -> None:
     assert read(store, versions.list_, BOT) == [a_version(0), a_version(1), a_version(2)]
     with pytest.raises(ConflictError, match="versions"):
         store.write(lambda c: versions.insert(c, a_version(1)))
-    with pytest.raises(ConflictError, match="(?i)foreign key"):
+    with pytest.raises(ConflictError, match=r"(?i)foreign key"):
         store.write(lambda c: versions.insert(c, a_version(3, parent=8)))
     assert read(store, versions.alias, BOT, Alias.CHAMPION) is None
     for number in (0, 1):
@@ -384,7 +384,7 @@ def test_datasets_keep_their_lineage(store: Store) -> None:
     assert read(store, datasets.get, "data_9") is None
     assert [row.dataset_id for row in read(store, datasets.list_, BOT)] == ["data_2", "data_1"]
     lost = [("pair_3", ["g"], ["nobody"])]
-    with pytest.raises(ConflictError, match="(?i)foreign key"):
+    with pytest.raises(ConflictError, match=r"(?i)foreign key"):
         store.write(lambda c: datasets.insert(c, a_dataset("data_3"), feedback_seq=2, cycle_id=None, pairs=lost))
     assert read(store, datasets.get, "data_3") is None
 
