@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.store import Store
@@ -21,3 +26,13 @@ def database_of(state_dir: Path) -> dict[str, str]:
     """The section ``store`` of a configuration that other processes read: empty on SQLite."""
     url = Config(state_dir=state_dir).database_url
     return {} if url.startswith("sqlite") else {"database": url}
+
+
+@contextmanager
+def somebody_else(store: Store) -> Iterator[Connection]:
+    """A connection past the store, which sees what is committed and writes at once; foreign keys are not checked."""
+    engine = sa.create_engine(store.url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET session_replication_role = replica")
+        yield connection

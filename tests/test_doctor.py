@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.store_rows import BOT, NOW, a_cycle, a_dataset, a_group, a_pick, a_version
-from tests.stores import open_store
+from tests.stores import open_store, somebody_else
 
 from pairloop.config import Config
 from pairloop.store import Artifact, Store, cycles, datasets, doctor, duels, feedback, groups, versions
@@ -50,11 +49,9 @@ def publish(store: Store, name: str) -> Artifact:
 
 
 def plant(store: Store, sql: str) -> None:
-    """Change the file behind the store's back, as a person with a SQLite shell would: no foreign keys are checked."""
-    connection = sqlite3.connect(store.name)
-    with connection:
-        connection.execute(sql)
-    connection.close()
+    """Change the file behind the store's back, as a person with a shell of the database would: no foreign keys are checked."""
+    with somebody_else(store) as connection:
+        connection.exec_driver_sql(sql)
 
 
 def codes(store: Store) -> list[str]:
@@ -67,9 +64,8 @@ def only_problem(store: Store) -> doctor.Problem:
 
 
 def artifact_of(store: Store, table: str) -> Path:
-    connection = sqlite3.connect(store.name)
-    (path,) = connection.execute(f"SELECT path FROM {table} ORDER BY created_at DESC").fetchone()
-    connection.close()
+    with somebody_else(store) as connection:
+        path = connection.exec_driver_sql(f"SELECT path FROM {table} ORDER BY created_at DESC").scalar()
     return store.artifacts.root / str(path)
 
 
@@ -157,6 +153,7 @@ def test_a_stale_temporary_folder(store: Store) -> None:
     assert codes(store) == ["stale_folder"]
 
 
+@pytest.mark.sqlite("its file")
 def test_a_damaged_database_file(store: Store) -> None:
     """One byte flips inside the file, past SQLite: a row names a cycle that never was."""
     name = store.name

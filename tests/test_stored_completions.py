@@ -10,6 +10,7 @@ from typing import Any
 
 import openai
 import pytest
+import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection
@@ -18,11 +19,12 @@ from tests.server import POLICY, RunningServer, sse_chunks, user_of
 from tests.store_rows import BOT, a_group, put_groups
 from tests.stores import open_store
 
-from pairloop.config import Config
+from pairloop.config import Config, StoreSection
 from pairloop.loop.gate import votes
 from pairloop.loop.pairs import PairRules, compile_pairs
 from pairloop.store import Store, duels, feedback, groups, stored
 from pairloop.store.database import alembic_config, parse_url, writer_engine
+from pairloop.store.schema import metadata as schema
 from pairloop.types import Completion, FinishReason, GroupKind, Pool
 
 ASK: Any = [{"role": "user", "content": "Where is my order?"}]
@@ -134,8 +136,7 @@ def test_deleted_is_gone_from_the_wire_and_its_texts_from_the_store(server: Runn
         assert refusal.json()["error"]["param"] == param
 
     def dumped(c: Any) -> str:
-        tables = [name for (name,) in c.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        return repr([row for name in tables for row in c.exec_driver_sql(f"SELECT * FROM {name}")])
+        return repr([row for table in schema.sorted_tables for row in c.execute(sa.select(table))])
 
     with server.store.reading() as c:
         everything = dumped(c)
@@ -309,10 +310,10 @@ def test_pages_hold_exactly_what_was_asked_for(
     assert found == (expected[::-1] if newest_first else expected)
 
 
-def test_what_was_answered_before_the_migration_is_listed(tmp_path: Path) -> None:
+def test_what_was_answered_before_the_migration_is_listed(tmp_path: Path, blank_url: str) -> None:
     from alembic import command
 
-    engine = writer_engine(parse_url(f"sqlite:///{tmp_path / 'pairloop.sqlite'}"), durable=False)
+    engine = writer_engine(parse_url(blank_url), durable=False)
     duel_sides = (Completion("a", version=0), Completion("b", version=1))
     with engine.begin() as c:
         command.upgrade(alembic_config(c), "0001")
@@ -322,7 +323,8 @@ def test_what_was_answered_before_the_migration_is_listed(tmp_path: Path) -> Non
         groups.insert(c, a_group("left", completions=(Completion("a", finish_reason=FinishReason.ABANDONED),)))
         groups.insert(c, a_group("fought", kind=GroupKind.DUEL, completions=duel_sides))
     engine.dispose()
-    with Store.open(Config(state_dir=tmp_path)) as store, store.reading() as c:
+    config = Config(state_dir=tmp_path, store=StoreSection(database=blank_url))
+    with Store.open(config) as store, store.reading() as c:
         assert [one.group.group_id for one in stored.page(c, BOT, limit=9)] == ["fought", "plain"]
         assert [one.group.group_id for one in stored.page(c, BOT, model=f"{BOT}@0", limit=9)] == ["plain"]
         (kept,) = stored.page(c, BOT, metadata={"shop": "a"}, limit=9)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -219,7 +220,7 @@ def test_groups_stored_before_formats_were_known_are_read(tmp_path: Path) -> Non
     with open_store(tmp_path / "artifacts") as store:
         store.write(lambda c: groups.insert(c, a_group("old")))
         old = '{"max_tokens": 9, "temperature": 1.0, "top_p": 1.0, "stop": [], "seed": null}'
-        store.write(lambda c: c.exec_driver_sql("UPDATE groups SET sampling = ?", (old,)))
+        store.write(lambda c: c.execute(sa.text("UPDATE groups SET sampling = :old"), {"old": old}))
         with store.reading() as c:
             group = groups.get(c, "old")
     assert group is not None

@@ -199,6 +199,7 @@ class BrokenOnce:
         return self.inner.reading()
 
 
+@pytest.mark.sqlite("its busy timeout")
 def test_a_locked_database_does_not_stop_the_training(world: World) -> None:
     """Another process holds the lock from the first metrics row on, until the heart has said that it could not write."""
     world.store.write(lambda c: c.exec_driver_sql("PRAGMA busy_timeout = 20").scalar_one())
