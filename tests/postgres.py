@@ -84,12 +84,13 @@ class PostgresServer:
 
     def kill(self) -> None:
         """End it without a checkpoint, as a crash would."""
+        if "_admin" in self.__dict__:
+            self._admin.close()
+            del self._admin
         self._run("pg_ctl", "stop", "--mode=immediate")
 
     def remove(self) -> None:
         try:
-            if "_admin" in self.__dict__:
-                self._admin.close()
             self.kill()
         finally:
             shutil.rmtree(self._folder)

@@ -22,6 +22,11 @@ def open_store(artifacts_dir: Path) -> Store:
     return Store(parse_url(Config(state_dir=state_dir).database_url), artifacts_dir, durable=False)
 
 
+def open_beside(store: Store) -> Store:
+    """Another process's store on the same database and artifacts."""
+    return Store(store.url, store.artifacts.root, durable=False)
+
+
 def database_of(state_dir: Path) -> dict[str, str]:
     """The section ``store`` of a configuration that other processes read: empty on SQLite."""
     url = Config(state_dir=state_dir).database_url

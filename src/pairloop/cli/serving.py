@@ -51,7 +51,7 @@ def serve(
     from pairloop.web.server import run
 
     config = _overridden(config_path, host=host, port=port, model=model, no_scheduler=no_scheduler)
-    run(config, say=(lambda text: emit({"message": text})) if as_json else click.echo)
+    run(config, turning=not no_scheduler, say=(lambda text: emit({"message": text})) if as_json else click.echo)
 
 
 @click.command()

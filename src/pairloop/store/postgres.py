@@ -29,7 +29,14 @@ _WAIT_FOR_THE_WRITER_LOCK = sa.text(
     " set_config('synchronous_commit', :synchronous, true), pg_advisory_xact_lock(:lock)"
 )
 # libpq's: a server that is gone is noticed within a minute, where the system's own settings take hours.
-_CONNECTING = {"connect_timeout": 10, "keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3}
+# The encoding is said because psycopg gives bytes for the texts of a database that has none.
+_CONNECTING = {
+    "client_encoding": "utf8",
+    "connect_timeout": 10,
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}
 
 
 def is_postgres(url: URL) -> bool:

@@ -28,15 +28,19 @@ DRAIN_S = 20
 """How long requests in flight may take to end after a signal."""
 
 
-def run(config: Config, *, say: Callable[[str], None] = print) -> None:
-    """Serve until SIGTERM or SIGINT; returns after a graceful end. ConfigError where host or port cannot be listened on."""
+def run(config: Config, *, turning: bool = True, say: Callable[[str], None] = print) -> None:
+    """Serve until SIGTERM or SIGINT; returns after a graceful end. ConfigError where host or port cannot be listened on.
+
+    ``turning`` False leaves cycles and jobs, also those that were begun, to workers.
+    """
     with ExitStack() as closers:
         listener = closers.enter_context(closing(listen(config.serve.host, config.serve.port)))
         store = closers.enter_context(Store.open(config))
         refuse_open_doors(store, config)
         policy = closers.enter_context(closing(open_policy(config)))
         ensure_base(store, policy, config)
-        scheduler = Scheduler(Loop(store, policy, config, owner=f"{socket.gethostname()}:{os.getpid()}"))
+        loop = Loop(store, policy, config, owner=f"{socket.gethostname()}:{os.getpid()}")
+        scheduler = Scheduler(loop) if turning else None
         app = create_app(store, policy, config, scheduler)
         Server(app, lambda: say(f"pairloop is listening on {url_of(listener)}")).run(sockets=[listener])
 
