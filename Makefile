@@ -1,4 +1,4 @@
-.PHONY: setup demo serve lab bench test test-slow test-ray test-vllm test-quantized check docs wheel clean
+.PHONY: setup demo serve lab bench test test-slow test-postgres test-ray test-vllm test-quantized check docs wheel clean
 VENV := .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
@@ -31,6 +31,10 @@ test: setup  ## the default suite, under three minutes on two cores
 
 test-slow: setup  ## demo, crash harness, browser, wheel
 	$(PY) -m pytest -m slow --timeout 1500
+
+test-postgres: setup  ## every test that opens a store on a PostgreSQL that the tests start, and what is PostgreSQL's own
+	$(PY) -m pytest --database postgres -n 2 --dist worksteal -r s
+	$(PY) -m pytest -m postgres -r s
 
 test-ray: setup  ## runs as jobs of a Ray that the tests start (adds the extra; three minutes)
 	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]'

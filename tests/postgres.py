@@ -37,9 +37,11 @@ OPENERS = (
     "tests.store_rows",
     "tests.stores",
     "serve: ",
-    "pairloop.cli",
+    "pairloop.cli import pairloop",
 )
 """What the source of a test module names where its tests open a store: the run on PostgreSQL takes those modules."""
+STORELESS = "test_lab"
+"""The lab has no store."""
 
 
 def binary(name: str) -> str | None:
@@ -214,5 +216,5 @@ _sources: dict[Path, bool] = {}
 def _opens_a_store(item: pytest.Item) -> bool:
     if item.path not in _sources:
         source = item.path.read_text()
-        _sources[item.path] = any(name in source for name in OPENERS)
+        _sources[item.path] = not item.path.name.startswith(STORELESS) and any(name in source for name in OPENERS)
     return _sources[item.path]

@@ -25,7 +25,7 @@ SCRIPTS = ScriptDirectory.from_config(AlembicConfig(attributes={}, config_args={
 REVISIONS = [script.revision for script in SCRIPTS.walk_revisions()][::-1]
 ROWS = 3
 
-MEANT = {
+MEANT: dict[str, dict[str, Any]] = {
     "kind": {"groups": "train", "versions": "full", "verdicts": "hold"},
     "pool": {"groups": "train"},
     "source": {"feedback": "human"},

@@ -47,7 +47,7 @@ def store(config: Config) -> Iterator[Store]:
         yield opened
 
 
-@pytest.mark.slow
+@pytest.mark.postgres
 @needs_postgres
 def test_two_cycles_from_picks_to_a_better_champion(server: PostgresServer, tmp_path: Path) -> None:
     config = settings(tmp_path, store={"database": server.migrated()})
@@ -65,7 +65,7 @@ def test_two_cycles_from_picks_to_a_better_champion(server: PostgresServer, tmp_
         assert again.champion == 2
 
 
-@pytest.mark.slow
+@pytest.mark.postgres
 @needs_postgres
 def test_a_fine_tuning_job_from_rows_to_a_model(server: PostgresServer, tmp_path: Path) -> None:
     with open_rig(settings(tmp_path, store={"database": server.migrated()})) as rig:
@@ -87,7 +87,7 @@ def test_a_fine_tuning_job_from_rows_to_a_model(server: PostgresServer, tmp_path
         assert doctor.check(rig.store) == []
 
 
-@pytest.mark.slow
+@pytest.mark.postgres
 @needs_postgres
 def test_another_writer_that_does_not_end_is_a_store_error_and_the_writer_goes_on(
     config: Config, monkeypatch: pytest.MonkeyPatch
@@ -105,7 +105,7 @@ def test_another_writer_that_does_not_end_is_a_store_error_and_the_writer_goes_o
         assert read(store, groups.count, BOT) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.postgres
 @needs_postgres
 def test_a_writer_that_was_stopped_in_mid_transaction_holds_the_others_up_no_longer_than_its_time(
     config: Config, monkeypatch: pytest.MonkeyPatch
@@ -126,7 +126,7 @@ def test_a_writer_that_was_stopped_in_mid_transaction_holds_the_others_up_no_lon
         assert read(store, groups.count, BOT) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.postgres
 @needs_postgres
 def test_a_server_that_was_killed_and_started_again_costs_what_was_under_way(server: PostgresServer, store: Store) -> None:
     put_groups(store, a_group("before"))
@@ -146,7 +146,7 @@ def test_a_server_that_was_killed_and_started_again_costs_what_was_under_way(ser
     assert read(store, groups.count, BOT) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.postgres
 @needs_postgres
 def test_planted_fault_without_the_writer_lock_a_reader_misses_a_row(config: Config, store: Store) -> None:
     """The row with the lower number is committed last: whoever went on from the higher one never sees it."""
@@ -163,7 +163,7 @@ def test_planted_fault_without_the_writer_lock_a_reader_misses_a_row(config: Con
     unlocked.dispose()
 
 
-@pytest.mark.slow
+@pytest.mark.postgres
 @needs_postgres
 def test_with_the_writer_lock_the_second_row_waits_for_the_first(config: Config, store: Store) -> None:
     for name in ("low", "high"):
@@ -187,7 +187,7 @@ def _waits_for_the_lock(config: Config) -> bool:
         return bool(c.execute(sa.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")).scalar())
 
 
-@pytest.mark.slow
+@pytest.mark.postgres
 @needs_postgres
 def test_a_database_that_cannot_hold_all_texts_is_refused(server: PostgresServer, tmp_path: Path) -> None:
     with sa.create_engine(server.url("postgres"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool).connect() as admin:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,11 +70,10 @@ def test_a_request_sent_to_both_under_one_key_is_done_once(tmp_path: Path) -> No
         one = running.enter_context(RunningServer(tmp_path / "one", policy=FakePolicy(release=release)))
         two = running.enter_context(RunningServer(tmp_path / "two", beside=one))
         with ThreadPoolExecutor(2) as clients:
-            post = partial(clients.submit, RunningServer.post_chat)
-            first = post(one, key)
+            first = clients.submit(one.post_chat, key)
             while one.policy.queued() < 1:
                 pass
-            second = post(two, key)
+            second = clients.submit(two.post_chat, key)
             release.set()
             replies_ = [reply.result(20) for reply in (first, second)]
         assert [reply.status_code for reply in replies_] == [200, 200]

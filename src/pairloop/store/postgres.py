@@ -46,7 +46,7 @@ def is_postgres(url: URL) -> bool:
 def writer_options(url: URL) -> dict[str, Any]:
     """For `create_engine`. READ COMMITTED whatever the server's default is: what is read after the lock is what the last
     writer left, where a snapshot of the whole transaction would be older than the lock."""
-    return {"isolation_level": "READ COMMITTED", "pool_size": 1, "max_overflow": 2, **_connections(url)}
+    return {"isolation_level": "READ COMMITTED", "pool_size": 1, "max_overflow": 1, **_connections(url)}
 
 
 def reader_options(url: URL) -> dict[str, Any]:
