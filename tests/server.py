@@ -27,7 +27,7 @@ from pairloop.loop.schedule import Scheduler
 from pairloop.loop.serve import pool_of
 from pairloop.policy.fake import FakePolicy, write_skill
 from pairloop.policy.protocols import Policy
-from pairloop.store import cycles, duels, groups, versions
+from pairloop.store import Store, cycles, duels, groups, versions
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, Group, Pool, Version, VersionKind
 from pairloop.web.app import create_app
 from pairloop.web.context import SchedulerLike

@@ -223,6 +223,8 @@ def _second(rig: Rig) -> Iterator[Rig]:
         yield other
 
 
+@pytest.mark.slow
+@pytest.mark.postgres
 def test_two_loops_turn_one_cycle_at_a_time(tmp_path: Path) -> None:
     owner = f"{socket.gethostname()}:{os.getpid()}"
     with open_rig(settings(tmp_path), owner=owner) as rig, _second(rig) as other:
