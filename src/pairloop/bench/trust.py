@@ -9,7 +9,7 @@ from typing import Any
 
 from pairloop.bench.settings import OnStep
 
-PARTS = ("gate",)
+PARTS = ("gate", "swap", "loops", "soak")
 """In the order in which they run."""
 
 
@@ -22,6 +22,8 @@ class TrustSettings:
     duels: int = 2_000
     seed: int = 0
     quick: bool = False
+    minutes: float = 30.0
+    """How long the soak takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,4 +45,16 @@ def part(name: str) -> Part:
             trust_gate.HEADERS,
             trust_gate.rows,
         )
+    if name == "swap":
+        from pairloop.bench import trust_swap
+
+        return Part(trust_swap.measure, trust_swap.HEADERS, trust_swap.rows)
+    if name == "loops":
+        from pairloop.bench import trust_loops
+
+        return Part(trust_loops.measure, trust_loops.HEADERS, trust_loops.rows)
+    if name == "soak":
+        from pairloop.bench import trust_soak
+
+        return Part(trust_soak.measure, trust_soak.HEADERS, trust_soak.rows)
     raise ValueError(f"no part {name!r}: {', '.join(PARTS)}")

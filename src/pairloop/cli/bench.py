@@ -136,20 +136,23 @@ def loop(threads: int, quick: bool, out: Path, as_json: bool) -> None:
 )
 @click.option("--duels", default=2_000, show_default=True, type=click.IntRange(100), help="Duels to simulate of each kind.")
 @click.option("--seed", default=0, show_default=True, help="The same seed, the same duels.")
+@click.option("--minutes", default=30.0, show_default=True, type=click.FloatRange(0.1), help="How long the soak takes.")
 @click.option("--quick", is_flag=True, help="A smaller measure of everything but the duels.")
 @out_option
 @verb
-def trust(parts: tuple[str, ...], duels: int, seed: int, quick: bool, out: Path, as_json: bool) -> None:
+def trust(parts: tuple[str, ...], duels: int, seed: int, minutes: float, quick: bool, out: Path, as_json: bool) -> None:
     """What is promised, measured part by part.
 
-    gate: on simulated duels nothing worse passes, what is better does, and colluders change neither.
+    gate: on simulated duels nothing worse passes, what is better does, and colluders change neither. swap: versions change
+    under load, and no request fails. loops: whole loops whose picks are coin tosses promote hardly anything. soak: everything
+    at once for half an hour, and memory stays flat.
     """
     from pairloop.bench.trust import TrustSettings, part
     from pairloop.cli.progress import TerminalWatcher
 
     found: dict[str, dict[str, Any]] = {}
     with TerminalWatcher() as watcher:
-        settings = TrustSettings(out.resolve() / "trust", watcher.bar, duels, seed, quick)
+        settings = TrustSettings(out.resolve() / "trust", watcher.bar, duels, seed, quick, minutes)
         for name in PARTS:
             if name in parts:
                 found[name] = part(name).measure(settings)
