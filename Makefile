@@ -34,7 +34,7 @@ test-slow: setup  ## demo, crash harness, browser, wheel
 
 test-postgres: setup  ## every test that opens a store on a PostgreSQL that the tests start, and what is PostgreSQL's own
 	$(PY) -m pytest --database postgres -n 2 --dist worksteal -r s
-	$(PY) -m pytest --database postgres -m postgres -r s
+	$(PY) -m pytest --database postgres -m postgres -r s --timeout 900
 
 test-ray: setup  ## runs as jobs of a Ray that the tests start (adds the extra; three minutes)
 	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]'

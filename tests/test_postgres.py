@@ -191,7 +191,8 @@ def _waits_for_the_lock(config: Config) -> bool:
 @needs_postgres
 def test_a_database_that_cannot_hold_all_texts_is_refused(server: PostgresServer, tmp_path: Path) -> None:
     with sa.create_engine(server.url("postgres"), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool).connect() as admin:
-        admin.exec_driver_sql("CREATE DATABASE ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
+        provider = "LOCALE_PROVIDER libc" if (admin.dialect.server_version_info or (0,)) >= (15,) else ""
+        admin.exec_driver_sql(f"CREATE DATABASE ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C' {provider}")
     with pytest.raises(StoreError, match="encoding is SQL_ASCII, and texts need UTF8"):
         Store.open(Config(state_dir=tmp_path, store=StoreSection(database=server.url("ascii"))))
 

@@ -31,7 +31,7 @@ from pairloop.store.schema import feedback
 from pairloop.types import Alias, Cycle, CycleState
 
 NAME = "support-bot"
-PATIENCE_S = 150.0
+PATIENCE_S = 300.0
 PROMOTIONS = 2
 AT_WORK = {CycleState.BUILDING, CycleState.TRAINING, CycleState.CHECKING}
 
