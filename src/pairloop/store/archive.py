@@ -132,12 +132,14 @@ class Archive:
         return found
 
     def _artifact_problems(self, name: str, manifest_sha256: str) -> list[str]:
+        manifest = self.artifacts.path(name) / MANIFEST
+        if manifest.is_file() and sha256(manifest) != manifest_sha256:
+            return [f"{manifest}: was changed since the backup"]  # it must not accuse the files that it names
         try:
             self.artifacts.verify(name)
         except StoreError as error:
             return [str(error)]
-        manifest = self.artifacts.path(name) / MANIFEST
-        return [] if sha256(manifest) == manifest_sha256 else [f"{manifest}: was changed since the backup"]
+        return []
 
 
 def paths(folder: Path) -> list[Path]:

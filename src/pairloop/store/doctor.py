@@ -65,13 +65,13 @@ def check(store: Store, *, accepted: bool = False) -> list[Problem]:
         for finder in (_orphans, _pairs_without_lineage, _datasets_without_pairs, _aliases, _duels, _jobs):
             problems += finder(c)
         named, uploads, lost = contents.artifacts(c), store_files.list_(c), repairs.losses(c)
-        aliased = _aliased(c)
+        in_use = aliased(c)
     broken: list[Problem] = []
     for artifact in named:  # outside the transaction: hashing files takes its time
-        if accepted or artifact.subject not in lost or artifact.subject in aliased:
+        if accepted or artifact.subject not in lost or artifact.subject in in_use:
             broken += _artifact(store.artifacts, artifact)
     problems += broken
-    problems += _unusable_aliases(broken, aliased)
+    problems += _unusable_aliases(broken, in_use)
     for upload in uploads:
         problems += _upload(upload)
     problems += _unreferenced(store.artifacts, {store.artifacts.path(one.hash).name for one in named})
@@ -142,7 +142,7 @@ def _jobs(c: Connection) -> Iterator[Problem]:
         yield Problem("job_without_model", f"job {row.job_id} ended with {row.fine_tuned_model}, which no version is called")
 
 
-def _aliased(c: Connection) -> dict[str, list[str]]:
+def aliased(c: Connection) -> dict[str, list[str]]:
     """The names of the versions that aliases name, each with those aliases (``policy@alias``)."""
     found: dict[str, list[str]] = {}
     for row in c.execute(sa.select(aliases).order_by(aliases.c.policy, aliases.c.alias)):
@@ -150,9 +150,9 @@ def _aliased(c: Connection) -> dict[str, list[str]]:
     return found
 
 
-def _unusable_aliases(broken: list[Problem], aliased: dict[str, list[str]]) -> Iterator[Problem]:
+def _unusable_aliases(broken: list[Problem], in_use: dict[str, list[str]]) -> Iterator[Problem]:
     for problem in broken:
-        for alias in aliased.get(problem.subject, ()):
+        for alias in in_use.get(problem.subject, ()):
             yield Problem("unusable_alias", f"{alias} names {problem.subject}, whose artifact is not whole", alias)
 
 

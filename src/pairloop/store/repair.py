@@ -110,6 +110,7 @@ class _Plan:
         with store.reading() as c:
             self._named = {one.subject: one for one in contents.artifacts(c)}
             self._lost = repairs.losses(c)
+            self._in_use = set(doctor.aliased(c))
         self._broken = {one.subject for one in problems if one.code in ("missing_artifact", "broken_artifact")} | self._lost
         self._coming_back: set[str] = set()
 
@@ -154,8 +155,7 @@ class _Plan:
             return Repair(
                 problem, f"copied from the backup {archive.path.name}", in_files=lambda: publish_copy(source, artifacts)
             )
-        is_aliased = any(one.code == "unusable_alias" and problem.subject in one.text.split() for one in self._problems)
-        if not self._accept_loss or is_aliased or problem.subject in self._lost:
+        if not self._accept_loss or problem.subject in self._in_use | self._lost:
             return None
         return Repair(problem, "recorded as lost", is_loss=True)
 

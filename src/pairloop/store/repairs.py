@@ -39,5 +39,5 @@ def list_(c: Connection) -> list[RepairRecord]:
 def losses(c: Connection) -> set[str]:
     """The subjects that were recorded as lost, and have not come back since."""
     rows = c.execute(sa.select(repairs.c.subject, repairs.c.is_loss).order_by(repairs.c.seq))
-    last = {subject: is_loss for subject, is_loss in rows}
+    last = {row.subject: row.is_loss for row in rows}
     return {subject for subject, is_loss in last.items() if is_loss}

@@ -80,11 +80,11 @@ def restore(archive: Archive, config: Config, *, force: bool = False, after: Seq
 
 
 def _refuse_newer(archive: Archive) -> None:
-    known = transfer.known_revisions()
-    if archive.manifest.revision not in known:
+    known, made = transfer.known_revisions(), archive.manifest
+    if made.revision not in known:
         raise StoreError(
-            f"{archive.path}: pairloop {archive.manifest.pairloop} made it, with schema revision {archive.manifest.revision!r}, "
-            f"which is not known to this pairloop: it goes up to {max(known)!r}: upgrade pairloop. Nothing was restored."
+            f"{archive.path}: pairloop {made.pairloop} made it, with schema revision {made.revision!r}; this one goes up to "
+            f"{max(known)!r}: upgrade pairloop. Nothing was restored."
         )
 
 
