@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, ForeignKeyConstraint
@@ -82,17 +84,25 @@ def check(store: Store, *, accepted: bool = False) -> list[Problem]:
 
 def _orphans(c: Connection) -> Iterator[Problem]:
     """Rows whose parent row is gone, for every foreign key of the schema."""
-    for table in metadata.sorted_tables:
+    for table, columns, parent, statement in _orphan_queries():
+        for row in c.execute(statement):
+            key = tuple(row)
+            yield Problem("orphan", f"{table} {key}: {columns} names no row of {parent}", f"{table} {key}")
+
+
+@cache
+def _orphan_queries() -> list[tuple[str, str, str, sa.Select[Any]]]:
+    """(table, columns, parent table, rows of the table without one) of every foreign key but those told in words."""
+    queries = []
+    for table in (table for table in metadata.sorted_tables if table is not aliases):
         for key in (item for item in table.constraints if isinstance(item, ForeignKeyConstraint)):
-            if table is aliases:
-                continue  # told in words by _aliases
             parent = key.referred_table.alias("parent")
             match = [element.parent == parent.c[element.column.name] for element in key.elements]
             filled = [element.parent.is_not(None) for element in key.elements]
             statement = sa.select(*table.primary_key.columns).where(*filled, ~sa.exists().select_from(parent).where(*match))
-            for row in c.execute(statement):
-                columns = ", ".join(element.parent.name for element in key.elements)
-                yield Problem("orphan", f"{table.name} {tuple(row)}: {columns} names no row of {key.referred_table.name}")
+            columns = ", ".join(element.parent.name for element in key.elements)
+            queries.append((table.name, columns, key.referred_table.name, statement))
+    return queries
 
 
 def _pairs_without_lineage(c: Connection) -> Iterator[Problem]:
