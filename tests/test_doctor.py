@@ -24,8 +24,25 @@ from pairloop.types import Alias, CycleState, CycleStep, Duel, PairSide, Prefere
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The state directory of a store after one promoted cycle: a dataset of one pair, a version of it, the champion."""
     folder = tmp_path_factory.mktemp("prepared")
+    prepare(folder)
+    return folder
+
+
+@pytest.fixture
+def store(prepared: Path, tmp_path: Path) -> Iterator[Store]:
+    """A store of this test's own, after one promoted cycle; its files are copied, which is cheaper than to migrate them."""
+    config = Config(state_dir=tmp_path)
+    if config.database_url.startswith("sqlite"):
+        shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    else:
+        prepare(tmp_path)
+    with Store.open(config) as opened:
+        yield opened
+
+
+def prepare(folder: Path) -> None:
+    """Make the state directory of a store after one promoted cycle: a dataset of one pair, a version of it, the champion."""
     with Store.open(Config(state_dir=folder)) as opened:
         rows, weights = publish_snapshot(opened), publish(opened, "adapter.safetensors")
         dataset = replace(a_dataset("data_1"), path=str(rows.path))
@@ -57,15 +74,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(partial(duels.open, duel=duel))
         write(partial(duels.close, duel_id="duel_1", at=NOW))
         write(partial(cycles.step, cycle_id="cycle_bot_1", step=CycleStep(CycleState.PROMOTED, {}, NOW)))
-    return folder
-
-
-@pytest.fixture
-def store(prepared: Path, tmp_path: Path) -> Iterator[Store]:
-    """A copy of the prepared store, of this test's own."""
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    with Store.open(Config(state_dir=tmp_path)) as opened:
-        yield opened
 
 
 def publish_snapshot(store: Store) -> Artifact:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.store_rows import BOT, NOW, a_cycle, a_version
+from tests.store_rows import BOT, NOW, a_cycle, a_version, contents_of
 from tests.test_doctor import artifact_of, plant, prepared, publish, store, upload
 
 from pairloop.store import Store, backup, cycles, doctor, duels, jobs, repair, repairs, versions
@@ -23,12 +21,10 @@ from pairloop.types import Alias, CycleState, CycleStep, Duel
 __all__ = ["prepared", "store"]  # the fixtures
 
 
-def dump(store: Store) -> tuple[list[str], list[tuple[str, bytes]]]:
+def dump(store: Store) -> object:
     """All rows, and all files beside the artifacts."""
-    with closing(sqlite3.connect(store.name)) as raw:
-        rows = list(raw.iterdump())
     root = store.artifacts.root
-    return rows, [(str(path), path.read_bytes()) for path in sorted(root.rglob("*")) if path.is_file()]
+    return contents_of(store), [(str(path), path.read_bytes()) for path in sorted(root.rglob("*")) if path.is_file()]
 
 
 def lose_the_champion(store: Store) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from pairloop.errors import StoreError
+from pairloop.errors import ConflictError, StoreError
 from pairloop.store.database import (
     BUSY_TIMEOUT_MS,
     MIGRATIONS,
@@ -61,7 +61,8 @@ def export(url: URL, target: Path) -> None:
 def load(source: Path, url: URL, *, aside: str | None) -> None:
     """Fill the database at ``url``, which is not SQLite, from a file that ``export`` wrote, all in one transaction.
 
-    Tables of ours that are there already are moved into the schema ``aside``; without one they must hold no rows.
+    Tables of ours that are there already are moved into the schema ``aside``; without one they must hold no rows. ConflictError
+    while another process of ours is connected.
     """
     target = writer_engine(url, durable=True)
     with (
@@ -71,6 +72,7 @@ def load(source: Path, url: URL, *, aside: str | None) -> None:
         file.connect() as reading,
         target.begin() as writing,
     ):
+        _refuse_others(writing)
         if aside is not None:
             _move_aside(writing, aside)
         command.upgrade(alembic_config(writing), "head")
@@ -208,6 +210,16 @@ def _set_sequence(c: Connection, table: Table, last: int) -> None:
 def _serial(table: Table) -> sa.Function[Any]:
     (column,) = table.primary_key.columns
     return sa.func.pg_get_serial_sequence(table.name, column.name)
+
+
+def _refuse_others(c: Connection) -> None:
+    """ConflictError where another process of ours is connected to this database."""
+    others = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'pairloop' "
+        "AND pid <> pg_backend_pid()"
+    )
+    if c.execute(others).scalar_one():
+        raise ConflictError(f"{describe(c.engine.url)}: a process has it open; stop the server and its workers first")
 
 
 def _move_aside(c: Connection, schema: str) -> None:
