@@ -103,10 +103,11 @@ def backups(folder: Path, as_json: bool) -> None:
     from pairloop.store.archive import Archive, paths
 
     documents, rows = [], []
+    known: dict[object, list[str]] = {}
     for path in paths(folder):
         try:
             archive = Archive(path)
-            manifest, problems = archive.manifest, archive.problems()
+            manifest, problems = archive.manifest, archive.problems(known)
         except StoreError as error:
             manifest, problems = None, [str(error)]
         documents.append({"path": path, "manifest": manifest, "problems": problems})

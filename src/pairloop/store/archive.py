@@ -122,13 +122,21 @@ class Archive:
         entry = self.manifest.files.get(file_id)
         return entry is not None and entry.sha256 == sha256 and not _changed(self.upload(file_id), entry)
 
-    def problems(self) -> list[str]:
-        """What is no longer as it was written, by its path; reads everything."""
+    def problems(self, known: dict[object, list[str]] | None = None) -> list[str]:
+        """What is no longer as it was written, by its path; reads everything.
+
+        ``known`` holds what was found about what backups share, so that a list of them reads it once.
+        """
+        known = {} if known is None else known
         found = _changed(self.database, self.manifest.database)
         for name, manifest_sha256 in self.manifest.artifacts.items():
-            found += self._artifact_problems(name, manifest_sha256)
+            if (name, manifest_sha256) not in known:
+                known[name, manifest_sha256] = self._artifact_problems(name, manifest_sha256)
+            found += known[name, manifest_sha256]
         for file_id, entry in self.manifest.files.items():
-            found += _changed(self.upload(file_id), entry)
+            if (file_id, entry) not in known:
+                known[file_id, entry] = _changed(self.upload(file_id), entry)
+            found += known[file_id, entry]
         return found
 
     def _artifact_problems(self, name: str, manifest_sha256: str) -> list[str]:

@@ -53,7 +53,7 @@ def take(store: Store, folder: Path, *, keep: int | None = None) -> Taken:
     with _failing(folder), _alone(folder):
         taken_at = datetime.now(UTC)
         making = folder / _MAKING
-        making.mkdir()
+        making.mkdir(mode=0o700)  # people's words
         try:
             transfer.export(store.url, making / DATABASE)
             copies = _copy_contents(store, making / DATABASE, Artifacts(folder / SHARED))
@@ -99,7 +99,7 @@ def _copy_contents(store: Store, database: Path, shared: Artifacts) -> _Copies:
     for upload in uploads:
         path = shared.root / "files" / upload.file_id
         is_there = path.is_file() and contents.sha256(path) == upload.sha256
-        if not is_there and (problem := _copy_upload(upload, shared)) is not None:
+        if not is_there and (problem := _copy_upload(store, upload, shared)) is not None:
             if not _deleted_meanwhile(store, upload, database):
                 copies.missing.append(f"file {upload.file_id}: {problem}")
             continue
@@ -126,7 +126,7 @@ def _copy_artifact(store: Store, artifact: NamedArtifact, shared: Artifacts) -> 
         store.artifacts.verify(artifact.hash)
     except StoreError as error:
         return str(error)
-    publish_copy(source, shared)
+    publish_copy(store.artifacts.local(source), shared)
     return None
 
 
@@ -136,14 +136,11 @@ def publish_copy(source: Path, target: Artifacts) -> None:
     target.publish(source, {key: value for key, value in manifest.items() if key not in ("hash", "files")})
 
 
-def _copy_upload(upload: StoredFile, shared: Artifacts) -> str | None:
-    try:
-        with Path(upload.path).open("rb") as source:
-            copy, _, sha256 = shared.keep_file(upload.file_id, source, limit=upload.size)
-    except FileNotFoundError:
-        return f"{upload.path} is not there"
-    except ValueError:
-        return f"{upload.path} has more bytes than were uploaded"
+def _copy_upload(store: Store, upload: StoredFile, shared: Artifacts) -> str | None:
+    if not store.artifacts.has_file(upload.path, upload.size):
+        return f"{upload.path} is not there whole"
+    with store.artifacts.local(upload.path).open("rb") as source:
+        copy, _, sha256 = shared.keep_file(upload.file_id, source, limit=upload.size)
     if sha256 != upload.sha256:
         copy.unlink()
         return f"{upload.path} is not what was uploaded"
@@ -214,7 +211,7 @@ def _remove_pruned(folder: Path) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system frees when its holder dies; what a dead holder left is removed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / _LOCK).open("a") as file:
         if sys.platform != "win32":
             import fcntl

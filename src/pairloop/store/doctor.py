@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +14,7 @@ from pairloop.errors import StoreError
 from pairloop.store import contents, cycles, repairs
 from pairloop.store import files as store_files
 from pairloop.store import versions as store_versions
-from pairloop.store.artifacts import STALE_AFTER_S, Artifacts
+from pairloop.store.artifacts import Artifacts
 from pairloop.store.contents import NamedArtifact
 from pairloop.store.database import broken_pages
 from pairloop.store.findings import FINDINGS
@@ -75,8 +73,12 @@ def check(store: Store, *, accepted: bool = False) -> list[Problem]:
     problems += broken
     problems += _unusable_aliases(broken, in_use)
     for upload in uploads:
-        problems += _upload(upload)
-    problems += _unreferenced(store.artifacts, {store.artifacts.path(one.hash).name for one in named})
+        problems += _upload(store.artifacts, upload)
+    referenced = {store.artifacts.path(one.hash).name for one in named}
+    problems += [
+        Problem("unreferenced_artifact", f"{path}: no row names it", str(path))
+        for path in store.artifacts.unreferenced(referenced)
+    ]
     return problems + [
         Problem("stale_folder", f"{path}: left by a writer that is gone", str(path)) for path in store.artifacts.stale()
     ]
@@ -166,28 +168,19 @@ def _unusable_aliases(broken: list[Problem], in_use: dict[str, list[str]]) -> It
             yield Problem("unusable_alias", f"{alias} names {problem.subject}, whose artifact is not whole", alias)
 
 
-def _upload(file: store_files.StoredFile) -> Iterator[Problem]:
-    path = Path(file.path)
+def _upload(artifacts: Artifacts, file: store_files.StoredFile) -> Iterator[Problem]:
     named = f"file {file.file_id} ({file.filename})"
-    if not path.is_file() or path.stat().st_size != file.size:
-        yield Problem("missing_file", f"{named}: {path} is not there whole", file.file_id)
-    elif contents.sha256(path) != file.sha256:
-        yield Problem("broken_file", f"{named}: {path} is not what was uploaded", file.file_id)
+    if not artifacts.has_file(file.path, file.size):
+        yield Problem("missing_file", f"{named}: {file.path} is not there whole", file.file_id)
+    elif contents.sha256(artifacts.local(file.path)) != file.sha256:
+        yield Problem("broken_file", f"{named}: {file.path} is not what was uploaded", file.file_id)
 
 
 def _artifact(artifacts: Artifacts, named: NamedArtifact) -> Iterator[Problem]:
-    if not named.path.is_dir():
+    if not artifacts.has_folder(named.path):
         yield Problem("missing_artifact", f"{named.owner}: no folder {named.path}", named.subject)
         return
     try:
         artifacts.verify(named.hash)
     except StoreError as error:
         yield Problem("broken_artifact", f"{named.owner}: {error}", named.subject)
-
-
-def _unreferenced(artifacts: Artifacts, named: set[str]) -> Iterator[Problem]:
-    """Folders that no row names; a young one may get its row any moment."""
-    for path in sorted(artifacts.root.iterdir()):
-        is_ours = path.name not in named | {"tmp", "files"} and not path.name.startswith(".")
-        if is_ours and time.time() - path.stat().st_mtime > STALE_AFTER_S:
-            yield Problem("unreferenced_artifact", f"{path}: no row names it", str(path))

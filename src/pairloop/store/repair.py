@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -187,7 +186,7 @@ class _Plan:
         if named is None or problem.subject in self._broken:
             return None
         with self._store.reading() as c:
-            lineage = _existing(c, _read_lineage(named.path))
+            lineage = _existing(c, _read_lineage(self._store.artifacts.local(named.path)))
             mends = _would_mend(c, problem, lineage)
         if not mends:
             return None
@@ -212,14 +211,14 @@ class _Plan:
 
     def _unreferenced(self, problem: Problem) -> Repair:
         """Into the temporary folder, which is emptied of what is older than a day."""
-        path, staging = Path(problem.subject), self._store.artifacts.root / "tmp"
+        path = Path(problem.subject)
 
         def move(c: Connection) -> None:
             if any(self._store.artifacts.path(one.hash) == path for one in contents.artifacts(c)):
                 raise ConflictError("a row names it by now")
-            path.rename(Path(tempfile.mkdtemp(prefix="unreferenced-", dir=staging)) / path.name)
+            self._store.artifacts.set_aside(path, "unreferenced")
 
-        return Repair(problem, f"moved to {staging}, where it is removed a day later", in_rows=move)
+        return Repair(problem, "moved to tmp/ beside the artifacts, where it is removed a day later", in_rows=move)
 
 
 def _move_champion(c: Connection, policy: str, found: int | None, target: int, why: str) -> None:

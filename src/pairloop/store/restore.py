@@ -130,7 +130,7 @@ def _copy_contents(archive: Archive, store: Store) -> tuple[int, int]:
             copied += 1
     for file_id, entry in archive.manifest.files.items():
         path = store.artifacts.root / "files" / file_id
-        if path.is_file() and contents.sha256(path) == entry.sha256:
+        if store.artifacts.has_file(path, entry.bytes) and contents.sha256(store.artifacts.local(path)) == entry.sha256:
             found += 1
         else:
             with archive.upload(file_id).open("rb") as source:
