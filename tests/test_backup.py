@@ -235,6 +235,9 @@ def test_one_backup_at_a_time(store: Store, tmp_path: Path) -> None:
 
 
 def test_picks_go_on_while_a_backup_is_taken_and_none_before_it_is_missing(store: Store, tmp_path: Path) -> None:
+    # Pages for a dozen steps: a copy that is begun anew by each commit would never end.
+    put_groups(store, *(a_group(f"long{number}", answers=("a" * 10**6, "b" * 10**6)) for number in range(6)))
+    store.write(lambda c: [feedback.insert(c, a_pick(f"long{number}", feedback_id=f"of-{number}")) for number in range(6)])
     acknowledged: list[str] = []
     stop, enough = threading.Event(), threading.Event()
 
@@ -259,11 +262,13 @@ def test_picks_go_on_while_a_backup_is_taken_and_none_before_it_is_missing(store
         thread.start()
     assert enough.wait(30)
     before = list(acknowledged)
-    taken = backup.take(store, tmp_path / "backups")
-    during = len(acknowledged)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        taken = backup.take(store, tmp_path / "backups")
+        during = len(acknowledged)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert during > len(before), "nobody waited for the backup"
     with restored(Archive(taken.path), tmp_path / "elsewhere") as copy:
         with copy.reading() as c:
