@@ -13,7 +13,7 @@ import pytest
 from tests.store_rows import BOT, NOW, a_cycle, a_version, contents_of
 from tests.test_doctor import artifact_of, plant, prepared, publish, store, upload
 
-from pairloop.store import Store, backup, cycles, doctor, duels, jobs, repair, repairs, versions
+from pairloop.store import Store, backup, cycles, doctor, duels, files, jobs, repair, repairs, versions
 from pairloop.store.archive import Archive
 from pairloop.store.jobs import Job, JobStatus
 from pairloop.types import Alias, CycleState, CycleStep, Duel
@@ -37,6 +37,13 @@ def lose_an_upload(store: Store) -> None:
 
 def leave_an_artifact(store: Store) -> None:
     os.utime(publish(store, "of a writer that died").path, (0, 0))
+
+
+def leave_an_upload(store: Store) -> None:
+    """Deleted, and the server died before its content was."""
+    path = Path(upload(store, b"rows").path)
+    store.write(partial(files.forget, file_ids=["file-1"], at=NOW))
+    os.utime(path, (0, 0))
 
 
 def leave_a_folder(store: Store) -> None:
@@ -63,6 +70,7 @@ DAMAGES: list[tuple[str | Callable[[Store], None], list[str], str]] = [
     ("DELETE FROM dataset_pairs", ["dataset_without_pairs"], "lineage of 1 pairs read"),
     (lose_an_upload, ["missing_file"], "marked as deleted"),
     (leave_an_artifact, ["unreferenced_artifact"], "moved to"),
+    (leave_an_upload, ["unreferenced_artifact"], "moved to"),
     (leave_a_folder, ["stale_folder"], "removed"),
 ]
 

@@ -170,14 +170,17 @@ class Artifacts:
         now = time.time()
         return [folder for folder in sorted(self._staging.iterdir()) if now - _last_written(folder) > older_than_s]
 
-    def unreferenced(self, named: Collection[str], *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
-        """Published folders that are not among ``named``; a younger one may get its row any moment."""
-        known, now = {*named, "tmp", "files"}, time.time()
-        folders = [path for path in sorted(self.root.iterdir()) if path.is_dir() and path.name not in known]
-        return [path for path in folders if now - path.stat().st_mtime > older_than_s]
+    def unreferenced(
+        self, folders: Collection[str], uploads: Collection[str], *, older_than_s: float = STALE_AFTER_S
+    ) -> list[Path]:
+        """Published folders and uploaded files of other names than these; a younger one may get its row any moment."""
+        known, now = {*folders, "tmp", "files"}, time.time()
+        found = [path for path in sorted(self.root.iterdir()) if path.is_dir() and path.name not in known]
+        found += [path for path in sorted((self.root / "files").glob("*")) if path.name not in uploads]
+        return [path for path in found if now - path.stat().st_mtime > older_than_s]
 
     def set_aside(self, path: Path, why: str) -> None:
-        """Move a published folder to the temporary ones, which are removed after a day."""
+        """Move a published folder or an uploaded file to the temporary ones, which are removed after a day."""
         path.rename(Path(tempfile.mkdtemp(prefix=f"{why}-", dir=self._staging)) / path.name)
 
     def _take_existing(self, artifact_hash: str) -> bool:

@@ -74,10 +74,10 @@ def check(store: Store, *, accepted: bool = False) -> list[Problem]:
     problems += _unusable_aliases(broken, in_use)
     for upload in uploads:
         problems += _upload(store.artifacts, upload)
-    referenced = {store.artifacts.path(one.hash).name for one in named}
+    folders, file_ids = {store.artifacts.path(one.hash).name for one in named}, {one.file_id for one in uploads}
     problems += [
         Problem("unreferenced_artifact", f"{path}: no row names it", str(path))
-        for path in store.artifacts.unreferenced(referenced)
+        for path in store.artifacts.unreferenced(folders, file_ids)
     ]
     return problems + [
         Problem("stale_folder", f"{path}: left by a writer that is gone", str(path)) for path in store.artifacts.stale()

@@ -69,7 +69,7 @@ FINDINGS = {
     ),
     "stale_folder": Finding("a writer that is gone left a temporary folder", "it is removed", "nothing"),
     "unreferenced_artifact": Finding(
-        "an artifact that no row names, older than a day: its writer died before the row",
+        "an artifact or upload that no row names, older than a day: its writer died before the row, or who deleted it",
         "it is moved to `tmp/` beside the artifacts, where it is removed a day later",
         "nothing",
     ),

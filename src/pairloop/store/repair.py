@@ -214,7 +214,9 @@ class _Plan:
         path = Path(problem.subject)
 
         def move(c: Connection) -> None:
-            if any(self._store.artifacts.path(one.hash) == path for one in contents.artifacts(c)):
+            is_upload = path.parent.name == "files"
+            named = is_upload and files.get(c, path.name) is not None
+            if named or any(self._store.artifacts.path(one.hash) == path for one in contents.artifacts(c)):
                 raise ConflictError("a row names it by now")
             self._store.artifacts.set_aside(path, "unreferenced")
 

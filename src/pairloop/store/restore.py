@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from pairloop.config import Config, override
-from pairloop.errors import ConflictError, StoreError
+from pairloop.errors import ConfigError, ConflictError, StoreError
 from pairloop.store import contents, doctor, transfer
 from pairloop.store.archive import Archive, Manifest
 from pairloop.store.backup import flush, publish_copy
@@ -56,6 +56,8 @@ def restore(archive: Archive, config: Config, *, force: bool = False, after: Seq
     target has data, or a process that uses it. Then nothing was changed.
     """
     url = parse_url(config.database_url)
+    if not url.database:
+        raise ConfigError(f"store.database: {config.database_url!r} names no database that a backup could be restored into")
     _refuse_newer(archive)
     if problems := archive.problems():
         raise StoreError(f"{archive.path}: this backup is not whole, nothing was restored:\n" + "\n".join(problems))

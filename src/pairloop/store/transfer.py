@@ -48,6 +48,8 @@ def export(url: URL, target: Path) -> None:
     of one REPEATABLE READ transaction. StoreError where either cannot be read or written.
     """
     if url.get_backend_name() == "sqlite":
+        if not url.database:
+            raise StoreError("a database in memory cannot be backed up; give store.database a file")
         with _failing(url):
             _copy_pages(str(url.database), target)
         return
