@@ -10,6 +10,8 @@ Query functions take a SQLAlchemy connection and speak the types of ``pairloop.t
 from __future__ import annotations
 
 from pairloop.store import (
+    audit,
+    canaries,
     cycles,
     datasets,
     doctor,
@@ -25,6 +27,7 @@ from pairloop.store import (
     replies,
     runs,
     stored,
+    traffic,
     triggers,
     verdicts,
     versions,
@@ -37,6 +40,8 @@ __all__ = [
     "Artifact",
     "Artifacts",
     "Store",
+    "audit",
+    "canaries",
     "cycles",
     "datasets",
     "doctor",
@@ -55,6 +60,7 @@ __all__ = [
     "replies",
     "runs",
     "stored",
+    "traffic",
     "triggers",
     "verdicts",
     "versions",
