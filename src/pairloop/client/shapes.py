@@ -16,6 +16,7 @@ class PolicyResource(BaseModel):
     method: str
     champion: str | None
     challenger: str | None
+    canary: str | None
     versions: int
     groups: int
 
@@ -154,6 +155,19 @@ class NewKeyResource(KeyResource):
     token: str
 
 
+class AuditResource(BaseModel):
+    """An act: who did what to the loop, and why."""
+
+    object: Literal["audit"] = "audit"
+    id: str
+    actor: str
+    action: str
+    subject: str
+    reason: str
+    details: dict[str, Any]
+    created_at: int
+
+
 class FeedbackReceipt(BaseModel):
     """What was recorded; ``versions`` per index where telling them unblinds no duel."""
 
@@ -180,6 +194,8 @@ class Moved(BaseModel):
     champion: str
     previous: str | None
     reason: str
+    canary: str | None = None
+    canary_share: float | None = None
 
 
 Item = TypeVar("Item", bound=BaseModel)

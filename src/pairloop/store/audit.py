@@ -1,4 +1,4 @@
-"""The audit trail: who did what to the loop, when and why. Rows are appended in the transaction of the act, and never change."""
+"""The audit trail: who did what to the loop, when and why. Rows are appended with the act, and never change."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AuditAction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One act. ``actor``: ``key:<id>``, ``address:<ip>``, ``cli:<login>`` or ``scheduler``; ``subject``: what it was done to."""
+    """One act. ``actor``: ``key:<id>``, ``address:<ip>``, ``cli:<login>`` or ``scheduler``; ``subject``: to what."""
 
     seq: int
     at: datetime

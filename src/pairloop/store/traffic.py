@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,8 +11,8 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from pairloop.store.schema import feedback as feedback_table
 from pairloop.store.schema import completions, groups, traffic
+from pairloop.store.schema import feedback as feedback_table
 from pairloop.types import THUMBS_METRIC
 
 KEPT = timedelta(days=30)
@@ -19,7 +20,7 @@ KEPT = timedelta(days=30)
 
 @dataclass(slots=True)
 class Counts:
-    """Live answers of one version. ``latency`` and ``length``: answers by class of ``loop.deploy.recorder.class_of``.
+    """Live answers of one version; ``latency`` and ``length``: by class (`class_of`) of milliseconds per token and of tokens.
 
     ``errors`` are not among ``answers``; ``refusals`` are, with empty answers.
     """
@@ -72,9 +73,7 @@ def thumbs(c: Connection, policy: str, version: int, since: datetime, until: dat
         .select_from(
             groups.join(feedback_table, groups.c.group_id == feedback_table.c.group_id).join(
                 completions,
-                sa.and_(
-                    completions.c.group_id == groups.c.group_id, completions.c.position == feedback_table.c.choice_index
-                ),
+                sa.and_(completions.c.group_id == groups.c.group_id, completions.c.position == feedback_table.c.choice_index),
             )
         )
         .where(groups.c.policy == policy, completions.c.version == version, at >= since, at < until)
@@ -94,6 +93,11 @@ def thumbs(c: Connection, policy: str, version: int, since: datetime, until: dat
 def prune(c: Connection, now: datetime) -> None:
     """Delete what is older than `KEPT`."""
     c.execute(sa.delete(traffic).where(traffic.c.minute < now - KEPT))
+
+
+def class_of(value: float) -> int:
+    """The class of a positive value: four to each doubling."""
+    return math.floor(4 * math.log2(max(value, 1e-6)))
 
 
 def minute_of(at: datetime) -> datetime:

@@ -33,9 +33,12 @@ from pairloop.errors import InvalidRequestError, NotFoundError, UserError
 from pairloop.formats import Rows, snapshot
 from pairloop.loop import cycle as stage
 from pairloop.loop import deploy
-from pairloop.store import cycles, datasets, duels, groups, raters, triggers, verdicts, versions
+from pairloop.store import audit, cycles, datasets, duels, groups, raters, triggers, verdicts, versions
+from pairloop.store.audit import AuditAction
+from pairloop.store.canaries import Canary
 from pairloop.store.versions import Promotion
 from pairloop.types import BASE_VERSION, Alias, Cycle, Dataset, Version
+from pairloop.web.audit import BY_HAND, Actor
 from pairloop.web.context import Context, Here
 from pairloop.web.paging import After, Limit, page
 from pairloop.web.resources import (
@@ -54,7 +57,6 @@ router = APIRouter(tags=["loop"])
 RaterAfter = Annotated[str | None, Query(max_length=512, description="The rater behind whom the page begins.")]
 Format = Annotated[str, Query(max_length=64, description="A family of dataset rows or the trainer that is to read them.")]
 SkipRefused = Annotated[bool, Query(description="Leave out what the format cannot hold.")]
-BY_HAND = "by hand, over the API"
 _NUMBER = re.compile("0|[1-9][0-9]{0,8}")
 
 
@@ -69,6 +71,12 @@ class MoveRequest(Body):
     """Why an alias is moved by hand."""
 
     reason: Text512 | None = Field(default=None, examples=["answers in the wrong language"])
+
+
+class PromoteRequest(MoveRequest):
+    """``canary_share``: of the users whom the version answers before it may answer all."""
+
+    canary_share: float | None = Field(default=None, gt=0, le=1, examples=[0.1])
 
 
 class RollbackRequest(MoveRequest):
@@ -93,10 +101,10 @@ def get_policy(name: str, context: Here) -> PolicyResource:
 
 
 @router.post("/v1/policies/{name}/rollback", summary="Make an earlier champion the champion again")
-def rollback(name: str, context: Here, body: RollbackRequest | None = None) -> Moved:
+def rollback(name: str, context: Here, actor: Actor, body: RollbackRequest | None = None) -> Moved:
     _check_policy(context, name)
     to, reason = (body.to, body.reason) if body is not None else (None, None)
-    moved = deploy.rollback(context.store, name, to=to, reason=reason or BY_HAND, policy=context.policy)
+    moved = deploy.rollback(context.store, name, to=to, reason=reason or BY_HAND, policy=context.policy, actor=actor)
     context.notify()
     return _moved(moved)
 
@@ -118,13 +126,29 @@ def get_version(version_id: str, context: Here) -> VersionResource:
 
 
 @router.post("/v1/versions/{version_id}/promote", summary="Make a version the champion, past the gate")
-def promote(version_id: str, context: Here, body: MoveRequest | None = None) -> Moved:
+def promote(version_id: str, context: Here, actor: Actor, body: PromoteRequest | None = None) -> Moved:
+    """With `canary_share` the version answers that share of the users first, and is promoted if no live guard breaks."""
+    body = body or PromoteRequest()
     with context.store.reading() as c:
         number = _version(context, c, version_id).number
-    reason = (body.reason if body is not None else None) or BY_HAND
-    moved = deploy.promote_by_hand(context.store, context.policy, context.policy_name, number=number, reason=reason)
+    store, policy, reason = context.store, context.policy, body.reason or BY_HAND
+    if body.canary_share is not None:
+        canary = deploy.start_canary(
+            store, policy, context.config, number=number, share=body.canary_share, reason=reason, actor=actor
+        )
+        return _canary_moved("canary_start", canary, reason)
+    moved = deploy.promote_by_hand(store, policy, context.policy_name, number=number, reason=reason, actor=actor)
     context.notify()
     return _moved(moved)
+
+
+@router.post("/v1/policies/{name}/canary/stop", summary="Withdraw the canary: the champion answers everybody again")
+def stop_canary(name: str, context: Here, actor: Actor, body: MoveRequest | None = None) -> Moved:
+    _check_policy(context, name)
+    reason = (body.reason if body is not None else None) or BY_HAND
+    ended = deploy.stop_canary(context.store, name, reason=reason, actor=actor)
+    context.notify()
+    return _canary_moved("canary_stop", ended, reason)
 
 
 @router.get("/v1/cycles", summary="Cycles, newest first")
@@ -144,11 +168,16 @@ def get_cycle(cycle_id: str, context: Here) -> CycleResource:
 
 
 @router.post("/v1/cycles", status_code=202, summary="Run a cycle now")
-def run_cycle(context: Here, body: CycleRequest | None = None) -> Triggered:
+def run_cycle(context: Here, actor: Actor, body: CycleRequest | None = None) -> Triggered:
     policy = (body.policy if body is not None else None) or context.policy_name
     _check_policy(context, policy)
     reason = (body.reason if body is not None else None) or BY_HAND
-    context.store.write(lambda c: triggers.put(c, policy, reason, datetime.now(UTC)))
+
+    def commit(c: Connection) -> None:
+        triggers.put(c, policy, reason, datetime.now(UTC))
+        audit.record(c, AuditAction.CYCLE_START, actor=actor, subject=policy, reason=reason)
+
+    context.store.write(commit)
     context.notify()
     with context.store.reading() as c:
         running = cycles.current(c, policy)
@@ -283,6 +312,7 @@ def _policy(context: Context, c: Connection) -> PolicyResource:
         method=settings.method,
         champion=alias(Alias.CHAMPION),
         challenger=alias(Alias.CHALLENGER),
+        canary=alias(Alias.CANARY),
         versions=versions.count(c, name),
         groups=groups.count(c, name),
     )
@@ -345,4 +375,17 @@ def _moved(moved: Promotion) -> Moved:
         champion=f"{moved.policy}@{moved.number}",
         previous=None if moved.previous is None else f"{moved.policy}@{moved.previous}",
         reason=moved.reason,
+    )
+
+
+def _canary_moved(action: str, canary: Canary, reason: str) -> Moved:
+    """What became of a canary: the version beside the champion, and its share of the users."""
+    name = canary.policy
+    return Moved(
+        action=action,
+        champion=f"{name}@{canary.champion}",
+        previous=None,
+        reason=reason,
+        canary=f"{name}@{canary.version}",
+        canary_share=canary.share,
     )

@@ -14,7 +14,22 @@ from pairloop.config import Config, duration_s, is_loopback
 from pairloop.loop.serve import ChatService
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store
-from pairloop.web import api, chat, errors, evidence, files, fine_tuning, health, keys, login, openapi, pages, picks, stored
+from pairloop.web import (
+    api,
+    audit,
+    chat,
+    errors,
+    evidence,
+    files,
+    fine_tuning,
+    health,
+    keys,
+    login,
+    openapi,
+    pages,
+    picks,
+    stored,
+)
 from pairloop.web.access import Access, InFlight
 from pairloop.web.context import Context, SchedulerLike
 from pairloop.web.idempotency import Idempotency
@@ -47,10 +62,13 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         if scheduler is not None:
             await asyncio.to_thread(scheduler.start)
+        records = asyncio.create_task(context.service.keep_records())
         try:
             yield
         finally:
             context.draining = True
+            records.cancel()
+            await asyncio.gather(records, return_exceptions=True)
             if scheduler is not None:
                 await asyncio.to_thread(scheduler.stop)
 
@@ -61,7 +79,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     errors.install(app)
     pages.mount_static(app)
     missing = undeclared(app.routes)
-    for room in (chat, stored, picks, evidence, files, fine_tuning, api, keys, health, pages, login):
+    for room in (chat, stored, picks, evidence, files, fine_tuning, api, audit, keys, health, pages, login):
         app.include_router(room.router)
         missing += undeclared(room.router.routes)
     if missing:

@@ -40,7 +40,8 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "source_id": "customer-7",
     },
     "POST /v1/cycles": {"reason": "new tone of voice"},
-    "POST /v1/versions/{version_id}/promote": {"reason": "tried by hand"},
+    "POST /v1/versions/{version_id}/promote": {"reason": "tried by hand", "canary_share": 0.1},
+    "POST /v1/policies/{name}/canary/stop": {"reason": "answers in the wrong language"},
     "POST /v1/policies/{name}/rollback": {"to": 3, "reason": "answers in the wrong language"},
     "POST /v1/keys": {"name": "shop front", "scopes": ["inference", "feedback"], "requests_per_minute": 600},
     "POST /v1/fine_tuning/jobs": {

@@ -43,7 +43,9 @@ def upgrade() -> None:
         sa.Column("outcome_reason", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("canary_id", name="pk_canaries"),
         sa.ForeignKeyConstraint(["cycle_id"], ["cycles.cycle_id"], name="fk_canaries_cycle_id"),
-        sa.ForeignKeyConstraint(["policy", "version"], ["versions.policy", "versions.number"], name="fk_canaries_policy_version"),
+        sa.ForeignKeyConstraint(
+            ["policy", "version"], ["versions.policy", "versions.number"], name="fk_canaries_policy_version"
+        ),
     )
     op.create_index("ix_canaries_policy_closed_at", "canaries", ["policy", "closed_at"])
     op.create_index("ix_canaries_policy_opened_at", "canaries", ["policy", "opened_at"])
