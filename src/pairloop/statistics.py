@@ -50,7 +50,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-_STAKES = (0.9, 0.6, 0.4, 0.25, 0.16, 0.1, 0.06, 0.04, 0.025, 0.016, 0.01, 0.006, 0.004, 0.0025)
+STAKES = (0.9, 0.6, 0.4, 0.25, 0.16, 0.1, 0.06, 0.04, 0.025, 0.016, 0.01, 0.006, 0.004, 0.0025)
 """How far towards certainty each bet of `log_excess` places the true chance; any fixed list is valid."""
 
 
@@ -63,9 +63,9 @@ def log_excess(k: int, n: int, p: float) -> float:
     if p >= 1 or n == 0:
         return -math.inf if n else 0.0
     p = max(p, 1e-12)
-    logs = [k * math.log1p((1 - p) * s / p) + (n - k) * math.log1p(-s) for s in _STAKES]
+    logs = [k * math.log1p((1 - p) * s / p) + (n - k) * math.log1p(-s) for s in STAKES]
     highest = max(logs)
-    return highest + math.log(math.fsum(math.exp(log - highest) for log in logs) / len(_STAKES))
+    return highest + math.log(math.fsum(math.exp(log - highest) for log in logs) / len(STAKES))
 
 
 def at_most(k: int, n: int, alpha: float) -> float:

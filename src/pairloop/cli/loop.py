@@ -1,4 +1,4 @@
-"""cycle, evaluate, promote, rollback, canary: the loop by hand."""
+"""cycle, evaluate, promote, rollback, canary, guards: the loop by hand."""
 
 from __future__ import annotations
 
@@ -133,6 +133,27 @@ def rollback(config_path: Path, number: int | None, reason: str, as_json: bool) 
     show(event, f"champion: version {event.number} (was {event.previous})", as_json=as_json)
 
 
+@click.command()
+@config_option
+@verb
+def guards(config_path: Path, as_json: bool) -> None:
+    """What the live guards say of the version under watch: the canary, the challenger in its duel, or the new champion."""
+    from datetime import UTC, datetime
+
+    from pairloop.cli.opening import open_store
+    from pairloop.loop import deploy
+
+    with open_store(config_path) as (config, store), store.reading() as c:
+        found = deploy.standing(c, config, datetime.now(UTC))
+    if found is None:
+        show({"guards": None}, "no version is under watch", as_json=as_json)
+        return
+    said = {True: "fine", False: "BROKEN", None: "open"}
+    rows = [(reason.rule, said[reason.passed], reason.text.partition(": ")[2]) for reason in found.reasons]
+    head = f"version {found.version} beside version {found.former}: {found.answers} requests since {found.since:%Y-%m-%d %H:%M}"
+    show({"guards": found.as_json()}, f"{head}\n{table(('guard', 'state', 'why'), rows)}", as_json=as_json)
+
+
 @click.group()
 def canary() -> None:
     """The version that answers a share of the users; `pairloop promote N --canary .1` starts one."""
@@ -184,4 +205,4 @@ def _standing(status: CycleStatus) -> str:
     return "\n".join(f"{key}: {value}" for key, value in facts.items())
 
 
-COMMANDS = (cycle, evaluate, promote, rollback, canary)
+COMMANDS = (cycle, evaluate, promote, rollback, canary, guards)

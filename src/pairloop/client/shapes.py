@@ -109,6 +109,19 @@ class GateResource(BaseModel):
     history: list[VerdictResource]
 
 
+class GuardsResource(BaseModel):
+    """What the live guards say of the version under watch beside ``former``; no version where nobody is."""
+
+    object: Literal["guards"] = "guards"
+    id: str
+    version: str | None
+    former: str | None
+    answers: int
+    since: int | None
+    broken: str | None
+    reasons: list[ReasonResource]
+
+
 class RaterResource(BaseModel):
     """Someone who gave feedback; ``pool`` says whether their picks train or judge."""
 

@@ -110,7 +110,7 @@ class Scheduler:
         self._recount = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._jobs = JobQueue(loop) if loop.config.schedule.jobs else None
-        self._watch = deploy.Watch(loop.store, loop.policy, loop.config)
+        self._watch = deploy.Watch(loop.store, loop.policy, loop.config, on_alarm=self.notify)
 
     def start(self) -> None:
         self._thread.start()
@@ -243,17 +243,12 @@ class Scheduler:
 
     def _worth_a_look(self, current: Cycle) -> bool:
         """New picks since the last look, a duel or canary that was closed, whose time is over, or on which a guard broke."""
-        loop, now = self._loop, datetime.now(UTC)
+        loop = self._loop
         with loop.store.reading() as c:
             duel, canary = duels.current(c, loop.name), canaries.current(c, loop.name)
             look = None if duel is None else _Look(duel.duel_id, duels.count_picks(c, duel.duel_id))
-            watched = None
-            if canary is not None:
-                watched = deploy.canary_standing(c, loop.config, canary, now)
-            elif duel is not None:
-                watched = deploy.duel_standing(c, loop.config, duel, now)
         changed, self._seen = look != self._seen, look
-        if changed or watched is None or watched.broken is not None or watched.is_over:
+        if changed or self._watch.alarm:
             return True
         if current.state is CycleState.CANARY:
             return canary is None

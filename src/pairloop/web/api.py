@@ -21,6 +21,7 @@ from pairloop.client.shapes import (
     DatasetResource,
     DuelResource,
     GateResource,
+    GuardsResource,
     Moved,
     Page,
     PolicyResource,
@@ -46,6 +47,7 @@ from pairloop.web.resources import (
     dataset_resource,
     duel_resource,
     gate_resource,
+    guards_resource,
     rater_resource,
     seconds,
     version_resource,
@@ -140,6 +142,15 @@ def promote(version_id: str, context: Here, actor: Actor, body: PromoteRequest |
     moved = deploy.promote_by_hand(store, policy, context.policy_name, number=number, reason=reason, actor=actor)
     context.notify()
     return _moved(moved)
+
+
+@router.get("/v1/policies/{name}/guards", summary="What the live guards say of the version under watch")
+def get_guards(name: str, context: Here) -> GuardsResource:
+    """Of the canary, else the challenger in its duel, else the champion until `deploy.watch_hours` after its promotion."""
+    _check_policy(context, name)
+    with context.store.reading() as c:
+        found = deploy.standing(c, context.config, datetime.now(UTC))
+    return guards_resource(name, found)
 
 
 @router.post("/v1/policies/{name}/canary/stop", summary="Withdraw the canary: the champion answers everybody again")

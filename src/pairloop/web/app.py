@@ -62,7 +62,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         if scheduler is not None:
             await asyncio.to_thread(scheduler.start)
-        records = asyncio.create_task(context.service.keep_records())
+        records = asyncio.create_task(context.service.recorder.keep_flushing())
         try:
             yield
         finally:

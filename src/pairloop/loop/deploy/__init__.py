@@ -17,6 +17,7 @@ from pairloop.loop.deploy.canary import (
     canary_standing,
     champion_standing,
     duel_standing,
+    standing,
     start_canary,
     stop_canary,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "promote_by_hand",
     "retire",
     "rollback",
+    "standing",
     "start_canary",
     "stop_canary",
 ]

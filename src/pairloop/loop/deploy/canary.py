@@ -149,6 +149,15 @@ def champion_standing(c: Connection, config: Config, now: datetime) -> Standing 
     return _compared(c, config, last.number, last.previous, last.created_at, now, before=span)
 
 
+def standing(c: Connection, config: Config, now: datetime) -> Standing | None:
+    """Of whoever is under watch: the canary, else the challenger, else the new champion."""
+    name = config.policy.name
+    canary, duel = canaries.current(c, name), duels.current(c, name)
+    if canary is not None:
+        return canary_standing(c, config, canary, now)
+    return duel_standing(c, config, duel, now) if duel is not None else champion_standing(c, config, now)
+
+
 def _compared(
     c: Connection,
     config: Config,

@@ -1,6 +1,7 @@
-"""The watch: looks at canary and new champion again and again, and takes back what a live guard breaks on. One thread.
+"""The watch: looks at new champion, canary and challenger again and again, and takes back what a live guard breaks on.
 
-It has a thread of its own because a cycle's trains for hours. Several processes may watch one policy: every act is one
+It has a thread of its own because a cycle's trains for hours. What a cycle has to record itself (its duel, the end of its
+canary) it is told of by ``on_alarm``. Several processes may watch one policy: every act is one
 transaction that checks that what it ends is still on.
 """
 
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -15,21 +18,28 @@ from typing import Any
 from pairloop.config import Config
 from pairloop.errors import ConflictError, PairloopError
 from pairloop.loop.deploy.aliases import known, promote, rollback
-from pairloop.loop.deploy.canary import Standing, canary_standing, champion_standing, stop_canary
+from pairloop.loop.deploy.canary import Standing, canary_standing, champion_standing, duel_standing, stop_canary
 from pairloop.policy.protocols import Policy
-from pairloop.store import Store, canaries
+from pairloop.store import Store, canaries, duels
 from pairloop.store.canaries import Canary
 
 logger = logging.getLogger(__name__)
 
 EVERY_S = 2.0
 AFTER_TROUBLE_S = 30.0
+REST = 20.0
+"""Seconds of rest per second that a look took: looking must not take the time that answering needs."""
 
 
 class Watch:
-    """Looks every `EVERY_S`; ``start`` and ``stop`` once each, ``look`` from any thread."""
+    """Looks every `EVERY_S`; ``start`` and ``stop`` once each, ``look`` from one thread at a time.
 
-    def __init__(self, store: Store, policy: Policy, config: Config, *, every_s: float = EVERY_S) -> None:
+    ``alarm``: the open cycle's duel or canary is to be looked at.
+    """
+
+    def __init__(
+        self, store: Store, policy: Policy, config: Config, *, every_s: float = EVERY_S, on_alarm: Callable[[], object] = bool
+    ) -> None:
         self._store = store
         self._policy = policy
         self._config = config
@@ -37,6 +47,8 @@ class Watch:
         self._stopping = threading.Event()
         self._told: tuple[int, datetime] | None = None
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._on_alarm = on_alarm
+        self.alarm = False
         self.trouble: str | None = None
 
     def start(self) -> None:
@@ -54,16 +66,18 @@ class Watch:
         """
         now, name = now or datetime.now(UTC), self._config.policy.name
         with self._store.reading() as c:
-            canary = canaries.current(c, name)
-            if canary is not None:
-                standing = canary_standing(c, self._config, canary, now)
-                watched = None
-            else:
-                watched = champion_standing(c, self._config, now)
-        if canary is not None:
-            self._end_canary(canary, standing)
-        elif watched is not None and watched.broken is not None:
+            watched = champion_standing(c, self._config, now)
+            canary, duel = canaries.current(c, name), duels.current(c, name)
+            trial = canary_standing(c, self._config, canary, now) if canary is not None else None
+            if canary is None and duel is not None:
+                trial = duel_standing(c, self._config, duel, now)
+        self.alarm = trial is not None and (trial.broken is not None or trial.is_over)
+        if watched is not None and watched.broken is not None:
             self._take_back(watched)
+        elif canary is not None and trial is not None:
+            self._end_canary(canary, trial)
+        if self.alarm:
+            self._on_alarm()
 
     def _end_canary(self, canary: Canary, standing: Standing) -> None:
         if standing.broken is not None:
@@ -97,10 +111,10 @@ class Watch:
     def _run(self) -> None:
         wait_s = self._every_s
         while not self._stopping.wait(wait_s):
-            wait_s = self._every_s
+            began = time.monotonic()
             try:
                 self.look()
-                self.trouble = None
+                self.trouble, wait_s = None, max(self._every_s, REST * (time.monotonic() - began))
             except ConflictError as error:  # another process, or somebody by hand, was faster
                 logger.info("%s", error)
             except PairloopError as error:

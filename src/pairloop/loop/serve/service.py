@@ -42,7 +42,7 @@ class ChatService:
         self._used: dict[int, None] = {}  # loaded versions, least recently used first
         self._busy: Counter[int] = Counter()
         self._keep: frozenset[int] = frozenset({BASE_VERSION})
-        self._recorder = Recorder(store, sampler, config.policy.name, config.deploy)
+        self.recorder = Recorder(store, sampler, config.policy.name, config.deploy)
         self._shadows: set[asyncio.Task[None]] = set()
         self._rows: dict[int, Version] = {}  # versions are immutable, so a row once read stays right
 
@@ -75,10 +75,6 @@ class ChatService:
         stream = AnswerStream(self._store, plan, self._sample, self._cast_shadow)
         await stream.open()
         return stream
-
-    async def keep_records(self) -> None:
-        """Write what the versions' answers are like to the store, until cancelled."""
-        await self._recorder.keep_flushing()
 
     async def plan(self, request: ChatRequest) -> Plan:
         """Decide pool, kind and versions of a request, and encode its prompt."""
@@ -160,7 +156,7 @@ class ChatService:
         else:
             answer = await asyncio.to_thread(self._sampler.sample, request)
         if plan.is_live:
-            self._recorder.follow(request.version, plan.group.rater_id, answer)
+            self.recorder.follow(request.version, plan.group.rater_id, answer)
         return answer
 
     def _cast_shadow(self, plan: Plan) -> None:
@@ -184,7 +180,7 @@ class ChatService:
         except PairloopError as error:
             if of.is_live:
                 for number in set(numbers) - self._sampler.loaded():
-                    self._recorder.failed(number, of.group.rater_id, error)
+                    self.recorder.failed(number, of.group.rater_id, error)
             raise
 
     async def _load(self, numbers: tuple[int, ...]) -> None:
