@@ -26,7 +26,7 @@ class FaultyPolicy(FakePolicy):
 
     def __init__(self, broken: int | None = None, how: str = "error") -> None:
         super().__init__()
-        self._broken = broken
+        self.broken = broken
         self._how = how
         self.loads = 0
 
@@ -35,7 +35,7 @@ class FaultyPolicy(FakePolicy):
         super().load(version)
 
     def sample(self, request: SampleRequest) -> Future[tuple[Completion, ...]]:
-        if request.version != self._broken:
+        if request.version != self.broken:
             return super().sample(request)
         answer: Future[tuple[Completion, ...]] = Future()
         if self._how == "error":

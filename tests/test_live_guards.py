@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.faulty_policy import FaultyPolicy, ask, service
-from tests.server import POLICY, World, fake_config
+from tests.server import POLICY, RunningServer, World, fake_config
 
 from pairloop.config import DeploySection
 from pairloop.errors import ConfigError, EngineError
@@ -233,3 +233,21 @@ def test_thumbs_that_turn_down_break_a_guard() -> None:
 def test_a_version_that_is_no_worse_is_rarely_taken_back() -> None:
     """All guards together, looked at all day: at most ``deploy.alpha`` = 1 % by proof, and here none of 60."""
     assert [found for seed in range(60) if (found := answers_until_broken(seed, {}, minutes=1_440)) is not None] == []
+
+
+@pytest.mark.slow
+def test_a_server_takes_a_failing_version_back_by_itself(tmp_path: Path) -> None:
+    """A whole server with its scheduler: promoted over the API, it fails; after some requests the former champion answers."""
+    policy = FaultyPolicy()
+    with RunningServer(tmp_path / "server", policy=policy, turning=True) as server:
+        for i in range(60):
+            assert server.chat(user=f"user-{i}").status_code == 200
+        server.add_version(1)
+        assert server.http.post(f"/v1/versions/{POLICY}@1/promote", json={"reason": "better"}).status_code == 200
+        policy.broken = 1  # from now on, as a kernel that dies under load
+        for sent in range(2_000):
+            if server.chat(user=f"user-{1_000 + sent}").status_code == 200:
+                break
+        assert 30 <= sent < 2_000
+        assert champion(server) == 0
+        assert server.http.get("/v1/audit").json()["data"][0]["action"] == "rollback"

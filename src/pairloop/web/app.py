@@ -67,6 +67,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
             yield
         finally:
             context.draining = True
+            await context.service.shadows_cast()
             records.cancel()
             await asyncio.gather(records, return_exceptions=True)
             if scheduler is not None:

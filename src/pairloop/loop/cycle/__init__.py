@@ -2,7 +2,8 @@
 
 building → training → checking → duelling (→ canary) → promoted | held | rejected | nothing_to_train | failed. Each move is a
 record, committed together with what it records, so a stage whose record exists is never run again. ``context`` holds what a
-cycle works with and its lease, ``stages`` one function per state, ``base`` registers version 0, ``status`` tells where things stand.
+cycle works with and its lease, ``stages`` one function per state (``canary`` that one), ``base`` registers version 0,
+``status`` tells where things stand.
 Run alone: ``pairloop cycle run``.
 """
 

@@ -166,6 +166,10 @@ class ChatService:
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
 
+    async def shadows_cast(self) -> None:
+        """Returns when those on their way have come."""
+        await asyncio.gather(*self._shadows)
+
     async def _answer_unseen(self, plan: Plan) -> None:
         try:
             group = replace(plan.group, completions=await self._sample(plan, Events(1), None))
