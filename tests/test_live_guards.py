@@ -60,7 +60,13 @@ class FakeProbe:
 
 @pytest.mark.parametrize(
     ("how", "guard"),
-    [("error", "errors"), ("slow", "latency"), ("long", "too_long"), ("refuses", "refusal"), ("empty", "refusal")],
+    [
+        ("error", "errors"),
+        ("slow", "latency"),
+        ("long", "too_long"),
+        ("refuses", "refusal"),
+        pytest.param("empty", "refusal", marks=pytest.mark.slow),
+    ],
 )
 def test_a_version_that_breaks_a_guard_is_rolled_back(tmp_path: Path, how: str, guard: str) -> None:
     with promoted(tmp_path, FaultyPolicy(1, how)) as world:
@@ -193,11 +199,11 @@ def answers_until_broken(seed: int, shape: Mapping[str, float], *, minutes: int)
     ("shape", "rule", "within"),
     [
         ({"errors": 0.5}, "errors", 100),
-        ({"errors": 0.1}, "errors", 900),
-        ({"refusal": 0.3}, "refusal", 300),
         ({"latency": 3}, "latency", 300),
-        ({"length": 4}, "too_long", 300),
         ({"length": 0.25}, "too_short", 400),
+        pytest.param({"errors": 0.1}, "errors", 900, marks=pytest.mark.slow),
+        pytest.param({"refusal": 0.3}, "refusal", 300, marks=pytest.mark.slow),
+        pytest.param({"length": 4}, "too_long", 300, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_worse_is_found_in_time(shape: Mapping[str, float], rule: str, within: int) -> None:

@@ -231,7 +231,8 @@ class Planner:
         named = request.metadata.get(PARENT_KEY)
         if named is not None:
             parent = groups.get(c, named)
-            if parent is None or parent.policy != self._config.policy.name or parent.is_erased:
+            is_shown = parent is not None and not parent.is_erased and parent.kind is not GroupKind.SHADOW
+            if parent is None or parent.policy != self._config.policy.name or not is_shown:
                 raise InvalidRequestError(f"no stored completion {named!r} of this policy", param="metadata.parent")
             return parent, _branch(parent, last, called)
         if called is not None:
