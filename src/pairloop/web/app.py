@@ -18,6 +18,7 @@ from pairloop.web import (
     api,
     audit,
     chat,
+    deployment,
     errors,
     evidence,
     files,
@@ -28,6 +29,7 @@ from pairloop.web import (
     openapi,
     pages,
     picks,
+    raters,
     stored,
 )
 from pairloop.web.access import Access, InFlight
@@ -80,7 +82,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     errors.install(app)
     pages.mount_static(app)
     missing = undeclared(app.routes)
-    for room in (chat, stored, picks, evidence, files, fine_tuning, api, audit, keys, health, pages, login):
+    for room in (chat, stored, picks, evidence, files, fine_tuning, api, audit, deployment, raters, keys, health, pages, login):
         app.include_router(room.router)
         missing += undeclared(room.router.routes)
     if missing:

@@ -11,6 +11,7 @@ from pairloop.client.shapes import (
     DuelResource,
     GateResource,
     GuardsResource,
+    QuarantineResource,
     RaterResource,
     ReasonResource,
     StepResource,
@@ -20,6 +21,7 @@ from pairloop.client.shapes import (
 from pairloop.loop.deploy import Standing
 from pairloop.loop.gate import win_rate
 from pairloop.loop.serve import pool_of
+from pairloop.store.quarantines import Quarantine
 from pairloop.store.raters import Rater
 from pairloop.types import Cycle, Dataset, Duel, Reason, Verdict, Version
 
@@ -124,13 +126,20 @@ def guards_resource(name: str, found: Standing | None) -> GuardsResource:
     )
 
 
-def rater_resource(rater: Rater, gate_share: float) -> RaterResource:
+def quarantine_resource(quarantine: Quarantine | None) -> QuarantineResource | None:
+    return (
+        None if quarantine is None else QuarantineResource(reason=quarantine.reason, created_at=seconds(quarantine.created_at))
+    )
+
+
+def rater_resource(rater: Rater, gate_share: float, quarantine: Quarantine | None) -> RaterResource:
     return RaterResource(
         id=rater.rater_id,
         pool=pool_of(rater.rater_id, gate_share).value,
         feedback=rater.feedback,
         first_at=seconds(rater.first_at),
         last_at=seconds(rater.last_at),
+        quarantine=quarantine_resource(quarantine),
     )
 
 
