@@ -16,6 +16,7 @@ from pydantic import ValidationError, model_validator
 
 from pairloop.config.section import Section, duration_s, is_loopback
 from pairloop.config.sections import (
+    Durability,
     EvaluateSection,
     FeedbackSection,
     GateSection,
@@ -36,6 +37,7 @@ ENV_PREFIX = "PAIRLOOP_"
 __all__ = [
     "CONFIG_FILE",
     "Config",
+    "Durability",
     "EvaluateSection",
     "FeedbackSection",
     "GateSection",

@@ -81,7 +81,7 @@ def _add_layers(app: FastAPI, store: Store, config: Config, metrics: Metrics, ri
         upload_limit=serve.max_file_bytes,
         timeout_s=duration_s(serve.body_timeout),
     )
-    app.add_middleware(InFlight, limit=serve.queue_limit)
+    app.add_middleware(InFlight, limit=serve.queue_limit, store=store)
     app.add_middleware(Access, ring=ring, requests_per_minute=serve.requests_per_minute)
     if serve.allowed_origins:
         app.add_middleware(

@@ -91,7 +91,8 @@ class Idempotency:
             held.append(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 reply = _reply(asked.hash(), held)
-                await asyncio.wrap_future(self._store.submit(lambda c: replies.put(c, *about, reply)))
+                # Admitted: what it is about is done, and must not be done again for want of its reply.
+                await asyncio.wrap_future(self._store.submit(lambda c: replies.put(c, *about, reply), admitted=True))
                 for part in held:
                     await send(part)
 

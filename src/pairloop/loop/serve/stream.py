@@ -136,7 +136,7 @@ class AnswerStream:
             groups.finish(c, whole.group_id, completions)
             stored.insert(c, whole, is_listed=self.plan.asked.is_listed)
 
-        await asyncio.wrap_future(self._store.submit(write))
+        await asyncio.wrap_future(self._store.submit(write, admitted=True))
         return Answer(whole, self._events.by_index())
 
     def abandon(self) -> None:
@@ -156,7 +156,8 @@ class AnswerStream:
             )
             for number, events in zip(self.plan.versions, self._events.by_index(), strict=True)
         )
-        self._store.submit(lambda c: groups.finish(c, self.group.group_id, completions)).add_done_callback(_log_failure)
+        row = self._store.submit(lambda c: groups.finish(c, self.group.group_id, completions), admitted=True)
+        row.add_done_callback(_log_failure)
 
     async def _sampling(self) -> tuple[Completion, ...]:
         return await self._draw(self.plan, self._events, self._sink)
