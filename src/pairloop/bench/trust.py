@@ -9,7 +9,7 @@ from typing import Any
 
 from pairloop.bench.settings import OnStep
 
-PARTS = ("gate",)
+PARTS = ("gate", "picks")
 """In the order in which they run."""
 
 
@@ -43,4 +43,8 @@ def part(name: str) -> Part:
             trust_gate.HEADERS,
             trust_gate.rows,
         )
+    if name == "picks":
+        from pairloop.bench import trust_picks
+
+        return Part(trust_picks.measure, trust_picks.HEADERS, trust_picks.rows)
     raise ValueError(f"no part {name!r}: {', '.join(PARTS)}")

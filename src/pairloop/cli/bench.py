@@ -143,6 +143,7 @@ def trust(parts: tuple[str, ...], duels: int, seed: int, quick: bool, out: Path,
     """What is promised, measured part by part.
 
     gate: on simulated duels nothing worse passes, what is better does, and colluders change neither.
+    picks: acknowledged picks a second, each on the disk before its 201, and none of them lost; needs a C compiler.
     """
     from pairloop.bench.trust import TrustSettings, part
     from pairloop.cli.progress import TerminalWatcher
