@@ -22,7 +22,7 @@ def group_id(number: int) -> str:
 
 
 def add_groups(c: Connection, policy: str, first: int, end: int, *, picked: bool = False) -> None:
-    """Groups ``first`` to ``end`` - 1 of two answers each, by a thousand users, a second apart; ``picked``: with a pick each."""
+    """Groups ``first`` to ``end`` - 1 of two answers each, a second apart; ``picked``: with a pick each."""
     template = _template(policy, f"template-{first}")
     groups.insert(c, template)
     new_hash = "lower(hex(randomblob(16)))"
@@ -37,10 +37,8 @@ def add_groups(c: Connection, policy: str, first: int, end: int, *, picked: bool
     for table in (group_table, completions):
         columns = [column.name for column in table.columns]
         values = ", ".join(changed.get(name, f't."{name}"') for name in columns)
-        c.exec_driver_sql(
-            f"{numbers} INSERT INTO {_into(table, columns)} SELECT {values} FROM n CROSS JOIN {table.name} t WHERE t.group_id = ?",
-            (template.group_id,),
-        )
+        copied = f"SELECT {values} FROM n CROSS JOIN {table.name} t WHERE t.group_id = ?"
+        c.exec_driver_sql(f"{numbers} INSERT INTO {_into(table, columns)} {copied}", (template.group_id,))
     if picked:
         _add_picks(c, policy, numbers)
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL, make_url
@@ -29,7 +29,7 @@ from pairloop.store.database import (
     reader_engine,
     writer_engine,
 )
-from pairloop.store.writer import MAX_BATCH, Committed, GroupCommitWriter, Limits
+from pairloop.store.writer import MAX_BATCH, Committed, GroupCommitWriter, Limits, Together
 
 T = TypeVar("T")
 
@@ -99,15 +99,17 @@ class Store:
         except (DBAPIError, PoolTimeoutError) as error:
             raise StoreError(f"{self.name}: {getattr(error, 'orig', None) or error}") from error
 
-    def submit(self, fn: Callable[[Connection], T], *, admitted: bool = False) -> Future[T]:
+    def submit(
+        self, fn: Callable[[Connection], T], *, admitted: bool = False, together: Together[Any, T] | None = None
+    ) -> Future[T]:
         """Queue ``fn(connection)`` for the writer; the future resolves after the commit. Cost per call falls with concurrency.
 
         Raises StoreBusyError where more writes wait than store.max_waiting, or the oldest for longer than store.max_wait;
         never for what is ``admitted``: the end of something that was let in before. The future raises what ``fn`` raised (its
         writes undone), ConflictError where a constraint was violated, StoreError where the database could not write. ``fn``
-        must not commit, and must not wait for another write.
+        must not commit, and must not wait for another write. ``together``: a faster way to do many such functions at once.
         """
-        return self._writer.submit(fn, admitted=admitted)
+        return self._writer.submit(fn, admitted=admitted, together=together)
 
     def write(self, fn: Callable[[Connection], T]) -> T:
         """``submit(fn)``, waited for, and never refused: cycles, leases and heartbeats wait for their turn."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
@@ -19,6 +21,10 @@ from pairloop.errors import ConflictError, InvalidRequestError, StoreBusyError, 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Item = TypeVar("Item")
+
+_Outcome = tuple[Any, BaseException | None]
+"""What a function returned, or what its future raises."""
 
 MAX_BATCH = 256
 """Functions per transaction: bounds how long the first of them waits for its commit."""
@@ -45,15 +51,24 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
+class Together(Generic[Item, T]):
+    """A faster way for functions of one kind: ``write`` does the items of all that wait at once.
+
+    It gives one result per item, or None for one that is better done by its own function. Where it raises, all of them are.
+    """
+
+    write: Callable[[Connection, Sequence[Item]], Sequence[T | None]]
+    item: Item
+
+
+@dataclass(slots=True)
 class _Job:
     fn: Callable[[Connection], Any]
     future: Future[Any]
     at: float
     admitted: bool
-
-
-_Outcome = tuple[Any, BaseException | None]
-"""What a function returned, or what its future raises."""
+    together: Together[Any, Any] | None
+    outcome: _Outcome | None = None
 
 
 class GroupCommitWriter:
@@ -97,7 +112,9 @@ class GroupCommitWriter:
             return True
         return self.waiting >= self._limits.waiting
 
-    def submit(self, fn: Callable[[Connection], T], *, admitted: bool = False) -> Future[T]:
+    def submit(
+        self, fn: Callable[[Connection], T], *, admitted: bool = False, together: Together[Any, T] | None = None
+    ) -> Future[T]:
         """Queue ``fn``; StoreBusyError, and nothing is queued, where too many wait or the oldest waits for too long.
 
         ``admitted``: it belongs to what was let in before, and is never refused. Never call this and wait from inside another
@@ -109,7 +126,7 @@ class GroupCommitWriter:
         with self._closing:  # so that nothing lands behind the end mark
             if self._closed:
                 raise StoreError(f"{self._name}: the store is closed")
-            self._queue.put(_Job(fn, future, monotonic(), admitted))
+            self._queue.put(_Job(fn, future, monotonic(), admitted, together))
         return future
 
     def write(self, fn: Callable[[Connection], T]) -> T:
@@ -170,26 +187,48 @@ class GroupCommitWriter:
             logger.exception("%s: committed writes could not be brought to the disk", self._name)
 
     def _commit(self, batch: list[_Job]) -> None:
-        outcomes: list[_Outcome] = [(None, StoreError(f"{self._name}: the writer stopped"))] * len(batch)
-        refused = False
+        failure: StoreError | None = StoreError(f"{self._name}: the writer stopped")
         try:
             with self._engine.begin() as connection:
-                attempted = [self._attempt(connection, job.fn) for job in batch]
+                self._run(connection, batch)
                 begun = monotonic()
-            outcomes = attempted  # only now: the commit is through
+            failure = None  # only now: the commit is through
             self._committed(monotonic() - begun, len(batch))
         except (SQLAlchemyError, OSError) as error:
-            refused = True
-            outcomes = [(None, self._store_error(error)) for _ in batch]
+            failure = self._store_error(error)
         finally:
-            for job, (result, problem) in zip(batch, outcomes, strict=True):
+            for job in batch:
+                result, problem = (None, failure) if failure is not None or job.outcome is None else job.outcome
                 if problem is None:
                     job.future.set_result(result)
                 else:
                     job.future.set_exception(problem)
-        if refused:  # a locked or full database: what has waited for too long would wait as long again
+        if failure is not None:  # a locked or full database: what has waited for too long would wait as long again
             until = monotonic() - self._limits.wait_s
             self._refuse(lambda job: self._busy() if not job.admitted and job.at < until else None)
+
+    def _run(self, connection: Connection, batch: list[_Job]) -> None:
+        """Every function once, or its faster way; their outcomes stay with the jobs."""
+        kinds: dict[Any, list[_Job]] = defaultdict(list)
+        for job in batch:
+            if job.together is not None:
+                kinds[job.together.write].append(job)
+        for write, jobs in kinds.items():
+            self._run_together(connection, write, jobs)
+        for job in batch:
+            if job.outcome is None:
+                result, error = _attempted(connection, partial(job.fn, connection))
+                job.outcome = result, None if error is None else self._explained(error)
+
+    def _run_together(self, connection: Connection, write: Callable[..., Sequence[Any]], jobs: list[_Job]) -> None:
+        items = [job.together.item for job in jobs if job.together is not None]
+        results, error = _attempted(connection, lambda: write(connection, items))
+        if results is None:  # whichever of them was at fault: each is tried again by its own function
+            logger.debug("%s: %d writes are done one by one: %s", self._name, len(jobs), error)
+            return
+        for job, result in zip(jobs, results, strict=True):
+            if result is not None:
+                job.outcome = result, None
 
     def _committed(self, commit_s: float, batch: int) -> None:
         if self._flush is not None and self._unflushed_since is None:
@@ -208,18 +247,6 @@ class GroupCommitWriter:
                     self._queue.put(job)
                 elif job.future.set_running_or_notify_cancel():
                     job.future.set_exception(error)
-
-    def _attempt(self, connection: Connection, fn: Callable[[Connection], Any]) -> _Outcome:
-        """The function's result or what it raised, its writes undone. Raises only where the transaction itself is gone."""
-        savepoint = connection.begin_nested()
-        try:
-            result = fn(connection)
-            savepoint.commit()
-        except BaseException as error:  # noqa: BLE001 - the supervisor's line: it goes to whoever waits on the future
-            if savepoint.is_active:
-                savepoint.rollback()
-            return None, self._explained(error)
-        return result, None
 
     def _explained(self, error: BaseException) -> BaseException:
         if isinstance(error, IntegrityError):
@@ -244,3 +271,19 @@ class GroupCommitWriter:
             f"{self._name}: {self.waiting} writes wait for the database, and nothing of this one was stored; the bounds are "
             f"store.max_waiting = {limits.waiting} and store.max_wait = {limits.wait_s:g}s"
         )
+
+
+_SAVE, _RELEASE, _UNDO = (f"{verb} pairloop_writer" for verb in ("SAVEPOINT", "RELEASE SAVEPOINT", "ROLLBACK TO SAVEPOINT"))
+
+
+def _attempted(connection: Connection, fn: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    """What ``fn`` returned or raised, its writes undone. Raises only where the transaction itself is gone."""
+    connection.exec_driver_sql(_SAVE)  # as text: SQLAlchemy's own savepoints cost more than what they are around
+    try:
+        result = fn()
+        connection.exec_driver_sql(_RELEASE)
+    except BaseException as error:  # noqa: BLE001 - the supervisor's line: it goes to whoever waits on the future
+        connection.exec_driver_sql(_UNDO)
+        connection.exec_driver_sql(_RELEASE)
+        return None, error
+    return result, None
