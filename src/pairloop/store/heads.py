@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,13 +51,13 @@ class GroupHead:
 
 def heads(c: Connection, group_ids: Collection[str]) -> dict[str, GroupHead]:
     """By id, of those groups that there are."""
-    rows: dict[str, list[sa.Row[Any]]] = {}
+    rows: dict[str, list[Sequence[Any]]] = {}
     for row in c.execute(_HEADS, {"group_ids": list(group_ids)}):
         rows.setdefault(row[0], []).append(row)
     return {group_id: _head(answers) for group_id, answers in rows.items()}
 
 
-def _head(answers: list[sa.Row[Any]]) -> GroupHead:
+def _head(answers: list[Sequence[Any]]) -> GroupHead:
     group_id, policy, kind, user, conversation_id, _, finish_reason = answers[0]
     whole = finish_reason is not None  # else the one row of a group without answers
     return GroupHead(

@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from pairloop.loop.serve.plan import Plan
 from pairloop.policy.protocols import TokenEvent
 from pairloop.store import Store, groups, stored
+from pairloop.store.waiting import awaitable
 from pairloop.types import Completion, FinishReason, Group
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class AnswerStream:
 
     async def open(self) -> None:
         """Commit the group row while sampling begins, and wait for the first tokens (or the failure) to come."""
-        row = asyncio.wrap_future(self._store.submit(lambda c: groups.insert(c, self.group)))
+        row = awaitable(self._store.submit(lambda c: groups.insert(c, self.group)))
         self._task = asyncio.create_task(self._sampling())
         self._task.add_done_callback(self._ended)
         try:
@@ -136,7 +137,7 @@ class AnswerStream:
             groups.finish(c, whole.group_id, completions)
             stored.insert(c, whole, is_listed=self.plan.asked.is_listed)
 
-        await asyncio.wrap_future(self._store.submit(write, admitted=True))
+        await awaitable(self._store.submit(write, admitted=True))
         return Answer(whole, self._events.by_index())
 
     def abandon(self) -> None:
