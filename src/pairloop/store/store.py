@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,15 +80,15 @@ class Store:
         return cls(url, config.artifacts_dir, Writing.of(config))
 
     @classmethod
-    def in_memory(cls, artifacts_dir: Path) -> Store:
-        """A store for tests, gone when it is closed: the same SQLite in a temporary file, without fsync.
+    def in_memory(cls, artifacts_dir: Path, config: Config | None = None) -> Store:
+        """A store for tests, gone when it is closed: the same SQLite in a temporary file, without fsync, ``config``'s bounds.
 
         A file, because SQLite's shared in-memory databases lock whole tables and ignore the busy timeout.
         """
         artifacts_dir.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="store-", dir=artifacts_dir.parent))
         url = make_url("sqlite://").set(database=str(folder / "memory.sqlite"))
-        return cls(url, artifacts_dir, Writing("off"), temporary=folder)
+        return cls(url, artifacts_dir, replace(Writing.of(config or Config()), synchronous="off"), temporary=folder)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
