@@ -191,7 +191,8 @@ def requests(draw: random.Random, names: list[str]) -> list[Callable[[Store], Fu
         name = draw.choice([*names * 3, "unknown", "single", "abandoned"])
         rater, given = draw.choice(["ann", "bob", None]), draw.choice([None, None, f"id-{draw.randrange(8)}"])
         if draw.random() < 0.3:
-            value = draw.choice([True, 0.0, 2.5, "fine"])
+            values: list[bool | float | str] = [True, 0.0, 2.5, "fine"]
+            value = draw.choice(values)
             metric = draw.choice(["thumbs", "score", "mine"])
             made.append(partial(submit_metric, value=MetricValue(name, metric, value, 0, "why", rater, feedback_id=given)))
         else:
