@@ -9,7 +9,7 @@ from typing import Any
 
 from pairloop.bench.settings import OnStep
 
-PARTS = ("gate", "picks")
+PARTS = ("gate", "picks", "swap", "loops", "soak")
 """In the order in which they run."""
 
 
@@ -22,6 +22,8 @@ class TrustSettings:
     duels: int = 2_000
     seed: int = 0
     quick: bool = False
+    minutes: float = 30.0
+    """How long the soak takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,27 @@ class Part:
     measure: Callable[[TrustSettings], dict[str, Any]]
     headers: Sequence[str]
     rows: Callable[[Mapping[str, Any]], Sequence[Sequence[str]]]
+
+
+TITLES = {
+    "gate": "The gate, on simulated duels that are looked at after every pick",
+    "picks": "Picks under load, each on the disk before its 201",
+    "swap": "Versions that change under load",
+    "loops": "Whole loops whose picks are coin tosses",
+    "soak": "Everything at once",
+}
+
+
+def section(found: Mapping[str, Any]) -> list[str]:
+    """Lines of Markdown: a table for each part that was measured, and when and where it was."""
+    lines = []
+    for name in PARTS:
+        if name in found:
+            one = part(name)
+            lines += ["", f"{TITLES[name]} ({found[name]['measured_at'][:10]}, {found[name]['device']}):", ""]
+            lines += [f"| {' | '.join(one.headers)} |", "|---" * len(one.headers) + "|"]
+            lines += [f"| {' | '.join(row)} |" for row in one.rows(found[name])]
+    return lines
 
 
 def part(name: str) -> Part:
@@ -47,4 +70,16 @@ def part(name: str) -> Part:
         from pairloop.bench import trust_picks
 
         return Part(trust_picks.measure, trust_picks.HEADERS, trust_picks.rows)
+    if name == "swap":
+        from pairloop.bench import trust_swap
+
+        return Part(trust_swap.measure, trust_swap.HEADERS, trust_swap.rows)
+    if name == "loops":
+        from pairloop.bench import trust_loops
+
+        return Part(trust_loops.measure, trust_loops.HEADERS, trust_loops.rows)
+    if name == "soak":
+        from pairloop.bench import trust_soak
+
+        return Part(trust_soak.measure, trust_soak.HEADERS, trust_soak.rows)
     raise ValueError(f"no part {name!r}: {', '.join(PARTS)}")
