@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,7 @@ def test_what_is_lost_or_doubled_or_refused_is_counted(tmp_path: Path) -> None:
     with Store.open(config) as store:  # all but two of them, one of those twice, and one that nobody was told of
         kept = sorted(answered)[2:]
         for rater in (*kept, kept[0], f"{RATER}-untold"):
-            pick = a_pick(group_id(1), rater)
-            store.write(lambda c, pick=pick: feedback.insert(c, pick))
+            store.write(partial(feedback.insert, row=a_pick(group_id(1), rater)))
     told = trust_picks._kept({"small": tmp_path / "small"}, load)
     assert told == {"acknowledged": len(answered), "lost": 2, "doubled": 1, "unanswered": 1}
 

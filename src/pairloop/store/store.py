@@ -21,6 +21,7 @@ from pairloop.errors import StoreError
 from pairloop.store.artifacts import ROOT_OPTION, Artifacts
 from pairloop.store.database import (
     Synchronous,
+    blank_sqlite,
     describe,
     failing_as_store_error,
     log_flusher,
@@ -87,7 +88,9 @@ class Store:
         """
         artifacts_dir.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="store-", dir=artifacts_dir.parent))
-        url = make_url("sqlite://").set(database=str(folder / "memory.sqlite"))
+        file = folder / "memory.sqlite"
+        file.write_bytes(blank_sqlite())
+        url = make_url("sqlite://").set(database=str(file))
         return cls(url, artifacts_dir, replace(Writing.of(config or Config()), synchronous="off"), temporary=folder)
 
     @contextmanager
