@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from pairloop.store import (
@@ -17,6 +18,7 @@ from pairloop.store import (
     new_group_id,
     new_id,
 )
+from pairloop.store.schema import metadata
 from pairloop.types import (
     Completion,
     Cycle,
@@ -148,3 +150,12 @@ class Blocked:
     def release(self) -> None:
         self._leave.set()
         self._future.result()
+
+
+def contents_of(store: Store) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of all tables."""
+    with store.reading() as c:
+        return {
+            table.name: [tuple(row) for row in c.execute(sa.select(table).order_by(*table.primary_key.columns))]
+            for table in metadata.sorted_tables
+        }

@@ -55,6 +55,7 @@ class Store:
 
     def __init__(self, url: URL, artifacts_dir: Path, writing: Writing | None = None, *, temporary: Path | None = None) -> None:
         writing = writing or Writing()
+        self.url = url
         self.name = describe(url)
         """The database in words, for messages."""
         self.artifacts = Artifacts(artifacts_dir)
