@@ -106,7 +106,7 @@ def _key(row: Feedback) -> tuple[str, str, str, int | None]:
 
 def _rows(draft: Draft, head: GroupHead) -> tuple[Feedback, ...]:
     """None where there is something to refuse."""
-    if head.is_abandoned or head.is_erased:
+    if head.is_abandoned or not _is_answer(head):
         return ()
     try:
         return draft.rows_of(head)
@@ -130,13 +130,18 @@ def waited_for(future: Future[Recorded], notify: Callable[[], None] | None) -> R
 
 def pickable(c: Connection, inference_id: str) -> GroupHead:
     group = heads(c, [inference_id]).get(inference_id)
-    if group is None or group.is_erased or group.kind is GroupKind.SHADOW:
+    if group is None or not _is_answer(group):
         raise NotFoundError(
             f"no inference {inference_id!r}; send the id of a chat completion of this server", param="inference_id"
         )
     if group.is_abandoned:
         raise ConflictError(f"{inference_id} was never answered to its end (its client went away), so it takes no feedback")
     return group
+
+
+def _is_answer(group: GroupHead) -> bool:
+    """Whether somebody was shown it, and it is still there."""
+    return not group.is_erased and group.kind is not GroupKind.SHADOW
 
 
 def checked_text(value: object, param: str) -> str:
