@@ -64,7 +64,8 @@ class World:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.config = config or fake_config(folder)
-        self.store: Store = open_store(folder / "artifacts") if beside is None else open_beside(beside.store)
+        opened = open_store(folder / "artifacts", self.config) if beside is None else open_beside(beside.store)
+        self.store: Store = opened
         self.policy: Policy = policy or FakePolicy()
         ensure_base(self.store, self.policy, self.config)
 

@@ -21,7 +21,7 @@ from pairloop.store.schema import metadata
 
 
 def engine_of(url: str) -> Engine:
-    return writer_engine(parse_url(url), durable=False)
+    return writer_engine(parse_url(url), "off")
 
 
 def described(engine: Engine) -> dict[str, Any]:

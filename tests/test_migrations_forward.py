@@ -91,7 +91,7 @@ def fill(connection: sa.Connection) -> sa.MetaData:
 
 def at(url: str, revision: str) -> dict[str, list[dict[str, Any]]]:
     """Make a database of this revision and fill it; its rows by table."""
-    engine = writer_engine(parse_url(url), durable=False)
+    engine = writer_engine(parse_url(url), "off")
     with engine.begin() as connection:
         command.upgrade(alembic_config(connection), revision)
     with engine.begin() as connection:

@@ -26,7 +26,7 @@ READERS = 20
 
 _WAIT_FOR_THE_WRITER_LOCK = sa.text(
     "SELECT set_config('lock_timeout', :lock_timeout, true), set_config('idle_in_transaction_session_timeout', :idle, true),"
-    " set_config('synchronous_commit', :synchronous, true), pg_advisory_xact_lock(:lock)"
+    " pg_advisory_xact_lock(:lock)"
 )
 # libpq's: a server that is gone is noticed within a minute, where the system's own settings take hours.
 # The encoding is said because psycopg gives bytes for the texts of a database that has none.
@@ -55,13 +55,12 @@ def reader_options(url: URL) -> dict[str, Any]:
     return {**options, "execution_options": {"postgresql_readonly": True}, **_connections(url)}
 
 
-def one_at_a_time(engine: Engine, *, durable: bool) -> None:
+def one_at_a_time(engine: Engine) -> None:
     """Has every transaction of the engine wait for the writer lock, and refuse a database that cannot hold all texts."""
     values = {
         "lock": WRITER_LOCK,
         "lock_timeout": f"{LOCK_TIMEOUT_MS}ms",
         "idle": f"{IDLE_TIMEOUT_MS}ms",
-        "synchronous": "on" if durable else "off",
     }
 
     @event.listens_for(engine, "begin")

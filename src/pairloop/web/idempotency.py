@@ -19,17 +19,18 @@ from time import monotonic
 
 from python_multipart.multipart import parse_options_header
 from sqlalchemy import Connection
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pairloop.loop.cycle import is_gone, owning
 from pairloop.store import Store, new_id, replies
 from pairloop.store.replies import StoredReply
+from pairloop.store.waiting import awaitable
 from pairloop.web.access import CALLER
 from pairloop.web.errors import error_response
+from pairloop.web.headers import header
 
-HEADER = "idempotency-key"
+HEADER = b"idempotency-key"
 LONGEST = 255
 UPLOADS = b"multipart/"
 _NOT_KEPT = ("/v1/keys",)
@@ -54,16 +55,15 @@ class Idempotency:
         self._process = f"{socket.gethostname()}:{os.getpid()}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope) if scope["type"] == "http" and scope["method"] == "POST" else Headers()
-        if HEADER not in headers or not scope["path"].startswith("/v1/") or scope["path"].endswith(_STREAMED):
+        key = header(scope, HEADER) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if key is None or not scope["path"].startswith("/v1/") or scope["path"].endswith(_STREAMED):
             await self._app(scope, receive, send)
             return
-        key = headers[HEADER]
         refusal = _refusal(key, scope["path"])
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        asked = _Asked(scope, headers, receive)
+        asked = _Asked(scope, receive)
         if not asked.is_upload:
             await asked.read_ahead()
         about = (str(scope.get(CALLER, "")), key)
@@ -102,14 +102,14 @@ class Idempotency:
             await self._app(scope, asked.receive, keeping.send)
         finally:
             if not keeping.is_kept:
-                self._store.submit(lambda c: replies.release(c, *about, owner))
+                self._store.submit(lambda c: replies.release(c, *about, owner), admitted=True)
 
     async def _take(self, about: tuple[str, str], owner: str) -> StoredReply | None:
         """None where the request is ours to do; else the kept reply, or after a while that it is still under way elsewhere."""
         until_s = monotonic() + PATIENCE_S
         while True:
             take = partial(_take, about=about, owner=owner)
-            found = await asyncio.wrap_future(self._store.submit(take))
+            found = await awaitable(self._store.submit(take))
             if found is None or found.status != replies.UNDER_WAY or monotonic() > until_s:
                 return found
             await asyncio.sleep(LOOK_EVERY_S)
@@ -133,7 +133,8 @@ class _Keeping:
         self._held.append(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             reply = _reply(self._asked.hash(), self._held)
-            await asyncio.wrap_future(self._store.submit(lambda c: replies.put(c, *self._about, reply)))
+            # Admitted: what it is about is done, and must not be done again for want of its reply.
+            await awaitable(self._store.submit(lambda c: replies.put(c, *self._about, reply), admitted=True))
             self.is_kept = True
             for part in self._held:
                 await self._send(part)
@@ -163,8 +164,8 @@ class _Asked:
     The parts of an upload are divided by a text that a client draws anew for each attempt; it is left out.
     """
 
-    def __init__(self, scope: Scope, headers: Headers, receive: Receive) -> None:
-        kind, options = parse_options_header(headers.get("content-type"))
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        kind, options = parse_options_header(header(scope, b"content-type"))
         self.is_upload = kind.startswith(UPLOADS)
         self._boundary = options.get(b"boundary", b"") if self.is_upload else b""
         self._digest = hashlib.sha256(f"{scope['method']} {scope['path']}?".encode() + scope["query_string"])
