@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, ForeignKeyConstraint
+from sqlalchemy import ColumnElement, Connection, ForeignKeyConstraint, Table
 
 from pairloop.errors import StoreError
 from pairloop.store import cycles
@@ -24,6 +24,7 @@ from pairloop.store.schema import (
     metadata,
     pair_feedback,
     pair_groups,
+    removed_artifacts,
     versions,
 )
 from pairloop.store.store import Store
@@ -78,7 +79,7 @@ def _pairs_without_lineage(c: Connection) -> Iterator[Problem]:
 def _datasets_without_pairs(c: Connection) -> Iterator[Problem]:
     held = sa.exists().where(dataset_pairs.c.dataset_id == datasets.c.dataset_id)
     of_a_job = sa.exists().where(jobs.c.dataset_id == datasets.c.dataset_id)  # its rows come from a file, not from feedback
-    pairless = sa.select(datasets).where(datasets.c.n_train > 0, ~held, ~of_a_job)
+    pairless = sa.select(datasets).where(datasets.c.n_train > 0, ~held, ~of_a_job, ~_removed(datasets))
     for row in c.execute(pairless.order_by(datasets.c.created_at)):
         yield Problem(
             "dataset_without_pairs", f"dataset {row.dataset_id} has {row.n_train} pairs, and the store knows none of them"
@@ -124,11 +125,18 @@ def _folders(c: Connection) -> list[tuple[str, str, str]]:
     ours = versions.c.kind != VersionKind.BASE.value  # the base is the user's own folder
     return [
         (f"dataset {row.dataset_id}", from_row(c, row.path), Path(row.path).name)
-        for row in c.execute(sa.select(datasets).order_by(datasets.c.created_at))
+        for row in c.execute(sa.select(datasets).where(~_removed(datasets)).order_by(datasets.c.created_at))
     ] + [
         (f"version {row.policy}@{row.number}", from_row(c, row.path), row.artifact_hash)
-        for row in c.execute(sa.select(versions).where(ours).order_by(versions.c.policy, versions.c.number))
+        for row in c.execute(
+            sa.select(versions).where(ours, ~_removed(versions)).order_by(versions.c.policy, versions.c.number)
+        )
     ]
+
+
+def _removed(table: Table) -> ColumnElement[bool]:
+    """Whose folder was removed on purpose: by an erasure, or because it was kept long enough."""
+    return sa.exists().where(removed_artifacts.c.path == table.c.path)
 
 
 def _artifact(artifacts: Artifacts, owner: str, path: str, artifact_hash: str) -> Iterator[Problem]:

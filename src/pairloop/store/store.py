@@ -17,6 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from pairloop.config import Config
 from pairloop.errors import StoreError
+from pairloop.redaction import Redactor
 from pairloop.store.artifacts import ROOT_OPTION, Artifacts
 from pairloop.store.database import describe, failing_as_store_error, migrate, parse_url, reader_engine, writer_engine
 from pairloop.store.writer import GroupCommitWriter
@@ -32,6 +33,8 @@ class Store:
         """The database in words, for messages."""
         self.artifacts = Artifacts(artifacts_dir)
         self._temporary = temporary
+        self.redactor: Redactor | None = None
+        """What takes personal data out of texts: whoever writes texts asks it first."""
         self._writing = writer_engine(url, durable=durable)
         try:
             migrate(self._writing)
@@ -50,7 +53,10 @@ class Store:
         if url.get_backend_name() == "sqlite" and url.database:
             with failing_as_store_error(url.database):
                 Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        return cls(url, config.artifacts_dir)
+        redactor = Redactor.of(config)
+        store = cls(url, config.artifacts_dir)
+        store.redactor = redactor
+        return store
 
     @classmethod
     def in_memory(cls, artifacts_dir: Path) -> Store:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.loop.feedback import is_revealed
-from pairloop.loop.serve import Answer, version_called
+from pairloop.loop.serve import CONVERSATION_KEY, Answer, version_called
 from pairloop.store import stored, versions
 from pairloop.store.stored import StoredCompletion
 from pairloop.types import Group, Message, offered_tools, spoken
@@ -99,9 +99,11 @@ async def stored_completion(completion_id: CompletionId, context: Here) -> Respo
 @router.post("/v1/chat/completions/{completion_id}", summary="Replace a stored completion's metadata", response_model=None)
 async def update_completion(completion_id: CompletionId, body: MetadataBody, context: Here) -> Response:
     """What the listing filters by. The conversation that the first metadata named stays linked as it was."""
+    metadata, redactor = body.metadata or {}, context.store.redactor
+    kept = metadata if redactor is None else redactor.values(metadata, ids=(CONVERSATION_KEY,))
 
     def write(c: Connection) -> tuple[StoredCompletion, bool]:
-        return _found(c, stored.replace_metadata(c, completion_id, body.metadata or {}), completion_id)
+        return _found(c, stored.replace_metadata(c, completion_id, kept), completion_id)
 
     one, revealed = await asyncio.wrap_future(context.store.submit(write))
     return json_response(await _body(context, one, revealed=revealed))

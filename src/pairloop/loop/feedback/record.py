@@ -51,6 +51,8 @@ def submit(store: Store, inference_id: str, draft: Draft, *, dryrun: bool) -> Fu
     def write(c: Connection) -> Recorded:
         group = pickable(c, inference_id)
         rows = draft(group)
+        if store.redactor is not None:
+            rows = tuple(store.redactor.feedback(row) for row in rows)
         if dryrun:
             return Recorded(rows[0], group, duplicate=False, dryrun=True)
         written = [feedback.insert(c, row) for row in rows]

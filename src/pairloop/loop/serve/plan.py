@@ -80,9 +80,13 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The group to be (without completions) and the version that answers each index; ``keep`` are not to be evicted."""
+    """The group to be (without completions) and the version that answers each index; ``keep`` are not to be evicted.
+
+    ``stored`` is the group as it is stored: without what is taken out of texts, and then as such a prompt is encoded.
+    """
 
     group: Group
+    stored: Group
     versions: tuple[int, ...]
     keep: frozenset[int]
     asked: ChatRequest
@@ -110,6 +114,7 @@ class Planner:
     def plan(self, request: ChatRequest) -> Plan:
         """Route, pick the predecessor and the pool, encode the prompt. InvalidRequestError, NotFoundError (model)."""
         self._check_abilities(request)
+        request = self._named(request)
         with self._store.reading() as c:
             routing = self._route(c, request.model)
             parent, parent_index = self._predecessor(c, request)
@@ -141,7 +146,27 @@ class Planner:
             metadata=dict(request.metadata),
         )
         keep = frozenset({BASE_VERSION, routing.champion, routing.challenger or BASE_VERSION})
-        return Plan(group, answering, keep, request)
+        return Plan(group, self._as_stored(group), answering, keep, request)
+
+    def _named(self, request: ChatRequest) -> ChatRequest:
+        """The request with pseudonyms for ids that are personal data themselves: people and conversations are known by these."""
+        redactor = self._store.redactor
+        if redactor is None:
+            return request
+        user = None if request.user is None else redactor.identifier(request.user)
+        return replace(request, user=user, metadata=redactor.values(request.metadata, ids=(CONVERSATION_KEY,)))
+
+    def _as_stored(self, group: Group) -> Group:
+        """What is taken out of the prompt is not in its tokens either: it is encoded anew."""
+        if self._store.redactor is None:
+            return group
+        stored = self._store.redactor.group(group)
+        if stored.prompt == group.prompt or isinstance(stored.prompt, str):
+            return stored
+        try:
+            return replace(stored, prompt_token_ids=self._sampler.tokens.encode_prompt(stored.prompt))
+        except InvalidRequestError:  # a template that wants, say, another form of a call's arguments
+            return stored
 
     def _check_abilities(self, request: ChatRequest) -> None:
         """InvalidRequestError for what the model's template or its engine cannot do."""
@@ -200,6 +225,8 @@ class Planner:
     def _predecessor(self, c: Connection, request: ChatRequest) -> tuple[Group | None, int | None]:
         """The group that the conversation goes on from and the index of the branch that was taken."""
         last = next((m for m in reversed(request.messages) if m.role == "assistant"), None)
+        if last is not None and self._store.redactor is not None:  # as it was stored, so that it is found
+            last = replace(last, content=self._store.redactor.text(last.content))
         called = call_origin(last.tool_calls[0].id) if last is not None and last.tool_calls else None
         named = request.metadata.get(PARENT_KEY)
         if named is not None:

@@ -17,7 +17,7 @@ from pairloop.config import Config
 from pairloop.errors import EngineError, NotFoundError
 from pairloop.loop.serve.plan import ChatRequest, Plan, Planner
 from pairloop.loop.serve.stopwatch import sampling
-from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Lockstep, Sink
+from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Lockstep, Sink, completions_as_stored
 from pairloop.policy.protocols import Sampler, SampleRequest
 from pairloop.store import Store, groups, stored, versions
 from pairloop.types import BASE_VERSION, Completion, GroupKind, Version
@@ -47,14 +47,14 @@ class ChatService:
         plan = await self.plan(request)
         events = Events(len(plan.versions))
         completions = await self._sample(plan, events, events.add if with_tokens else None)
-        group = replace(plan.group, completions=completions)
+        group = replace(plan.stored, completions=await completions_as_stored(self._store, plan, completions))
 
         def write(c: Connection) -> None:
             groups.insert(c, group)
             stored.insert(c, group, is_listed=plan.asked.is_listed)
 
         await asyncio.wrap_future(self._store.submit(write))
-        return Answer(group, events.by_index())
+        return Answer(replace(plan.group, completions=completions), events.by_index())
 
     async def stream(self, request: ChatRequest) -> AnswerStream:
         """Store the group row, begin to sample, and give back a stream whose first tokens have arrived.
