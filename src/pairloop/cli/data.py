@@ -256,7 +256,7 @@ def _dataset(store: Any, policy: str, dataset_id: str | None) -> Dataset:
     from pairloop.store import datasets
 
     with store.reading() as c:
-        found: Dataset | None = datasets.get(c, dataset_id) if dataset_id else next(iter(datasets.list_(c, policy)), None)
+        found: Dataset | None = datasets.current(c, dataset_id) if dataset_id else next(iter(datasets.list_(c, policy)), None)
     if found is None:
         raise NotFoundError(f"no dataset {dataset_id or ''} of {policy}; `pairloop pairs build` makes one")
     return found

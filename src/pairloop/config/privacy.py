@@ -19,8 +19,9 @@ class PrivacySection(Section):
 
     redact: str = PATTERNS
     """What takes personal data out of prompts, answers and feedback before they are stored: ``patterns`` (e-mail addresses,
-    phone numbers, IBANs, cards, IP addresses, credentials, API keys), ``presidio`` (the extra of that name), ``module:function``
-    (called with a text, returns it without them), or ``off``. Clients get what was sampled; only what is kept changes."""
+    phone numbers, IBANs, cards, IP addresses, credentials, API keys), ``presidio`` (the extra of that name),
+    ``module:function`` (called with a text, returns it without them), or ``off``. Clients get what was sampled; only what is
+    kept changes."""
     patterns: tuple[str, ...] = ()
     """Patterns of your own, beside any of these: ``NAME=regular expression``; what matches becomes ``[NAME]``."""
     keep: tuple[str, ...] = ()
@@ -55,7 +56,9 @@ class PrivacySection(Section):
         for entry in value:
             name, _, expression = entry.partition("=")
             if not _NAME.fullmatch(name) or not expression:
-                raise ValueError(f"{entry!r}: write NAME=regular expression, the name in capitals, such as CUSTOMER=K-[0-9]{{6}}")
+                raise ValueError(
+                    f"{entry!r}: write NAME=regular expression, the name in capitals, such as CUSTOMER=K-[0-9]{{6}}"
+                )
             try:
                 empty = re.compile(expression).search("")
             except re.error as error:

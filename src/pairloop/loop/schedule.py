@@ -20,9 +20,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pairloop.config import ScheduleSection, duration_s
-from pairloop.errors import ConflictError
+from pairloop.errors import ConflictError, PairloopError
 from pairloop.loop import cycle as cycle_stage
-from pairloop.loop import pairs
+from pairloop.loop import pairs, privacy
 from pairloop.loop.cycle import Loop
 from pairloop.loop.jobs import JobQueue
 from pairloop.store import cycles, duels, triggers, versions
@@ -39,6 +39,8 @@ LOOK_EVERY_S = 0.25
 """The least time between two looks at the store: picks come by the hundred, and a look at a duel reads them all."""
 COUNT_EVERY_S = 1.0
 """The least time between two counts of new pairs, which read all new picks."""
+SWEEP_EVERY_S = 3_600.0
+"""How often texts that are old enough are looked for."""
 _FRUITLESS = (CycleState.FAILED, CycleState.NOTHING_TO_TRAIN)
 
 
@@ -108,6 +110,7 @@ class Scheduler:
         self._trouble: str | None = None
         self._new_pairs = (float("-inf"), 0)
         self._recount = False
+        self._swept_at = float("-inf")
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._jobs = JobQueue(loop) if loop.config.schedule.jobs else None
 
@@ -188,6 +191,7 @@ class Scheduler:
     def _tick(self) -> None:
         """Move the open cycle if there is something to do, or begin one if it is due."""
         loop, self._recount = self._loop, False
+        self._sweep()
         with loop.store.reading() as c:
             current = cycles.current(c, loop.name)
         if current is None:
@@ -200,6 +204,19 @@ class Scheduler:
             self._keep_trigger()
             if self._worth_a_look():
                 self._turn(current.trigger)
+
+    def _sweep(self) -> None:
+        """Retention, between cycles: what is due goes in small batches. A cycle does not fail of it."""
+        if time.monotonic() - self._swept_at < SWEEP_EVERY_S:
+            return
+        self._swept_at = time.monotonic()
+        try:
+            swept = privacy.sweep(self._loop.store, self._loop.config)
+        except (PairloopError, OSError) as error:
+            logger.error("retention: %s; tried again in an hour", error)
+            return
+        if not swept.is_empty:
+            logger.info("retention: %d groups, datasets %s, versions %s", swept.groups, swept.datasets, swept.versions)
 
     def _turn(self, reason: str) -> None:
         done = cycle_stage.run(self._loop, trigger=reason, should_stop=self._stopping.is_set)

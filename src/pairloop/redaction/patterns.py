@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 Span = tuple[int, int]
 Finder = Callable[[str], Iterator[Span]]
 
-_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]{0,24}PRIVATE KEY-----[A-Za-z0-9+/=\s]{1,8000}(?:-----END [A-Z ]{0,24}PRIVATE KEY-----)?")
+_PRIVATE_KEY = re.compile(
+    r"-----BEGIN [A-Z ]{0,24}PRIVATE KEY-----[A-Za-z0-9+/=\s]{1,8000}(?:-----END [A-Z ]{0,24}PRIVATE KEY-----)?"
+)
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@:\[\]]{1,256}:[^\s/@]{1,256}(?=@\S)")
 _SECRET = re.compile(
     r"(?i)\b(?:api[_-]?key|(?:access|auth|refresh|session)[_-]?token|client[_-]?secret|secret|password|passwd|pwd)"
@@ -57,7 +59,9 @@ _PHONE = re.compile(
     rf"|(?:(?<=0)|(?<=\()0)(?<![\w+./-]0)(?<![\w+./-]\(0)[1-9]\d{{0,3}}\)?(?:{_SEPARATED}{{1,2}}\d{{2,8}}){{1,4}}"
     r")(?![\w]|[-./:]\d)"
 )
-_DATE = re.compile(r"(?:0[1-9]|[12]\d|3[01])[-./](?:0[1-9]|1[0-2])[-./](?:19|20)?\d{2}(?!\d)|(?:0[1-9]|1[0-2])[-./](?:19|20)\d{2}(?!\d)")
+_DATE = re.compile(
+    r"(?:0[1-9]|[12]\d|3[01])[-./](?:0[1-9]|1[0-2])[-./](?:19|20)?\d{2}(?!\d)|(?:0[1-9]|1[0-2])[-./](?:19|20)\d{2}(?!\d)"
+)
 _NAMED_PHONE = re.compile(
     r"(?i)\b(?:phone|tele(?:ph|f)on\w{0,4}|tel|mobile|mobil|cell|handy|fax|whatsapp|call me (?:at|on)|reach me (?:at|on)|"
     r"text me (?:at|on))\b\.?[^\d+\n]{0,24}(?P<value>\+?\(?\d(?:[ .\-/()]{0,2}\d){6,14})(?!\w)"
@@ -147,7 +151,11 @@ def _addresses_v6(text: str) -> Iterator[Span]:
     for match in _IPV6.finditer(text):
         found = match[0].rstrip(":") if match[0].endswith(":") and not match[0].endswith("::") else match[0]
         first = found.partition(":")[0]
-        if (len(first) >= 2 or found.count(":") == 7) and any(character.isdigit() for character in found) and _is_somebodys(found):
+        if (
+            (len(first) >= 2 or found.count(":") == 7)
+            and any(character.isdigit() for character in found)
+            and _is_somebodys(found)
+        ):
             yield match.start(), match.start() + len(found)
 
 

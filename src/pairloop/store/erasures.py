@@ -174,6 +174,33 @@ def marks(c: Connection, policy: str) -> list[Mark]:
     return [Mark(row.policy, row.number, row.erasure_id, row.rows, row.created_at) for row in c.execute(statement)]
 
 
+@dataclass(frozen=True, slots=True)
+class Burden:
+    """What a version has of people who were erased since: its own ``rows``, and the ``ancestors`` that had some."""
+
+    rows: int
+    ancestors: tuple[int, ...]
+
+
+def burdens(c: Connection, policy: str) -> dict[int, Burden]:
+    """By number, the versions of a policy that had seen erased people, or descend from one that had."""
+    own: dict[int, int] = {}
+    for one in marks(c, policy):
+        own[one.number] = own.get(one.number, 0) + one.rows
+    if not own:
+        return {}
+    parents = {row.number: row.parent for row in c.execute(sa.select(versions).where(versions.c.policy == policy))}
+    found = {}
+    for number in parents:
+        at, above = parents[number], []
+        while at is not None:
+            above += [at] * (at in own)
+            at = parents.get(at)
+        if number in own or above:
+            found[number] = Burden(own.get(number, 0), tuple(above))
+    return found
+
+
 def _datasets_of(c: Connection, pair_ids: Collection[str]) -> list[str]:
     found: dict[str, None] = {}
     for ids in chunked(sorted(pair_ids)):

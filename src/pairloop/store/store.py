@@ -19,10 +19,21 @@ from pairloop.config import Config
 from pairloop.errors import StoreError
 from pairloop.redaction import Redactor
 from pairloop.store.artifacts import ROOT_OPTION, Artifacts
-from pairloop.store.database import describe, failing_as_store_error, migrate, parse_url, reader_engine, writer_engine
+from pairloop.store.database import (
+    describe,
+    failing_as_store_error,
+    migrate,
+    parse_url,
+    reader_engine,
+    scrub,
+    writer_engine,
+)
 from pairloop.store.writer import GroupCommitWriter
 
 T = TypeVar("T")
+
+SCRUBBED_BYTES = 512 << 20
+"""The largest SQLite file that is rewritten while the server answers."""
 
 
 class Store:
@@ -89,6 +100,10 @@ class Store:
     def write(self, fn: Callable[[Connection], T]) -> T:
         """``submit(fn)``, waited for."""
         return self._writer.write(fn)
+
+    def scrub(self, *, limit_bytes: int = SCRUBBED_BYTES) -> bool:
+        """After an erasure: rewrite the database's file, if it is no larger than that; see `database.scrub`."""
+        return scrub(self._writing, limit_bytes)
 
     def close(self) -> None:
         """Finish the waiting writes and close all connections; a second call does nothing."""

@@ -149,7 +149,7 @@ class Planner:
         return Plan(group, self._as_stored(group), answering, keep, request)
 
     def _named(self, request: ChatRequest) -> ChatRequest:
-        """The request with pseudonyms for ids that are personal data themselves: people and conversations are known by these."""
+        """The request with pseudonyms for ids that are personal data themselves, as people and conversations are stored."""
         redactor = self._store.redactor
         if redactor is None:
             return request
