@@ -141,7 +141,10 @@ def test_no_text_takes_longer_than_it_is_long() -> None:
 def test_real_texts_are_hardly_ever_changed() -> None:
     """Questions of arithmetic and bookings of tickets, full of numbers: at most one in two thousand is touched."""
     texts = []
-    for name, keys in (("gsm8k/test.jsonl", ("question", "answer")), ("taskmaster/tm3_thumbs.jsonl", ("context", "generation"))):
+    for name, keys in (
+        ("gsm8k/test.jsonl", ("question", "answer")),
+        ("taskmaster/tm3_thumbs.jsonl", ("context", "generation")),
+    ):
         lines = (DATA / name).read_text(encoding="utf-8").splitlines()[:800]
         texts += [str(json.loads(line)[key]) for line in lines for key in keys]
     changed = [text for text in texts if PATTERNS(text) != text]
@@ -306,7 +309,13 @@ def test_no_raw_value_is_anywhere_in_the_state_directory(server: RunningServer) 
     assert server.http.post("/v1/preferences", json=pick).json()["duplicate"], "the same again is the same"
     comment = {"inference_id": first["id"], "metric_name": "comment", "value": f"call {s['comment']}", "comment": s["comment"]}
     assert server.http.post("/v1/feedback", json=comment).status_code == 201
-    outcome = {"id": "o", "conversation_id": s["conversation"], "metric_name": "resolved", "value": True, "comment": s["outcome"]}
+    outcome = {
+        "id": "o",
+        "conversation_id": s["conversation"],
+        "metric_name": "resolved",
+        "value": True,
+        "comment": s["outcome"],
+    }
     assert server.http.post("/v1/feedback", json=outcome, headers={"idempotency-key": "two"}).status_code == 201
     assert server.http.post("/v1/feedback", json=outcome).json()["duplicate"]
     path = f"/v1/chat/completions/{first['id']}"
@@ -361,7 +370,9 @@ def test_a_redacted_answer_is_set_aside_and_a_redacted_prompt_trains_without_log
         with rig.store.reading() as c:
             groups_now, _ = feedback.labelled_since(c, "bot", after_seq=0, kinds=list(pairs.dataset._KINDS))
         prompted, answered = (rig.store.redactor.group(groups_now[i].group) for i in (0, 1))
-        answered = replace(answered, completions=tuple(replace(c, token_ids=(), is_redacted=True) for c in answered.completions))
+        answered = replace(
+            answered, completions=tuple(replace(c, token_ids=(), is_redacted=True) for c in answered.completions)
+        )
         labelled = [replace(groups_now[0], group=prompted), replace(groups_now[1], group=answered), *groups_now[2:]]
     compiled = pairs.compile_pairs(labelled, pairs.PairRules())
     by_prompt = {row.group_ids[0]: row for row in compiled.train}

@@ -117,7 +117,9 @@ def _rebuilt_text(one: Rebuilt) -> str:
     text = f"{one.version.name} is version {one.rebuilt_from} made again, {what}; {one.rows_left_out} rows left out"
     if one.ancestors:
         names = ", ".join(map(str, one.ancestors))
-        text += f"\nwarning: it descends from version {names}, trained on rows of people who are left out; --chain rebuilds these"
+        text += (
+            f"\nwarning: it descends from version {names}, trained on rows of people who are left out; --chain rebuilds these"
+        )
     return text
 
 

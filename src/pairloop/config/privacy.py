@@ -35,6 +35,8 @@ class PrivacySection(Section):
     """The spaCy model that Presidio reads with."""
     presidio_score: float = Field(default=0.5, ge=0.0, le=1.0)
     """How sure Presidio must be."""
+    log_texts: bool = False
+    """Whether the log may quote messages: what an unforeseen error says, for the time in which you look for its cause."""
     keep_days: Positive | None = None
     """Days after which texts (prompts, answers, comments, and datasets that hold them) are erased; numbers stay. By default
     they are kept."""

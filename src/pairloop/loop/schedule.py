@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pairloop.config import ScheduleSection, duration_s
-from pairloop.errors import ConflictError, PairloopError
+from pairloop.errors import ConflictError, PairloopError, log_failure
 from pairloop.loop import cycle as cycle_stage
 from pairloop.loop import pairs, privacy
 from pairloop.loop.cycle import Loop
@@ -162,7 +162,7 @@ class Scheduler:
                 logger.info("%s", error)
                 wait_s = self._poll_s
             except Exception as error:  # the supervisor: the loop outlives whatever a cycle ran into, and says what it was
-                logger.exception("the cycle broke")
+                log_failure(logger, error, "the cycle broke")
                 self._trouble, self._seen = f"{type(error).__name__}: {error}", None
                 if not self._stopping.is_set():  # what stops may fail of that, and goes on at the next start
                     self._record(error)
@@ -176,8 +176,8 @@ class Scheduler:
     def _record(self, error: Exception) -> None:
         try:
             cycle_stage.record_failure(self._loop, error)
-        except Exception:  # the store itself may be what is broken; the cycle is then resumed later
-            logger.exception("the failure could not be recorded")
+        except Exception as problem:  # the store itself may be what is broken; the cycle is then resumed later
+            log_failure(logger, problem, "the failure could not be recorded")
 
     def _sleep(self, wait_s: float, *, patient: bool) -> None:
         """Until notified or for ``wait_s``; ``patient`` after an error: only ``stop`` cuts that short."""

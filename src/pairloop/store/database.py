@@ -53,7 +53,7 @@ def writer_engine(url: URL, *, durable: bool) -> Engine:
 
     ``durable = False`` leaves the fsync out; tests use it, a killed process loses nothing by it.
     """
-    engine = create_engine(url, json_serializer=dump_json)
+    engine = create_engine(url, json_serializer=dump_json, hide_parameters=True)
     if url.get_backend_name() == "sqlite":
         pragmas = ["journal_mode = WAL", f"synchronous = {'FULL' if durable else 'OFF'}", "foreign_keys = ON"]
         pragmas.append("secure_delete = ON")  # what is erased is overwritten, not only forgotten
@@ -64,10 +64,10 @@ def writer_engine(url: URL, *, durable: bool) -> Engine:
 def reader_engine(url: URL) -> Engine:
     """The engine of everybody else: a snapshot per transaction, and nothing can be written through it."""
     if url.get_backend_name() == "sqlite":
-        engine = create_engine(url, json_serializer=dump_json, **_READER_POOL)
+        engine = create_engine(url, json_serializer=dump_json, hide_parameters=True, **_READER_POOL)
         _prepare_sqlite(engine, ["query_only = ON"], begin="BEGIN")
         return engine
-    return create_engine(url, json_serializer=dump_json, execution_options={"postgresql_readonly": True})
+    return create_engine(url, json_serializer=dump_json, hide_parameters=True, execution_options={"postgresql_readonly": True})
 
 
 def _prepare_sqlite(engine: Engine, pragmas: list[str], *, begin: str) -> None:
