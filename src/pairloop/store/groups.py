@@ -192,12 +192,13 @@ def _insert_completions(
                 "logps": answer.logps,
                 "version": answer.version,
                 "finish_reason": answer.finish_reason.value,
-                "is_redacted": answer.is_redacted,
                 "answer_key": _answer_key(policy, user, answer.text),
                 "created_at": created_at,
             }
             for position, answer in enumerate(answers)
         ]
+        if any(answer.is_redacted for answer in answers):  # NULL says no
+            rows = [{**row, "is_redacted": answer.is_redacted} for row, answer in zip(rows, answers, strict=True)]
         c.execute(_INSERT_COMPLETIONS, rows)
 
 

@@ -78,7 +78,7 @@ completions = Table(
     # A hash of policy, user and text with the group's time: finds the answer that a conversation goes on from in one probe.
     Column("answer_key", String(32), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
-    # NULL in rows of before there was redaction.
+    # NULL says no.
     Column("is_redacted", Boolean),
     Index(None, "answer_key", "created_at"),
 )

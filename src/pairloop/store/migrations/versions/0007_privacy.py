@@ -31,7 +31,9 @@ def upgrade() -> None:
         sa.Column("rows", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("policy", "number", "erasure_id", name="pk_version_marks"),
         sa.ForeignKeyConstraint(["erasure_id"], ["erasures.erasure_id"], name="fk_version_marks_erasure_id"),
-        sa.ForeignKeyConstraint(["policy", "number"], ["versions.policy", "versions.number"], name="fk_version_marks_policy"),
+        sa.ForeignKeyConstraint(
+            ["policy", "number"], ["versions.policy", "versions.number"], name="fk_version_marks_policy_number"
+        ),
     )
     op.create_table(
         "removed_artifacts",
