@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from tests.loop_rig import open_rig, settings
+from tests.server import RunningServer, fake_config
 
 from pairloop.config import PrivacySection, override
 from pairloop.errors import TEXTS, place_of, trace_of
@@ -19,8 +21,6 @@ from pairloop.policy.fake import FakePolicy
 from pairloop.policy.protocols import SampleRequest
 from pairloop.redaction import Redactor, hook_of
 from pairloop.types import Completion
-from tests.loop_rig import open_rig, settings
-from tests.server import RunningServer, fake_config
 
 S = "sentinel-of-the-log"
 
@@ -151,6 +151,7 @@ def test_a_labeller_and_a_cycle_that_fail_do_not_quote_either(tmp_path: Path, lo
     assert [line for line in log.lines if S in line] == []
 
 
+@pytest.mark.slow
 def test_a_setting_lets_the_log_say_it_all(tmp_path: Path, log: Everything) -> None:
     TEXTS.disabled = False
     policy = Quoting()
@@ -161,13 +162,15 @@ def test_a_setting_lets_the_log_say_it_all(tmp_path: Path, log: Everything) -> N
 
 
 def test_an_error_is_told_by_type_and_place_with_its_causes() -> None:
-    try:
+    def fails() -> None:
         try:
             int("x")
         except ValueError as error:
             raise KeyError(S) from error
-    except KeyError as error:
-        assert place_of(error).startswith("KeyError (test_log_texts.py:")
-        lines = trace_of(error).splitlines()
+
+    with pytest.raises(KeyError) as failed:
+        fails()
+    assert place_of(failed.value).startswith("KeyError (test_log_texts.py:")
+    lines = trace_of(failed.value).splitlines()
     assert [line for line in lines if not line.startswith("  ")] == ["KeyError", "ValueError"]
     assert S not in "".join(lines)

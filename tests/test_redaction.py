@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
-from pairloop.config import Config, PrivacySection, parse_config
-from pairloop.errors import ConfigError, SystemFailure
-from pairloop.loop import pairs
-from pairloop.redaction import Redactor, hook_of, presidio_hook
-from pairloop.store import feedback, new_group_id, new_id
-from pairloop.types import Completion, Message, ToolCall
 from tests.loop_rig import open_rig
 from tests.loop_rig import settings as loop_settings
 from tests.server import RunningServer, fake_config
 from tests.test_real_data import DATA
 
-PATTERNS = hook_of(PrivacySection())
-assert PATTERNS is not None
+from pairloop.config import Config, PrivacySection, parse_config
+from pairloop.errors import ConfigError, SystemFailure
+from pairloop.loop import pairs
+from pairloop.redaction import Redactor, hook_of, presidio_hook
+from pairloop.redaction.hooks import Hook
+from pairloop.store import feedback, new_group_id, new_id
+from pairloop.types import Completion, Message, ToolCall
+
+PATTERNS = cast(Hook, hook_of(PrivacySection()))
 
 WORDS = ["please", "my order", "is late,", "thanks.", "(see above)", "and", "it's", "number 3", "for 20.50", "on 2024-05-17"]
 
@@ -197,10 +196,11 @@ def test_a_function_of_ones_own_and_what_it_raises_is_not_told() -> None:
         hook_of(PrivacySection(redact="tests.test_redaction:nothing"))
 
 
+@pytest.mark.slow
 def test_presidio_finds_what_its_recognizers_do() -> None:
     """The adapter on a real engine with recognizers of patterns alone; names need a spaCy model, which no index has."""
     analyzer = pytest.importorskip("presidio_analyzer", reason="the extra presidio is not installed")
-    import spacy
+    spacy = pytest.importorskip("spacy")
     from presidio_analyzer.nlp_engine import SpacyNlpEngine
     from presidio_analyzer.predefined_recognizers import EmailRecognizer, IbanRecognizer
 
@@ -229,7 +229,8 @@ def test_a_pseudonym_is_the_same_for_ever_and_only_here(redactor: Redactor, tmp_
     assert redactor.identifier("user-17") == "user-17"
     again = Redactor.of(Config(state_dir=tmp_path))
     elsewhere = Redactor.of(Config(state_dir=tmp_path / "other"))
-    assert again is not None and elsewhere is not None
+    assert again is not None
+    assert elsewhere is not None
     assert again.identifier("jane@mail.example") == name == again.identifier(name)
     assert elsewhere.identifier("jane@mail.example") != name
     assert (tmp_path / "pseudonyms.key").stat().st_mode & 0o077 == 0

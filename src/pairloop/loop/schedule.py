@@ -161,7 +161,7 @@ class Scheduler:
             except ConflictError as error:  # another process turns this loop; its turn will end
                 logger.info("%s", error)
                 wait_s = self._poll_s
-            except Exception as error:  # the supervisor: the loop outlives whatever a cycle ran into, and says what it was
+            except Exception as error:  # noqa: BLE001 - the supervisor: the loop outlives whatever a cycle ran into
                 log_failure(logger, error, "the cycle broke")
                 self._trouble, self._seen = f"{type(error).__name__}: {error}", None
                 if not self._stopping.is_set():  # what stops may fail of that, and goes on at the next start
@@ -176,7 +176,7 @@ class Scheduler:
     def _record(self, error: Exception) -> None:
         try:
             cycle_stage.record_failure(self._loop, error)
-        except Exception as problem:  # the store itself may be what is broken; the cycle is then resumed later
+        except Exception as problem:  # noqa: BLE001 - the store itself may be what is broken; the cycle is then resumed later
             log_failure(logger, problem, "the failure could not be recorded")
 
     def _sleep(self, wait_s: float, *, patient: bool) -> None:

@@ -1,7 +1,7 @@
 """Personal data and secrets are taken out of texts before they are stored (``privacy.redact``).
 
-``patterns`` finds them by form and checksum, ``hooks`` are what may do it (the patterns, Presidio, a function of one's own), and
-``redactor`` applies the hook to prompts, answers, feedback and replies, and says what of them is then still what was sampled.
+``patterns`` finds them by form and checksum, ``hooks`` are what may do it (the patterns, Presidio, a function of one's own),
+and ``redactor`` applies the hook to prompts, answers, feedback and replies, and says what of them is still what was sampled.
 """
 
 from pairloop.redaction.hooks import hook_of, presidio_hook

@@ -101,6 +101,10 @@ def _presidio(section: PrivacySection) -> Hook:
 
 def presidio_hook(engine: Any, section: PrivacySection) -> Hook:
     """The hook of an analyzer engine; of overlapping findings the surest, then the longest."""
+    import tldextract
+
+    # Presidio's finder of addresses would fetch the list of top-level domains from the network; the packaged one will do.
+    tldextract.extract = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
     exempt = tuple(entry.casefold() for entry in section.keep)
 
     def hook(text: str) -> str:

@@ -36,7 +36,7 @@ _KEY_MARKS = (
     "xox", "hf_", "npm_", "pypi-", "SG.", "eyJ",
 )  # fmt: skip
 _EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]++@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])")
-# Those of digits begin with what a search can skip to, and look behind it from there: a text without digits costs next to nothing.
+# Those of digits begin with what a search can skip to, and look behind it from there: a text without digits costs little.
 _IBAN = re.compile(r"\d\d(?<=(?<![A-Za-z0-9])[A-Za-z]{2}\d\d)(?=(?P<rest>(?:[ -]?[A-Za-z0-9]){11,30}))")
 _CARD = re.compile(r"[2-6](?<![\w.+].)(?<!\d-.)(?=(?P<rest>\d{3}[ -]?\d{4,6}[ -]?\d{4,5}[ -]?\d{0,4}[ -]?\d{0,3}))")
 _CARD_NUMBERS = re.compile(

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -86,7 +87,7 @@ class Redactor:
         )
 
     def feedback(self, row: Feedback) -> Feedback:
-        """The row; an ideal answer of which something was taken out is marked, for nobody should learn to write a placeholder."""
+        """The row; an ideal answer that something was taken out of is marked: nobody should learn to write a placeholder."""
         value = self.text(row.value) if isinstance(row.value, str) else row.value
         tags = self.values(row.tags, ids=("conversation_id",))
         if row.metric == DEMONSTRATION_METRIC and value != row.value:
@@ -145,9 +146,7 @@ def _key(state_dir: Path) -> bytes:
             file.write(secrets.token_hex(32))
             file.flush()
             os.fsync(file.fileno())
-        try:
+        with suppress(FileExistsError):
             os.link(own, path)  # whole, and the first of several processes wins
-        except FileExistsError:
-            pass
         own.unlink()
     return bytes.fromhex(path.read_text(encoding="ascii").strip())

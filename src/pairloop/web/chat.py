@@ -80,7 +80,7 @@ async def _events(context: Context, stream: AnswerStream, chunks: Chunks) -> Asy
     except PairloopError as error:
         # The status line is gone already; the official client raises on a chunk that holds an error.
         yield _error_event(from_error(error))
-    except Exception as error:  # the supervisor's line: logged, told, and nothing else is lost by it
+    except Exception as error:  # noqa: BLE001 - the supervisor's line: logged, told, and nothing else is lost by it
         log_failure(logger, error, "a stream of %s failed", stream.group.group_id)
         yield _error_event(error_response(500, "Internal error while answering.", code="internal_error"))
     finally:

@@ -72,7 +72,7 @@ class Outermost:
         except PairloopError as error:  # of a layer around the routes, which have a handler of their own
             if not status:
                 await from_error(error)(scope, receive, send_signed)
-        except Exception as error:  # the supervisor line: logged with its request id, answered with a 500
+        except Exception as error:  # noqa: BLE001 - the supervisor line: logged with its request id, answered with a 500
             about = (request_id, scope["method"], scope["path"], trace_of(scope))
             log_failure(logger, error, "request %s (%s %s) failed, trace %s", *about)
             if status:

@@ -53,7 +53,7 @@ class _Worker:
             try:
                 done = self._act()
                 failures, self.trouble = 0, None
-            except Exception as error:  # the supervisor: the queue outlives whatever a job ran into
+            except Exception as error:  # noqa: BLE001 - the supervisor: the queue outlives whatever a job ran into
                 log_failure(logger, error, "a fine-tuning job broke")
                 done, failures, self.trouble = False, failures + 1, f"{type(error).__name__}: {error}"
                 self._stopping.wait(min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** (failures - 1)))
