@@ -28,6 +28,7 @@ from pairloop.web import (
     openapi,
     pages,
     picks,
+    raters,
     stored,
 )
 from pairloop.web.access import Access, InFlight
@@ -76,7 +77,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     errors.install(app)
     pages.mount_static(app)
     missing = undeclared(app.routes)
-    for room in (chat, stored, picks, evidence, files, fine_tuning, api, erasures, keys, health, pages, login):
+    for room in (chat, stored, picks, evidence, files, fine_tuning, api, erasures, raters, keys, health, pages, login):
         app.include_router(room.router)
         missing += undeclared(room.router.routes)
     if missing:

@@ -15,6 +15,7 @@ from pairloop.types import (
     ERROR_METRIC,
     PREFERENCE_METRIC,
     REDACTED_TAG,
+    REPEAT_METRIC,
     SCORE_METRIC,
     THUMBS_METRIC,
     Feedback,
@@ -161,7 +162,7 @@ def _is_edit(group: Group, feedback: Feedback) -> bool:
     return ideal_of(group, feedback) is not None and (feedback.choice_index is None or _names_completion(group, feedback))
 
 
-_SAYS_NOTHING = {COMMENT_METRIC: Dropped.COMMENT, ERROR_METRIC: Dropped.JUDGE_ERROR}
+_SAYS_NOTHING = {COMMENT_METRIC: Dropped.COMMENT, ERROR_METRIC: Dropped.JUDGE_ERROR, REPEAT_METRIC: Dropped.REPEAT}
 
 _WELL_FORMED: dict[str, Callable[[Group, Feedback], bool]] = {
     PREFERENCE_METRIC: _is_pick,
