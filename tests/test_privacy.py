@@ -22,7 +22,8 @@ from pairloop.errors import ConflictError, UserError
 from pairloop.formats import snapshot
 from pairloop.loop import deploy, pairs, privacy, train
 from pairloop.policy.fake import write_skill
-from pairloop.store import Store, datasets, doctor, erasures, feedback, groups, removed, replies, stored, versions
+from pairloop.store import Store, datasets, doctor, erasures, feedback, groups, quarantines, removed, replies, stored, versions
+from pairloop.store.quarantines import Action, Quarantine
 from pairloop.store.replies import StoredReply
 from pairloop.types import (
     COMMENT_METRIC,
@@ -274,6 +275,18 @@ def test_nobody_is_erased_under_a_cycle_that_works_with_their_rows(rig: Rig) -> 
     assert not privacy.preview(loop.store, JANE).is_empty
 
 
+def test_a_quarantined_rater_is_not_in_any_manifest(rig: Rig) -> None:
+    rig.serve(30)
+    plant(rig)
+    decision = Quarantine(JANE, Action.QUARANTINE, "odd", datetime.now(UTC))
+    rig.store.write(lambda c: quarantines.insert(c, "bot", decision))
+    dataset, _ = compiled(rig)
+    assert JANE in (Path(dataset.path) / "manifest.json").read_text()
+    privacy.erase(rig.store, rig.loop.config, JANE, reason="asked")
+    assert JANE.encode() not in bytes_of(rig.loop.config.state_dir)
+    assert doctor.check(rig.store) == []
+
+
 def test_who_asked_without_a_name_is_erased_by_the_conversation(rig: Rig) -> None:
     rig.serve(2)
     with rig.store.reading() as c:
@@ -376,11 +389,18 @@ def test_weights_that_nothing_rests_on_go_and_can_be_made_again(rig: Rig) -> Non
     assert privacy.due(rig.store, config).versions == (), "the newer one needs the folder of the older"
     none = config.model_copy(update={"privacy": config.privacy.model_copy(update={"keep_versions": 0})})
     assert privacy.sweep(rig.store, none).versions == (second.name, third.name)
-    assert not Path(second.path).exists()
+    assert [path.name for path in Path(second.path).iterdir()] == ["manifest.json"]
+    with pytest.raises(ConflictError, match="pairloop rebuild"):
+        deploy.promote_by_hand(rig.store, rig.policy, "bot", number=second.number, reason="test")
     assert Path(first.path).exists(), "the champion stays"
     assert doctor.check(rig.store) == []
     with rig.store.reading() as c:
         assert removed.is_removed(c, second.path)
+    again = privacy.rebuild(rig.store, none, second.number, owner="t:0")[0]
+    assert again.same_weights
+    with rig.store.reading() as c:
+        assert not removed.is_removed(c, second.path), "they are there again"
+    assert doctor.check(rig.store) == []
     assert dataset.dataset_id
 
 

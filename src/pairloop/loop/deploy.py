@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from pairloop.errors import ConflictError, EngineError, ModelError, NotFoundError
 from pairloop.policy.protocols import Policy, SampleRequest, TokenSequence
-from pairloop.store import Store, duels, new_id, versions
+from pairloop.store import Store, duels, new_id, removed, versions
 from pairloop.store.versions import Promotion
 from pairloop.types import BASE_VERSION, Alias, Duel, Message, SamplingParams, Version
 
@@ -117,8 +117,13 @@ def promote_by_hand(store: Store, policy: Policy, policy_name: str, *, number: i
     """Promote past the gate; an open duel ends, and its cycle is held when it is next looked at."""
     with store.reading() as c:
         version = versions.get(c, policy_name, number)
+        is_gone = version is not None and removed.is_removed(c, version.path)
     if version is None:
         raise NotFoundError(f"{policy_name} has no version {number}; `pairloop versions` names them", param="version")
+    if is_gone:
+        raise ConflictError(
+            f"the weights of {version.name} were removed by their age; `pairloop rebuild {number}` makes them again"
+        )
     return promote(store, policy, version, reason=reason)
 
 

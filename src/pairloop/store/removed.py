@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from pairloop.store import artifacts
+from pairloop.store.artifacts import MANIFEST
 from pairloop.store.schema import removed_artifacts
 
 
@@ -32,13 +33,22 @@ def is_removed(c: Connection, path: str) -> bool:
 
 
 def sweep(c: Connection) -> int:
-    """Delete the folders of all that are marked; again after a crash, nothing is left behind. How many there were."""
+    """Delete the folders of all that are marked; again after a crash, nothing is left behind. How many there were.
+
+    What goes by its age leaves its manifest: it holds no text, and weights can be made again from it.
+    """
     found = 0
-    for path in c.execute(_OF_PATH).scalars():
-        folder = Path(artifacts.from_row(c, path))
-        if folder.is_dir():
-            shutil.rmtree(folder)
-            found += 1
+    for path, why in c.execute(sa.select(removed_artifacts.c.path, removed_artifacts.c.reason)):
+        folder, kept = Path(artifacts.from_row(c, path)), MANIFEST if why == Why.RETENTION else ""
+        inside = [entry for entry in folder.iterdir() if entry.name != kept] if folder.is_dir() else []
+        for entry in inside:
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        if folder.is_dir() and not kept:
+            folder.rmdir()
+        found += bool(inside)
     return found
 
 

