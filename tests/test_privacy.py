@@ -464,3 +464,21 @@ def test_the_verbs(tmp_path: Path) -> None:
     assert (code, "no manifest that says how it was trained" in text) == (2, True)
     assert "nothing is older" in run_cli("retention", "--dry-run", *where)[1]
     assert run_cli("erase", "--scrub", *where) == (0, "rewritten\n")
+
+
+@pytest.mark.slow
+def test_a_real_model_is_made_again_to_the_same_bytes(tmp_path: Path) -> None:
+    """A tiny transformer on the CPU, in float32: the same parent, rows, recipe and seed give the same weights."""
+    from tests.test_train import World, config_of, some_pairs
+    from tests.tiny_models import byte_tokenizer, write_model
+
+    base = write_model(tmp_path / "base", tokenizer=byte_tokenizer(), gain=3.0)
+    config = config_of(tmp_path, model=str(base), train={"min_pairs": 4, "batch_size": 8, "epochs": 2})
+    with Store.in_memory(tmp_path / "artifacts") as store:
+        world = World(store, config, some_pairs(24))
+        first = train.run(store, config, dataset=world.dataset, parent=world.base, owner="t:0").version
+        assert first is not None
+        other = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1, "seed": 7})})
+        again = privacy.rebuild(store, other, first.number, owner="t:0")[0]
+    assert again.version.number != first.number
+    assert again.same_weights, "the manifest says how, not the configuration of now"
