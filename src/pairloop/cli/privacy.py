@@ -35,7 +35,7 @@ def erase(
     are marked (`pairloop versions`; `pairloop rebuild` makes them again). The ledger erasures.jsonl keeps a salted hash, by
     which a restored backup is erased again.
     """
-    from pairloop.cli.opening import open_store
+    from pairloop.cli.opening import actor, open_store
     from pairloop.loop import privacy
 
     person = user if user is not None else rater
@@ -47,7 +47,9 @@ def erase(
     if not person or (user is not None and rater is not None):
         raise click.UsageError("name one person: --user ID or --rater ID")
     with open_store(config_path) as (config, store):
-        effect = privacy.preview(store, person) if dry_run else privacy.erase(store, config, person, reason=reason)
+        effect = (
+            privacy.preview(store, person) if dry_run else privacy.erase(store, config, person, reason=reason, actor=actor())
+        )
     show({"done": effect.erasure_id is not None, "effect": effect}, _effect_text(effect, is_preview=dry_run), as_json=as_json)
 
 
@@ -65,7 +67,7 @@ def rebuild(version: int, without: tuple[str, ...], chain: bool, config_path: Pa
     It becomes a new version that nobody promotes: look at it, then `pairloop promote N --reason …`. Without --without, and
     where nothing was erased, its weights are the same to the last bit.
     """
-    from pairloop.cli.opening import open_store, owner
+    from pairloop.cli.opening import actor, open_store, owner
     from pairloop.cli.progress import TerminalWatcher
     from pairloop.loop import privacy
 
@@ -74,7 +76,9 @@ def rebuild(version: int, without: tuple[str, ...], chain: bool, config_path: Pa
         def heard(row: Mapping[str, Any]) -> None:
             watcher.bar("rebuilding", int(row["step"]), int(row["of"]))
 
-        made = privacy.rebuild(store, config, version, without=without, chain=chain, owner=owner(), on_progress=heard)
+        made = privacy.rebuild(
+            store, config, version, without=without, chain=chain, owner=owner(), actor=actor(), on_progress=heard
+        )
     show({"rebuilt": made}, "\n".join(map(_rebuilt_text, made)), as_json=as_json)
 
 
@@ -84,11 +88,11 @@ def rebuild(version: int, without: tuple[str, ...], chain: bool, config_path: Pa
 @verb
 def retention(dry_run: bool, config_path: Path, as_json: bool) -> None:
     """Erase now what is older than privacy.keep_days, and weights beyond privacy.keep_versions; the server does so hourly."""
-    from pairloop.cli.opening import open_store
+    from pairloop.cli.opening import actor, open_store
     from pairloop.loop import privacy
 
     with open_store(config_path) as (config, store):
-        swept = privacy.due(store, config) if dry_run else privacy.sweep(store, config)
+        swept = privacy.due(store, config) if dry_run else privacy.sweep(store, config, actor=actor())
         settings = config.privacy
     document = {"done": not dry_run, "swept": swept, "keep_days": settings.keep_days, "keep_versions": settings.keep_versions}
     show(document, _swept_text(swept, is_preview=dry_run), as_json=as_json)

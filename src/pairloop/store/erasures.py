@@ -14,6 +14,7 @@ from sqlalchemy import Column, Connection, Row, Table
 from pairloop.store import replies, stored
 from pairloop.store.groups import chunked
 from pairloop.store.schema import (
+    audit,
     dataset_pairs,
     erasures,
     feedback,
@@ -125,7 +126,9 @@ def erase_feedback(c: Connection, feedback_ids: Sequence[str]) -> None:
 
 
 def forget_quarantines(c: Connection, subjects: Collection[str]) -> None:
+    """Decisions about someone go, and the audit trail tells of them without the name."""
     c.execute(sa.delete(quarantines).where(quarantines.c.rater_id.in_(subjects)))
+    c.execute(sa.update(audit).where(audit.c.subject.in_(subjects)).values(subject="erased"))
 
 
 def people(c: Connection) -> Iterator[str]:

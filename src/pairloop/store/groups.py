@@ -55,7 +55,8 @@ ID_CHUNK = 500
 def insert(c: Connection, group: Group) -> None:
     """Write the group with its completions; with none (a stream that begins), ``finish`` appends them."""
     c.execute(_INSERT_GROUP, _group_row(group))
-    _insert_completions(c, group.group_id, group.policy, group.user, group.created_at, group.completions)
+    asker = None if group.kind is GroupKind.SHADOW else group.user  # no conversation goes on from what nobody was told
+    _insert_completions(c, group.group_id, group.policy, asker, group.created_at, group.completions)
 
 
 def finish(c: Connection, group_id: str, answers: tuple[Completion, ...]) -> None:
@@ -81,20 +82,26 @@ def latest_answer(c: Connection, policy: str, user: str | None, text: str) -> tu
     return None if row is None else (row.group_id, row.position)
 
 
+def shadow_id(group_id: str) -> str:
+    """The id of what another version would have said in that group's place."""
+    return f"{group_id}-shadow"
+
+
 def of_conversation(c: Connection, conversation_id: str, *, limit: int) -> list[Group]:
     """The groups of a conversation, oldest first; at most ``limit``."""
-    statement = sa.select(groups).where(groups.c.conversation_id == conversation_id)
+    shown = groups.c.kind != GroupKind.SHADOW.value
+    statement = sa.select(groups).where(groups.c.conversation_id == conversation_id, shown)
     return load(c, statement.order_by(groups.c.created_at, groups.c.group_id).limit(limit))
 
 
 def erase(c: Connection, group_ids: Sequence[str], *, with_user: bool = False) -> None:
     """Remove what was asked and answered, and the words that were said about it, for good.
 
-    Which versions answered stays, and so do labels and numbers: a duel's votes keep their sides. ``with_user``: nor who asked,
-    in which conversation.
+    In the shadow, too. Which versions answered stays, and so do labels and numbers: a duel's votes keep their sides.
+    ``with_user``: nor who asked, in which conversation.
     """
     nobody = {"user": None, "conversation_id": None} if with_user else {}
-    for ids in chunked(group_ids):
+    for ids in chunked([*group_ids, *map(shadow_id, group_ids)]):
         c.execute(
             sa.update(groups)
             .where(groups.c.group_id.in_(ids))

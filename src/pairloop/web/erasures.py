@@ -13,6 +13,7 @@ from pairloop.loop import privacy
 from pairloop.loop.privacy import Effect
 from pairloop.store import erasures
 from pairloop.store.erasures import Erasure
+from pairloop.web.audit import Actor
 from pairloop.web.context import Here
 from pairloop.web.paging import After, Limit, page
 from pairloop.web.resources import seconds
@@ -37,7 +38,7 @@ class ErasureBody(Body):
 
 
 @router.post("/v1/erasures", status_code=201, summary="Erase a person: their words, their picks, and what rests on them")
-def erase(body: ErasureBody, context: Here) -> ErasureResource:
+def erase(body: ErasureBody, context: Here, actor: Actor) -> ErasureResource:
     """Groups they asked for lose their texts, what they said of any answer is deleted, datasets lose the rows that rest on
     either, and versions that had been trained on these are marked. `dryrun` says what it would take.
 
@@ -46,7 +47,7 @@ def erase(body: ErasureBody, context: Here) -> ErasureResource:
     person = body.user or body.rater or ""
     if body.dryrun:
         return _of_effect(privacy.preview(context.store, person), None)
-    effect = privacy.erase(context.store, context.config, person, reason=body.reason)
+    effect = privacy.erase(context.store, context.config, person, reason=body.reason, actor=actor)
     context.notify()
     return _of_effect(effect, body.reason)
 

@@ -20,7 +20,8 @@ from pairloop.errors import ConflictError
 from pairloop.loop import train
 from pairloop.loop.privacy import cleaning, ledger
 from pairloop.loop.privacy.ledger import Entry
-from pairloop.store import Store, cycles, datasets, erasures, removed, runs, stored, versions
+from pairloop.store import Store, audit, cycles, datasets, erasures, removed, runs, stored, versions
+from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.erasures import Erasure, Found
 from pairloop.store.groups import chunked
 from pairloop.store.removed import Why
@@ -65,7 +66,7 @@ def preview(store: Store, person: str) -> Effect:
     return Effect(None, _counts(found), {name: name for name in live}, _named(seen))
 
 
-def erase(store: Store, config: Config, person: str, *, reason: str) -> Effect:
+def erase(store: Store, config: Config, person: str, *, reason: str, actor: str = SCHEDULER) -> Effect:
     """Erase everything of ``person`` (a user, or a rater); see `Effect`. Without anything to erase nothing is recorded.
 
     ConflictError while a cycle builds, trains or measures with their rows: nothing is changed then.
@@ -78,7 +79,7 @@ def erase(store: Store, config: Config, person: str, *, reason: str) -> Effect:
         return Effect(None, _counts(found))
     entry = ledger.entry_about(subjects, reason)
     ledger.append(config, entry)
-    return _erase(store, config, entry, subjects, found)
+    return _erase(store, config, entry, subjects, found, actor)
 
 
 def reapply(store: Store, config: Config, entries: Sequence[Entry]) -> dict[str, int]:
@@ -98,7 +99,7 @@ def reapply(store: Store, config: Config, entries: Sequence[Entry]) -> dict[str,
         with store.reading() as c:
             found = erasures.find(c, subjects)
         if not found.is_empty:
-            effect = _erase(store, config, entry, subjects, found)
+            effect = _erase(store, config, entry, subjects, found, SCHEDULER)
             total["erasures"] += 1
             for noun, count in effect.counts.items():
                 total[noun] = total.get(noun, 0) + count
@@ -120,7 +121,7 @@ def _delete(c: Connection, group_id: str) -> bool:
     return stored.delete(c, group_id, datetime.now(UTC))
 
 
-def _erase(store: Store, config: Config, entry: Entry, subjects: Sequence[str], found: Found) -> Effect:
+def _erase(store: Store, config: Config, entry: Entry, subjects: Sequence[str], found: Found, actor: str) -> Effect:
     with store.reading() as c:
         seen = erasures.rows_by_version(c, found.pair_ids)
         live = [dataset for name in found.dataset_ids if _is_live(c, name) and (dataset := datasets.get(c, name)) is not None]
@@ -137,6 +138,8 @@ def _erase(store: Store, config: Config, entry: Entry, subjects: Sequence[str], 
 
     def forget(c: Connection) -> None:
         erasures.insert(c, record)
+        counts = record.counts
+        audit.record(c, AuditAction.ERASE, actor=actor, subject=entry.erasure_id, reason=entry.reason, details=counts)
         for (policy, number), rows in seen.items():
             erasures.mark(c, policy, number, entry.erasure_id, rows)
         for dataset in live:

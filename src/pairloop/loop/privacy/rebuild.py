@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from pairloop.loop import train
 from pairloop.loop.privacy import cleaning
 from pairloop.loop.privacy.erase import ids_of
 from pairloop.loop.train import OnProgress
-from pairloop.store import Store, datasets, erasures, runs, versions
+from pairloop.store import Store, audit, datasets, erasures, runs, versions
 from pairloop.store.artifacts import MANIFEST
+from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.erasures import hashed
 from pairloop.types import Dataset, RunStatus, Version, VersionKind
 
@@ -51,6 +53,7 @@ def rebuild(
     without: Sequence[str] = (),
     chain: bool = False,
     owner: str,
+    actor: str = SCHEDULER,
     on_progress: OnProgress | None = None,
 ) -> list[Rebuilt]:
     """Train version ``number`` again, without the picks and the groups of ``without``; with ``chain`` its ancestors first,
@@ -73,7 +76,14 @@ def rebuild(
         parent = made[-1].version if made else _parent_of(store, version)
         left = () if chain else tuple(above)
         made.append(_again(store, config, version, parent, people, left, owner=owner, on_progress=on_progress))
+    for one in made:
+        store.write(partial(_record, actor=actor, one=one))
     return made
+
+
+def _record(c: Connection, *, actor: str, one: Rebuilt) -> None:
+    reason, details = f"version {one.rebuilt_from} made again", {"rows_left_out": one.rows_left_out}
+    audit.record(c, AuditAction.REBUILD, actor=actor, subject=one.version.name, reason=reason, details=details)
 
 
 def _again(

@@ -7,15 +7,17 @@ cannot be rebuilt any more. A small batch at a time, so that no pick waits for i
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from pairloop.config import Config
-from pairloop.store import Store, cycles, datasets, removed, stored, versions
+from pairloop.store import Store, audit, cycles, datasets, removed, stored, versions
+from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.groups import ERASED_HASH
 from pairloop.store.removed import Why
 from pairloop.store.schema import dataset_pairs, pair_groups, removed_artifacts
@@ -51,7 +53,7 @@ def due(store: Store, config: Config, *, now: datetime | None = None) -> Swept:
     return Swept(count, tuple(dataset.dataset_id for dataset in old), tuple(version.name for version in spare))
 
 
-def sweep(store: Store, config: Config, *, now: datetime | None = None) -> Swept:
+def sweep(store: Store, config: Config, *, actor: str = SCHEDULER, now: datetime | None = None) -> Swept:
     """Take what is due. Datasets go first: a text must not outlive its erasure in one of them."""
     now = now or datetime.now(UTC)
     before = _cutoff(config, now)
@@ -70,7 +72,14 @@ def sweep(store: Store, config: Config, *, now: datetime | None = None) -> Swept
     groups = 0
     while before is not None and (done := store.write(lambda c: _erase_some(c, before, now))):
         groups += done
-    return Swept(groups, tuple(dataset.dataset_id for dataset in old), tuple(version.name for version in spare))
+    swept = Swept(groups, tuple(dataset.dataset_id for dataset in old), tuple(version.name for version in spare))
+    if not swept.is_empty:
+        name, why = config.policy.name, "old enough (privacy.keep_days, keep_versions)"
+        record = partial(
+            audit.record, action=AuditAction.RETENTION, actor=actor, subject=name, reason=why, details=asdict(swept)
+        )
+        store.write(record)
+    return swept
 
 
 def _cutoff(config: Config, now: datetime) -> datetime | None:
