@@ -152,6 +152,8 @@ def test_no_code_of_ours_updates_or_deletes_evidence() -> None:
         "triggers",
         "runs",
         "duels",
+        "canaries",
+        "traffic",
         "stored_completions",
         "stored_metadata",
         "keys",

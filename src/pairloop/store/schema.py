@@ -1,9 +1,10 @@
 """The tables. Portable SQL only; what SQLite alone needs is in database.py.
 
 Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts, quarantines,
-repairs) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, a duel's closing
-time, a key's last use and revocation, a fine-tuning job until it has ended, and what the wire shows of a group; and the texts
-of a group that was deleted, which is recorded. Stored replies are deleted after a day.
+repairs, the audit trail) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, the
+closing of a duel or canary, the traffic of a minute that is not over (an outage of the engine takes errors back), a key's last
+use and revocation, a fine-tuning job until it has ended, and what the wire shows of a group; and the texts of a group that was
+deleted, which is recorded. Stored replies are deleted after a day, traffic after a month.
 """
 
 from __future__ import annotations
