@@ -5,7 +5,7 @@ A key is taken before the request is done: of several servers on one database, o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -88,6 +88,6 @@ def _this(caller: str, idempotency_key: str) -> tuple[ColumnElement[bool], ...]:
     return (stored_replies.c.caller == caller, stored_replies.c.idempotency_key == idempotency_key)
 
 
-def forget(c: Connection, subject: str) -> None:
+def forget(c: Connection, subjects: Sequence[str]) -> None:
     """Throw away the replies about what was deleted."""
-    c.execute(sa.delete(stored_replies).where(stored_replies.c.subject == subject))
+    c.execute(sa.delete(stored_replies).where(stored_replies.c.subject.in_(subjects)))

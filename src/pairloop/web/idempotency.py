@@ -13,6 +13,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import monotonic
@@ -133,6 +134,8 @@ class _Keeping:
         self._held.append(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             reply = _reply(self._asked.hash(), self._held)
+            if self._store.redactor is not None:
+                reply = replace(reply, body=await asyncio.to_thread(self._store.redactor.reply, reply.body))
             # Admitted: what it is about is done, and must not be done again for want of its reply.
             await awaitable(self._store.submit(lambda c: replies.put(c, *self._about, reply), admitted=True))
             self.is_kept = True

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from pairloop.config import Config, is_loopback
-from pairloop.errors import ConfigError
+from pairloop.errors import TEXTS, ConfigError
 from pairloop.loop.cycle import Loop, ensure_base
 from pairloop.loop.schedule import Scheduler
 from pairloop.policy.engine import open_policy
@@ -33,6 +33,7 @@ def run(config: Config, *, turning: bool = True, say: Callable[[str], None] = pr
 
     ``turning`` False leaves cycles and jobs, also those that were begun, to workers.
     """
+    TEXTS.disabled = not config.privacy.log_texts
     with ExitStack() as closers:
         listener = closers.enter_context(closing(listen(config.serve.host, config.serve.port)))
         store = closers.enter_context(Store.open(config))
