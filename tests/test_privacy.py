@@ -136,6 +136,7 @@ def rows_of(dataset: Dataset) -> list[str]:
     ]
 
 
+@pytest.mark.sqlite("the bytes of its file")
 def test_a_person_is_erased_down_to_the_bytes(rig: Rig) -> None:
     rig.serve(40)
     mine, other = plant(rig)
@@ -202,6 +203,7 @@ def test_a_second_person_is_erased_from_what_the_first_one_left(rig: Rig) -> Non
     assert doctor.check(rig.store) == []
 
 
+@pytest.mark.sqlite("the bytes of its file")
 def test_a_restored_backup_is_erased_again_by_the_ledger(rig: Rig, tmp_path: Path) -> None:
     rig.serve(30)
     plant(rig)
@@ -408,6 +410,7 @@ def test_weights_that_nothing_rests_on_go_and_can_be_made_again(rig: Rig) -> Non
 # --- over HTTP and by hand
 
 
+@pytest.mark.sqlite("the bytes of its file")
 def test_an_erasure_over_http(tmp_path: Path) -> None:
     with RunningServer(tmp_path) as server:
         said = server.chat(user=JANE, messages=[{"role": "user", "content": WORDS}]).json()["id"]
