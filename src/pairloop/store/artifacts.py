@@ -170,14 +170,14 @@ class Artifacts:
         now = time.time()
         return [folder for folder in sorted(self._staging.iterdir()) if now - _last_written(folder) > older_than_s]
 
-    def unreferenced(
-        self, folders: Collection[str], uploads: Collection[str], *, older_than_s: float = STALE_AFTER_S
-    ) -> list[Path]:
-        """Published folders and uploaded files of other names than these; a younger one may get its row any moment."""
-        known, now = {*folders, "tmp", "files"}, time.time()
-        found = [path for path in sorted(self.root.iterdir()) if path.is_dir() and path.name not in known]
-        found += [path for path in sorted((self.root / "files").glob("*")) if path.name not in uploads]
-        return [path for path in found if now - path.stat().st_mtime > older_than_s]
+    def unreferenced(self, named: Collection[str], *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
+        """Published folders that are not among ``named``; a younger one may get its row any moment."""
+        known = {*named, "tmp", "files"}
+        return _old([path for path in self.root.iterdir() if path.is_dir() and path.name not in known], older_than_s)
+
+    def unreferenced_uploads(self, file_ids: Collection[str], *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
+        """Contents of uploaded files that are not among ``file_ids``."""
+        return _old([path for path in (self.root / "files").glob("*") if path.name not in file_ids], older_than_s)
 
     def set_aside(self, path: Path, why: str) -> None:
         """Move a published folder or an uploaded file to the temporary ones, which are removed after a day."""
@@ -248,6 +248,11 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _old(paths: list[Path], older_than_s: float) -> list[Path]:
+    now = time.time()
+    return [path for path in sorted(paths) if now - path.stat().st_mtime > older_than_s]
 
 
 def _last_written(folder: Path) -> float:

@@ -77,7 +77,7 @@ def check(store: Store, *, accepted: bool = False) -> list[Problem]:
     folders, file_ids = {store.artifacts.path(one.hash).name for one in named}, {one.file_id for one in uploads}
     problems += [
         Problem("unreferenced_artifact", f"{path}: no row names it", str(path))
-        for path in store.artifacts.unreferenced(folders, file_ids)
+        for path in (*store.artifacts.unreferenced(folders), *store.artifacts.unreferenced_uploads(file_ids))
     ]
     return problems + [
         Problem("stale_folder", f"{path}: left by a writer that is gone", str(path)) for path in store.artifacts.stale()
