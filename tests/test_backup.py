@@ -26,7 +26,7 @@ from pairloop.config import Config
 from pairloop.errors import ConflictError, NotFoundError, StoreError
 from pairloop.store import Store, backup, doctor, feedback, files, groups, jobs, leases, runs, versions
 from pairloop.store.archive import Archive, ArchivedFile, Manifest, paths
-from pairloop.store.contents import sha256
+from pairloop.store.artifacts import sha256_of
 from pairloop.store.database import alembic_config, writer_engine
 from pairloop.store.jobs import Job, JobStatus
 from pairloop.store.restore import restore
@@ -222,7 +222,7 @@ def test_an_older_schema_is_migrated_and_a_newer_one_refused(store: Store, tmp_p
 def seal(like: Manifest, folder: Path, *, revision: str) -> None:
     """Write the manifest of an empty backup at another revision."""
     database = folder / "database.sqlite"
-    entry = ArchivedFile(sha256(database), database.stat().st_size)
+    entry = ArchivedFile(sha256_of(database), database.stat().st_size)
     manifest = replace(like, database=entry, revision=revision, artifacts={}, files={}, rows={})
     (folder / "manifest.json").write_text(manifest.as_text(), encoding="utf-8")
 

@@ -14,7 +14,7 @@ from pairloop.errors import StoreError
 from pairloop.store import contents, cycles, repairs
 from pairloop.store import files as store_files
 from pairloop.store import versions as store_versions
-from pairloop.store.artifacts import Artifacts
+from pairloop.store.artifacts import Artifacts, sha256_of
 from pairloop.store.contents import NamedArtifact
 from pairloop.store.database import broken_pages
 from pairloop.store.findings import FINDINGS
@@ -172,7 +172,7 @@ def _upload(artifacts: Artifacts, file: store_files.StoredFile) -> Iterator[Prob
     named = f"file {file.file_id} ({file.filename})"
     if not artifacts.has_file(file.path, file.size):
         yield Problem("missing_file", f"{named}: {file.path} is not there whole", file.file_id)
-    elif contents.sha256(artifacts.local(file.path)) != file.sha256:
+    elif sha256_of(artifacts.local(file.path)) != file.sha256:
         yield Problem("broken_file", f"{named}: {file.path} is not what was uploaded", file.file_id)
 
 

@@ -20,9 +20,10 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config, override
 from pairloop.errors import ConfigError, ConflictError, StoreError
-from pairloop.store import contents, doctor, transfer
+from pairloop.store import doctor, transfer
 from pairloop.store.archive import Archive, Manifest
-from pairloop.store.backup import flush, publish_copy
+from pairloop.store.artifacts import flush, sha256_of
+from pairloop.store.backup import publish_copy
 from pairloop.store.database import describe, failing_as_store_error, parse_url, reader_engine
 from pairloop.store.doctor import Problem
 from pairloop.store.jobs import JobStatus
@@ -132,7 +133,7 @@ def _copy_contents(archive: Archive, store: Store) -> tuple[int, int]:
             copied += 1
     for file_id, entry in archive.manifest.files.items():
         path = store.artifacts.root / "files" / file_id
-        if store.artifacts.has_file(path, entry.bytes) and contents.sha256(store.artifacts.local(path)) == entry.sha256:
+        if store.artifacts.has_file(path, entry.bytes) and sha256_of(store.artifacts.local(path)) == entry.sha256:
             found += 1
         else:
             with archive.upload(file_id).open("rb") as source:
