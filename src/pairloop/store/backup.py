@@ -18,9 +18,10 @@ from pathlib import Path
 
 from pairloop import __version__
 from pairloop.errors import ConflictError, StoreError
-from pairloop.store import contents, files, transfer
+from pairloop.store import audit, contents, files, transfer
 from pairloop.store.archive import DATABASE, SHARED, Archive, ArchivedFile, Manifest, paths
 from pairloop.store.artifacts import MANIFEST, ROOT_OPTION, Artifacts, flush, sha256_of
+from pairloop.store.audit import AuditAction
 from pairloop.store.contents import NamedArtifact
 from pairloop.store.database import reader_engine, writer_engine
 from pairloop.store.files import StoredFile
@@ -42,8 +43,10 @@ class Taken:
     pruned: Sequence[str]
 
 
-def take(store: Store, folder: Path, *, keep: int | None = None) -> Taken:
+def take(store: Store, folder: Path, *, actor: str, keep: int | None = None) -> Taken:
     """Back the store up into ``folder``; with ``keep`` only so many of the newest backups stay there.
+
+    ``actor``: who asked for it, as in the audit trail, which tells of it once it is there.
 
     What is broken or gone in the store itself is named in the manifest as missing, and does not stop the backup. ConflictError
     while another backup into this folder runs; StoreError where something cannot be read or written: then no backup appears.
@@ -64,6 +67,10 @@ def take(store: Store, folder: Path, *, keep: int | None = None) -> Taken:
         finally:
             shutil.rmtree(making, ignore_errors=True)
         pruned = _prune(folder, keep) if keep is not None else []
+    details = {"missing": len(copies.missing), "pruned": pruned}
+    store.write(
+        lambda c: audit.record(c, AuditAction.BACKUP, actor=actor, subject=str(target), reason="by hand", details=details)
+    )
     return Taken(target, manifest, copies.copied, copies.found, pruned)
 
 
