@@ -159,6 +159,8 @@ def test_no_code_of_ours_updates_or_deletes_evidence() -> None:
         "files",
         "jobs",
         "removed_artifacts",
+        "canaries",
+        "traffic",
     } == {
         "groups",
         "completions",
