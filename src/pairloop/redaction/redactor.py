@@ -36,7 +36,10 @@ class Redactor:
     an answer is found by what became of it. For any thread."""
 
     def __init__(self, hook: Hook, key: bytes | Path, *, is_quick: bool = True) -> None:
-        """``key`` of the pseudonyms, or the folder that keeps it, where it is drawn when the first one is needed. ``is_quick``: microseconds for an answer's text, so it need not leave the event loop."""
+        """``key`` of the pseudonyms, or the folder that keeps it, where it is drawn when the first one is needed.
+
+        ``is_quick``: microseconds for an answer's text, so it need not leave the event loop.
+        """
         self.text = hook
         self.is_quick = is_quick
         self._key = key
