@@ -17,6 +17,7 @@ from pairloop.loop.feedback import is_revealed
 from pairloop.loop.serve import CONVERSATION_KEY, Answer, version_called
 from pairloop.store import stored, versions
 from pairloop.store.stored import StoredCompletion
+from pairloop.store.waiting import awaitable
 from pairloop.types import Group, Message, offered_tools, spoken
 from pairloop.web.chat import head_and_headers, json_response, version_name
 from pairloop.web.context import Context, Here
@@ -105,7 +106,7 @@ async def update_completion(completion_id: CompletionId, body: MetadataBody, con
     def write(c: Connection) -> tuple[StoredCompletion, bool]:
         return _found(c, stored.replace_metadata(c, completion_id, kept), completion_id)
 
-    one, revealed = await asyncio.wrap_future(context.store.submit(write))
+    one, revealed = await awaitable(context.store.submit(write))
     return json_response(await _body(context, one, revealed=revealed))
 
 

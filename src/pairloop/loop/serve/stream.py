@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from pairloop.loop.serve.plan import Plan
 from pairloop.policy.protocols import TokenEvent
 from pairloop.store import Store, groups, stored
+from pairloop.store.waiting import awaitable
 from pairloop.types import Completion, FinishReason, Group
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class AnswerStream:
 
     async def open(self) -> None:
         """Commit the group row while sampling begins, and wait for the first tokens (or the failure) to come."""
-        row = asyncio.wrap_future(self._store.submit(lambda c: groups.insert(c, self.plan.stored)))
+        row = awaitable(self._store.submit(lambda c: groups.insert(c, self.plan.stored)))
         self._task = asyncio.create_task(self._sampling())
         self._task.add_done_callback(self._ended)
         try:
@@ -138,7 +139,7 @@ class AnswerStream:
             groups.finish(c, self.group.group_id, kept)
             stored.insert(c, replace(self.plan.stored, completions=kept), is_listed=self.plan.asked.is_listed)
 
-        await asyncio.wrap_future(self._store.submit(write))
+        await awaitable(self._store.submit(write, admitted=True))
         self._stored(self.plan)
         return Answer(replace(self.group, completions=completions), self._events.by_index())
 
@@ -163,7 +164,7 @@ class AnswerStream:
         def write(c: Connection) -> None:
             groups.finish(c, self.group.group_id, _redacted(self._store, self.plan, completions))
 
-        self._store.submit(write).add_done_callback(_log_failure)
+        self._store.submit(write, admitted=True).add_done_callback(_log_failure)
 
     async def _sampling(self) -> tuple[Completion, ...]:
         return await self._draw(self.plan, self._events, self._sink)
