@@ -9,23 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pairloop.cli.output import EXIT_SYSTEM_FAILURE, config_option, show, table, verb
+from pairloop.cli.privacy import erase_again
 
 if TYPE_CHECKING:
-    from pairloop.config import Config
-    from pairloop.store import Store
     from pairloop.store.doctor import Problem
     from pairloop.store.repair import Repair
     from pairloop.store.restore import AfterRestore
 
-
-def _erased(store: Store, config: Config) -> None:
-    """Whoever was erased since the backup was taken is erased in what came back; nobody serves it yet."""
-    from pairloop.loop import privacy
-
-    privacy.reapply(store, config, privacy.read(privacy.path_of(config)))
-
-
-AFTER_RESTORE: tuple[AfterRestore, ...] = (_erased,)
+AFTER_RESTORE: tuple[AfterRestore, ...] = (erase_again,)
 """Told of a store that something came back to from a backup, before anybody uses it."""
 
 _backup_path = click.Path(path_type=Path, file_okay=False, exists=True)
