@@ -14,7 +14,7 @@ from pairloop.errors import StoreError
 from pairloop.store import contents, cycles, repairs
 from pairloop.store import files as store_files
 from pairloop.store import versions as store_versions
-from pairloop.store.artifacts import Artifacts
+from pairloop.store.artifacts import Artifacts, sha256_of
 from pairloop.store.contents import NamedArtifact
 from pairloop.store.database import broken_pages
 from pairloop.store.findings import FINDINGS
@@ -78,7 +78,7 @@ def check(store: Store, *, accepted: bool = False) -> list[Problem]:
     folders, file_ids = {store.artifacts.path(one.hash).name for one in named}, {one.file_id for one in uploads}
     problems += [
         Problem("unreferenced_artifact", f"{path}: no row names it", str(path))
-        for path in store.artifacts.unreferenced(folders, file_ids)
+        for path in (*store.artifacts.unreferenced(folders), *store.artifacts.unreferenced_uploads(file_ids))
     ]
     return problems + [
         Problem("stale_folder", f"{path}: left by a writer that is gone", str(path)) for path in store.artifacts.stale()
@@ -178,7 +178,7 @@ def _upload(artifacts: Artifacts, file: store_files.StoredFile) -> Iterator[Prob
     named = f"file {file.file_id} ({file.filename})"
     if not artifacts.has_file(file.path, file.size):
         yield Problem("missing_file", f"{named}: {file.path} is not there whole", file.file_id)
-    elif contents.sha256(artifacts.local(file.path)) != file.sha256:
+    elif sha256_of(artifacts.local(file.path)) != file.sha256:
         yield Problem("broken_file", f"{named}: {file.path} is not what was uploaded", file.file_id)
 
 
