@@ -10,10 +10,13 @@ Query functions take a SQLAlchemy connection and speak the types of ``pairloop.t
 from __future__ import annotations
 
 from pairloop.store import (
+    counts,
     cycles,
     datasets,
+    deliveries,
     doctor,
     duels,
+    events,
     feedback,
     files,
     groups,
@@ -37,10 +40,13 @@ __all__ = [
     "Artifact",
     "Artifacts",
     "Store",
+    "counts",
     "cycles",
     "datasets",
+    "deliveries",
     "doctor",
     "duels",
+    "events",
     "feedback",
     "files",
     "groups",
