@@ -10,7 +10,7 @@ from pairloop.config.section import Section
 
 
 class LogSection(Section):
-    """The log: to standard error or a file, as text for people or one JSON object a line; never a message, an answer or a key."""
+    """The log: on standard error or in a file, as text or as one JSON object a line; never a message, an answer or a key."""
 
     format: Literal["text", "json"] = "text"
     """``json``: one object a line, with time (UTC), level, logger, message, and fields such as request_id, policy and cycle."""

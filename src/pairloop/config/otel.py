@@ -12,7 +12,7 @@ from pairloop.config.section import Section, Share
 
 
 class OtelSection(Section):
-    """OpenTelemetry: spans of chats, cycles and their steps, and each pick as an evaluation; figures and names, never a text."""
+    """OpenTelemetry: spans of chats and cycles, and each pick as an evaluation; figures and names, never a text."""
 
     endpoint: str | None = None
     """An OTLP/HTTP receiver, such as ``http://localhost:4318``; nothing is recorded without one. Needs the extra ``otel``.

@@ -51,7 +51,7 @@ class WebhookEndpoint(Section):
 
 
 class WebhooksSection(Section):
-    """Who is told of cycles, promotions, failures and jobs: signed requests (Standard Webhooks), each sent until it is taken."""
+    """Who is told of cycles, promotions, failures and jobs, by signed requests (Standard Webhooks), sent until taken."""
 
     endpoints: tuple[WebhookEndpoint, ...] = ()
     """Receivers, each a table ``[[webhooks.endpoints]]`` with ``name``, ``url``, ``secret_env`` (the name of the environment

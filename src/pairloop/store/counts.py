@@ -44,7 +44,7 @@ class Told(NamedTuple):
 
     endpoint: str
     status: str
-    count: int
+    number: int
     oldest_at: datetime
 
 

@@ -1,4 +1,7 @@
-"""Engines and migrations: everything that knows which database stands behind the store."""
+"""Engines and migrations: everything that knows which database stands behind the store.
+
+Errors hide the parameters of their statement: they are people's messages, and errors are logged.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def writer_engine(url: URL, *, durable: bool) -> Engine:
 
     ``durable = False`` leaves the fsync out; tests use it, a killed process loses nothing by it.
     """
-    engine = create_engine(url, json_serializer=dump_json)
+    engine = create_engine(url, json_serializer=dump_json, hide_parameters=True)
     if url.get_backend_name() == "sqlite":
         pragmas = ["journal_mode = WAL", f"synchronous = {'FULL' if durable else 'OFF'}", "foreign_keys = ON"]
         _prepare_sqlite(engine, pragmas, begin="BEGIN IMMEDIATE")
@@ -63,10 +66,11 @@ def writer_engine(url: URL, *, durable: bool) -> Engine:
 def reader_engine(url: URL) -> Engine:
     """The engine of everybody else: a snapshot per transaction, and nothing can be written through it."""
     if url.get_backend_name() == "sqlite":
-        engine = create_engine(url, json_serializer=dump_json, **_READER_POOL)
+        engine = create_engine(url, json_serializer=dump_json, hide_parameters=True, **_READER_POOL)
         _prepare_sqlite(engine, ["query_only = ON"], begin="BEGIN")
         return engine
-    return create_engine(url, json_serializer=dump_json, execution_options={"postgresql_readonly": True})
+    options = {"postgresql_readonly": True}
+    return create_engine(url, json_serializer=dump_json, hide_parameters=True, execution_options=options)
 
 
 def _prepare_sqlite(engine: Engine, pragmas: list[str], *, begin: str) -> None:
@@ -139,3 +143,13 @@ def broken_pages(connection: Connection) -> list[str]:
     if connection.dialect.name != "sqlite":
         return []
     return [line for (line,) in connection.exec_driver_sql("PRAGMA quick_check") if line != "ok"]
+
+
+def size_bytes(connection: Connection) -> int | None:
+    """How large the database is; None where its system does not tell."""
+    if connection.dialect.name == "sqlite":
+        pages, page = (connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("page_count", "page_size"))
+        return int(pages) * int(page)
+    if connection.dialect.name == "postgresql":
+        return int(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one())
+    return None

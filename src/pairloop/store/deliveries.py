@@ -43,9 +43,7 @@ def begin(c: Connection, policy: str, endpoint: str) -> None:
     known = sa.select(webhook_cursors.c.endpoint).where(*_cursor(policy, endpoint))
     if c.execute(known).first() is None:
         seq = newest_seq(c)
-        c.execute(
-            sa.insert(webhook_cursors), {"policy": policy, "endpoint": endpoint, "begin_seq": seq, "seen_seq": seq}
-        )
+        c.execute(sa.insert(webhook_cursors), {"policy": policy, "endpoint": endpoint, "begin_seq": seq, "seen_seq": seq})
 
 
 def plan(c: Connection, policy: str, endpoint: str, kinds: Sequence[str], at: datetime) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from queue import Full, Queue
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 from pairloop.config import LogSection
 from pairloop.errors import ConfigError
@@ -30,7 +32,8 @@ VARIABLES = ("PAIRLOOP_LOG_FORMAT", "PAIRLOOP_LOG_LEVEL")
 _OURS = ("pairloop", "uvicorn")
 """Loggers that speak at the configured level; others, whose lines may hold addresses and texts, from warning on."""
 _KEY = re.compile(r"sk-pairloop-[0-9a-f]{16}-[0-9a-f]+")
-_FIELDS: ContextVar[Mapping[str, Field]] = ContextVar("log_fields", default={})
+_NONE: Mapping[str, Field] = MappingProxyType({})
+_FIELDS: ContextVar[Mapping[str, Field]] = ContextVar("log_fields", default=_NONE)
 
 
 @contextmanager
@@ -80,6 +83,14 @@ def environment() -> dict[str, str]:
         return {}
     section, _ = _installed
     return dict(zip(VARIABLES, (section.format, section.level), strict=True))
+
+
+def end_at_once() -> NoReturn:
+    """End this process now, as a second signal asks: what was acknowledged is on the disk, what was not is not waited for."""
+    logging.getLogger(__name__).warning("a second signal: ended at once")
+    if _installed is not None:
+        _installed[1].close()
+    os._exit(1)
 
 
 class TextFormatter(logging.Formatter):
@@ -182,7 +193,7 @@ def _add_context(record: logging.LogRecord) -> bool:
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, Field]:
-    fields: Mapping[str, Field] = record.__dict__.get("fields", {})
+    fields: Mapping[str, Field] = record.__dict__.get("fields", _NONE)
     return fields
 
 

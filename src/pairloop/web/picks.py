@@ -21,6 +21,7 @@ from pairloop.loop.feedback import (
     submit_outcome,
     submit_preference,
 )
+from pairloop.telemetry import traces
 from pairloop.types import ERROR_METRIC, Feedback, Source
 from pairloop.web.chat import version_name
 from pairloop.web.context import Context, Here
@@ -142,6 +143,7 @@ async def preferences(body: PreferenceBody, context: Here) -> Response:
     if not (recorded.duplicate or recorded.dryrun):
         context.notify()
         context.metrics.picks.labels(str(recorded.feedback.label or ERROR_METRIC)).inc()
+        traces.evaluated(recorded.feedback)
     return _reply(recorded)
 
 
@@ -174,6 +176,7 @@ def _count_values(context: Context, rows: Sequence[Feedback]) -> None:
     if rows:
         context.notify()
     for row in rows:
+        traces.evaluated(row)
         context.metrics.values.labels(row.metric if row.metric in WELL_KNOWN_METRICS else "other").inc()
 
 

@@ -13,10 +13,11 @@ from sqlalchemy import Connection
 
 from pairloop.errors import NotFoundError, PairloopError, UserError
 from pairloop.loop import deploy, evaluate, gate, label, pairs
-from pairloop.loop.cycle import tracking
+from pairloop.loop.cycle import looks, tracking
 from pairloop.loop.cycle.context import CycleLease, Loop, training
 from pairloop.loop.cycle.judging import standing
 from pairloop.store import cycles, datasets, duels, new_id, triggers, verdicts, versions
+from pairloop.telemetry import logs, traces
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, RunStatus, Verdict, VerdictKind, Version
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never) -
         while not cycle.state.is_terminal and not should_stop():
             turn = _Turn(loop, lease, cycle, should_stop)
             try:
-                _STAGES[cycle.state](turn)
+                with logs.about(policy=loop.name, cycle=cycle.number):
+                    _STAGES[cycle.state](turn)
             except (PairloopError, OSError) as error:
                 if should_stop():  # the engine may be closed by now, and the stage failed of that
                     logger.info("cycle %d of %s stops while %s: %s", cycle.number, loop.name, cycle.state, error)
@@ -85,6 +87,7 @@ def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never) -
                 return moved
             cycle = moved
             tracking.moved(loop, cycle)
+            traces.cycle_moved(cycle)
             logger.info("cycle %d of %s: %s", cycle.number, loop.name, cycle.state)
         return cycle
 
@@ -224,6 +227,7 @@ def _duel(turn: _Turn) -> None:
         history = verdicts.for_cycle(c, cycle.cycle_id)
         assert duel is not None, "the step was recorded with its duel"
         verdict = standing(c, loop.config, duel, record["report"])
+    looks.remember(loop.name, duel.duel_id, verdict)
     challenger, champion = turn.version(duel.challenger), turn.version(duel.champion)
     if duel.closed_at is not None or now_champion != duel.champion:
         _ended_by_hand(turn, challenger, now_champion)

@@ -22,6 +22,8 @@ from pairloop.policy.protocols import Sampler, SampleRequest
 from pairloop.store import Store, groups, stored, versions
 from pairloop.types import BASE_VERSION, Completion, GroupKind, Version
 
+STOPPING = "the server is stopping; send the request again"
+
 
 class ChatService:
     """Turns chat requests into stored groups; lives in one event loop."""
@@ -35,6 +37,8 @@ class ChatService:
         self._used: dict[int, None] = {}  # loaded versions, least recently used first
         self._busy: Counter[int] = Counter()
         self._keep: frozenset[int] = frozenset({BASE_VERSION})
+        self._drawing: set[asyncio.Future[list[tuple[Completion, ...]]]] = set()
+        self._is_cut = False
         self._rows: dict[int, Version] = {}  # versions are immutable, so a row once read stays right
 
     # -- the two ways to answer -----------------------------------------------------------------------------------------
@@ -80,6 +84,13 @@ class ChatService:
             self._rows[number] = await asyncio.to_thread(self._read_version, number)
         return self._rows[number]
 
+    def cut(self) -> int:
+        """End all sampling: those who wait get an EngineError, and nothing is sampled any more. How many were cut off."""
+        self._is_cut = True
+        for drawn in self._drawing:
+            drawn.cancel()
+        return len(self._drawing)
+
     def _read_version(self, number: int) -> Version:
         with self._store.reading() as c:
             version = versions.get(c, self._config.policy.name, number)
@@ -121,6 +132,8 @@ class ChatService:
             plan.asked.top_logprobs,
             plan.asked.response_format,
         )
+        if self._is_cut:
+            raise EngineError(STOPPING)
         pending: list[Future[tuple[Completion, ...]]] = []
         try:
             if plan.group.kind is GroupKind.DUEL:
@@ -133,11 +146,24 @@ class ChatService:
             else:
                 pending.append(await self._submit(asked))
             with sampling():
-                parts = await asyncio.gather(*map(asyncio.wrap_future, pending))
+                parts = await self._drawn(pending)
         finally:
             for future in pending:
                 future.cancel()  # does nothing where it is done; stops the sampling where the client or the other side is gone
         return tuple(completion for part in parts for completion in part)
+
+    async def _drawn(self, pending: Iterable[Future[tuple[Completion, ...]]]) -> list[tuple[Completion, ...]]:
+        drawn = asyncio.gather(*map(asyncio.wrap_future, pending))
+        self._drawing.add(drawn)
+        try:
+            return await drawn
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._is_cut and (task is None or not task.cancelling()):  # not its client that went away
+                raise EngineError(STOPPING) from None
+            raise
+        finally:
+            self._drawing.discard(drawn)
 
     async def _submit(self, request: SampleRequest) -> Future[tuple[Completion, ...]]:
         """Queue it; a response format is compiled first, which would hold up the other requests here."""

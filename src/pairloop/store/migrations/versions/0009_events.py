@@ -45,7 +45,7 @@ def upgrade() -> None:
         sa.Column("error", sa.Text()),
         sa.Column("created_at", sa.String(27), nullable=False),
         sa.Column("updated_at", sa.String(27), nullable=False),
-        sa.ForeignKeyConstraint(["event_id"], ["events.event_id"], name="fk_webhook_deliveries_event_id_events"),
+        sa.ForeignKeyConstraint(["event_id"], ["events.event_id"], name="fk_webhook_deliveries_event_id"),
         sa.PrimaryKeyConstraint("policy", "endpoint", "event_id", name="pk_webhook_deliveries"),
     )
     op.create_index("ix_webhook_deliveries_status_next_at", "webhook_deliveries", ["status", "next_at"])
