@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from pairloop.errors import StoreError
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "pairloop_"
 
@@ -39,9 +44,17 @@ def age_s(at: datetime | None, now: datetime) -> float | None:
 
 
 class Live(Collector):
-    """A collector whose families are read at the moment of the scrape."""
+    """A collector whose families are read at the moment of the scrape; what cannot be read then is left out and logged."""
 
     def collect(self) -> Iterable[Metric]:
+        try:
+            return list(self.read())
+        except StoreError as error:
+            logger.warning("metrics of the store are left out: %s", error)
+            return ()
+
+    def read(self) -> Iterable[Metric]:
+        """The families; may raise StoreError."""
         raise NotImplementedError
 
     def describe(self) -> Iterable[Metric]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 
 from pairloop.config import Config
 from pairloop.metrics.machine import Machine
@@ -13,6 +13,7 @@ from pairloop.store import Store
 
 def live_registry(store: Store, config: Config, scheduler: SchedulerStatus) -> CollectorRegistry:
     """A registry of its own; its collectors read the store at each scrape."""
+    disable_created_metrics()  # a second series for each, which nobody asks for
     registry = CollectorRegistry()
     for collector in (Standing(store, config, scheduler), Upkeep(store, config), Machine(store, config)):
         registry.register(collector)

@@ -28,7 +28,7 @@ class Standing(Live):
         self._policy = config.policy.name
         self._scheduler = scheduler
 
-    def collect(self) -> Iterable[Metric]:
+    def read(self) -> Iterable[Metric]:
         now = datetime.now(UTC)
         with self._store.reading() as c:
             recent = cycles.list_(c, self._policy, RECENT)

@@ -28,7 +28,7 @@ class Upkeep(Live):
         self._policy = config.policy.name
         self._unlabelled: tuple[float, int | None] = (float("-inf"), None)
 
-    def collect(self) -> Iterable[Metric]:
+    def read(self) -> Iterable[Metric]:
         now = datetime.now(UTC)
         with self._store.reading() as c:
             yield from self._queues(c)

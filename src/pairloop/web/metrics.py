@@ -57,15 +57,17 @@ class Metrics:
         self.tokens.labels("prompt").inc(len(group.prompt_token_ids))
         self.tokens.labels("completion").inc(sum(len(completion.token_ids) for completion in group.completions))
 
+    def families(self) -> Iterable[Metric]:
+        """All that is exposed; reads the store."""
+        return self._registry.collect()
+
     def render(self) -> bytes:
         """The exposition text; reads the store."""
         return generate_latest(self._registry)
 
 
 def _replicas(found: Sequence[ReplicaStatus]) -> Iterable[Metric]:
-    """What is known of each engine server; nothing where this process samples."""
-    if not found:
-        return
+    """What is known of each engine server; without samples where this process samples."""
     ready = GaugeMetricFamily("pairloop_replica_ready", "1 where the engine gets requests", labels=["replica"])
     outstanding = GaugeMetricFamily("pairloop_replica_outstanding", "Requests in flight at the engine", labels=["replica"])
     recorded = GaugeMetricFamily(
@@ -90,7 +92,7 @@ class _Sampling(Live):
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
 
-    def collect(self) -> Iterable[Metric]:
+    def read(self) -> Iterable[Metric]:
         yield gauge("queue", "Requests waiting for the sampler or running", self._sampler.queued())
         yield gauge("versions_loaded", "Versions in memory", len(self._sampler.loaded()))
         yield from _replicas(self._sampler.replicas())
