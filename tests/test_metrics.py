@@ -78,6 +78,7 @@ def test_what_requests_leave_behind(serve: Serve) -> None:
     assert value(found, "database_bytes") > 4_096
 
 
+@pytest.mark.slow
 def test_a_whole_cycle_is_seen_and_survives_a_restart(tmp_path: Path) -> None:
     config = settings(tmp_path)
     with open_rig(config) as rig:

@@ -33,6 +33,13 @@ class OtelSection(Section):
 
     @model_validator(mode="after")
     def _is_installed(self) -> Self:
-        if self.endpoint is not None and find_spec("opentelemetry") is None:
+        if self.endpoint is not None and not _is_there():
             raise ValueError('endpoint: OpenTelemetry is not installed: pip install "pairloop[otel]", or leave it out')
         return self
+
+
+def _is_there() -> bool:
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:
+        return False
