@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,14 +25,16 @@ from sqlalchemy import Connection
 from tests.server import POLICY, World, fake_config
 
 from pairloop.cli import pairloop
-from pairloop.config import Config
+from pairloop.config import Config, load_config
 from pairloop.errors import ConfigError
+from pairloop.loop.cycle import register_base
 from pairloop.scaffold import write_config
-from pairloop.store import Store, cycles, deliveries, events, jobs, versions
+from pairloop.store import Store, cycles, deliveries, events, files, jobs, schema, versions
 from pairloop.store.deliveries import DeliveryStatus
 from pairloop.store.events import Event
+from pairloop.store.files import FileStatus, Purpose, StoredFile
 from pairloop.store.jobs import Job, JobStatus
-from pairloop.types import CycleState, CycleStep
+from pairloop.types import Alias, CycleState, CycleStep
 from pairloop.webhooks import Sender, message_of, sender, watch
 
 KEY = "whsec_" + base64.b64encode(b"a key of 32 bytes, as it should be").decode()
@@ -182,16 +185,18 @@ def test_a_duel_its_end_and_a_promotion_are_told_in_order(tmp_path: Path, receiv
 
 def test_a_job_is_told_as_openai_tells_it_once(tmp_path: Path, receiver: Receiver) -> None:
     config = config_to(tmp_path, receiver)
-    job = Job("ftjob-1", JobStatus.RUNNING, POLICY, "a lineage of its own", 0, "file-1", {}, 0, NOW)
+    rows = StoredFile(
+        "file-1", "rows.jsonl", Purpose.FINE_TUNE, 1, "hash", str(tmp_path / "rows"), FileStatus.PROCESSED, None, NOW
+    )
+    job = Job("ftjob-1", JobStatus.RUNNING, POLICY, "a lineage of its own", 0, rows.file_id, {}, 0, NOW)
     with World(tmp_path / "world", config=config) as world, sending(world.store, config):
 
         def work(c: Connection) -> None:
-            c.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
+            files.insert(c, rows)
             jobs.insert(c, job)
             assert jobs.update(c, job, progress={"step": 1})
             assert jobs.update(c, job, status=JobStatus.SUCCEEDED, finished_at=NOW)
             assert not jobs.update(c, job, status=JobStatus.SUCCEEDED, finished_at=NOW), "it has ended"
-            c.exec_driver_sql("DELETE FROM jobs")
 
         world.store.write(work)
         world.store.write(promote)
@@ -332,6 +337,18 @@ def test_the_verbs_list_test_and_redeliver(tmp_path: Path, receiver: Receiver) -
     assert KEY not in run.invoke(pairloop, ["webhooks", "list", "--config", str(path)]).stdout
     assert ask("redeliver")["pending"] == 0
     assert "no delivery of 'evt_x'" in ask("redeliver", "evt_x")["error"]["message"]
+
+
+def test_what_the_doctor_finds_is_told(tmp_path: Path) -> None:
+    path = write_config(tmp_path / "bot", {"policy": {"model": "fake"}})
+    config = load_config(path, env={})
+    with Store.open(config) as store:
+        register_base(store, config)
+        store.write(lambda c: versions.set_alias(c, POLICY, Alias.CHAMPION, None))
+    assert CliRunner().invoke(pairloop, ["doctor", "--config", str(path)]).exit_code == 1
+    with Store.open(config) as store, store.reading() as c:
+        (row,) = c.execute(sa.select(schema.events))
+        assert (row.type, row.policy, row.data) == ("doctor.problem", POLICY, {"problems": 1, "codes": ["no_champion"]})
 
 
 def test_a_missing_or_broken_key_is_refused_at_start(
