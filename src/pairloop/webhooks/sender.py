@@ -78,12 +78,16 @@ class Sender:
 
     def _run(self) -> None:
         pool = ThreadPoolExecutor(max_workers=min(8, len(self._endpoints)), thread_name_prefix="webhook")
+        was_due = False
         with owning(self._owner), pool:
             while not self._stopping.is_set():
                 try:
                     self._disk.look()
-                    if self._is_due() and self._store.write(self._plan):
+                    is_due = self._is_due()
+                    # Once more after the last event: on PostgreSQL one with a lower number may become visible only now.
+                    if (is_due or was_due) and self._store.write(self._plan):
                         list(pool.map(self._tell, self._endpoints))
+                    was_due = is_due
                 except PairloopError as error:  # the store, say: what is planned is kept, and tried again
                     logger.warning("webhooks wait: %s", error)
                 except Exception:  # the supervisor: receivers are told later, the loop goes on

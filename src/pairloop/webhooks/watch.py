@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,8 @@ class DiskWatch:
                 continue
             self._low.discard(name)
             if free < self._limit:
-                data = {"policy": self._policy, "folder": name, "free_share": round(free, 4), "limit": self._limit}
+                data = {"policy": self._policy, "host": socket.gethostname(), "folder": name, "free_share": round(free, 4)}
+                data["limit"] = self._limit
                 tell = partial(events.put, kind="disk.low", policy=self._policy, data=data, at=datetime.now(UTC))
                 self._store.write(tell)
                 self._low.add(name)
