@@ -18,10 +18,15 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 from tests.server import chat_body, sse_chunks
 
-from pairloop.config import parse_config
-from pairloop.store import Store, groups
+from pairloop.cli import pairloop
+from pairloop.config import load_config, parse_config
+from pairloop.demo.server import start_server
+from pairloop.scaffold import starter_recipe, write_config
+from pairloop.store import Store, groups, runs
+from pairloop.types import Run, RunStatus
 
 pytestmark = pytest.mark.slow
 WAIT_S = 60.0
@@ -147,3 +152,32 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         with pytest.raises(httpx.HTTPError):
             stream.result(WAIT_S)
     assert "a second signal" in server.log.read_text()
+
+
+def test_a_training_keeps_its_step_and_its_lease_is_free(tmp_path: Path) -> None:
+    settings: dict[str, dict[str, Any]] = starter_recipe()
+    settings["train"] |= {"checkpoint_every": 1_000, "epochs": 50}
+    settings["schedule"] = {"min_pairs": 20}
+    path = write_config(tmp_path / "bot", settings)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"Q{n}", "chosen": "yes", "rejected": "no"}) + "\n" for n in range(60)))
+    assert CliRunner().invoke(pairloop, ["data", "import", str(rows), "--config", str(path)]).exit_code == 0
+    server = start_server(path, log=tmp_path / "server.log")
+    try:
+        while (run := _run_of(path)) is None or run.progress.get("step", 0) < 2:
+            assert server.process.poll() is None, server.log.read_text()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(WAIT_S) == 0, server.log.read_text()
+    finally:
+        server.stop()
+    with Store.open(load_config(path, env={})) as store, store.reading() as c:
+        assert c.execute(sa.text("SELECT count(*) FROM leases WHERE owner IS NOT NULL")).scalar() == 0
+        (stopped,) = runs.list_(c, "support-bot")
+        assert stopped.status is RunStatus.RUNNING, "to be taken up from its checkpoint"
+    assert list((path.parent / "runs").glob("*/checkpoints/step-*"))
+
+
+def _run_of(path: Path) -> Run | None:
+    config = load_config(path, env={})
+    with Store.open(config) as store, store.reading() as c:
+        return next(iter(runs.list_(c, config.policy.name)), None)
