@@ -123,6 +123,7 @@ def test_what_needs_care_is_seen(tmp_path: Path) -> None:
         leases.acquire(c, "cycle:support-bot", "host:1", now=now - timedelta(seconds=100), ttl_s=60)
         quarantines.insert(c, POLICY, Quarantine("someone", Action.QUARANTINE, "always left", now))
         deliveries.begin(c, POLICY, "ops")
+        events.put(c, events.BACKUP, POLICY, {}, now - timedelta(days=3))
         events.put(c, "disk.low", POLICY, {}, now)
         deliveries.plan(c, POLICY, "ops", (), now - timedelta(seconds=50))
 
@@ -132,7 +133,8 @@ def test_what_needs_care_is_seen(tmp_path: Path) -> None:
     assert 86_000 < value(found, "key_expires_in_seconds") <= 86_400
     assert -45 < value(found, "lease_expires_in_seconds", lease="cycle:support-bot") < -35
     assert value(found, "quarantined_raters") == 1
-    assert value(found, "webhook_deliveries", endpoint="ops", status=DeliveryStatus.PENDING.value) == 1
+    assert value(found, "backup_age_seconds") == pytest.approx(3 * 86_400, abs=60)
+    assert value(found, "webhook_deliveries", endpoint="ops", status=DeliveryStatus.PENDING.value) == 2
     assert value(found, "webhook_deliveries", endpoint="ops", status=DeliveryStatus.FAILED.value) == 0
     assert 45 < value(found, "webhook_pending_seconds", endpoint="ops") < 120
     assert value(found, "jobs", status="queued") == 0

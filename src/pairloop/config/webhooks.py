@@ -18,6 +18,7 @@ EventName = Literal[
     "version.rolled_back",
     "guard.broken",
     "run.failed",
+    "backup.taken",
     "disk.low",
     "doctor.problem",
     "fine_tuning.job.succeeded",

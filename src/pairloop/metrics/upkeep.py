@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.metrics.families import Live, age_s, gauge, gauges
-from pairloop.store import Store, counts, quarantines
+from pairloop.store import Store, counts, events, quarantines
 from pairloop.store.deliveries import DeliveryStatus
 from pairloop.store.jobs import JobStatus
 
@@ -37,6 +37,8 @@ class Upkeep(Live):
             expires_at = counts.soonest_key_expiry(c, now)
             left_s = None if expires_at is None else (expires_at - now).total_seconds()
             yield gauge("key_expires_in_seconds", "Until the next API key expires", left_s)
+            backup_s = age_s(events.newest_at(c, events.BACKUP), now)
+            yield gauge("backup_age_seconds", "Since the last backup by `pairloop backup`", backup_s)
             held = len(quarantines.current(c, self._policy))
             yield gauge("quarantined_raters", "Raters whose votes are set aside", held)
             left_out = counts.dropped(c, self._policy)

@@ -17,6 +17,7 @@ from pairloop.store.ids import new_wire_id
 from pairloop.store.schema import cycles, events
 from pairloop.types import Cycle, CycleState, CycleStep, Run
 
+BACKUP = "backup.taken"
 LONGEST_REASON = 500
 _CHANGES = {"promote": "version.promoted", "rollback": "version.rolled_back"}
 
@@ -44,6 +45,12 @@ def put(c: Connection, kind: str, policy: str, data: Mapping[str, Any], at: date
 def get(c: Connection, event_id: str) -> Event | None:
     row = c.execute(sa.select(events).where(events.c.event_id == event_id)).first()
     return None if row is None else event_of(row)
+
+
+def newest_at(c: Connection, kind: str) -> datetime | None:
+    """When something of this kind last happened to any policy of the database."""
+    found: datetime | None = c.execute(sa.select(sa.func.max(events.c.created_at)).where(events.c.type == kind)).scalar()
+    return found
 
 
 def newest_seq(c: Connection) -> int:
