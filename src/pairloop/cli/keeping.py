@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pairloop.cli.output import EXIT_SYSTEM_FAILURE, config_option, show, table, verb
+from pairloop.errors import StoreError
 
 if TYPE_CHECKING:
+    from pairloop.config import Config
+    from pairloop.store import Store
     from pairloop.store.doctor import Problem
     from pairloop.store.repair import Repair
     from pairloop.store.restore import AfterRestore
@@ -41,7 +44,7 @@ def doctor(
     """
     from pairloop.cli.opening import open_store
     from pairloop.errors import ConfigError
-    from pairloop.store import events, repair
+    from pairloop.store import repair
     from pairloop.store.archive import Archive
 
     if (backup_path is not None or accept_loss) and not (is_repair or dry_run):
@@ -62,7 +65,7 @@ def doctor(
             lines = [f"would repair: {one.problem.text}: {one.action}" for one in planned] if dry_run else []
         if problems:
             data = {"problems": len(problems), "codes": sorted({one.code for one in problems})}
-            store.write(lambda c: events.put(c, "doctor.problem", config.policy.name, data, datetime.now(UTC)))
+            _tell(store, config, "doctor.problem", data)
     document["problems"] = [_problem(one) for one in problems]
     lines.append(_listed(problems) if problems else "all is well")
     show(document, "\n".join(lines), as_json=as_json)
@@ -88,7 +91,7 @@ def backup(folder: Path, config_path: Path, keep: int | None, as_json: bool) -> 
     with open_store(config_path) as (config, store):
         taken = backups.take(store, folder, keep=keep)
         told = {"rows": sum(taken.manifest.rows.values()), "missing": len(taken.manifest.missing)}
-        store.write(lambda c: events.put(c, events.BACKUP, config.policy.name, told, datetime.now(UTC)))
+        _tell(store, config, events.BACKUP, told)
     lines = [
         f"{taken.path}: {sum(taken.manifest.rows.values())} rows, {taken.copied} artifacts and uploads copied, "
         f"{taken.found} there already"
@@ -153,6 +156,16 @@ def restore(backup_path: Path, config_path: Path, force: bool, as_json: bool) ->
     show(document, "\n".join(lines), as_json=as_json)
     if done.problems:
         raise SystemExit(EXIT_SYSTEM_FAILURE)
+
+
+def _tell(store: Store, config: Config, kind: str, data: Mapping[str, Any]) -> None:
+    """Leave an event for webhooks and metrics; where that cannot be written, what the verb found matters more."""
+    from pairloop.store import events
+
+    try:
+        store.write(lambda c: events.put(c, kind, config.policy.name, data, datetime.now(UTC)))
+    except StoreError as error:
+        click.echo(f"not recorded for webhooks: {error}", err=True)
 
 
 def _planned(repair: Repair) -> dict[str, Any]:
