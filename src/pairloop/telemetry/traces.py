@@ -1,4 +1,4 @@
-"""OpenTelemetry as an option: what to record, not how. Nothing of it is imported where ``otel.endpoint`` is not set.
+"""OpenTelemetry as an option: what to record, not how. Its SDK is imported only where ``otel.endpoint`` is set.
 
 Figures and names only. A duel's spans name no version: whoever reads them may be the one who picks.
 """
