@@ -11,6 +11,7 @@ import click
 
 from pairloop import __version__
 from pairloop.cli import (
+    audit,
     bench,
     comparing,
     data,
@@ -38,7 +39,7 @@ def pairloop() -> None:
     """
 
 
-rooms = (serving, keeping, keys, loop, gate, raters, versions, data, training, jobs, webhooks, lab, bench)
+rooms = (serving, keeping, keys, loop, gate, raters, versions, audit, data, training, jobs, webhooks, lab, bench)
 for command in (command for room in rooms for command in room.COMMANDS):
     pairloop.add_command(command)
 lab.lab.add_command(comparing.compare)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from pairloop.config import Config
 from pairloop.loop.cycle import RoundStatus, last_look, round_of
 from pairloop.metrics.families import Live, age_s, gauge, gauges, totals
-from pairloop.store import Store, counts, cycles, duels, verdicts, versions
+from pairloop.store import Store, canaries, counts, cycles, duels, verdicts, versions
 from pairloop.types import BASE_VERSION, Alias, Cycle, CycleState
 
 RECENT = 8
@@ -42,8 +42,10 @@ class Standing(Live):
 
     def _versions(self, c: Connection) -> Iterable[Metric]:
         champion = versions.alias(c, self._policy, Alias.CHAMPION)
-        moves = counts.promotions_by_action(c, self._policy)
+        moves, canary = counts.promotions_by_action(c, self._policy), canaries.current(c, self._policy)
         yield gauge("champion_version", "Number of the champion", champion or BASE_VERSION)
+        share = 0.0 if canary is None else canary.share
+        yield gauge("canary_share", "Share of users whom a canary answers; 0 without one", share)
         yield totals("promotions", "Moves of the champion, and challengers retired, by action", "action", moves)
 
     def _gate(self, c: Connection) -> Iterable[Metric]:

@@ -93,6 +93,13 @@ def version_changed(
         put(c, _CHANGES[action], policy, data, at)
 
 
+def guard_broken(c: Connection, policy: str, number: int, evidence: Mapping[str, Any], reason: str, at: datetime) -> None:
+    """Tell of a version that live guards took out of traffic, where that is what ``evidence`` says."""
+    if "guards" in evidence:
+        data = {"id": f"{policy}@{number}", "policy": policy, "number": number, "reason": _short(reason)}
+        put(c, "guard.broken", policy, data, at)
+
+
 def run_failed(c: Connection, run: Run, at: datetime) -> None:
     """Of the error only its code: its text may quote what the training process read."""
     error: Mapping[str, Any] = run.result.get("error") or {}
