@@ -10,6 +10,7 @@ PairloopError
 │   └── ModelError             a model directory that cannot be loaded, with the reason
 └── SystemFailure              the machine is at fault (exit code 1, HTTP 5xx)
     ├── StoreError             database or artifact folder: full disk, newer schema, broken hash
+    │   └── StoreBusyError     more writes wait than may; nothing of this one was stored (HTTP 503 with retry-after)
     ├── EngineError            a policy that cannot sample right now (HTTP 503 with retry-after)
     └── TrainingError          a training child that ended without a result
 """
@@ -112,6 +113,10 @@ class SystemFailure(PairloopError):
 
 class StoreError(SystemFailure):
     """Database or artifact folder: full disk, newer schema, broken hash."""
+
+
+class StoreBusyError(StoreError):
+    """More writes wait for the database than may: this one was not taken, and nothing of it was stored."""
 
 
 class EngineError(SystemFailure):

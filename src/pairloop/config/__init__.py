@@ -19,6 +19,7 @@ from pairloop.config.log import LogSection, MetricsSection
 from pairloop.config.otel import OtelSection
 from pairloop.config.section import Section, duration_s, is_loopback
 from pairloop.config.sections import (
+    Durability,
     EvaluateSection,
     FeedbackSection,
     GateSection,
@@ -41,6 +42,7 @@ __all__ = [
     "CONFIG_FILE",
     "Config",
     "DeploySection",
+    "Durability",
     "EvaluateSection",
     "FeedbackSection",
     "GateSection",

@@ -14,12 +14,15 @@ from pairloop.metrics.families import Live, gauge
 from pairloop.metrics.standing import SchedulerStatus
 from pairloop.policy.protocols import ReplicaState, ReplicaStatus, Sampler
 from pairloop.store import Store
+from pairloop.store.writer import Committed
 from pairloop.types import Group
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 EVENTS = b"text/event-stream"
 OVERHEAD_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
@@ -38,7 +41,10 @@ class Metrics:
         self.picks = self._counter("picks", "Picks recorded, by label", ["label"])
         self.values = self._counter("values", "Other feedback recorded, by metric of the wire", ["metric"])
         self.retries = self._counter("retried_requests", "Requests that their client had sent before", [])
-        self._registry.register(_Sampling(sampler))
+        self.commit_s = self._histogram("commit_seconds", "Seconds of a commit, its fsync included", COMMIT_SECONDS)
+        self.commit_batch = self._histogram("commit_batch", "Writes that shared a commit", BATCHES)
+        store.watch_commits(self._committed)
+        self._registry.register(_Sampling(store, sampler))
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
         return Counter(f"pairloop_{name}", text, labels, registry=self._registry)
@@ -51,6 +57,10 @@ class Metrics:
         self.overhead.observe(overhead_s)
         if any(name == b"content-type" and value.startswith(EVENTS) for name, value in start["headers"]):
             self.first_token.observe(elapsed_s)
+
+    def _committed(self, one: Committed) -> None:
+        self.commit_s.observe(one.commit_s)
+        self.commit_batch.observe(one.batch)
 
     def answered(self, group: Group) -> None:
         self.groups.labels(group.kind.value, group.pool.value).inc()
@@ -87,12 +97,14 @@ def _replicas(found: Sequence[ReplicaStatus]) -> Iterable[Metric]:
 
 
 class _Sampling(Live):
-    """What the sampler is doing."""
+    """What the sampler and the writer of this process are doing."""
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, store: Store, sampler: Sampler) -> None:
+        self._store = store
         self._sampler = sampler
 
     def read(self) -> Iterable[Metric]:
         yield gauge("queue", "Requests waiting for the sampler or running", self._sampler.queued())
         yield gauge("versions_loaded", "Versions in memory", len(self._sampler.loaded()))
+        yield gauge("writes_waiting", "Writes that wait for their commit", self._store.waiting)
         yield from _replicas(self._sampler.replicas())
