@@ -17,6 +17,7 @@ from pydantic import ValidationError, model_validator
 from pairloop.config.deploy import DeploySection
 from pairloop.config.log import LogSection, MetricsSection
 from pairloop.config.otel import OtelSection
+from pairloop.config.privacy import PrivacySection
 from pairloop.config.section import Section, duration_s, is_loopback
 from pairloop.config.sections import (
     Durability,
@@ -52,6 +53,7 @@ __all__ = [
     "OtelSection",
     "PairsSection",
     "PolicySection",
+    "PrivacySection",
     "ScheduleSection",
     "Section",
     "ServeSection",
@@ -91,6 +93,7 @@ class Config(Section):
     metrics: MetricsSection = MetricsSection()
     otel: OtelSection = OtelSection()
     webhooks: WebhooksSection = WebhooksSection()
+    privacy: PrivacySection = PrivacySection()
 
     @model_validator(mode="after")
     def _offline_needs_a_labeller(self) -> Self:

@@ -28,6 +28,7 @@ Field = str | int | float | None
 WAITING_LINES = 10_000
 """Lines that may wait for a slow terminal or disk; more are dropped and counted, and nobody waits."""
 STOP_S = 2.0
+INDENTED = "\n    "
 VARIABLES = ("PAIRLOOP_LOG_FORMAT", "PAIRLOOP_LOG_LEVEL")
 _OURS = ("pairloop", "uvicorn")
 """Loggers that speak at the configured level; others, whose lines may hold addresses and texts, from warning on."""
@@ -94,11 +95,11 @@ def end_at_once() -> NoReturn:
 
 
 class TextFormatter(logging.Formatter):
-    """``time level logger: message [field=value …]``, one line for each record, then what was raised."""
+    """``time level logger: message [field=value …]``; further lines of a message are indented, so that none looks like another."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{name}={value}" for name, value in _fields(record).items() if value is not None)
-        message = record.getMessage().replace("\n", "\\n")
+        message = record.getMessage().replace("\n", INDENTED)
         line = f"{_time(record)} {record.levelname} {record.name}: {message}" + (f" [{fields}]" if fields else "")
         raised = _raised(self, record)
         return without_keys(f"{line}\n{raised}" if raised else line)

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
-from pairloop.errors import NotFoundError, PairloopError
+from pairloop.errors import NotFoundError, PairloopError, log_failure
 from pairloop.loop.serve import AnswerStream, version_called
 from pairloop.store import versions
 from pairloop.telemetry.traces import Span
@@ -91,9 +91,9 @@ async def _events(context: Context, stream: AnswerStream, chunks: Chunks, span: 
         span.fail(type(error).__name__)
         # The status line is gone already; the official client raises on a chunk that holds an error.
         yield _error_event(context, from_error(error))
-    except Exception as error:  # the supervisor's line: logged, told, and nothing else is lost by it
+    except Exception as error:  # noqa: BLE001 - the supervisor's line: logged, told, and nothing else is lost by it
         span.fail(type(error).__name__)
-        logger.exception("a stream of %s failed", stream.group.group_id)
+        log_failure(logger, error, "a stream of %s failed", stream.group.group_id)
         yield _error_event(context, error_response(500, "Internal error while answering.", code="internal_error"))
     except (asyncio.CancelledError, GeneratorExit):
         span.fail("abandoned")

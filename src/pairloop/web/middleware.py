@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
-from pairloop.errors import PairloopError
+from pairloop.errors import PairloopError, log_failure
 from pairloop.loop.serve.stopwatch import watch
 from pairloop.telemetry import logs
 from pairloop.web.access import CALLER
@@ -80,9 +80,9 @@ class Outermost:
         except PairloopError as error:  # of a layer around the routes, which have a handler of their own
             if not status:
                 await from_error(error)(scope, receive, send_signed)
-        except Exception:  # the supervisor line: logged with its request id, answered with a 500
+        except Exception as error:  # noqa: BLE001 - the supervisor line: logged with its request id, answered with a 500
             fields = logs.extra(request_id=request_id, trace_id=trace_of(scope))
-            logger.exception("%s %s failed", scope["method"], _route(scope), extra=fields)
+            log_failure(logger, error, "%s %s failed", scope["method"], _route(scope), extra=fields)
             if status:
                 return  # the response has begun; the client sees it end early
             response = error_response(

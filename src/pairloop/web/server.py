@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from pairloop.config import Config, duration_s, is_loopback
-from pairloop.errors import ConfigError
+from pairloop.errors import TEXTS, ConfigError
 from pairloop.loop.cycle import Loop, ensure_base
 from pairloop.loop.schedule import Scheduler
 from pairloop.policy.engine import open_policy
@@ -36,6 +36,7 @@ CUT_S = 5.0
 
 def run(config: Config, *, say: Callable[[str], None] = print) -> None:
     """Serve until SIGTERM or SIGINT; returns after a graceful end. ConfigError where host or port cannot be listened on."""
+    TEXTS.disabled = not config.privacy.log_texts
     with ExitStack() as closers:
         listener = closers.enter_context(closing(listen(config.serve.host, config.serve.port)))
         store = closers.enter_context(Store.open(config))
