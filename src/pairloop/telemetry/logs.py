@@ -95,7 +95,7 @@ def end_at_once() -> NoReturn:
 
 
 class TextFormatter(logging.Formatter):
-    """``time level logger: message [field=value …]``; further lines of a message are indented, so that none looks like another."""
+    """``time level logger: message [field=value …]``; further lines of a message are indented: none looks like a new one."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{name}={value}" for name, value in _fields(record).items() if value is not None)
