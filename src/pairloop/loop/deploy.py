@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 
+from pairloop import faults
 from pairloop.errors import ConflictError, EngineError, ModelError, NotFoundError
 from pairloop.policy.protocols import Policy, SampleRequest, TokenSequence
 from pairloop.store import Store, duels, new_id, versions
@@ -74,12 +75,15 @@ def open_duel(
     load(policy, challenger, champion)
     duel = Duel(new_id("duel"), cycle_id, challenger.policy, champion.number, challenger.number, datetime.now(UTC))
 
+    faults.reach("duel.before_open")
+
     def commit(c: Connection) -> None:
         versions.set_alias(c, duel.policy, Alias.CHALLENGER, duel.challenger)
         duels.open(c, duel)
         also(c, duel)
 
     store.write(commit)
+    faults.reach("duel.after_open")
     return duel
 
 
@@ -99,7 +103,9 @@ def promote(
     """
     with store.reading() as c:
         parent = None if version.parent is None else versions.get(c, version.policy, version.parent)
+    faults.reach("promote.before_load")
     load(policy, version, parent)
+    faults.reach("promote.after_probe")
 
     def commit(c: Connection) -> Promotion:
         promotion = _move(c, version.policy, version.number, "promote", reason, cycle_id)
@@ -110,7 +116,9 @@ def promote(
         also(c)
         return promotion
 
-    return store.write(commit)
+    promotion = store.write(commit)
+    faults.reach("promote.after_commit")
+    return promotion
 
 
 def promote_by_hand(store: Store, policy: Policy, policy_name: str, *, number: int, reason: str) -> Promotion:
@@ -144,6 +152,7 @@ def retire(
         also(c)
 
     store.write(commit)
+    faults.reach("retire.before_unload")
     policy.unload(version.number)
 
 
@@ -204,6 +213,7 @@ def _move(
     if previous == number:
         raise ConflictError(f"{policy_name}@{number} is the champion already")
     versions.set_alias(c, policy_name, Alias.CHAMPION, number)
+    faults.reach("alias.moved_in_transaction")
     end_duel(c, policy_name, at)
     versions.record_promotion(
         c, policy_name, number=number, previous=previous, action=action, reason=reason, cycle_id=cycle_id, at=at

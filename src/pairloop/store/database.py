@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from pairloop.errors import ConfigError, StoreError
+from pairloop.errors import ConfigError, StoreError, UnavailableError
 from pairloop.store.columns import dump_json
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -53,7 +53,7 @@ def writer_engine(url: URL, *, durable: bool) -> Engine:
 
     ``durable = False`` leaves the fsync out; tests use it, a killed process loses nothing by it.
     """
-    engine = create_engine(url, json_serializer=dump_json)
+    engine = create_engine(url, json_serializer=dump_json, pool_pre_ping=_outlives_server(url))
     if url.get_backend_name() == "sqlite":
         pragmas = ["journal_mode = WAL", f"synchronous = {'FULL' if durable else 'OFF'}", "foreign_keys = ON"]
         _prepare_sqlite(engine, pragmas, begin="BEGIN IMMEDIATE")
@@ -66,7 +66,13 @@ def reader_engine(url: URL) -> Engine:
         engine = create_engine(url, json_serializer=dump_json, **_READER_POOL)
         _prepare_sqlite(engine, ["query_only = ON"], begin="BEGIN")
         return engine
-    return create_engine(url, json_serializer=dump_json, execution_options={"postgresql_readonly": True})
+    options = {"postgresql_readonly": True}
+    return create_engine(url, json_serializer=dump_json, execution_options=options, pool_pre_ping=_outlives_server(url))
+
+
+def _outlives_server(url: URL) -> bool:
+    """True where the database is a server that may go and come again: then a connection is tried before it is used."""
+    return url.get_backend_name() != "sqlite"
 
 
 def _prepare_sqlite(engine: Engine, pragmas: list[str], *, begin: str) -> None:
@@ -129,9 +135,9 @@ def failing_as_store_error(name: str) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise StoreError(f"{name}: {getattr(error, 'orig', None) or error}") from error
+        raise UnavailableError(f"{name}: {getattr(error, 'orig', None) or error}") from error
     except OSError as error:
-        raise StoreError(f"{name}: {error}") from error
+        raise UnavailableError(f"{name}: {error}") from error
 
 
 def broken_pages(connection: Connection) -> list[str]:

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from copy import copy
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,12 +18,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from pairloop.config import Config
-from pairloop.errors import StoreError
+from pairloop.errors import StoreError, UnavailableError
 from pairloop.store.artifacts import ROOT_OPTION, Artifacts
+from pairloop.store.clock import shared_now
 from pairloop.store.database import describe, failing_as_store_error, migrate, parse_url, reader_engine, writer_engine
 from pairloop.store.writer import GroupCommitWriter
 
 T = TypeVar("T")
+
+Fence = Callable[[Connection], object]
+"""Asked in the transaction of each write, before it; raises where the caller may no longer write."""
 
 
 class Store:
@@ -31,6 +37,9 @@ class Store:
         self.name = describe(url)
         """The database in words, for messages."""
         self.artifacts = Artifacts(artifacts_dir)
+        self.clock: Callable[[Connection], datetime] = shared_now
+        """The time by which leases are judged."""
+        self._fence: Fence | None = None
         self._temporary = temporary
         self._writing = writer_engine(url, durable=durable)
         try:
@@ -70,7 +79,16 @@ class Store:
             with self._reading.connect() as connection:
                 yield connection
         except (DBAPIError, PoolTimeoutError) as error:
-            raise StoreError(f"{self.name}: {getattr(error, 'orig', None) or error}") from error
+            raise UnavailableError(f"{self.name}: {getattr(error, 'orig', None) or error}") from error
+
+    def fenced(self, fence: Fence | None) -> Store:
+        """The same store for a worker that may be overtaken: every write through it first asks ``fence``, in its transaction.
+
+        None takes a fence away.
+        """
+        view = copy(self)
+        view._fence = fence
+        return view
 
     def submit(self, fn: Callable[[Connection], T]) -> Future[T]:
         """Queue ``fn(connection)`` for the writer; the future resolves after the commit. Cost per call falls with concurrency.
@@ -78,11 +96,22 @@ class Store:
         The future raises what ``fn`` raised (its writes undone), ConflictError where a constraint was violated, StoreError
         where the database could not write. ``fn`` must not commit, and must not wait for another write.
         """
-        return self._writer.submit(fn)
+        return self._writer.submit(self._behind_fence(fn))
 
     def write(self, fn: Callable[[Connection], T]) -> T:
         """``submit(fn)``, waited for."""
-        return self._writer.write(fn)
+        return self._writer.write(self._behind_fence(fn))
+
+    def _behind_fence(self, fn: Callable[[Connection], T]) -> Callable[[Connection], T]:
+        fence = self._fence
+        if fence is None:
+            return fn
+
+        def fenced(c: Connection) -> T:
+            fence(c)
+            return fn(c)
+
+        return fenced
 
     def close(self) -> None:
         """Finish the waiting writes and close all connections; a second call does nothing."""

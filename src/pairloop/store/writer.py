@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from pairloop.errors import ConflictError, InvalidRequestError, StoreError
+from pairloop import faults
+from pairloop.errors import ConflictError, InvalidRequestError, StoreError, UnavailableError
 
 T = TypeVar("T")
 
@@ -107,6 +108,8 @@ class GroupCommitWriter:
         try:
             with self._engine.begin() as connection:
                 attempted = [self._attempt(connection, job.fn) for job in batch]
+                faults.reach("writer.before_commit")
+            faults.reach("writer.before_ack")
             outcomes = attempted  # only now: the commit is through
         except (SQLAlchemyError, OSError) as error:
             outcomes = [(None, self._store_error(error)) for _ in batch]
@@ -123,7 +126,9 @@ class GroupCommitWriter:
         try:
             result = fn(connection)
             savepoint.commit()
-        except BaseException as error:  # noqa: BLE001 - the supervisor's line: it goes to whoever waits on the future
+        except BaseException as error:  # the supervisor's line: it goes to whoever waits on the future
+            if isinstance(error, DBAPIError) and error.connection_invalidated:
+                raise  # with the connection all of the transaction is gone
             if savepoint.is_active:
                 savepoint.rollback()
             return None, self._explained(error)
@@ -142,6 +147,6 @@ class GroupCommitWriter:
         return explained
 
     def _store_error(self, error: SQLAlchemyError | OSError) -> StoreError:
-        explained = StoreError(f"{self._name}: nothing of this was stored: {getattr(error, 'orig', None) or error}")
+        explained = UnavailableError(f"{self._name}: nothing of this was stored: {getattr(error, 'orig', None) or error}")
         explained.__cause__ = error
         return explained

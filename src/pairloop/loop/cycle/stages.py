@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from pairloop.errors import NotFoundError, PairloopError, UserError
+from pairloop import faults
+from pairloop.errors import NotFoundError, PairloopError, UnavailableError, UserError
 from pairloop.loop import deploy, evaluate, gate, label, pairs
 from pairloop.loop.cycle import tracking
 from pairloop.loop.cycle.context import CycleLease, Loop, training
@@ -20,6 +22,8 @@ from pairloop.store import cycles, datasets, duels, new_id, triggers, verdicts, 
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, RunStatus, Verdict, VerdictKind, Version
 
 logger = logging.getLogger(__name__)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 _CLOSED_BY = {
     VerdictKind.PROMOTE: CycleState.PROMOTED,
@@ -34,20 +38,21 @@ def _never() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """One stage's turn: what it works with, and how it records."""
+    """One stage's turn: what it works with, and how it records. Every write of ``loop.store`` is behind the lease's fence."""
 
     loop: Loop
-    lease: CycleLease
     cycle: Cycle
     should_stop: Callable[[], bool]
 
     def record(self, c: Connection, state: CycleState, record: Mapping[str, Any]) -> None:
-        """Append the step in the caller's transaction, if the lease is still ours."""
-        self.lease.check(c)
+        """Append the step in the caller's transaction."""
         cycles.step(c, self.cycle.cycle_id, CycleStep(state, record, datetime.now(UTC)))
+        faults.reach("step.in_transaction")
 
     def enter(self, state: CycleState, record: Mapping[str, Any]) -> None:
+        faults.reach("step.before_commit")
         self.loop.store.write(lambda c: self.record(c, state, record))
+        faults.reach("step.after_commit")
 
     def recorded(self, state: CycleState) -> Mapping[str, Any]:
         record = self.cycle.record(state)
@@ -67,15 +72,19 @@ def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never) -
 
     Returns when the cycle ended, when it duels undecided, or when ``should_stop`` said so; no lease is held then. A stage's
     failure ends the cycle as ``failed``, but one that comes while stopping is tried again at the next start. ConflictError
-    while another thread or process moves a cycle of this policy.
+    while another thread or process moves a cycle of this policy, or took this one over: then nothing more was written.
+    UnavailableError where the store or the disk is not to be had: the next call goes on from the last step.
     """
     with CycleLease(loop) as lease:
-        cycle = _open(loop, lease, trigger)
+        loop = dataclasses.replace(loop, store=loop.store.fenced(lease.check))
+        cycle = _open(loop, trigger)
         while not cycle.state.is_terminal and not should_stop():
-            turn = _Turn(loop, lease, cycle, should_stop)
+            turn = _Turn(loop, cycle, lambda: should_stop() or lease.is_lost)
             try:
                 _STAGES[cycle.state](turn)
             except (PairloopError, OSError) as error:
+                lease.insist()
+                _raise_if_passing(error)
                 if should_stop():  # the engine may be closed by now, and the stage failed of that
                     logger.info("cycle %d of %s stops while %s: %s", cycle.number, loop.name, cycle.state, error)
                     return _get(loop, cycle.cycle_id)
@@ -95,14 +104,22 @@ def record_failure(loop: Loop, error: BaseException) -> None:
         cycle = cycles.current(c, loop.name)
     if cycle is not None and cycle.state is not CycleState.DUELLING:
         with CycleLease(loop) as lease:
-            _fail(_Turn(loop, lease, cycle, _never), error)
+            fenced = dataclasses.replace(loop, store=loop.store.fenced(lease.check))
+            _fail(_Turn(fenced, cycle, _never), error)
 
 
-def _open(loop: Loop, lease: CycleLease, trigger: str) -> Cycle:
+def _raise_if_passing(error: PairloopError | OSError) -> None:
+    """A store that is away or a disk that is full says nothing about the cycle, and ends none."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        raise UnavailableError(f"{error.filename or 'the disk'}: {error.strerror}") from error
+    if isinstance(error, UnavailableError):
+        raise error
+
+
+def _open(loop: Loop, trigger: str) -> Cycle:
     """The cycle that has not ended, or a new one with the champion as parent; a new one uses up the pending trigger."""
 
     def begin(c: Connection) -> Cycle:
-        lease.check(c)
         current = cycles.current(c, loop.name)
         if current is not None:
             return current
