@@ -122,6 +122,19 @@ def test_the_benchmark_measures_its_cases_and_sees_a_broken_promise() -> None:
 
 
 @pytest.mark.slow
+def test_a_part_of_the_trust_benchmark_runs_alone() -> None:
+    found = run_json("bench", "trust", "--part", "gate", "--duels", "100")
+    assert list(found) == ["gate"]
+    assert found["gate"]["power_60_at_600"] > 0.9
+
+
+def test_an_unknown_part_of_the_trust_benchmark_is_refused() -> None:
+    refused = run("bench", "trust", "--part", "gates")
+    assert refused.exit_code == 2
+    assert "'gate'" in refused.output
+
+
+@pytest.mark.slow
 def test_every_promise_is_kept() -> None:
     found = trust_gate.measure(duels=2_000, seed=0)
     assert {name: one for name, one in found["detail"].items() if not one["kept"]} == {}

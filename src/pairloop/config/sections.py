@@ -163,6 +163,11 @@ class FeedbackSection(Section):
     """Human picks faster than this are kept and set aside with the reason ``instant_pick``."""
     max_picks_per_rater: int = Field(default=50, ge=1)
     """Picks of one rater that one snapshot uses; the rest are set aside with the reason ``rater_cap``."""
+    repeat_share: Share = 0.05
+    """Share of the labelling queue's items (and chance after a pick on the page) that are a comparison which this rater picked
+    from before, sides swapped: what is said then is no vote, and measures how often picks are flipped."""
+    repeat_after: int = Field(default=5, ge=1)
+    """Picks of the rater between a comparison and its repeat."""
     thumb_metrics: tuple[str, ...] = ("resolved",)
     """Metrics of your own, true or false, that count as thumbs: what is said of a whole conversation, say."""
 
