@@ -9,7 +9,7 @@ from typing import Any
 
 from pairloop.bench.settings import OnStep
 
-PARTS = ("gate", "swap", "loops", "soak")
+PARTS = ("gate", "kills", "swap", "loops", "soak")
 """In the order in which they run."""
 
 
@@ -45,6 +45,10 @@ def part(name: str) -> Part:
             trust_gate.HEADERS,
             trust_gate.rows,
         )
+    if name == "kills":
+        from pairloop.bench import trust_kills
+
+        return Part(trust_kills.measure, trust_kills.HEADERS, trust_kills.rows)
     if name == "swap":
         from pairloop.bench import trust_swap
 
