@@ -28,6 +28,7 @@ from typing import Any
 
 import psutil
 import sqlalchemy as sa
+from sqlalchemy import Connection
 from tests.learner_rig import job_maker, text_pairs
 from tests.loop_rig import Rig, open_rig, settings
 from tests.test_fine_tuning import pair_rows
@@ -40,7 +41,7 @@ from pairloop.errors import ConflictError, UnavailableError
 from pairloop.faults import Fault
 from pairloop.learner import checkpoint, train
 from pairloop.learner.job import TrainJob
-from pairloop.loop import cycle, jobs
+from pairloop.loop import cycle, jobs, label
 from pairloop.store import Store, cycles, doctor, runs, versions
 from pairloop.store import jobs as job_rows
 from pairloop.store import store as store_module
@@ -327,9 +328,6 @@ class Prepared:
 
     def undisturbed(self, name: str) -> dict[str, Any]:
         if name not in self.ends:
-            beginning = self.root / name
-            beginning.mkdir()
-            SCENARIOS[name].prepare(beginning)
             folder, trace = self.copy(name), self.root / f"{name}.trace"
             life = begin(name, folder, Fault(trace=str(trace)))
             assert life.end() == 0, life.log
@@ -342,17 +340,15 @@ class Prepared:
         self.undisturbed(name)
         return self.visits[name]
 
-    def commits(self, name: str) -> int:
-        """About how many commits an undisturbed life makes."""
-        folder, counted = self.copy(name), self.root / f"{name}.commits"
-        assert begin(name, folder, plant=partial(_count_commits, counted)).end() == 0
-        return len(counted.read_text())
-
     def copy(self, name: str) -> Path:
         """The scenario's beginning, in a folder of its own."""
+        beginning = self.root / name
+        if not beginning.exists():
+            beginning.mkdir()
+            SCENARIOS[name].prepare(beginning)
         self._copies += 1
         folder = self.root / f"{name}-{self._copies}"
-        shutil.copytree(self.root / name, folder)
+        shutil.copytree(beginning, folder)
         return folder
 
 
@@ -372,7 +368,8 @@ def same_end(prepared: Prepared, name: str) -> Iterator[Path]:
 
 
 def unfenced() -> None:
-    """A worker that does not ask whether it still has its lease."""
+    """A worker that does not ask whether it still has its lease, with work left when it is stopped."""
+    label.BATCH = 8
     Store.fenced = lambda self, fence: self  # type: ignore[method-assign]  # noqa: ARG005
 
 
@@ -401,25 +398,19 @@ def checkpoints_in_place() -> None:
     checkpoint.whole_folder = in_place  # type: ignore[attr-defined]
 
 
-def _count_commits(counted: Path) -> None:
-    """One character in the file for each commit."""
-    right = faults.reach
-
-    def reach(label: str) -> None:
-        right(label)
-        if label == "writer.before_commit":
-            with counted.open("a") as file:
-                file.write(".")
-
-    faults.reach = reach
-
-
 def acknowledged_early() -> None:
-    """A pick is acknowledged when it is queued, and not when it is stored."""
+    """A pick is acknowledged while it waits to be stored; and the process dies when the first one is to be committed."""
+    waiting: list[Callable[[Connection], object]] = []
 
     class Hasty:
         def __init__(self, store: Store) -> None:
-            self.reading, self.write = store.reading, store.submit
+            self.reading, self._store = store.reading, store
+
+        def write(self, fn: Callable[[Connection], object]) -> None:
+            if waiting:
+                faults.plant(Fault("writer.before_commit"))
+                self._store.submit(waiting.pop())
+            waiting.append(fn)
 
     right = Rig.judge
 
