@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import timedelta
 from itertools import pairwise
@@ -14,7 +15,7 @@ from tests.loop_rig import settings as rig_settings
 from tests.test_cli import run, run_json
 from tests.test_gate import GOOD, T0
 
-from pairloop.bench import trust_gate
+from pairloop.bench import trust, trust_gate
 from pairloop.config import GateSection
 from pairloop.loop import cycle
 from pairloop.loop.gate import Crowd, decide, plan, simulate
@@ -122,9 +123,15 @@ def test_the_benchmark_measures_its_cases_and_sees_a_broken_promise() -> None:
 
 
 @pytest.mark.slow
-def test_a_part_of_the_trust_benchmark_runs_alone() -> None:
-    found = run_json("bench", "trust", "--part", "gate", "--duels", "100")
-    assert list(found) == ["gate"]
+def test_a_part_of_the_trust_benchmark_runs_alone_and_is_kept_beside_the_others(tmp_path: Path) -> None:
+    (tmp_path / "trust.json").write_text('{"swap": {"swaps": 50}}')
+    found = run_json("bench", "trust", "--part", "gate", "--duels", "100", "--out", str(tmp_path))
+    kept = json.loads((tmp_path / "trust.json").read_text())
+    assert (kept["swap"], kept["gate"]) == ({"swaps": 50}, found["gate"])
+    del kept["swap"]
+    lines = trust.section(kept)
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(trust_gate.CASES)
+    assert list(found) == ["gate", "files"]
     assert found["gate"]["power_60_at_600"] > 0.9
 
 

@@ -35,6 +35,26 @@ class Part:
     rows: Callable[[Mapping[str, Any]], Sequence[Sequence[str]]]
 
 
+TITLES = {
+    "gate": "The gate, on simulated duels that are looked at after every pick",
+    "swap": "Versions that change under load",
+    "loops": "Whole loops whose picks are coin tosses",
+    "soak": "Everything at once",
+}
+
+
+def section(found: Mapping[str, Any]) -> list[str]:
+    """Lines of Markdown: a table for each part that was measured, and when and where it was."""
+    lines = []
+    for name in PARTS:
+        if name in found:
+            one = part(name)
+            lines += ["", f"{TITLES[name]} ({found[name]['measured_at'][:10]}, {found[name]['device']}):", ""]
+            lines += [f"| {' | '.join(one.headers)} |", "|---" * len(one.headers) + "|"]
+            lines += [f"| {' | '.join(row)} |" for row in one.rows(found[name])]
+    return lines
+
+
 def part(name: str) -> Part:
     """The part of this name, its module imported only now."""
     if name == "gate":

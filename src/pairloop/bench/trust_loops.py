@@ -20,6 +20,8 @@ from pairloop.statistics import binomial_tail
 
 HEADERS = ("loops", "duels", "promoted", "at most", "chance of so many or more at alpha")
 LOOPS, QUICK_LOOPS = 20, 1
+CUSTOMERS = 128
+"""Who train, per cycle: what they toss for matters little here, and it is their duels that count."""
 SURE = 0.025
 """The bound is the largest number of promotions that is not rarer than this where every duel errs with chance alpha."""
 
@@ -46,9 +48,9 @@ def measure(settings: TrustSettings) -> dict[str, Any]:
     for number in range(loops):
         seed = random.SystemRandom().randrange(2**31)
         watcher = _Quiet(partial(_within, settings.on_step, number, loops))
-        done = run_demo(DemoOptions(out=folder / str(number), seed=seed, noise=1.0), watcher)
+        done = run_demo(DemoOptions(out=folder / str(number), seed=seed, noise=1.0, customers=CUSTOMERS), watcher)
         seeds.append(seed)
-        verdicts.append([one.verdict for one in done.rounds])
+        verdicts.append([one.verdict for one in done.rounds if one.duel_picks > 0])
         shutil.rmtree(folder / str(number), ignore_errors=True)
     duels = sum(len(of_loop) for of_loop in verdicts)
     promoted = sum(of_loop.count("PROMOTE") for of_loop in verdicts)

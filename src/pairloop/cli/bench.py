@@ -147,17 +147,27 @@ def trust(parts: tuple[str, ...], duels: int, seed: int, minutes: float, quick: 
     killed again and again loses no acknowledged pick. swap: versions change under load, and no request fails. loops: whole
     loops whose picks are coin tosses promote hardly anything. soak: everything at once for half an hour, and memory stays flat.
     """
+    from pairloop.bench.report import machine
     from pairloop.bench.trust import TrustSettings, part
     from pairloop.cli.progress import TerminalWatcher
 
     found: dict[str, dict[str, Any]] = {}
+    file = out / "trust.json"
     with TerminalWatcher() as watcher:
         settings = TrustSettings(out.resolve() / "trust", watcher.bar, duels, seed, quick, minutes)
         for name in PARTS:
             if name in parts:
-                found[name] = part(name).measure(settings)
-    tables = (table(part(name).headers, part(name).rows(figures)) for name, figures in found.items())
-    show(found, "\n\n".join(tables), as_json=as_json)
+                found[name] = part(name).measure(settings) | machine("cpu")
+                _keep(file, name, found[name])
+    tables = [table(part(name).headers, part(name).rows(figures)) for name, figures in found.items()]
+    show(found | {"files": [file]}, "\n\n".join([*tables, f"written: {file}"]), as_json=as_json)
+
+
+def _keep(file: Path, name: str, figures: dict[str, Any]) -> None:
+    """Write a part's figures as soon as they are there, beside those of other parts that were measured before."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    file.write_text(json.dumps(earlier | {name: figures}, indent=1) + "\n", encoding="utf-8")
 
 
 @bench.command()
