@@ -37,6 +37,7 @@ class Part:
 
 TITLES = {
     "gate": "The gate, on simulated duels that are looked at after every pick",
+    "kills": "A server that is killed under clients that pick",
     "swap": "Versions that change under load",
     "loops": "Whole loops whose picks are coin tosses",
     "soak": "Everything at once",

@@ -23,7 +23,7 @@ import httpx
 import sqlalchemy as sa
 
 from pairloop.bench.trust import TrustSettings
-from pairloop.config import load_config
+from pairloop.config import Config, load_config
 from pairloop.demo.server import ServerProcess, start_server
 from pairloop.errors import SystemFailure
 from pairloop.scaffold import write_config
@@ -66,7 +66,7 @@ def measure(settings: TrustSettings, *, kills: int | None = None) -> dict[str, A
     asyncio.run(_run(config, kills, random.Random(settings.seed), tally, settings))
     return {
         "kills": kills,
-        **_count(config, tally),
+        **count(load_config(config, env={}), tally),
         "sent_again": tally.sent_again,
         "clients": CLIENTS,
         "seed": settings.seed,
@@ -164,8 +164,8 @@ async def _until_acknowledged(
     return None
 
 
-def _count(config_path: Path, tally: Tally) -> dict[str, int]:
-    config = load_config(config_path, env={})
+def count(config: Config, tally: Tally) -> dict[str, int]:
+    """What the store says about the picks that were acknowledged."""
     with Store.open(config) as store:
         with store.reading() as c:
             columns = (feedback.c.feedback_id, feedback.c.group_id, feedback.c.label)
@@ -182,7 +182,7 @@ def _count(config_path: Path, tally: Tally) -> dict[str, int]:
     return {
         "acknowledged": len(tally.acknowledged),
         "lost": len(lost),
-        "doubled": sum(count > 1 for count in per_group.values()),
+        "doubled": sum(picks > 1 for picks in per_group.values()),
         "changed": len(changed),
         "not_known": len(tally.not_known),
         "stored": len(stored),
