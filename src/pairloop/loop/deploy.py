@@ -8,7 +8,7 @@ its verdict) are committed in the same transaction, so that nothing stands betwe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection
@@ -171,23 +171,11 @@ def rollback(store: Store, policy_name: str, *, to: int | None = None, reason: s
     return store.write(lambda c: _move(c, policy_name, _rollback_target(c, policy_name, number), "rollback", reason, None))
 
 
-def past_champions(history: Sequence[Promotion]) -> list[int]:
-    """The champions one can go back to, oldest first, the present one last: promotions push, rollbacks pop."""
-    stack = [BASE_VERSION]
-    for event in history:
-        if event.action == "promote":
-            stack.append(event.number)
-        elif event.action == "rollback" and event.number in stack:
-            last = len(stack) - 1 - stack[::-1].index(event.number)
-            del stack[last + 1 :]
-    return stack
-
-
 def _rollback_target(c: Connection, policy_name: str, to: int | None) -> int:
     champion = versions.alias(c, policy_name, Alias.CHAMPION)
     if champion is None:
         raise NotFoundError(f"no policy {policy_name}: `pairloop serve` registers its base", param="policy")
-    earlier = past_champions(versions.promotions(c, policy_name))[:-1]
+    earlier = versions.past_champions(versions.promotions(c, policy_name))[:-1]
     if to is None:
         if not earlier:
             raise ConflictError(f"{policy_name}@{champion} is the first champion: there is nothing to roll back to")

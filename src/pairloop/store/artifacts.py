@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +135,19 @@ class Artifacts:
         """Where the artifact with this hash lies (or would lie)."""
         return self.root / artifact_hash[:_NAME_LENGTH]
 
+    def local(self, path: str | Path) -> Path:
+        """The files of a version, a dataset or an upload, on this machine: to be called before they are read."""
+        return self.root / path
+
+    def has_folder(self, path: str | Path) -> bool:
+        """True where something of an artifact is there."""
+        return (self.root / path).is_dir()
+
+    def has_file(self, path: str | Path, size: int) -> bool:
+        """True where an uploaded file is there with so many bytes."""
+        file = self.root / path
+        return file.is_file() and file.stat().st_size == size
+
     def is_whole(self, artifact_hash: str) -> bool:
         """True where every file of the manifest is there in its size; cheap, reads the manifest only."""
         path = self.path(artifact_hash)
@@ -163,6 +176,19 @@ class Artifacts:
         now = time.time()
         return [folder for folder in sorted(self._staging.iterdir()) if now - _last_written(folder) > older_than_s]
 
+    def unreferenced(
+        self, folders: Collection[str], uploads: Collection[str], *, older_than_s: float = STALE_AFTER_S
+    ) -> list[Path]:
+        """Published folders and uploaded files of other names than these; a younger one may get its row any moment."""
+        known, now = {*folders, "tmp", "files"}, time.time()
+        found = [path for path in sorted(self.root.iterdir()) if path.is_dir() and path.name not in known]
+        found += [path for path in sorted((self.root / "files").glob("*")) if path.name not in uploads]
+        return [path for path in found if now - path.stat().st_mtime > older_than_s]
+
+    def set_aside(self, path: Path, why: str) -> None:
+        """Move a published folder or an uploaded file to the temporary ones, which are removed after a day."""
+        path.rename(Path(tempfile.mkdtemp(prefix=f"{why}-", dir=self._staging)) / path.name)
+
     def _take_existing(self, artifact_hash: str) -> bool:
         """True where this content is published already; what lies there broken is set aside for the new copy."""
         target = self.path(artifact_hash)
@@ -171,8 +197,9 @@ class Artifacts:
         try:
             self.verify(artifact_hash)
         except StoreError:
-            target.rename(Path(tempfile.mkdtemp(prefix="broken-", dir=self._staging)) / target.name)
+            self.set_aside(target, "broken")
             return False
+        os.utime(target)  # as young as its new row: whoever looks for folders without one leaves it alone
         return True
 
 

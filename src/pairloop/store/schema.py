@@ -1,9 +1,9 @@
 """The tables. Portable SQL only; what SQLite alone needs is in database.py.
 
-Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts, quarantines)
-is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, a duel's closing time, a
-key's last use and revocation, a fine-tuning job until it has ended, and what the wire shows of a group; and the texts of a
-group that was deleted, which is recorded. Stored replies are deleted after a day.
+Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts, quarantines,
+repairs) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, a duel's closing
+time, a key's last use and revocation, a fine-tuning job until it has ended, and what the wire shows of a group; and the texts
+of a group that was deleted, which is recorded. Stored replies are deleted after a day.
 """
 
 from __future__ import annotations
@@ -371,6 +371,20 @@ job_events = Table(
     Column("created_at", UtcDateTime, nullable=False),
     UniqueConstraint("event_id"),
     Index(None, "job_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# What `pairloop doctor --repair` changed, and which losses it was told to accept.
+repairs = Table(
+    "repairs",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("code", String(32), nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("problem", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("is_loss", Boolean, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
     sqlite_autoincrement=True,
 )
 

@@ -34,6 +34,7 @@ class Store:
     """Opens the database at head, and hands out connections: snapshots to readers, one transaction at a time to the writer."""
 
     def __init__(self, url: URL, artifacts_dir: Path, *, durable: bool = True, temporary: Path | None = None) -> None:
+        self.url = url
         self.name = describe(url)
         """The database in words, for messages."""
         self.artifacts = Artifacts(artifacts_dir)

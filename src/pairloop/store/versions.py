@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -163,6 +164,18 @@ def promotions(c: Connection, policy: str) -> list[Promotion]:
         )
         for row in rows
     ]
+
+
+def past_champions(history: Sequence[Promotion]) -> list[int]:
+    """The champions one can go back to, oldest first, the present one last: promotions push, rollbacks pop."""
+    stack = [BASE_VERSION]
+    for event in history:
+        if event.action == "promote":
+            stack.append(event.number)
+        elif event.action == "rollback" and event.number in stack:
+            last = len(stack) - 1 - stack[::-1].index(event.number)
+            del stack[last + 1 :]
+    return stack
 
 
 def named(c: Connection, policy: str, name: str) -> Version:
