@@ -420,6 +420,59 @@ keys = Table(
     Column("revoked_at", UtcDateTime),
 )
 
+# What was done to the loop, by whom and why.
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("details", JSON, nullable=False),
+    Index(None, "action", "seq"),
+    sqlite_autoincrement=True,
+)
+
+canaries = Table(
+    "canaries",
+    metadata,
+    Column("canary_id", String(64), primary_key=True),
+    Column("policy", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("champion", Integer, nullable=False),
+    # Which users it answers: those whose hash with the salt is below the share.
+    Column("share", Float(53), nullable=False),
+    Column("salt", String(32), nullable=False),
+    Column("cycle_id", String(64), ForeignKey("cycles.cycle_id")),
+    Column("reason", Text, nullable=False),
+    Column("opened_at", UtcDateTime, nullable=False),
+    Column("closed_at", UtcDateTime),
+    Column("outcome", String(16)),
+    Column("outcome_reason", Text),
+    ForeignKeyConstraint(["policy", "version"], ["versions.policy", "versions.number"]),
+    Index(None, "policy", "closed_at"),
+    Index(None, "policy", "opened_at"),
+)
+
+# What each process saw of each version's live answers, minute by minute; the row of a minute that is over does not change.
+traffic = Table(
+    "traffic",
+    metadata,
+    Column("policy", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("minute", UtcDateTime, primary_key=True),
+    Column("process", String(128), primary_key=True),
+    Column("answers", Integer, nullable=False),
+    Column("errors", Integer, nullable=False),
+    Column("refusals", Integer, nullable=False),
+    # Counts by class of a logarithmic scale: milliseconds per token, and tokens per answer.
+    Column("latency", JSON, nullable=False),
+    Column("length", JSON, nullable=False),
+    Index(None, "minute"),
+)
+
 stored_replies = Table(
     "stored_replies",
     metadata,
