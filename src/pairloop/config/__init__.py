@@ -17,6 +17,7 @@ from pydantic import ValidationError, model_validator
 from pairloop.config.deploy import DeploySection
 from pairloop.config.section import Section, duration_s, is_loopback
 from pairloop.config.sections import (
+    Durability,
     EvaluateSection,
     FeedbackSection,
     GateSection,
@@ -38,6 +39,7 @@ __all__ = [
     "CONFIG_FILE",
     "Config",
     "DeploySection",
+    "Durability",
     "EvaluateSection",
     "FeedbackSection",
     "GateSection",
