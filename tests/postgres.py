@@ -126,7 +126,7 @@ class PostgresServer:
 
     @cached_property
     def _template(self) -> bool:
-        engine = writer_engine(parse_url(self._create(TEMPLATE, "template0")), durable=False)
+        engine = writer_engine(parse_url(self._create(TEMPLATE, "template0")), "off")
         migrate(engine)
         engine.dispose()
         return True
