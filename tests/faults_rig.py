@@ -42,12 +42,12 @@ from pairloop.faults import Fault
 from pairloop.learner import checkpoint, train
 from pairloop.learner.job import TrainJob
 from pairloop.loop import cycle, jobs, label
-from pairloop.store import Store, cycles, doctor, runs, versions
+from pairloop.store import Store, cycles, doctor, duels, runs, versions
 from pairloop.store import jobs as job_rows
 from pairloop.store import store as store_module
 from pairloop.store.clock import shared_now
 from pairloop.store.schema import cycle_steps, feedback, leases, metadata, promotions
-from pairloop.types import RunStatus
+from pairloop.types import Duel, RunStatus
 
 PATIENCE_S = 60.0
 TOLD = "told"
@@ -134,11 +134,13 @@ def _turn_rig(rig: Rig, told: Path, until_s: float) -> None:
             newest = next(iter(cycles.list_(c, rig.loop.name, limit=1)), None)
         if newest is not None and newest.state.is_terminal:
             return
-        done = cycle.run(rig.loop, trigger="test")
-        if not done.state.is_terminal:
+        cycle.run(rig.loop, trigger="test")
+        with rig.store.reading() as c:
+            duel = duels.current(c, rig.loop.name)
+        if duel is not None:  # another worker may end it meanwhile: then these picks come too late, and are kept all the same
             with told.open("a") as file:
                 for _ in range(30):
-                    file.write("".join(f"{pick}\n" for pick in rig.judge(1)))
+                    file.write("".join(f"{pick}\n" for pick in rig.judge(1, duel=duel)))
                     file.flush()
 
 
@@ -414,10 +416,10 @@ def acknowledged_early() -> None:
 
     right = Rig.judge
 
-    def judge(self: Rig, n: int) -> list[str]:
+    def judge(self: Rig, n: int, *, duel: Duel) -> list[str]:
         kept, self.store = self.store, Hasty(self.store)  # type: ignore[assignment]
         try:
-            return right(self, n)
+            return right(self, n, duel=duel)
         finally:
             self.store = kept
 

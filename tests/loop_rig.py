@@ -106,9 +106,9 @@ class Rig:
         self._compare(n, (self.champion, self.champion), GroupKind.TRAIN, Pool.TRAIN, train)
         self._compare(n // 5 if gate_n is None else gate_n, (self.champion, self.champion), GroupKind.HELDOUT, Pool.GATE, gate)
 
-    def judge(self, n: int, picker: Picker = better) -> list[str]:
-        """``n`` comparisons of the open duel, sides by coin; the ids of the picks."""
-        duel, picks = self.duel, list[str]()
+    def judge(self, n: int, picker: Picker = better, *, duel: Duel | None = None) -> list[str]:
+        """``n`` comparisons of the open duel, or of one that was open just now, sides by coin; the ids of the picks."""
+        duel, picks = duel or self.duel, list[str]()
         for _ in range(n):
             sides = (duel.champion, duel.challenger) if self._rng.random() < 0.5 else (duel.challenger, duel.champion)
             picks += self._compare(1, sides, GroupKind.DUEL, Pool.GATE, picker, duel_id=duel.duel_id)
