@@ -15,6 +15,7 @@ from typing import Any, Self
 from pydantic import ValidationError, model_validator
 
 from pairloop.config.deploy import DeploySection
+from pairloop.config.privacy import PrivacySection
 from pairloop.config.section import Section, duration_s, is_loopback
 from pairloop.config.sections import (
     Durability,
@@ -46,6 +47,7 @@ __all__ = [
     "LabelSection",
     "PairsSection",
     "PolicySection",
+    "PrivacySection",
     "ScheduleSection",
     "Section",
     "ServeSection",
@@ -79,6 +81,7 @@ class Config(Section):
     schedule: ScheduleSection = ScheduleSection()
     store: StoreSection = StoreSection()
     track: TrackSection = TrackSection()
+    privacy: PrivacySection = PrivacySection()
 
     @model_validator(mode="after")
     def _offline_needs_a_labeller(self) -> Self:

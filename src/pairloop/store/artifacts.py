@@ -105,7 +105,7 @@ class Artifacts:
                 faults.reach("artifact.before_rename")
                 folder.rename(target)
                 faults.reach("artifact.after_rename")
-                _flush(self.root)
+                flush(self.root)
             return Artifact(artifact_hash, target, _read_manifest(target))
 
     def keep_file(self, file_id: str, source: BinaryIO, *, limit: int) -> tuple[Path, int, str]:
@@ -128,7 +128,7 @@ class Artifacts:
             faults.reach("file.before_rename")
             (folder / file_id).rename(target)
             faults.reach("file.after_rename")
-            _flush(target.parent)
+            flush(target.parent)
         return target, size, digest.hexdigest()
 
     def path(self, artifact_hash: str) -> Path:
@@ -176,14 +176,14 @@ class Artifacts:
         now = time.time()
         return [folder for folder in sorted(self._staging.iterdir()) if now - _last_written(folder) > older_than_s]
 
-    def unreferenced(
-        self, folders: Collection[str], uploads: Collection[str], *, older_than_s: float = STALE_AFTER_S
-    ) -> list[Path]:
-        """Published folders and uploaded files of other names than these; a younger one may get its row any moment."""
-        known, now = {*folders, "tmp", "files"}, time.time()
-        found = [path for path in sorted(self.root.iterdir()) if path.is_dir() and path.name not in known]
-        found += [path for path in sorted((self.root / "files").glob("*")) if path.name not in uploads]
-        return [path for path in found if now - path.stat().st_mtime > older_than_s]
+    def unreferenced(self, named: Collection[str], *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
+        """Published folders that are not among ``named``; a younger one may get its row any moment."""
+        known = {*named, "tmp", "files"}
+        return _old([path for path in self.root.iterdir() if path.is_dir() and path.name not in known], older_than_s)
+
+    def unreferenced_uploads(self, file_ids: Collection[str], *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
+        """Contents of uploaded files that are not among ``file_ids``."""
+        return _old([path for path in (self.root / "files").glob("*") if path.name not in file_ids], older_than_s)
 
     def set_aside(self, path: Path, why: str) -> None:
         """Move a published folder or an uploaded file to the temporary ones, which are removed after a day."""
@@ -211,7 +211,7 @@ def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise StoreError(f"{path}: an artifact holds plain files only")
         if path.is_file() and name != MANIFEST:
-            files[name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+            files[name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
     if not files:
         raise StoreError(f"{folder}: an artifact without files")
     return files
@@ -223,7 +223,7 @@ def _hash_of(files: Mapping[str, Mapping[str, Any]]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -243,17 +243,22 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _flush_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _flush(path)
-    _flush(folder)
+        flush(path)
+    flush(folder)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """fsync of a file or of a folder's entries."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _old(paths: list[Path], older_than_s: float) -> list[Path]:
+    now = time.time()
+    return [path for path in sorted(paths) if now - path.stat().st_mtime > older_than_s]
 
 
 def _last_written(folder: Path) -> float:

@@ -8,13 +8,13 @@ from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, ForeignKeyConstraint
+from sqlalchemy import ColumnElement, Connection, ForeignKeyConstraint, Table
 
 from pairloop.errors import StoreError
 from pairloop.store import contents, cycles, repairs
 from pairloop.store import files as store_files
 from pairloop.store import versions as store_versions
-from pairloop.store.artifacts import Artifacts
+from pairloop.store.artifacts import Artifacts, sha256_of
 from pairloop.store.contents import NamedArtifact
 from pairloop.store.database import broken_pages
 from pairloop.store.findings import FINDINGS
@@ -27,6 +27,7 @@ from pairloop.store.schema import (
     metadata,
     pair_feedback,
     pair_groups,
+    removed_artifacts,
     versions,
 )
 from pairloop.store.store import Store
@@ -77,7 +78,7 @@ def check(store: Store, *, accepted: bool = False) -> list[Problem]:
     folders, file_ids = {store.artifacts.path(one.hash).name for one in named}, {one.file_id for one in uploads}
     problems += [
         Problem("unreferenced_artifact", f"{path}: no row names it", str(path))
-        for path in store.artifacts.unreferenced(folders, file_ids)
+        for path in (*store.artifacts.unreferenced(folders), *store.artifacts.unreferenced_uploads(file_ids))
     ]
     return problems + [
         Problem("stale_folder", f"{path}: left by a writer that is gone", str(path)) for path in store.artifacts.stale()
@@ -121,7 +122,7 @@ def _pairs_without_lineage(c: Connection) -> Iterator[Problem]:
 def _datasets_without_pairs(c: Connection) -> Iterator[Problem]:
     held = sa.exists().where(dataset_pairs.c.dataset_id == datasets.c.dataset_id)
     of_a_job = sa.exists().where(jobs.c.dataset_id == datasets.c.dataset_id)  # its rows come from a file, not from feedback
-    pairless = sa.select(datasets).where(datasets.c.n_train > 0, ~held, ~of_a_job)
+    pairless = sa.select(datasets).where(datasets.c.n_train > 0, ~held, ~of_a_job, ~_removed(datasets))
     for row in c.execute(pairless.order_by(datasets.c.created_at)):
         text = f"dataset {row.dataset_id} has {row.n_train} pairs, and the store knows none of them"
         yield Problem("dataset_without_pairs", text, row.dataset_id)
@@ -162,6 +163,11 @@ def aliased(c: Connection) -> dict[str, list[str]]:
     return found
 
 
+def _removed(table: Table) -> ColumnElement[bool]:
+    """Whose folder was removed on purpose: by an erasure, or because it was kept long enough."""
+    return sa.exists().where(removed_artifacts.c.path == table.c.path)
+
+
 def _unusable_aliases(broken: list[Problem], in_use: dict[str, list[str]]) -> Iterator[Problem]:
     for problem in broken:
         for alias in in_use.get(problem.subject, ()):
@@ -172,7 +178,7 @@ def _upload(artifacts: Artifacts, file: store_files.StoredFile) -> Iterator[Prob
     named = f"file {file.file_id} ({file.filename})"
     if not artifacts.has_file(file.path, file.size):
         yield Problem("missing_file", f"{named}: {file.path} is not there whole", file.file_id)
-    elif contents.sha256(artifacts.local(file.path)) != file.sha256:
+    elif sha256_of(artifacts.local(file.path)) != file.sha256:
         yield Problem("broken_file", f"{named}: {file.path} is not what was uploaded", file.file_id)
 
 

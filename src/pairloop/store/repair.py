@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from pairloop.errors import ConflictError, RowsError
 from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE, read_rows
-from pairloop.store import contents, datasets, doctor, duels, files, jobs, repairs, versions
+from pairloop.store import canaries, contents, datasets, doctor, duels, files, jobs, repairs, versions
 from pairloop.store.archive import Archive
 from pairloop.store.backup import publish_copy
 from pairloop.store.contents import NamedArtifact
@@ -63,12 +63,12 @@ class Mended:
     problems: Sequence[Problem]
 
 
-def mend(store: Store, *, archive: Archive | None = None, accept_loss: bool = False) -> Mended:
-    """Repair what can be, and check again."""
+def mend(store: Store, *, actor: str, archive: Archive | None = None, accept_loss: bool = False) -> Mended:
+    """Repair what can be, and check again. ``actor``: who asked for it, as in the audit trail."""
     done: list[RepairRecord] = []
     for _ in range(_ROUNDS):
         planned = plan(store, archive=archive, accept_loss=accept_loss)[1]
-        made = [record for repair in planned if (record := _perform(store, repair)) is not None]
+        made = [record for repair in planned if (record := _perform(store, repair, actor)) is not None]
         done += made
         if not made:
             break
@@ -83,13 +83,13 @@ def plan(
     return problems, list(_Plan(store, archive, problems, accept_loss=accept_loss).repairs())
 
 
-def _perform(store: Store, repair: Repair) -> RepairRecord | None:
+def _perform(store: Store, repair: Repair, actor: str) -> RepairRecord | None:
     problem = repair.problem
     record = RepairRecord(problem.code, problem.subject, problem.text, repair.action, repair.is_loss, datetime.now(UTC))
 
     def write(c: Connection) -> None:
         repair.in_rows(c)
-        repairs.record(c, record)
+        repairs.record(c, record, actor=actor)
 
     try:
         repair.in_files()
@@ -168,6 +168,9 @@ class _Plan:
         if alias == Alias.CHALLENGER:
             action = f"alias {alias} of {policy} cleared, its duel closed"
             return Repair(problem, action, in_rows=lambda c: _clear_challenger(c, policy, now, problem.text))
+        if alias == Alias.CANARY:
+            action = f"alias {alias} of {policy} cleared, its canary withdrawn"
+            return Repair(problem, action, in_rows=lambda c: _clear_canary(c, policy, now, problem.text))
         if target is None:
             return None
         action = f"champion of {policy} is version {target}, the last promoted one that is whole"
@@ -231,6 +234,7 @@ def _move_champion(c: Connection, policy: str, found: int | None, target: int, w
         c, policy, number=target, previous=found, action="rollback", reason=f"doctor: {why}", cycle_id=None, at=at
     )
     _end_duel(c, policy, at)
+    _end_canary(c, policy, why, at)
 
 
 def _clear_challenger(c: Connection, policy: str, found: int | None, why: str) -> None:
@@ -242,6 +246,11 @@ def _clear_challenger(c: Connection, policy: str, found: int | None, why: str) -
         versions.record_promotion(
             c, policy, number=found, previous=champion, action="retire", reason=f"doctor: {why}", cycle_id=None, at=at
         )
+
+
+def _clear_canary(c: Connection, policy: str, found: int | None, why: str) -> None:
+    _refuse_moved(c, policy, Alias.CANARY, found)
+    _end_canary(c, policy, why, datetime.now(UTC))
 
 
 def _refuse_moved(c: Connection, policy: str, alias: Alias, found: int | None) -> None:
@@ -256,6 +265,14 @@ def _end_duel(c: Connection, policy: str, at: datetime) -> None:
     duel = duels.current(c, policy)
     if duel is not None:
         duels.close(c, duel.duel_id, at)
+
+
+def _end_canary(c: Connection, policy: str, why: str, at: datetime) -> None:
+    """No canary outlives a change of the champion whose place it takes for some."""
+    versions.set_alias(c, policy, Alias.CANARY, None)
+    canary = canaries.current(c, policy)
+    if canary is not None:
+        canaries.close(c, canary.canary_id, "withdrawn", f"doctor: {why}", at)
 
 
 def _read_lineage(folder: Path) -> list[PairLineage]:

@@ -51,12 +51,14 @@ def run(
     owner: str,
     on_progress: OnProgress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    also_recorded: Mapping[str, Any] | None = None,
 ) -> TrainRecord:
     """Train ``parent`` on ``dataset`` and register the version; with a cycle, at most once for it, whatever happened before.
 
-    The caller holds the policy's lease. ``on_progress`` gets each metrics row; ``should_stop`` pauses the run. Raises
-    ConfigError where method and parent do not go together, UnavailableError where the disk is full: the next call goes on from
-    the last checkpoint. Every failure of the training itself is a record.
+    The caller holds the policy's lease. ``on_progress`` gets each metrics row; ``should_stop`` pauses the run; the version's
+    record holds ``also_recorded`` beside recipe and result. Raises ConfigError where method and parent do not go together,
+    UnavailableError where the disk is full: the next call goes on from the last checkpoint. Every failure of the training
+    itself is a record.
     """
     row = _take_up(store, config, dataset, parent, cycle_id, owner)
     faults.reach("run.taken_up")
@@ -72,7 +74,7 @@ def run(
         return TrainRecord(row.run_id, RunStatus.RUNNING, None, {})
     if result.error is not None and result.error.code == DISK_FULL:
         raise UnavailableError(f"run {row.run_id}: {result.error.message}")
-    version = _register(store, row, job, result)
+    version = _register(store, row, job, result, also_recorded)
     faults.reach("run.ended")
     _tidy(folder)
     return TrainRecord(row.run_id, _status(result), version, result.as_dict())
@@ -162,14 +164,17 @@ class _Heart(Listener):
             LOG.warning("run %s: the heartbeat could not be written: %s", self._row.run_id, error)
 
 
-def _register(store: Store, row: Run, job: TrainJob, result: TrainResult) -> Version | None:
+def _register(
+    store: Store, row: Run, job: TrainJob, result: TrainResult, also_recorded: Mapping[str, Any] | None
+) -> Version | None:
     """Publish the folder, then insert the version and end the run in one transaction."""
     now = datetime.now(UTC)
     if result.status is not TrainStatus.SUCCEEDED:
         message = result.error.message if result.error else None
         store.write(lambda c: runs.end(c, row.run_id, _status(result), result.as_dict(), message, now))
         return None
-    artifact = store.artifacts.publish(Path(job.out_dir), _manifest(row, job, result))
+    manifest = _manifest(row, job, result)
+    artifact = store.artifacts.publish(Path(job.out_dir), manifest)
     faults.reach("run.published")
 
     def register(c: Connection) -> Version:
@@ -183,6 +188,8 @@ def _register(store: Store, row: Run, job: TrainJob, result: TrainResult) -> Ver
             dataset_id=row.dataset_id,
             run_id=row.run_id,
             created_at=now,
+            # The same weights may be there already, with another version's manifest.
+            record=None if also_recorded is None else {**manifest, **also_recorded},
         )
         versions.insert(c, version)
         runs.end(c, row.run_id, RunStatus.SUCCEEDED, result.as_dict(), None, now)
