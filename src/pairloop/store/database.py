@@ -24,7 +24,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from pairloop.errors import ConfigError, StoreError
+from pairloop.errors import ConfigError, StoreError, UnavailableError
 from pairloop.store.columns import dump_json
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -65,7 +65,7 @@ def writer_engine(url: URL, synchronous: Synchronous = "full") -> Engine:
     ``full``: each commit is fsynced. ``normal``: a killed process loses nothing, a power failure the last moments. ``off``:
     for tests, a power failure may break a SQLite file.
     """
-    engine = create_engine(url, json_serializer=dump_json, hide_parameters=True)
+    engine = create_engine(url, json_serializer=dump_json, hide_parameters=True, pool_pre_ping=_outlives_server(url))
     if url.get_backend_name() == "sqlite":
         pragmas = ["journal_mode = WAL", f"synchronous = {synchronous.upper()}", "foreign_keys = ON"]
         pragmas.append("secure_delete = ON")  # what is erased is overwritten, not only forgotten
@@ -116,7 +116,13 @@ def reader_engine(url: URL) -> Engine:
         engine = create_engine(url, json_serializer=dump_json, hide_parameters=True, **_READER_POOL)
         _prepare_sqlite(engine, ["query_only = ON"], begin="BEGIN")
         return engine
-    return create_engine(url, json_serializer=dump_json, hide_parameters=True, execution_options={"postgresql_readonly": True})
+    options: dict[str, Any] = {"json_serializer": dump_json, "hide_parameters": True}
+    return create_engine(url, **options, execution_options={"postgresql_readonly": True}, pool_pre_ping=_outlives_server(url))
+
+
+def _outlives_server(url: URL) -> bool:
+    """True where the database is a server that may go and come again: then a connection is tried before it is used."""
+    return url.get_backend_name() != "sqlite"
 
 
 def _prepare_sqlite(engine: Engine, pragmas: list[str], *, begin: str) -> None:
@@ -197,9 +203,9 @@ def failing_as_store_error(name: str) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise StoreError(f"{name}: {getattr(error, 'orig', None) or error}") from error
+        raise UnavailableError(f"{name}: {getattr(error, 'orig', None) or error}") from error
     except OSError as error:
-        raise StoreError(f"{name}: {error}") from error
+        raise UnavailableError(f"{name}: {error}") from error
 
 
 def scrub(engine: Engine, limit_bytes: int) -> bool:
