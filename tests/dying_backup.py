@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.dying_loop import in_child
 from tests.store_rows import a_group, a_version, contents_of, put_groups
 
 from pairloop.config import Config
@@ -38,6 +37,22 @@ def make_store(config: Config, name: str, skills: int) -> None:
                 made = store.artifacts.publish(folder, {})
             row = a_version(number, path=str(made.path), artifact_hash=made.hash)
             store.write(partial(versions.insert, version=row))
+
+
+def in_child(act: Callable[[], None]) -> int:
+    """Run ``act`` in a forked process; its exit status, or minus the signal that killed it."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            act()
+            code = 0
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 def burn(fuse: int) -> None:

@@ -106,12 +106,13 @@ class Rig:
         self._compare(n, (self.champion, self.champion), GroupKind.TRAIN, Pool.TRAIN, train)
         self._compare(n // 5 if gate_n is None else gate_n, (self.champion, self.champion), GroupKind.HELDOUT, Pool.GATE, gate)
 
-    def judge(self, n: int, picker: Picker = better) -> None:
-        """``n`` comparisons of the open duel, sides by coin."""
-        duel = self.duel
+    def judge(self, n: int, picker: Picker = better, *, duel: Duel | None = None) -> list[str]:
+        """``n`` comparisons of the open duel, or of one that was open just now, sides by coin; the ids of the picks."""
+        duel, picks = duel or self.duel, list[str]()
         for _ in range(n):
             sides = (duel.champion, duel.challenger) if self._rng.random() < 0.5 else (duel.challenger, duel.champion)
-            self._compare(1, sides, GroupKind.DUEL, Pool.GATE, picker, duel_id=duel.duel_id)
+            picks += self._compare(1, sides, GroupKind.DUEL, Pool.GATE, picker, duel_id=duel.duel_id)
+        return picks
 
     def _compare(
         self,
@@ -122,7 +123,7 @@ class Rig:
         picker: Picker | None,
         *,
         duel_id: str | None = None,
-    ) -> None:
+    ) -> list[str]:
         made = [self._group(sides, kind, pool, duel_id) for _ in range(n)]
         picks = [self._pick(group, picker) for group in made] if picker is not None else []
 
@@ -133,6 +134,7 @@ class Rig:
                 feedback.insert(c, pick)
 
         self.store.write(write)
+        return [pick.feedback_id for pick in picks]
 
     def _group(self, sides: tuple[int, int], kind: GroupKind, pool: Pool, duel_id: str | None) -> Group:
         prompt = (Message("user", f"please help me with case {self._rng.randrange(10**9)}"),)

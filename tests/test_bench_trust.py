@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.store_rows import a_group
+from tests.store_rows import a_group, a_pick, put_groups, put_picks
 
-from pairloop.bench import trust_loops, trust_swap
+from pairloop.bench import trust_kills, trust_loops, trust_swap
 from pairloop.bench.trust import PARTS, TrustSettings, part
 from pairloop.config import parse_config
 from pairloop.statistics import binomial_tail
@@ -44,6 +44,23 @@ def test_planted_fault_groups_that_mix_versions_are_counted(tmp_path: Path) -> N
             group = _group(f"g{number}", kind, versions)
             store.submit(partial(groups.insert, group=group)).result()
         assert trust_swap.count_mixed(store, config) == (2, 0, 0)
+
+
+def test_planted_fault_picks_that_are_lost_doubled_or_changed_are_counted(tmp_path: Path) -> None:
+    config = parse_config({"state_dir": tmp_path, "policy": {"model": "fake", "method": "full"}})
+    with Store.open(config) as store:
+        put_groups(store, a_group("1"), a_group("2"))
+        ids = [group.group_id for group in (a_group("1"), a_group("2"))]
+        put_picks(
+            store,
+            a_pick(ids[0], feedback_id="kept"),
+            a_pick(ids[1], feedback_id="changed"),
+            a_pick(ids[1], feedback_id="doubled", rater="sam"),
+        )
+    told = {"kept": (ids[0], 0), "changed": (ids[1], 1), "lost": (ids[0], 0)}
+    found = trust_kills.count(config, trust_kills.Tally(told))
+    assert (found["acknowledged"], found["lost"], found["doubled"], found["changed"]) == (3, 1, 1, 1)
+    assert len(trust_kills.rows({**found, "kills": 1, "sent_again": 0})[0]) == len(trust_kills.HEADERS)
 
 
 def _group(group_id: str, kind: GroupKind, versions: tuple[int, int]) -> Group:

@@ -429,29 +429,6 @@ def test_stopping_while_training_leaves_a_run_that_goes_on(rig: Rig) -> None:
     assert done.state is S.DUELLING
 
 
-# --- kill -9 at every write
-
-
-@pytest.mark.slow
-def test_killed_at_any_write_the_cycle_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    """The lease, each step with what it records, the run, the version: dead right before each of them is written."""
-    prepared = tmp_path / "prepared"
-    config = settings(prepared, gate={"offline": True}, label={"verifier": "tests.loop_rig:score"}, evaluate={"prompts": 8})
-    with open_rig(config) as rig:
-        rig.serve(20, gate_n=200)
-    here = Path(__file__)
-    command = [sys.executable, str(here.with_name("dying_loop.py")), config.model_dump_json(), str(prepared)]
-    path = os.pathsep.join([str(here.parents[1]), *filter(None, sys.path)])
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    lives = [json.loads(line) for line in done.stdout.splitlines()]
-    print(f"{sum(life['died'] for life in lives)} deaths, each resumed")
-    assert sum(life["died"] for life in lives) >= 8
-    for life in lives:
-        assert life["cycles"] == [["building", "training", "checking", "promoted"]], life
-        assert (life["versions"], life["moves"], life["problems"]) == (2, ["promote"], []), life
-
-
 # --- status and base
 
 

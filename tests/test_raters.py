@@ -173,7 +173,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         yield made
 
 
-def by_one(rig: Rig, rater: str, work: Callable[[], None]) -> None:
+def by_one(rig: Rig, rater: str, work: Callable[[], object]) -> None:
     """Whatever ``work`` lets pick is picked by one rater, for the groups of new users."""
     as_before = rig._pick
     rig._pick = lambda group, picker: replace(as_before(group, picker), rater_id=rater)  # type: ignore[method-assign]

@@ -9,7 +9,7 @@ from typing import Any
 
 from pairloop.bench.settings import OnStep
 
-PARTS = ("gate", "picks", "swap", "loops", "soak")
+PARTS = ("gate", "picks", "kills", "swap", "loops", "soak")
 """In the order in which they run."""
 
 
@@ -38,6 +38,7 @@ class Part:
 TITLES = {
     "gate": "The gate, on simulated duels that are looked at after every pick",
     "picks": "Picks under load, each on the disk before its 201",
+    "kills": "A server that is killed under clients that pick",
     "swap": "Versions that change under load",
     "loops": "Whole loops whose picks are coin tosses",
     "soak": "Everything at once",
@@ -70,6 +71,10 @@ def part(name: str) -> Part:
         from pairloop.bench import trust_picks
 
         return Part(trust_picks.measure, trust_picks.HEADERS, trust_picks.rows)
+    if name == "kills":
+        from pairloop.bench import trust_kills
+
+        return Part(trust_kills.measure, trust_kills.HEADERS, trust_kills.rows)
     if name == "swap":
         from pairloop.bench import trust_swap
 

@@ -69,6 +69,7 @@ __all__ = [
     "log_of_child",
     "override",
     "parse_config",
+    "planned_fault",
     "secret",
 ]
 
@@ -175,6 +176,11 @@ def secret(name: str) -> str:
     if not value:
         raise ConfigError(f"environment variable {name} is not set; the configuration names it as a secret")
     return value
+
+
+def planned_fault(name: str) -> str | None:
+    """The fault that a test has planned for this process (`pairloop.faults`); None outside of tests."""
+    return os.environ.get(name)
 
 
 def child_env(**extra: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pairloop import faults
 from pairloop.learner.files import whole_folder
 from pairloop.learner.job import last_checkpoint, write_json
 from pairloop.learner.sharding import divided, joined_parts, own, whole
@@ -88,7 +89,9 @@ def save(
     with whole_folder(target) as temporary:
         for file, tensors in files.items():
             save_file(tensors, temporary / file)
+            faults.reach("checkpoint.between_files")
         write_json(temporary / STATE, asdict(state))
+    faults.reach("checkpoint.before_older_go")
     for path in older:
         shutil.rmtree(path)
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pairloop import faults
+
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
@@ -20,9 +22,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
         yield temporary
         for path in (*temporary.rglob("*"), temporary):
             flush(path)
+        faults.reach("folder.before_rename")
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
+        faults.reach("folder.after_rename")
         flush(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

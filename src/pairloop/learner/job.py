@@ -28,6 +28,7 @@ FAKE = "fake"
 LOCK = "lock"
 """The file in the folder of checkpoints that a training process holds."""
 
+DISK_FULL = "disk_full"
 ERROR_CODES: Mapping[str, Literal["user_error", "system_error"]] = MappingProxyType(
     {
         # the input or the settings are at fault: the same run fails again
@@ -40,7 +41,7 @@ ERROR_CODES: Mapping[str, Literal["user_error", "system_error"]] = MappingProxyT
         "checkpoint_mismatch": "user_error",  # the folder's checkpoint belongs to other data or settings
         # the machine is at fault: trying again may help
         "out_of_memory": "system_error",
-        "disk_full": "system_error",
+        DISK_FULL: "system_error",
         "io_error": "system_error",  # any other fault of a disk
         "crash": "system_error",  # an error that nobody foresaw, which is named
         "child_died": "system_error",  # the process was killed, or crashed, several times in a row without getting further

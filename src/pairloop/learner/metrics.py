@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pairloop import faults
 from pairloop.learner.data import TokenGroup
 
 LIBRARIES = ("pairloop", "torch", "transformers", "peft", "tokenizers", "safetensors")
@@ -25,6 +26,7 @@ class MetricsFile:
 
     def write(self, row: Mapping[str, Any]) -> None:
         clean = _finite(row)
+        faults.reach("metrics.before_row")
         self._file.write(json.dumps(clean) + "\n")
         self._report(clean)
 

@@ -12,11 +12,22 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from pairloop import faults
 from pairloop.errors import ConfigError, ModelError, RowsError, UserError, log_failure
 from pairloop.formats.snapshot import TRAIN_FILE
 from pairloop.learner.data import UnfitRows, read_split, refuse_unfit
 from pairloop.learner.files import exclusive
-from pairloop.learner.job import ERROR_CODES, FAKE, LOCK, TrainError, TrainJob, TrainResult, TrainStatus, nothing_to_train
+from pairloop.learner.job import (
+    DISK_FULL,
+    ERROR_CODES,
+    FAKE,
+    LOCK,
+    TrainError,
+    TrainJob,
+    TrainResult,
+    TrainStatus,
+    nothing_to_train,
+)
 from pairloop.learner.workers import WorkerLost, Workers, is_lost, joined
 
 LOG = logging.getLogger(__name__)
@@ -69,7 +80,9 @@ def supervise(job: TrainJob, report: Callable[[Mapping[str, Any]], None], worker
             result.save_first(result_path, f"worker-{workers.rank}")
         else:
             if workers.leads:
+                faults.reach("result.before_write")
                 result.save(result_path)
+                faults.reach("result.after_write")
     return result
 
 
@@ -95,7 +108,7 @@ def classify(error: BaseException) -> TrainError:
             'policy.method = "lora"'
         )
         text = f"the device ran out of memory; {remedy} ({text[:200]})"
-    elif code == "disk_full":
+    elif code == DISK_FULL:
         text = f"the disk is full: free some space and start the run again ({text})"
     elif code == "crash":
         text = f"{type(error).__name__}: {text}"
@@ -109,7 +122,7 @@ def _code_of(error: BaseException) -> str:
     if is_out_of_memory(error):
         return "out_of_memory"
     if (isinstance(error, OSError) and error.errno in _FULL_DISK) or "No space left on device" in str(error):
-        return "disk_full"
+        return DISK_FULL
     return "io_error" if isinstance(error, OSError) else "crash"
 
 

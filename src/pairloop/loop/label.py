@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection
 
+from pairloop import faults
 from pairloop.config import Config
 from pairloop.judge import PairwiseJudge, Verifier, VerifierError, load_verifier, messages_of
 from pairloop.store import Store, feedback, groups
@@ -105,6 +106,7 @@ def _write(store: Store, rows: Sequence[Feedback]) -> None:
 
     if rows:
         store.write(insert)
+        faults.reach("label.after_batch")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pairloop.config import ScheduleSection, duration_s
-from pairloop.errors import ConflictError, PairloopError, log_failure
+from pairloop.errors import ConflictError, PairloopError, UnavailableError, log_failure
 from pairloop.loop import cycle as cycle_stage
 from pairloop.loop import deploy, pairs, privacy
 from pairloop.loop.cycle import Loop
@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 FIRST_RETRY_S = 30.0
 LONGEST_RETRY_S = 3_600.0
+FIRST_RETURN_S = 1.0
+"""After so long a store that was away or full is tried again, each time twice as long, up to ``LONGEST_RETURN_S``."""
+LONGEST_RETURN_S = 60.0
 LOOK_REST = 4.0
 """Seconds of rest per second spent on a look, up to ``LONGEST_REST_S``."""
 LONGEST_REST_S = 1.0
@@ -168,6 +171,11 @@ class Scheduler:
             except ConflictError as error:  # another process turns this loop; its turn will end
                 logger.info("%s", error)
                 wait_s = self._poll_s
+            except UnavailableError as error:  # says nothing about the cycle, which goes on when the store is back
+                logger.warning("the store is not to be had: %s", error)
+                self._trouble, self._seen = f"{type(error).__name__}: {error}", None
+                wait_s = min(LONGEST_RETURN_S, FIRST_RETURN_S * 2.0**failures)
+                failures += 1
             except Exception as error:  # noqa: BLE001 - the supervisor: the loop outlives whatever a cycle ran into
                 log_failure(logger, error, "the cycle broke")
                 self._trouble, self._seen = f"{type(error).__name__}: {error}", None

@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 
 from sqlalchemy import Connection
 
-from pairloop.errors import StoreError
+from pairloop import faults
+from pairloop.errors import StoreError, UnavailableError
 
 MANIFEST = "manifest.json"
 STALE_AFTER_S = 86_400.0
@@ -99,8 +100,11 @@ class Artifacts:
             else:
                 full = {**manifest, "hash": artifact_hash, "files": files}
                 (folder / MANIFEST).write_text(json.dumps(full, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+                faults.reach("artifact.before_flush")
                 _flush_tree(folder)
+                faults.reach("artifact.before_rename")
                 folder.rename(target)
+                faults.reach("artifact.after_rename")
                 flush(self.root)
             return Artifact(artifact_hash, target, _read_manifest(target))
 
@@ -121,7 +125,9 @@ class Artifacts:
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
+            faults.reach("file.before_rename")
             (folder / file_id).rename(target)
+            faults.reach("file.after_rename")
             flush(target.parent)
         return target, size, digest.hexdigest()
 
@@ -264,4 +270,4 @@ def _failing_as_store_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error
+        raise UnavailableError(f"{error.filename or path}: {error.strerror or error}") from error

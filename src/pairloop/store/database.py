@@ -23,7 +23,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from pairloop.errors import ConfigError, StoreError
+from pairloop.errors import ConfigError, StoreError, UnavailableError
 from pairloop.store import postgres
 from pairloop.store.columns import dump_json
 
@@ -190,9 +190,9 @@ def failing_as_store_error(name: str) -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise StoreError(f"{name}: {getattr(error, 'orig', None) or error}") from error
+        raise UnavailableError(f"{name}: {getattr(error, 'orig', None) or error}") from error
     except OSError as error:
-        raise StoreError(f"{name}: {error}") from error
+        raise UnavailableError(f"{name}: {error}") from error
 
 
 def scrub(engine: Engine, limit_bytes: int) -> bool:

@@ -94,8 +94,10 @@ def insert(c: Connection, job: Job) -> None:
     c.execute(sa.insert(jobs), {column.name: _plain(getattr(job, column.name)) for column in jobs.columns})
 
 
-def get(c: Connection, job_id: str) -> Job | None:
-    row = c.execute(sa.select(jobs).where(jobs.c.job_id == job_id)).first()
+def get(c: Connection, job_id: str, *, lock: bool = False) -> Job | None:
+    """The job; with ``lock`` nobody else changes it until the caller's transaction ends."""
+    statement = sa.select(jobs).where(jobs.c.job_id == job_id)
+    row = c.execute(statement.with_for_update() if lock else statement).first()
     return None if row is None else _job(row)
 
 

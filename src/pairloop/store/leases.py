@@ -13,17 +13,24 @@ from pairloop.store.schema import leases
 def acquire(c: Connection, name: str, owner: str, *, now: datetime, ttl_s: float) -> int | None:
     """Take or renew a lease for ``ttl_s`` seconds; its fencing token, or None while another owner holds it.
 
-    The token stays while the owner renews, and rises with every change of owner.
+    The token stays while the owner renews, and rises with every change of owner. The row is locked up to the caller's commit,
+    so nobody takes the lease between a check and what is written under it.
+
+    ``now`` may jump. Forward, a living owner may lose its lease: the token tells it so before its next write. Backward, a dead
+    owner's lease would last for the size of the jump: one that ends later than a new one would is shortened to that.
     """
     expires_at = now + timedelta(seconds=ttl_s)
-    held = c.execute(sa.select(leases).where(leases.c.name == name)).first()
+    this = leases.c.name == name
+    held = c.execute(sa.select(leases).where(this).with_for_update()).first()
     if held is None:
         c.execute(sa.insert(leases), {"name": name, "owner": owner, "token": 1, "expires_at": expires_at})
         return 1
     if held.owner not in (None, owner) and held.expires_at > now:
+        if held.expires_at > expires_at:
+            c.execute(sa.update(leases).where(this).values(expires_at=expires_at))
         return None
     token: int = held.token if held.owner == owner else held.token + 1
-    c.execute(sa.update(leases).where(leases.c.name == name).values(owner=owner, token=token, expires_at=expires_at))
+    c.execute(sa.update(leases).where(this).values(owner=owner, token=token, expires_at=expires_at))
     return token
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +17,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from pairloop.config import Config, duration_s
-from pairloop.errors import StoreError
+from pairloop.errors import StoreError, UnavailableError
 from pairloop.redaction import Redactor
 from pairloop.store.artifacts import ROOT_OPTION, Artifacts
+from pairloop.store.clock import shared_now
 from pairloop.store.database import (
     Synchronous,
     describe,
@@ -32,6 +35,9 @@ from pairloop.store.database import (
 from pairloop.store.writer import MAX_BATCH, Committed, GroupCommitWriter, Limits, Together
 
 T = TypeVar("T")
+
+Fence = Callable[[Connection], object]
+"""Asked in the transaction of each write, before it; raises where the caller may no longer write."""
 
 SCRUBBED_BYTES = 512 << 20
 """The largest SQLite file that is rewritten while the server answers."""
@@ -61,6 +67,9 @@ class Store:
         self.name = describe(url)
         """The database in words, for messages."""
         self.artifacts = Artifacts(artifacts_dir)
+        self.clock: Callable[[Connection], datetime] = shared_now
+        """The time by which leases are judged."""
+        self._fence: Fence | None = None
         self.redactor: Redactor | None = None
         """What takes personal data out of texts: whoever writes texts asks it first."""
         self._writing = writer_engine(url, writing.synchronous)
@@ -94,7 +103,16 @@ class Store:
             with self._reading.connect() as connection:
                 yield connection
         except (DBAPIError, PoolTimeoutError) as error:
-            raise StoreError(f"{self.name}: {getattr(error, 'orig', None) or error}") from error
+            raise UnavailableError(f"{self.name}: {getattr(error, 'orig', None) or error}") from error
+
+    def fenced(self, fence: Fence | None) -> Store:
+        """The same store for a worker that may be overtaken: every write through it first asks ``fence``, in its transaction.
+
+        None takes a fence away.
+        """
+        view = copy(self)
+        view._fence = fence
+        return view
 
     def submit(
         self, fn: Callable[[Connection], T], *, admitted: bool = False, together: Together[Any, T] | None = None
@@ -106,11 +124,24 @@ class Store:
         writes undone), ConflictError where a constraint was violated, StoreError where the database could not write. ``fn``
         must not commit, and must not wait for another write. ``together``: a faster way to do many such functions at once.
         """
-        return self._writer.submit(fn, admitted=admitted, together=together)
+        if self._fence is not None:
+            together = None  # what is written together asks no fence
+        return self._writer.submit(self._behind_fence(fn), admitted=admitted, together=together)
 
     def write(self, fn: Callable[[Connection], T]) -> T:
         """``submit(fn)``, waited for, and never refused: cycles, leases and heartbeats wait for their turn."""
-        return self._writer.write(fn)
+        return self._writer.write(self._behind_fence(fn))
+
+    def _behind_fence(self, fn: Callable[[Connection], T]) -> Callable[[Connection], T]:
+        fence = self._fence
+        if fence is None:
+            return fn
+
+        def fenced(c: Connection) -> T:
+            fence(c)
+            return fn(c)
+
+        return fenced
 
     @property
     def waiting(self) -> int:

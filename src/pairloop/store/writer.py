@@ -16,7 +16,8 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from pairloop.errors import ConflictError, InvalidRequestError, StoreBusyError, StoreError
+from pairloop import faults
+from pairloop.errors import ConflictError, InvalidRequestError, StoreBusyError, StoreError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +192,9 @@ class GroupCommitWriter:
         try:
             with self._engine.begin() as connection:
                 self._run(connection, batch)
+                faults.reach("writer.before_commit")
                 begun = monotonic()
+            faults.reach("writer.before_ack")
             failure = None  # only now: the commit is through
             self._committed(monotonic() - begun, len(batch))
         except (SQLAlchemyError, OSError) as error:
@@ -261,7 +264,7 @@ class GroupCommitWriter:
         return explained
 
     def _store_error(self, error: SQLAlchemyError | OSError) -> StoreError:
-        explained = StoreError(f"{self._name}: nothing of this was stored: {getattr(error, 'orig', None) or error}")
+        explained = UnavailableError(f"{self._name}: nothing of this was stored: {getattr(error, 'orig', None) or error}")
         explained.__cause__ = error
         return explained
 

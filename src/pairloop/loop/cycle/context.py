@@ -9,12 +9,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
 from sqlalchemy import Connection
 
+from pairloop import faults
 from pairloop.config import Config, duration_s
 from pairloop.errors import ConflictError, StoreError
 from pairloop.policy.protocols import Policy
@@ -47,17 +47,19 @@ class Loop:
 class Lease:
     """Held while its block runs, and renewed by a thread; ``check`` inside a transaction fences off an owner that lost it.
 
-    ConflictError on entering while another holds it. A holder that was killed on this machine is not waited for.
+    ConflictError on entering while another holds it. A holder that was killed on this machine is not waited for. One that was
+    only thought dead (a stopped process, a clock that jumped) loses it: what it writes through ``store.fenced(lease.check)``
+    from then on is refused.
     """
 
     def __init__(self, loop: Loop, name: str, what: str) -> None:
-        self._store = loop.store
+        self._store = loop.store.fenced(None)  # a lease is its own fence
         self._name = name
         self._what = what
         self._owner = f"{loop.owner}/{new_id('lease')}"
         self._ttl_s = duration_s(loop.config.schedule.lease)
         self._token: int | None = None
-        self._done = threading.Event()
+        self._done, self._lost = threading.Event(), threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
@@ -70,22 +72,37 @@ class Lease:
             _held_here.discard(self._owner)
             raise
         self._renewing.start()
+        faults.reach("lease.taken")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._done.set()
         self._renewing.join()
         _held_here.discard(self._owner)
+        faults.reach("lease.before_release")
         self._store.write(lambda c: leases.release(c, self._name, self._owner))
 
     def check(self, c: Connection) -> None:
         """Renew in the caller's transaction; ConflictError where another process took the cycle over meanwhile."""
-        token = leases.acquire(c, self._name, self._owner, now=datetime.now(UTC), ttl_s=self._ttl_s)
+        token = leases.acquire(c, self._name, self._owner, now=self._store.clock(c), ttl_s=self._ttl_s)
         if token is None or token != self._token:
-            raise ConflictError(f"{self._name}: the lease ran out and another process took it over; nothing was written")
+            raise self._taken_over()
+
+    @property
+    def is_lost(self) -> bool:
+        """True once the renewing thread has found another owner: whatever takes long may stop."""
+        return self._lost.is_set()
+
+    def insist(self) -> None:
+        """ConflictError where the lease is known to be lost."""
+        if self.is_lost:
+            raise self._taken_over()
+
+    def _taken_over(self) -> ConflictError:
+        return ConflictError(f"{self._name}: the lease ran out and another process took it over; nothing was written")
 
     def _take(self, c: Connection) -> tuple[int | None, str | None]:
-        now = datetime.now(UTC)
+        now = self._store.clock(c)
         token = leases.acquire(c, self._name, self._owner, now=now, ttl_s=self._ttl_s)
         if token is not None:
             return token, None
@@ -99,7 +116,11 @@ class Lease:
         while not self._done.wait(self._ttl_s / 3):
             try:
                 self._store.write(self.check)
-            except (ConflictError, StoreError) as error:
+            except ConflictError as error:
+                self._lost.set()
+                logger.warning("%s", error)
+                return
+            except StoreError as error:
                 logger.warning("%s could not be renewed: %s", self._name, error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from pairloop.errors import NotFoundError, PairloopError, UserError, place_of
+from pairloop.errors import NotFoundError, PairloopError, UnavailableError, UserError, place_of
 from pairloop.loop import deploy, evaluate, gate, label, pairs
 from pairloop.loop.cycle import canary, looks, smoothing, tracking
 from pairloop.loop.cycle.context import CycleLease, Loop, training
@@ -22,6 +23,8 @@ from pairloop.telemetry import logs, traces
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, RunStatus, Verdict, VerdictKind, Version
 
 logger = logging.getLogger(__name__)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 _CLOSED_BY = {
     VerdictKind.PROMOTE: CycleState.PROMOTED,
@@ -39,17 +42,21 @@ def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never, a
 
     Returns when the cycle ended, when it waits for people, or when ``should_stop`` said so; no lease is held then.
     ``actor``: who asked by hand for a new cycle, for the audit trail. A stage's failure ends the cycle as ``failed``, but one
-    that comes while stopping is tried again at the next start. ConflictError
-    while another thread or process moves a cycle of this policy.
+    that comes while stopping is tried again at the next start. ConflictError while another thread or process moves a cycle of
+    this policy, or took this one over: then nothing more was written. UnavailableError where the store or the disk is not to
+    be had: the next call goes on from the last step.
     """
     with CycleLease(loop) as lease:
-        cycle = _open(loop, lease, trigger, actor)
+        loop = dataclasses.replace(loop, store=loop.store.fenced(lease.check))
+        cycle = _open(loop, trigger, actor)
         while not cycle.state.is_terminal and not should_stop():
-            turn = Turn(loop, lease, cycle, should_stop)
+            turn = Turn(loop, cycle, lambda: should_stop() or lease.is_lost)
             try:
                 with logs.about(policy=loop.name, cycle=cycle.number):
                     _STAGES[cycle.state](turn)
             except (PairloopError, OSError) as error:
+                lease.insist()
+                _raise_if_passing(error)
                 if should_stop():  # the engine may be closed by now, and the stage failed of that
                     logger.info("cycle %d of %s stops while %s: %s", cycle.number, loop.name, cycle.state, error)
                     return _get(loop, cycle.cycle_id)
@@ -70,14 +77,22 @@ def record_failure(loop: Loop, error: BaseException) -> None:
         cycle = cycles.current(c, loop.name)
     if cycle is not None and not cycle.state.is_waiting:
         with CycleLease(loop) as lease:
-            _fail(Turn(loop, lease, cycle, _never), error)
+            fenced = dataclasses.replace(loop, store=loop.store.fenced(lease.check))
+            _fail(Turn(fenced, cycle, _never), error)
 
 
-def _open(loop: Loop, lease: CycleLease, trigger: str, actor: str | None) -> Cycle:
+def _raise_if_passing(error: PairloopError | OSError) -> None:
+    """A store that is away or a disk that is full says nothing about the cycle, and ends none."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        raise UnavailableError(f"{error.filename or 'the disk'}: {error.strerror}") from error
+    if isinstance(error, UnavailableError):
+        raise error
+
+
+def _open(loop: Loop, trigger: str, actor: str | None) -> Cycle:
     """The cycle that has not ended, or a new one with the champion as parent; a new one uses up the pending trigger."""
 
     def begin(c: Connection) -> Cycle:
-        lease.check(c)
         current = cycles.current(c, loop.name)
         if current is not None:
             return current

@@ -9,28 +9,30 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from pairloop import faults
 from pairloop.errors import NotFoundError
-from pairloop.loop.cycle.context import CycleLease, Loop
+from pairloop.loop.cycle.context import Loop
 from pairloop.store import cycles, versions
 from pairloop.types import Cycle, CycleState, CycleStep, Version
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A cycle that moves, under the lease of whoever moves it."""
+    """A cycle that moves. Every write of ``loop.store`` is behind the fence of the lease under which it does."""
 
     loop: Loop
-    lease: CycleLease
     cycle: Cycle
     should_stop: Callable[[], bool]
 
     def record(self, c: Connection, state: CycleState, record: Mapping[str, Any]) -> None:
-        """Append the step in the caller's transaction, if the lease is still ours."""
-        self.lease.check(c)
+        """Append the step in the caller's transaction."""
         cycles.step(c, self.cycle.cycle_id, CycleStep(state, record, datetime.now(UTC)))
+        faults.reach("step.in_transaction")
 
     def enter(self, state: CycleState, record: Mapping[str, Any]) -> None:
+        faults.reach("step.before_commit")
         self.loop.store.write(lambda c: self.record(c, state, record))
+        faults.reach("step.after_commit")
 
     def recorded(self, state: CycleState) -> Mapping[str, Any]:
         record = self.cycle.record(state)

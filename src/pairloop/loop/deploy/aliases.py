@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection
 
+from pairloop import faults
 from pairloop.errors import ConflictError, NotFoundError
 from pairloop.loop.deploy.probe import answers, load
 from pairloop.policy.protocols import Policy
@@ -41,12 +42,15 @@ def open_duel(
     load(policy, challenger, champion)
     duel = Duel(new_id("duel"), cycle_id, challenger.policy, champion.number, challenger.number, datetime.now(UTC))
 
+    faults.reach("duel.before_open")
+
     def commit(c: Connection) -> None:
         versions.set_alias(c, duel.policy, Alias.CHALLENGER, duel.challenger)
         duels.open(c, duel)
         also(c, duel)
 
     store.write(commit)
+    faults.reach("duel.after_open")
     return duel
 
 
@@ -65,7 +69,9 @@ def promote(
 
     ConflictError where it is the champion already, or where ``replacing`` is no longer.
     """
+    faults.reach("promote.before_load")
     load_with_parent(store, policy, version)
+    faults.reach("promote.after_probe")
 
     def commit(c: Connection) -> Promotion:
         promotion = _move(c, version.policy, version.number, "promote", reason, actor=actor, cycle_id=cycle_id)
@@ -76,7 +82,9 @@ def promote(
         also(c)
         return promotion
 
-    return store.write(commit)
+    promotion = store.write(commit)
+    faults.reach("promote.after_commit")
+    return promotion
 
 
 def load_with_parent(store: Store, policy: Policy, version: Version) -> None:
@@ -130,6 +138,7 @@ def retire(
         also(c)
 
     store.write(commit)
+    faults.reach("retire.before_unload")
     policy.unload(version.number)
 
 
@@ -210,6 +219,7 @@ def _move(
     if previous == number:
         raise ConflictError(f"{policy_name}@{number} is the champion already")
     versions.set_alias(c, policy_name, Alias.CHAMPION, number)
+    faults.reach("alias.moved_in_transaction")
     end_duel(c, policy_name, at)
     end_canary(c, policy_name, "promoted" if _is_canary(c, policy_name, number) else "withdrawn", reason, at)
     moved = Promotion(policy_name, number, previous, action, reason, cycle_id, at)

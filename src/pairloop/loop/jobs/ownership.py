@@ -7,11 +7,11 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
 
+from pairloop import faults
 from pairloop.config import duration_s
 from pairloop.errors import StoreError
 from pairloop.loop.cycle import Loop, is_gone
@@ -26,11 +26,14 @@ MAX_ATTEMPTS = 3
 
 def claim(loop: Loop, owner: str, statuses: Sequence[JobStatus]) -> Job | None:
     """Take the oldest job in one of these states that nobody has, or whose worker died or has been silent for a lease."""
-    now = datetime.now(UTC)
+    lease = timedelta(seconds=duration_s(loop.config.schedule.lease))
 
     def take(c: Connection) -> Job | None:
+        now = loop.store.clock(c)
         for job in jobs.waiting(c, statuses):
-            if job.owner is not None and not is_silent(job):
+            if job.owner is not None and not is_silent(job, now):
+                if job.lease_expires_at is not None and job.lease_expires_at > now + lease:  # the clock jumped back
+                    jobs.update(c, job, lease_expires_at=now + lease)
                 continue
             if job.owner is not None:
                 jobs.say(c, job.job_id, "Its worker is gone; another one goes on", now, level="warn", data=_where(job))
@@ -38,34 +41,33 @@ def claim(loop: Loop, owner: str, statuses: Sequence[JobStatus]) -> Job | None:
             if attempt > MAX_ATTEMPTS:
                 _give_up(c, job, now)
                 continue
-            jobs.update(
-                c,
-                job,
-                owner=owner,
-                lease_expires_at=now + timedelta(seconds=duration_s(loop.config.schedule.lease)),
-                heartbeat_at=now,
-                attempt=attempt,
-                progress={**job.progress, "claimed_step": _step(job)},
-            )
-            return jobs.get(c, job.job_id)
+            known = {**job.progress, "claimed_step": _step(job)}
+            values = {"owner": owner, "lease_expires_at": now + lease, "heartbeat_at": now, "attempt": attempt}
+            if jobs.update(c, job, progress=known, **values):  # another process's claim may have come in between
+                return jobs.get(c, job.job_id)
         return None
 
-    return loop.store.write(take)
+    job = loop.store.write(take)
+    if job is not None:
+        faults.reach("job.claimed")
+    return job
 
 
 @contextmanager
 def beating(loop: Loop, job: Job) -> Iterator[None]:
     """A thread that says now and then that the job's owner is alive, for work that has no step at which to say so itself."""
-    lease_s, done = duration_s(loop.config.schedule.lease), threading.Event()
+    lease, done = timedelta(seconds=duration_s(loop.config.schedule.lease)), threading.Event()
     owner = job.owner
     assert owner is not None, "somebody has it"
 
+    def say_so(c: Connection) -> bool:
+        now = loop.store.clock(c)
+        return jobs.beat(c, job.job_id, owner, at=now, lease_expires_at=now + lease)
+
     def beat() -> None:
-        while not done.wait(lease_s / 3):
-            now = datetime.now(UTC)
-            until = now + timedelta(seconds=lease_s)
+        while not done.wait(lease.total_seconds() / 3):
             try:
-                loop.store.write(partial(jobs.beat, job_id=job.job_id, owner=owner, at=now, lease_expires_at=until))
+                loop.store.write(say_so)
             except StoreError as error:
                 logger.warning("%s: the heartbeat could not be written: %s", job.job_id, error)
 
@@ -80,14 +82,14 @@ def beating(loop: Loop, job: Job) -> Iterator[None]:
 
 def let_go(c: Connection, job_id: str, owner: str) -> None:
     """Give a job back on purpose: the next worker goes on with it, and that counts as no failed attempt."""
-    job = jobs.get(c, job_id)
+    job = jobs.get(c, job_id, lock=True)
     if job is not None and job.owner == owner:
         _free(c, job, attempt=max(0, job.attempt - 1))
 
 
 def drop(c: Connection, job_id: str, owner: str, trouble: str) -> None:
     """Give a job back because of ``trouble``: the next worker tries again, as long as attempts are left."""
-    job = jobs.get(c, job_id)
+    job = jobs.get(c, job_id, lock=True)
     if job is not None and job.owner == owner:
         _free(c, job, progress={**job.progress, "trouble": trouble})
         if not job.status.is_terminal:
@@ -100,10 +102,10 @@ def _free(c: Connection, job: Job, **values: Any) -> None:
     jobs.update(c, job, owner=None, lease_expires_at=None, **values)
 
 
-def is_silent(job: Job) -> bool:
+def is_silent(job: Job, now: datetime) -> bool:
     """True where the job's worker has not said for a lease that it is alive, or is known to be gone."""
     assert job.owner is not None, "somebody has it"
-    return job.lease_expires_at is None or job.lease_expires_at <= datetime.now(UTC) or is_gone(job.owner)
+    return job.lease_expires_at is None or job.lease_expires_at <= now or is_gone(job.owner)
 
 
 def _give_up(c: Connection, job: Job, now: datetime) -> None:

@@ -110,8 +110,8 @@ class JobQueue:
         """Remove what is left here of jobs that have ended and that no worker has: checkpoints may fill a disk."""
         for folder in self._loop.config.runs_dir.glob("ftjob-*"):
             with self._loop.store.reading() as c:
-                job = jobs.get(c, folder.name)
-            if job is not None and job.status.is_terminal and (job.owner is None or is_silent(job)):
+                job, now = jobs.get(c, folder.name), self._loop.store.clock(c)
+            if job is not None and job.status.is_terminal and (job.owner is None or is_silent(job, now)):
                 discard(self._loop, job)
 
 

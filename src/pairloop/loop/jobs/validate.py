@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection
 
+from pairloop import faults
 from pairloop.config import Config
-from pairloop.errors import UserError
+from pairloop.errors import UnavailableError, UserError
 from pairloop.loop.cycle import Loop, owning, register_base
 from pairloop.loop.jobs import dataset, methods, results, uploads
 from pairloop.loop.jobs.ownership import beating, claim, drop, let_go
@@ -42,6 +44,10 @@ def validate_next(loop: Loop, should_stop: Callable[[], bool] = _never) -> bool:
         except UserError as error:
             code, param = getattr(error, "code", None), getattr(error, "param", None)
             fail(loop.store, job, code=code or "invalid_job", message=str(error), param=param, kind="user_error")
+        except UnavailableError:  # says nothing about the job: it goes on when the store is back
+            with suppress(UnavailableError):
+                loop.store.write(lambda c: let_go(c, job.job_id, owner))
+            raise
         except Exception as error:  # the supervisor: whatever it was, the job is tried again a few times, and says it
             trouble = f"{type(error).__name__}: {error}"
             loop.store.write(lambda c: drop(c, job.job_id, owner, trouble))
@@ -65,7 +71,7 @@ def fail(
     error, now = {"code": code, "message": message, "param": param, "kind": kind}, datetime.now(UTC)
 
     def write(c: Connection) -> None:
-        current = jobs.get(c, job.job_id)
+        current = jobs.get(c, job.job_id, lock=True)
         if current is None or current.status.is_terminal or current.owner != job.owner:
             return
         for file in left:
@@ -107,6 +113,7 @@ def _validate(loop: Loop, job: Job, should_stop: Callable[[], bool]) -> None:
             made = dataset.publish(
                 loop.store, job, folder, train=found.train, heldout=found.heldout, counts=counts, dropped=dropped
             )
+            faults.reach("job.dataset_published")
     _queue(loop.store, job, config, found, made)
 
 
@@ -116,11 +123,11 @@ def _queue(store: Store, job: Job, config: Config, found: Found, made: Dataset |
     data = {"rows": found.rows, "counts": dict(found.counts or {}), "dropped": dict(found.dropped or {})}
 
     def write(c: Connection) -> None:
+        current = jobs.get(c, job.job_id, lock=True)
+        if current is None or current.owner != job.owner or current.status is not JobStatus.VALIDATING:
+            return  # cancelled or taken over meanwhile
         if made is not None:
             dataset.record(c, made)
-        current = jobs.get(c, job.job_id)
-        if current is None or current.owner != job.owner or current.status is not JobStatus.VALIDATING:
-            return  # cancelled meanwhile
         dataset_id = None if made is None else made.dataset_id
         jobs.update(c, current, status=JobStatus.QUEUED, dataset_id=dataset_id, method=method)
         jobs.say(c, job.job_id, f"Files validated: {found.rows} rows, {what}", now, data=data)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from pairloop import faults
 from pairloop.config import TrainSection, duration_s
-from pairloop.errors import ConflictError, NotFoundError, StoreError, UserError
+from pairloop.errors import ConflictError, NotFoundError, StoreError, UnavailableError, UserError
 from pairloop.formats import snapshot
 from pairloop.learner.child import Row, read_rows
 from pairloop.learner.job import TrainResult, TrainStatus
@@ -57,6 +60,10 @@ def train_next(loop: Loop, should_stop: Callable[[], bool]) -> bool:
                 _Work(loop, job, should_stop).run()
         except ConflictError as error:
             logger.warning("%s: %s", job.job_id, error)  # another worker has it: nothing of this was written
+        except UnavailableError:  # says nothing about the job: it goes on when the store is back
+            with suppress(UnavailableError):
+                loop.store.write(lambda c: let_go(c, job.job_id, owner))
+            raise
         except Exception as error:  # the supervisor: whatever it was, the job is tried again a few times, and says it
             trouble = f"{type(error).__name__}: {error}"
             loop.store.write(lambda c: drop(c, job.job_id, owner, trouble))
@@ -86,7 +93,7 @@ class _Work:
         self._lease_s = duration_s(loop.config.schedule.lease)
         self._should_stop = should_stop
         self._progress = Progress(job.progress)
-        self._beat_at = datetime.min.replace(tzinfo=UTC)
+        self._beat_at_s = float("-inf")
         self._ours = True
 
     def run(self) -> None:
@@ -107,7 +114,7 @@ class _Work:
         step, now = self._progress.known.get("step"), datetime.now(UTC)
         text = "Fine-tuning job started" if step is None else f"Fine-tuning goes on; it had reached step {step}"
         if self._beat():
-            self._store.write(lambda c: jobs.say(c, self._job.job_id, text, now, data={"step": step}))
+            self._store.write(lambda c: self._say(c, text, now, {"step": step}))
         return self._ours
 
     def _train(self) -> TrainResult:
@@ -197,7 +204,7 @@ class _Work:
         """Asked a few times a second while it trains. What is cancelled is paused as well, and then removed."""
         if self._should_stop():
             return True
-        if self._ours and (datetime.now(UTC) - self._beat_at).total_seconds() >= BEAT_S:
+        if self._ours and time.monotonic() - self._beat_at_s >= BEAT_S:  # not by the wall clock, which may jump
             try:
                 self._beat()
             except StoreError as error:  # another process holds the database; the lease outlasts that
@@ -206,10 +213,11 @@ class _Work:
 
     def _beat(self) -> bool:
         """Say that it lives and how far it is; False where the job is no longer to be worked on."""
-        self._beat_at = now = datetime.now(UTC)
-        until, events = now + timedelta(seconds=self._lease_s), self._progress.take_events()
+        self._beat_at_s, events = time.monotonic(), self._progress.take_events()
 
         def write(c: Connection) -> bool:
+            now = self._store.clock(c)
+            until = now + timedelta(seconds=self._lease_s)
             known = {"status": JobStatus.RUNNING, "progress": self._progress.known}
             ours = jobs.beat(c, self._job.job_id, self._owner, at=now, lease_expires_at=until, **known)
             for message, data in events if ours else ():
@@ -232,6 +240,7 @@ class _Work:
             return
         with beating(self._loop, job):
             made = publish(self._store, self._config, job, folder, name=name, step=step, metrics=metrics)
+        faults.reach("job.checkpoint_published")
 
         def write(c: Connection) -> None:
             self._check(c)
@@ -267,6 +276,7 @@ class _Work:
         with beating(self._loop, job):
             made = publish(self._store, self._config, job, self._folder / "out", name=name, result=result)
             metrics = self._metrics()
+        faults.reach("job.published")
 
         def write(c: Connection) -> None:
             self._check(c)
@@ -287,6 +297,7 @@ class _Work:
             jobs.say(c, job.job_id, "The job has successfully completed", now)
 
         self._store.write(write)
+        faults.reach("job.ended")
         discard(self._loop, job)
 
     def _fail(self, code: str, message: str, param: str | None, kind: str, left: Sequence[StoredFile] = ()) -> None:
@@ -303,14 +314,20 @@ class _Work:
             discard(self._loop, current)
             return
         text = f"Paused at step {step}" if current.paused else f"Interrupted at step {step}: its worker stops; it goes on later"
-        self._store.write(lambda c: jobs.say(c, job_id, text, now, data={"step": step}))
+        self._store.write(lambda c: self._say(c, text, now, {"step": step}))
+
+    def _say(self, c: Connection, text: str, now: datetime, data: Mapping[str, Any]) -> None:
+        """Append an event, as long as the job is ours."""
+        current = jobs.get(c, self._job.job_id, lock=True)
+        if current is not None and current.owner == self._owner:
+            jobs.say(c, self._job.job_id, text, now, data=data)
 
     def _metrics(self) -> StoredFile:
         return results.metrics_file(self._store, self._job.job_id, read_rows(self._folder / "metrics.jsonl")[0])
 
     def _check(self, c: Connection) -> Job:
         """ConflictError, which undoes the caller's transaction, where the job is no longer ours to change."""
-        current = jobs.get(c, self._job.job_id)
+        current = jobs.get(c, self._job.job_id, lock=True)
         if current is None or current.owner != self._owner or current.status is not JobStatus.RUNNING:
             raise ConflictError(f"{self._job.job_id} was cancelled, paused or taken over meanwhile")
         return current

@@ -12,6 +12,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from pairloop import faults
 from pairloop.config import Config
 from pairloop.errors import InvalidRequestError
 from pairloop.formats import snapshot
@@ -99,6 +100,7 @@ def record(store: Store, config: Config, new: NewPairs, *, cycle_id: str | None)
         dropped=compiled.dropped,
         created_at=datetime.now(UTC),
     )
+    faults.reach("dataset.published")
     lineage = [(row.row_id, row.group_ids, row.feedback_ids) for row in compiled.pairs]
 
     def insert(c: Connection) -> Dataset:

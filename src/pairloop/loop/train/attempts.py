@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,18 @@ from pairloop.config import Config, TrainSection
 from pairloop.errors import ConfigError
 from pairloop.learner.child import Row, follow, log_tail, read_rows, started
 from pairloop.learner.files import is_held
-from pairloop.learner.job import FAKE, LOCK, TrainError, TrainJob, TrainResult, TrainStatus, last_checkpoint, rewind_metrics
+from pairloop.learner.job import (
+    DISK_FULL,
+    ERROR_CODES,
+    FAKE,
+    LOCK,
+    TrainError,
+    TrainJob,
+    TrainResult,
+    TrainStatus,
+    last_checkpoint,
+    rewind_metrics,
+)
 from pairloop.policy.engine import resolve_model
 from pairloop.types import BASE_VERSION, Version, VersionKind
 
@@ -236,6 +249,8 @@ def _died(code: int, folder: Path) -> TrainError:
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     hint = " (the system does that where memory runs out: set train.max_tokens_per_batch lower)" if code == -9 else ""
     log = log_tail(folder / "child.log")
+    if os.strerror(errno.ENOSPC) in log:  # it could not even write down how it ended
+        return TrainError(DISK_FULL, ERROR_CODES[DISK_FULL], f"the disk is full; the training process's last words:\n{log}")
     text = f"the training process {how} {MAX_ATTEMPTS} times in a row without a result{hint}"
     return TrainError("child_died", "system_error", f"{text}; its last words:\n{log}" if log else text)
 

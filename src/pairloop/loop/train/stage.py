@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -16,10 +17,11 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from pairloop import faults
 from pairloop.config import Config, duration_s
-from pairloop.errors import NotFoundError, StoreError
+from pairloop.errors import NotFoundError, StoreError, UnavailableError
 from pairloop.learner.child import Row, read_rows
-from pairloop.learner.job import TrainJob, TrainResult, TrainStatus
+from pairloop.learner.job import DISK_FULL, TrainJob, TrainResult, TrainStatus
 from pairloop.loop.train.attempts import Listener, OnProgress, Start, attempt, job_in
 from pairloop.store import Store, new_id, runs, versions
 from pairloop.types import Dataset, Run, RunStatus, Version, VersionKind
@@ -54,11 +56,14 @@ def run(
     """Train ``parent`` on ``dataset`` and register the version; with a cycle, at most once for it, whatever happened before.
 
     The caller holds the policy's lease. ``on_progress`` gets each metrics row; ``should_stop`` pauses the run; the version's
-    record holds ``also_recorded`` beside recipe and result. Raises ConfigError where method and parent do not go together;
-    every failure of the training itself is a record.
+    record holds ``also_recorded`` beside recipe and result. Raises ConfigError where method and parent do not go together,
+    UnavailableError where the disk is full: the next call goes on from the last checkpoint. Every failure of the training
+    itself is a record.
     """
     row = _take_up(store, config, dataset, parent, cycle_id, owner)
+    faults.reach("run.taken_up")
     if row.status is not RunStatus.RUNNING:
+        _tidy(folder_of(config, row))
         return TrainRecord(row.run_id, row.status, _version_of(store, row), row.result)
     folder, root = folder_of(config, row), store.artifacts.root
     heart = _Heart(store, row, duration_s(config.schedule.lease), on_progress)
@@ -67,10 +72,18 @@ def run(
     result = attempt(job, folder, heart, should_stop)
     if result.status is TrainStatus.PAUSED:
         return TrainRecord(row.run_id, RunStatus.RUNNING, None, {})
+    if result.error is not None and result.error.code == DISK_FULL:
+        raise UnavailableError(f"run {row.run_id}: {result.error.message}")
     version = _register(store, row, job, result, also_recorded)
+    faults.reach("run.ended")
+    _tidy(folder)
+    return TrainRecord(row.run_id, _status(result), version, result.as_dict())
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what an ended run needs no longer."""
     for name in ("out", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    return TrainRecord(row.run_id, _status(result), version, result.as_dict())
 
 
 def folder_of(config: Config, row: Run) -> Path:
@@ -129,17 +142,17 @@ class _Heart(Listener):
         super().__init__(on_progress)
         self._store, self._row, self._lease_s = store, row, lease_s
         self._progress: dict[str, Any] = {**row.progress, "folder": row.progress.get("folder", row.run_id)}
-        self._beat_at = datetime.min.replace(tzinfo=UTC)
+        self._beat_at_s = float("-inf")
 
     def hear(self, rows: Sequence[Row]) -> None:
         super().hear(rows)
         for row in rows:
             self._progress |= row
-        if (datetime.now(UTC) - self._beat_at).total_seconds() >= HEARTBEAT_S:
+        if time.monotonic() - self._beat_at_s >= HEARTBEAT_S:  # not by the wall clock, which may jump
             self.flush()
 
     def flush(self) -> None:
-        self._beat_at = now = datetime.now(UTC)
+        self._beat_at_s, now = time.monotonic(), datetime.now(UTC)
         until, progress = now + timedelta(seconds=self._lease_s), dict(self._progress)
         try:
             self._store.write(
@@ -162,6 +175,7 @@ def _register(
         return None
     manifest = _manifest(row, job, result)
     artifact = store.artifacts.publish(Path(job.out_dir), manifest)
+    faults.reach("run.published")
 
     def register(c: Connection) -> Version:
         version = Version(
