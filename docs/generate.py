@@ -91,7 +91,7 @@ def api_page() -> str:
 
 
 def _schema() -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder, Store.in_memory(Path(folder) / "artifacts") as store:
+    with tempfile.TemporaryDirectory() as folder, Store.open(Config(state_dir=Path(folder))) as store:
         schema: dict[str, Any] = create_app(store, FakePolicy(), Config(), None).openapi()
     return schema
 
@@ -105,7 +105,7 @@ def metrics_page() -> str:
         "| name | type | meaning |",
         "|---|---|---|",
     ]
-    with tempfile.TemporaryDirectory() as folder, Store.in_memory(Path(folder) / "artifacts") as store:
+    with tempfile.TemporaryDirectory() as folder, Store.open(Config(state_dir=Path(folder))) as store:
         found = list(Metrics(store, FakePolicy(), Config(state_dir=Path(folder)), dict).families())
     for family in sorted(found, key=lambda family: family.name):
         name = f"{family.name}_total" if family.type == "counter" else family.name

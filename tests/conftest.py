@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.postgres import SuiteOnPostgres
 from tests.server import RunningServer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -51,9 +52,26 @@ def _refuse_the_network(event: str, args: tuple[Any, ...]) -> None:
 sys.addaudithook(_refuse_the_network)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "where the tests' stores stand; postgres: on a server that is started for them, and only tests that open a store run"
+    parser.addoption("--database", choices=["sqlite", "postgres"], default="sqlite", help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--database") == "postgres":
+        config.pluginmanager.register(SuiteOnPostgres(), "suite-on-postgres")
+
+
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     """Starts real servers (see RunningServer for the options) that end with the test."""
     numbers = count()
     with ExitStack() as running:
         yield lambda **options: running.enter_context(RunningServer(tmp_path / f"server-{next(numbers)}", **options))
+
+
+@pytest.fixture
+def blank_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database without a schema, of the kind that the run asks for."""
+    suite = request.config.pluginmanager.get_plugin("suite-on-postgres")
+    return suite.blank() if isinstance(suite, SuiteOnPostgres) else f"sqlite:///{tmp_path / 'blank.sqlite'}"

@@ -139,6 +139,11 @@ class Rig:
     def _group(self, sides: tuple[int, int], kind: GroupKind, pool: Pool, duel_id: str | None) -> Group:
         prompt = (Message("user", f"please help me with case {self._rng.randrange(10**9)}"),)
         ids = self.policy.tokens.encode_prompt(prompt)
+        for number in set(sides) - self.policy.loaded():  # another process made it
+            with self.store.reading() as c:
+                version = versions.get(c, self.loop.name, number)
+            assert version is not None
+            self.policy.load(version)
         answers = tuple(self.policy.sample(SampleRequest(ids, side)).result()[0] for side in sides)
         return Group(
             group_id=new_group_id(),

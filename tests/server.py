@@ -19,6 +19,7 @@ import httpx
 import uvicorn
 from openai import DefaultHttpxClient, OpenAI
 from sqlalchemy import Connection
+from tests.stores import open_beside, open_store
 
 from pairloop.config import Config, parse_config
 from pairloop.loop.cycle import Loop, ensure_base
@@ -56,11 +57,15 @@ def user_of(pool: Pool, number: int = 0, gate_share: float = 0.2) -> str:
 class World:
     """A store with version 0 as champion, and the fake policy; with what a cycle would do to them. ``with`` closes both."""
 
-    def __init__(self, folder: Path, *, config: Config | None = None, policy: Policy | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, config: Config | None = None, policy: Policy | None = None, beside: World | None = None
+    ) -> None:
+        """``beside``: on that one's database and artifacts."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.config = config or fake_config(folder)
-        self.store = Store.in_memory(folder / "artifacts", self.config)
+        opened = open_store(folder / "artifacts", self.config) if beside is None else open_beside(beside.store)
+        self.store: Store = opened
         self.policy: Policy = policy or FakePolicy()
         ensure_base(self.store, self.policy, self.config)
 
@@ -129,11 +134,12 @@ class RunningServer(World):
         *,
         config: Config | None = None,
         policy: Policy | None = None,
+        beside: World | None = None,
         scheduler: SchedulerLike | None = None,
         turning: bool = False,
     ) -> None:
         """``turning``: with a scheduler of its own, which runs cycles and fine-tuning jobs."""
-        super().__init__(folder, config=config, policy=policy)
+        super().__init__(folder, config=config, policy=policy, beside=beside)
         if turning:
             scheduler = Scheduler(Loop(self.store, self.policy, self.config, f"{socket.gethostname()}:{os.getpid()}"))
         self._listener = listen("127.0.0.1", 0)
@@ -163,6 +169,10 @@ class RunningServer(World):
             self._thread.join(STOP_S)
             assert not self._thread.is_alive(), "the server did not end in time"
         super().__exit__(kind, error, trace)
+
+    def post_chat(self, headers: Mapping[str, str]) -> httpx.Response:
+        """The default chat request, with headers."""
+        return self.http.post("/v1/chat/completions", json=chat_body(), headers=headers)
 
     def chat(self, **body: Any) -> httpx.Response:
         """POST /v1/chat/completions; model and messages have defaults."""

@@ -17,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 from tests.server import POLICY, RunningServer, chat_body, fake_config, user_of
+from tests.stores import database_of
 
 from pairloop.config import parse_config
 from pairloop.errors import ConfigError, InvalidRequestError
+from pairloop.scaffold import write_config
 from pairloop.store import Store, keys
 from pairloop.store.keys import Scope
 from pairloop.types import Pool
@@ -204,6 +206,7 @@ def test_a_request_reads_no_key_from_the_store_and_writes_none(locked: tuple[Run
     assert not any("UPDATE keys" in sql for sql in said)
 
 
+@pytest.mark.sqlite("what its file holds")
 def test_only_a_hash_of_the_secret_is_stored(tmp_path: Path) -> None:
     key, token = keys.new("mine", [Scope.TRAIN])
     secret = token.rsplit("-", 1)[1]
@@ -309,9 +312,8 @@ def test_with_a_key_made_on_the_command_line_other_hosts_are_served(tmp_path: Pa
 
     from pairloop.cli import pairloop
 
-    (tmp_path / "pairloop.toml").write_text(
-        '[policy]\nmodel = "fake"\nmethod = "full"\n[serve]\nallowed_hosts = ["llm.example"]\n'
-    )
+    serve = {"allowed_hosts": ["llm.example"]}
+    write_config(tmp_path, {"policy": {"model": "fake", "method": "full"}, "serve": serve, "store": database_of(tmp_path)})
     made = CliRunner().invoke(pairloop, ["keys", "create", "--config", str(tmp_path), "--scope", "inference", "--name", "one"])
     assert made.exit_code == 0, made.output
     token = made.output.split()[0]

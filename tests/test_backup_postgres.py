@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from tests.loop_rig import open_rig, settings
+from tests.postgres import missing, running_server
 from tests.store_rows import a_group, a_pick, contents_of, put_groups, put_picks
-from tests.test_postgres import binary, url
 
 from pairloop.loop import cycle
 from pairloop.store import Store, backup, doctor, feedback
@@ -17,14 +18,17 @@ from pairloop.store.restore import restore
 from pairloop.store.versions import promotions
 from pairloop.types import CycleState
 
-__all__ = ["url"]  # the fixture
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with running_server() as server:
+        yield server.blank()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(binary("initdb") is None, reason="PostgreSQL's initdb is not installed")
+@pytest.mark.postgres
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_a_store_grows_from_sqlite_into_postgres_and_back(url: str, tmp_path: Path) -> None:
     """Three stores with the same rows; the loop goes on in the second one."""
-    pytest.importorskip("psycopg", reason='needs the extra "postgres"')
     first = settings(tmp_path / "first", store={"database": f"sqlite:///{tmp_path / 'first.sqlite'}"})
     with open_rig(first) as rig:
         rig.serve(60)
@@ -53,10 +57,9 @@ def test_a_store_grows_from_sqlite_into_postgres_and_back(url: str, tmp_path: Pa
         assert doctor.check(store) == []
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(binary("initdb") is None, reason="PostgreSQL's initdb is not installed")
+@pytest.mark.postgres
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_sequence_numbers_go_on_and_the_former_tables_are_moved_aside(url: str, tmp_path: Path) -> None:
-    pytest.importorskip("psycopg", reason='needs the extra "postgres"')
     config = settings(tmp_path, store={"database": url})
     with Store.open(config) as store:
         put_groups(store, a_group("g"))

@@ -15,11 +15,11 @@ import click
 import pytest
 import yaml
 from sqlalchemy.engine import make_url
+from tests.stores import open_store
 
 from pairloop.cli import pairloop
 from pairloop.config import Config, load_config
 from pairloop.policy.fake import FakePolicy
-from pairloop.store import Store
 from pairloop.web.app import create_app
 
 REPOSITORY = Path(__file__).parent.parent
@@ -124,7 +124,7 @@ def test_the_health_check_asks_for_a_route_that_exists(tmp_path: Path) -> None:
     found = re.search(r"http://127\.0\.0\.1:(\d+)(/[a-z/]+)", check)
     assert found is not None
     assert int(found[1]) == load_config(INSIDE, env={}).serve.port
-    with Store.in_memory(tmp_path / "artifacts") as store:
+    with open_store(tmp_path / "artifacts") as store:
         assert found[2] in create_app(store, FakePolicy(), Config(), None).openapi()["paths"]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 from tests.loop_rig import Picker, Rig, better, coin, open_rig, settings, worse
+from tests.stores import database_of
 
 from pairloop.config import Config
 from pairloop.errors import ConfigError, ConflictError
@@ -277,7 +278,7 @@ def test_a_state_directory_can_be_moved(tmp_path: Path) -> None:
         rig.serve(60)
         assert turn(rig).state is S.DUELLING
     shutil.move(tmp_path / "here", tmp_path / "there")
-    with open_rig(settings(tmp_path / "there")) as rig:
+    with open_rig(settings(tmp_path / "there", store=database_of(tmp_path / "here"))) as rig:
         assert rig.policy.loaded() == {0, 1, 2}
         assert doctor.check(rig.store) == []
         assert duel_out(rig).state is S.PROMOTED

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.store_rows import BOT, NOW, a_cycle, a_dataset, a_group, a_pick, a_version
+from tests.stores import open_store, somebody_else
 
 from pairloop.config import Config
 from pairloop.formats import snapshot
@@ -100,11 +100,9 @@ def upload(store: Store, content: bytes, file_id: str = "file-1") -> StoredFile:
 
 
 def plant(store: Store, sql: str) -> None:
-    """Change the file behind the store's back, as a person with a SQLite shell would: no foreign keys are checked."""
-    connection = sqlite3.connect(store.name)
-    with connection:
-        connection.execute(sql)
-    connection.close()
+    """Change the file behind the store's back, as a person with a shell of the database would: no foreign keys are checked."""
+    with somebody_else(store) as connection:
+        connection.exec_driver_sql(sql)
 
 
 def codes(store: Store) -> list[str]:
@@ -118,9 +116,8 @@ def only_problem(store: Store) -> doctor.Problem:
 
 
 def artifact_of(store: Store, table: str) -> Path:
-    connection = sqlite3.connect(store.name)
-    (path,) = connection.execute(f"SELECT path FROM {table} ORDER BY created_at DESC").fetchone()
-    connection.close()
+    with somebody_else(store) as connection:
+        path = connection.exec_driver_sql(f"SELECT path FROM {table} ORDER BY created_at DESC").scalar()
     return store.artifacts.root / str(path)
 
 
@@ -129,7 +126,7 @@ def test_a_healthy_store_has_no_problems(store: Store) -> None:
 
 
 def test_an_empty_store_has_no_problems(tmp_path: Path) -> None:
-    with Store.in_memory(tmp_path / "artifacts") as empty:
+    with open_store(tmp_path / "artifacts") as empty:
         assert doctor.check(empty) == []
 
 
@@ -233,6 +230,7 @@ def test_every_code_is_explained_in_the_docs() -> None:
         assert f"| `{code}` | {found.meaning} | {found.repair or 'no'} | {found.by_hand} |" in page
 
 
+@pytest.mark.sqlite("its file")
 def test_a_damaged_database_file(store: Store) -> None:
     """One byte flips inside the file, past SQLite: a row names a cycle that never was."""
     name = store.name

@@ -21,12 +21,14 @@ import httpx
 import pytest
 from tests.server import RunningServer, fake_config
 from tests.store_rows import BOT, Blocked, a_group, put_groups, read
+from tests.stores import open_store
 
 from pairloop.config import Config, Durability, StoreSection, parse_config
 from pairloop.errors import ConfigError, PairloopError, StoreBusyError
 from pairloop.loop.feedback import MetricValue, Pick, submit_metric, submit_preference
 from pairloop.store import Store, feedback, groups
 from pairloop.store import writer as writer_module
+from pairloop.store.database import broken_pages
 from pairloop.store.writer import Committed, GroupCommitWriter, Limits
 
 DURABILITIES: tuple[Durability, ...] = get_args(Durability)
@@ -47,7 +49,8 @@ from tests.store_rows import a_group, a_pick
 from pairloop.config import Config, StoreSection
 from pairloop.store import Store, feedback, groups
 early = sys.argv[3] == "early"
-store = Store.open(Config(state_dir=Path(sys.argv[1]), store=StoreSection(durability="group" if early else sys.argv[3])))
+section = StoreSection(durability="group" if early else sys.argv[3], database=sys.argv[4])
+store = Store.open(Config(state_dir=Path(sys.argv[1]), store=section))
 def write(fn):
     (store.submit(fn, admitted=True) if early else store.write(fn))
 def work(thread):
@@ -64,7 +67,7 @@ for thread in range(8):
 
 def lost_by_a_kill(folder: Path, mode: str) -> list[str]:
     """Of what a process acknowledged before it was killed, the lines whose rows are not whole."""
-    command = [sys.executable, "-c", KILLED, str(folder), REPOSITORY, mode]
+    command = [sys.executable, "-c", KILLED, str(folder), REPOSITORY, mode, Config(state_dir=folder).database_url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         acknowledged = [child.stdout.readline() for _ in range(120)]
@@ -74,7 +77,7 @@ def lost_by_a_kill(folder: Path, mode: str) -> list[str]:
     assert len(whole) >= 120
     lost = []
     with Store.open(Config(state_dir=folder)) as store, store.reading() as c:
-        assert c.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+        assert broken_pages(c) == []
         for line in whole:
             group_id, feedback_id = line.split()
             group, picks = groups.get(c, group_id), feedback.for_group(c, group_id)
@@ -96,6 +99,7 @@ def test_a_store_that_acknowledges_before_the_commit_is_found_out(tmp_path: Path
 # --- acknowledged is on the disk: transactions and fsyncs
 
 
+@pytest.mark.sqlite("its PRAGMAs")
 @pytest.mark.parametrize(
     ("durability", "transactions", "synchronous"), [("commit", [1] * 20, 2), ("group", [20], 2), ("async", [20], 1)]
 )
@@ -217,7 +221,7 @@ def test_what_waits_together_is_as_if_each_had_been_alone(tmp_path: Path, seed: 
     outcomes, rows = [], []
     asked = requests(draw, names)
     for place in ("together", "alone"):
-        with Store.in_memory(tmp_path / place) as store:
+        with open_store(tmp_path / place) as store:
             put_groups(store, a_group("single", answers=("one",)), a_group("abandoned", answers=()), *map(a_group, names))
             if place == "together":
                 blocked = Blocked(store)
@@ -237,7 +241,7 @@ def test_what_waits_together_is_as_if_each_had_been_alone(tmp_path: Path, seed: 
 
 
 def test_beyond_its_bounds_the_queue_refuses_clients_and_nobody_else(tmp_path: Path) -> None:
-    with Store.in_memory(tmp_path / "artifacts", configured(tmp_path, max_waiting=5, max_wait="300s")) as store:
+    with open_store(tmp_path / "artifacts", configured(tmp_path, max_waiting=5, max_wait="300s")) as store:
         blocked = Blocked(store)
         taken = [store.submit(partial(groups.insert, group=a_group(f"g{n}"))) for n in range(4)]
         assert store.is_busy
@@ -254,6 +258,7 @@ def test_beyond_its_bounds_the_queue_refuses_clients_and_nobody_else(tmp_path: P
         assert read(store, groups.get, "refused") is None
 
 
+@pytest.mark.sqlite("its busy timeout")
 def test_what_waited_too_long_is_refused_when_the_database_refuses(tmp_path: Path) -> None:
     """Else each further batch would wait as long for the same lock, one after the other."""
     with Store.open(Config(state_dir=tmp_path)) as opened:
@@ -275,6 +280,7 @@ def test_what_waited_too_long_is_refused_when_the_database_refuses(tmp_path: Pat
         assert read(opened, groups.count, BOT) == 1
 
 
+@pytest.mark.sqlite("its busy timeout")
 def test_a_blocked_database_refuses_in_time_and_goes_on_afterwards(tmp_path: Path) -> None:
     config = fake_config(tmp_path, store={"max_waiting": 8, "max_wait": "200s"})
     with RunningServer(tmp_path / "state", config=config) as server, ThreadPoolExecutor(40) as clients:
@@ -318,7 +324,7 @@ def test_a_blocked_database_refuses_in_time_and_goes_on_afterwards(tmp_path: Pat
 
 
 def test_an_oldest_write_that_waits_for_too_long_closes_the_door(tmp_path: Path) -> None:
-    with Store.in_memory(tmp_path / "artifacts", configured(tmp_path, max_wait="1s")) as store:
+    with open_store(tmp_path / "artifacts", configured(tmp_path, max_wait="1s")) as store:
         blocked = Blocked(store)
         until = monotonic() + 10
         while not store.is_busy and monotonic() < until:

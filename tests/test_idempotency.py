@@ -15,9 +15,10 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse
 from tests.server import POLICY, RunningServer, chat_body, sse_chunks
+from tests.stores import open_store
 
 from pairloop.policy.fake import FakePolicy
-from pairloop.store import Store, feedback, groups, keys, replies
+from pairloop.store import feedback, groups, keys, replies
 from pairloop.store.keys import Scope
 from pairloop.store.replies import StoredReply
 from pairloop.web.idempotency import Idempotency
@@ -157,7 +158,7 @@ def test_one_callers_key_is_not_anothers(serve: Serve) -> None:
 def test_replies_are_durable_and_kept_for_a_day(tmp_path: Path) -> None:
     now = datetime.now(UTC)
     reply = StoredReply("hash", 201, {"content-type": "application/json"}, b'{"a": 1}', now)
-    with Store.in_memory(tmp_path / "artifacts") as store:
+    with open_store(tmp_path / "artifacts") as store:
         store.write(lambda c: replies.put(c, "key:a", "old", replace(reply, created_at=now - timedelta(hours=23))))
         store.write(lambda c: replies.put(c, "key:a", "new", reply))
         with store.reading() as c:
@@ -186,7 +187,7 @@ def test_no_reply_goes_out_that_is_not_stored(tmp_path: Path) -> None:
 
         return asyncio.run(send())
 
-    with Store.in_memory(tmp_path / "artifacts") as store:
+    with open_store(tmp_path / "artifacts") as store:
         app = Idempotency(JSONResponse({"done": True}), store)
         held = store.submit(hold_the_writer)
         assert writing.wait(10)

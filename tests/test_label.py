@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.judge_server import judge_server, longer_wins
+from tests.stores import open_store
 
 from pairloop.config import Config
 from pairloop.errors import ConfigError
@@ -38,7 +39,7 @@ def length_score(messages: list[dict[str, str]], completion: str) -> float:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.in_memory(tmp_path / "artifacts") as opened:
+    with open_store(tmp_path / "artifacts") as opened:
         yield opened
 
 

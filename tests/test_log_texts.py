@@ -120,7 +120,7 @@ def provoke(server: RunningServer, policy: Quoting) -> list[int]:
     server.store.redactor = Redactor(hook, b"key")
     codes.append(server.chat(**ask).status_code)
     server.store.redactor = None
-    server.store.write(lambda c: c.execute(sa.text("DROP TABLE feedback")))
+    server.store.write(lambda c: c.execute(sa.text("ALTER TABLE feedback RENAME TO gone")))
     codes.append(http.post("/v1/preferences", json=pick | {"id": "q"}).status_code)
     return codes
 

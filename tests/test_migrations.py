@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from pairloop.config import Config, StoreSection
-from pairloop.errors import ConfigError, PairloopError, StoreError
+from pairloop.errors import ConfigError, StoreError
 from pairloop.store import Store
 from pairloop.store.database import migrate, parse_url, writer_engine
 from pairloop.store.schema import metadata
 
 
-def engine_at(path: Path) -> Engine:
-    return writer_engine(parse_url(f"sqlite:///{path}"), "off")
+def engine_of(url: str) -> Engine:
+    return writer_engine(parse_url(url), "off")
 
 
 def described(engine: Engine) -> dict[str, Any]:
@@ -49,8 +48,9 @@ def described(engine: Engine) -> dict[str, Any]:
     return tables
 
 
+@pytest.mark.sqlite("its own list of what stands in the file; on PostgreSQL by alembic's comparison, below")
 def test_a_blank_database_migrates_to_exactly_the_schema(tmp_path: Path) -> None:
-    migrated = engine_at(tmp_path / "migrated.sqlite")
+    migrated = engine_of(f"sqlite:///{tmp_path / 'migrated.sqlite'}")
     migrate(migrated)
     created = create_engine("sqlite://")
     metadata.create_all(created)
@@ -62,8 +62,9 @@ def test_a_blank_database_migrates_to_exactly_the_schema(tmp_path: Path) -> None
     created.dispose()
 
 
+@pytest.mark.sqlite("its own list of what stands in the file")
 def test_migrating_again_changes_nothing(tmp_path: Path) -> None:
-    engine = engine_at(tmp_path / "again.sqlite")
+    engine = engine_of(f"sqlite:///{tmp_path / 'again.sqlite'}")
     migrate(engine)
     before = described(engine)
     migrate(engine)
@@ -71,6 +72,7 @@ def test_migrating_again_changes_nothing(tmp_path: Path) -> None:
     engine.dispose()
 
 
+@pytest.mark.sqlite("its file")
 def test_a_newer_database_is_refused_by_name_and_left_alone(tmp_path: Path) -> None:
     config = Config(state_dir=tmp_path)
     Store.open(config).close()
@@ -88,6 +90,7 @@ def test_a_newer_database_is_refused_by_name_and_left_alone(tmp_path: Path) -> N
     raw.close()
 
 
+@pytest.mark.sqlite("its file")
 def test_a_file_that_is_no_database_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "pairloop.sqlite"
     file.write_text("these are my holiday notes, not a database\n" * 100)
@@ -96,6 +99,7 @@ def test_a_file_that_is_no_database_is_refused_by_name(tmp_path: Path) -> None:
     assert file.read_text().startswith("these are my holiday notes")
 
 
+@pytest.mark.sqlite("its file")
 def test_someone_elses_database_is_refused_and_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "pairloop.sqlite"
     raw = sqlite3.connect(file)
@@ -107,6 +111,7 @@ def test_someone_elses_database_is_refused_and_left_alone(tmp_path: Path) -> Non
     raw.close()
 
 
+@pytest.mark.sqlite("its file")
 def test_a_state_dir_that_cannot_be_made_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="file"):
@@ -118,31 +123,14 @@ def test_a_bad_database_url_is_a_config_error(tmp_path: Path) -> None:
         Store.open(Config(state_dir=tmp_path, store=StoreSection(database="no url")))
 
 
+@pytest.mark.sqlite("its file")
 def test_paths_with_percent_signs_and_spaces_work(tmp_path: Path) -> None:
     with Store.open(Config(state_dir=tmp_path / "100 % sure")) as store:
         assert (tmp_path / "100 % sure" / "pairloop.sqlite").exists()
         assert "100 % sure" in store.name
 
 
-def test_two_openers_of_a_blank_database_both_get_it(tmp_path: Path) -> None:
-    config = Config(state_dir=tmp_path)
-    start, problems = threading.Barrier(4), []
-
-    def open_it() -> None:
-        start.wait()
-        try:
-            Store.open(config).close()
-        except PairloopError as error:
-            problems.append(error)
-
-    threads = [threading.Thread(target=open_it) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert problems == []
-
-
+@pytest.mark.sqlite("its PRAGMAs")
 def test_the_database_is_set_up_for_durability(tmp_path: Path) -> None:
     with Store.open(Config(state_dir=tmp_path)) as store:
 

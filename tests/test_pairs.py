@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.stores import open_store
 
 from pairloop.config import Config
 from pairloop.formats import snapshot
@@ -393,7 +394,7 @@ def test_the_books_close_whatever_comes_in(evidence: list[LabelledGroup], rules:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.in_memory(tmp_path / "artifacts") as opened:
+    with open_store(tmp_path / "artifacts") as opened:
         base = Version(POLICY, 0, VersionKind.BASE, "base", "", None, None, None, NOW)
         opened.write(lambda c: versions.insert(c, base))
         opened.write(lambda c: versions.set_alias(c, POLICY, Alias.CHAMPION, 0))
@@ -609,7 +610,7 @@ def test_the_order_in_which_feedback_arrived_does_not_change_the_dataset(tmp_pat
     labelled = [said(f"a{i}", f"b{i % 3}", prompt=ask(f"q{i % 5}"), rows=[pick(Label.A), pick(Label.A)]) for i in range(20)]
     made = []
     for name in ("one", "other"):
-        with Store.in_memory(tmp_path / name / "artifacts") as store:
+        with open_store(tmp_path / name / "artifacts") as store:
             put(store, *labelled)
             made.append(pairs.run(store, None, Config(), cycle_id=None, parent=0))
         random.Random(0).shuffle(labelled)

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from sqlalchemy import Connection
 from tests.loop_rig import Rig, open_rig, settings
 from tests.server import RunningServer, chat_body
+from tests.stores import open_store
 
 from pairloop.cli import pairloop
 from pairloop.config import Config
@@ -135,6 +136,7 @@ def rows_of(dataset: Dataset) -> list[str]:
     ]
 
 
+@pytest.mark.sqlite("the bytes of its file")
 def test_a_person_is_erased_down_to_the_bytes(rig: Rig) -> None:
     rig.serve(40)
     mine, other = plant(rig)
@@ -201,6 +203,7 @@ def test_a_second_person_is_erased_from_what_the_first_one_left(rig: Rig) -> Non
     assert doctor.check(rig.store) == []
 
 
+@pytest.mark.sqlite("the bytes of its file")
 def test_a_restored_backup_is_erased_again_by_the_ledger(rig: Rig, tmp_path: Path) -> None:
     rig.serve(30)
     plant(rig)
@@ -407,6 +410,7 @@ def test_weights_that_nothing_rests_on_go_and_can_be_made_again(rig: Rig) -> Non
 # --- over HTTP and by hand
 
 
+@pytest.mark.sqlite("the bytes of its file")
 def test_an_erasure_over_http(tmp_path: Path) -> None:
     with RunningServer(tmp_path) as server:
         said = server.chat(user=JANE, messages=[{"role": "user", "content": WORDS}]).json()["id"]
@@ -479,7 +483,7 @@ def test_a_real_model_is_made_again_to_the_same_bytes(tmp_path: Path) -> None:
 
     base = write_model(tmp_path / "base", tokenizer=byte_tokenizer(), gain=3.0)
     config = config_of(tmp_path, model=str(base), train={"min_pairs": 4, "batch_size": 8, "epochs": 2})
-    with Store.in_memory(tmp_path / "artifacts") as store:
+    with open_store(tmp_path / "artifacts") as store:
         world = World(store, config, some_pairs(24))
         first = train.run(store, config, dataset=world.dataset, parent=world.base, owner="t:0").version
         assert first is not None

@@ -22,6 +22,7 @@ from tests.store_rows import (
     a_version,
     put_groups,
 )
+from tests.stores import open_store
 
 from pairloop.store import (
     Store,
@@ -54,7 +55,7 @@ from pairloop.types import (
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.in_memory(tmp_path / "artifacts") as opened:
+    with open_store(tmp_path / "artifacts") as opened:
         yield opened
 
 
@@ -118,6 +119,7 @@ def write_everything(c: Connection) -> None:
     triggers.take(c, BOT)
 
 
+@pytest.mark.sqlite("its authorizer")
 def test_evidence_is_only_ever_inserted(store: Store) -> None:
     """SQLite itself reports each table and column that a statement would change, while everything that writes runs."""
     changed: set[tuple[str, str]] = set()
@@ -231,6 +233,7 @@ PER_REQUEST: dict[str, Callable[[Connection], object]] = {
 }
 
 
+@pytest.mark.sqlite("its query plans")
 @pytest.mark.parametrize("name", PER_REQUEST)
 def test_no_hot_query_scans_a_table(store: Store, name: str) -> None:
     put_groups(store, a_group("g"), a_group("streamed", answers=()))
@@ -253,12 +256,14 @@ SORTED_BY_INDEX = (
 )
 
 
+@pytest.mark.sqlite("its query plans")
 @pytest.mark.parametrize("name", SORTED_BY_INDEX)
 def test_the_newest_is_read_off_an_index_and_not_sorted(store: Store, name: str) -> None:
     lines = [line for line in plans(store, PER_REQUEST[name]) if "USE TEMP B-TREE FOR ORDER BY" in line]
     assert lines == []
 
 
+@pytest.mark.sqlite("its query plans")
 def test_the_labelled_since_query_starts_from_the_new_rows(store: Store) -> None:
     plan = plans(store, PER_REQUEST["feedback.labelled_since"])
     assert any("ix_feedback_policy_seq (policy=? AND seq>? AND seq<?)" in line for line in plan)

@@ -10,18 +10,21 @@ from typing import Any
 
 import openai
 import pytest
+import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 from tests.openai_schema import validate
 from tests.server import POLICY, RunningServer, sse_chunks, user_of
 from tests.store_rows import BOT, a_group, put_groups
+from tests.stores import open_store
 
-from pairloop.config import Config
+from pairloop.config import Config, StoreSection
 from pairloop.loop.gate import votes
 from pairloop.loop.pairs import PairRules, compile_pairs
 from pairloop.store import Store, duels, feedback, groups, stored
 from pairloop.store.database import alembic_config, parse_url, writer_engine
+from pairloop.store.schema import metadata as schema
 from pairloop.types import Completion, FinishReason, GroupKind, Pool
 
 ASK: Any = [{"role": "user", "content": "Where is my order?"}]
@@ -133,8 +136,7 @@ def test_deleted_is_gone_from_the_wire_and_its_texts_from_the_store(server: Runn
         assert refusal.json()["error"]["param"] == param
 
     def dumped(c: Any) -> str:
-        tables = [name for (name,) in c.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        return repr([row for name in tables for row in c.exec_driver_sql(f"SELECT * FROM {name}")])
+        return repr([row for table in schema.sorted_tables for row in c.execute(sa.select(table))])
 
     with server.store.reading() as c:
         everything = dumped(c)
@@ -147,7 +149,7 @@ def test_deleted_is_gone_from_the_wire_and_its_texts_from_the_store(server: Runn
 
 
 def test_an_erased_group_is_neither_labelled_nor_asked_again(tmp_path: Path) -> None:
-    with Store.in_memory(tmp_path / "artifacts") as store:
+    with open_store(tmp_path / "artifacts") as store:
         put_groups(store, a_group("gone"), a_group("kept", at=1))
         for name in ("gone", "kept"):
             store.write(partial(stored.insert, group=a_group(name)))
@@ -266,7 +268,7 @@ DRAWN = st.lists(st.tuples(PAIRS, st.sampled_from([0, 1]), st.booleans(), st.boo
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with Store.in_memory(tmp_path_factory.mktemp("many") / "artifacts") as opened:
+    with open_store(tmp_path_factory.mktemp("many") / "artifacts") as opened:
         yield opened
 
 
@@ -308,10 +310,10 @@ def test_pages_hold_exactly_what_was_asked_for(
     assert found == (expected[::-1] if newest_first else expected)
 
 
-def test_what_was_answered_before_the_migration_is_listed(tmp_path: Path) -> None:
+def test_what_was_answered_before_the_migration_is_listed(tmp_path: Path, blank_url: str) -> None:
     from alembic import command
 
-    engine = writer_engine(parse_url(f"sqlite:///{tmp_path / 'pairloop.sqlite'}"), "off")
+    engine = writer_engine(parse_url(blank_url), "off")
     duel_sides = (Completion("a", version=0), Completion("b", version=1))
     with engine.begin() as c:
         command.upgrade(alembic_config(c), "0001")
@@ -321,7 +323,8 @@ def test_what_was_answered_before_the_migration_is_listed(tmp_path: Path) -> Non
         groups.insert(c, a_group("left", completions=(Completion("a", finish_reason=FinishReason.ABANDONED),)))
         groups.insert(c, a_group("fought", kind=GroupKind.DUEL, completions=duel_sides))
     engine.dispose()
-    with Store.open(Config(state_dir=tmp_path)) as store, store.reading() as c:
+    config = Config(state_dir=tmp_path, store=StoreSection(database=blank_url))
+    with Store.open(config) as store, store.reading() as c:
         assert [one.group.group_id for one in stored.page(c, BOT, limit=9)] == ["fought", "plain"]
         assert [one.group.group_id for one in stored.page(c, BOT, model=f"{BOT}@0", limit=9)] == ["plain"]
         (kept,) = stored.page(c, BOT, metadata={"shop": "a"}, limit=9)

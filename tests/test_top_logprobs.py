@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.openai_schema import validate
 from tests.server import POLICY, RunningServer, chat_body, sse_chunks, user_of
+from tests.stores import open_store
 from tests.tiny_models import byte_tokenizer, letter_tokenizer, write_model
 
 from pairloop.config import PolicySection
@@ -213,12 +215,12 @@ def test_a_format_is_refused_by_name_where_the_engine_cannot(serve: Serve) -> No
 def test_groups_stored_before_formats_were_known_are_read(tmp_path: Path) -> None:
     from tests.store_rows import a_group
 
-    from pairloop.store import Store, groups
+    from pairloop.store import groups
 
-    with Store.in_memory(tmp_path / "artifacts") as store:
+    with open_store(tmp_path / "artifacts") as store:
         store.write(lambda c: groups.insert(c, a_group("old")))
         old = '{"max_tokens": 9, "temperature": 1.0, "top_p": 1.0, "stop": [], "seed": null}'
-        store.write(lambda c: c.exec_driver_sql("UPDATE groups SET sampling = ?", (old,)))
+        store.write(lambda c: c.execute(sa.text("UPDATE groups SET sampling = :old"), {"old": old}))
         with store.reading() as c:
             group = groups.get(c, "old")
     assert group is not None

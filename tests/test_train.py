@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.stores import open_store
 from tests.tiny_models import byte_tokenizer, write_model
 
 from pairloop.config import Config, parse_config
@@ -57,7 +58,7 @@ def some_pairs(count: int) -> list[PreferencePair]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.in_memory(tmp_path / "artifacts") as store:
+    with open_store(tmp_path / "artifacts") as store:
         yield store
 
 
@@ -198,6 +199,7 @@ class BrokenOnce:
         return self.inner.reading()
 
 
+@pytest.mark.sqlite("its busy timeout")
 def test_a_locked_database_does_not_stop_the_training(world: World) -> None:
     """Another process holds the lock from the first metrics row on, until the heart has said that it could not write."""
     world.store.write(lambda c: c.exec_driver_sql("PRAGMA busy_timeout = 20").scalar_one())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.stores import open_store
 from tests.test_pairs import NOW, pick, put, row, said, scores
 from tests.tiny_models import byte_tokenizer, write_model
 
@@ -21,7 +22,7 @@ from pairloop.learner.job import ERROR_CODES, TrainResult, TrainStatus, last_che
 from pairloop.loop import pairs as pairs_stage
 from pairloop.loop.train import Start, figures_of, run, run_in, train_settings, with_objective
 from pairloop.policy.fake import FakeTokens
-from pairloop.store import Store, datasets, versions
+from pairloop.store import datasets, versions
 from pairloop.types import Label, Message, PairSide, PreferencePair, TrainingGroup, TrainingRow, Version, VersionKind
 
 Row = Mapping[str, Any]
@@ -200,7 +201,7 @@ def test_the_loop_trains_on_the_rows_of_its_objective(tmp_path: Path, objective:
     """Feedback in the store, a dataset with its lineage, a version: the same for every kind of row."""
     settings = {"objective": objective, "min_pairs": 4}
     config = parse_config({"state_dir": tmp_path, "policy": {"name": "support-bot", "model": "fake"}, "train": settings})
-    with Store.in_memory(tmp_path / "artifacts") as store:
+    with open_store(tmp_path / "artifacts") as store:
         base = Version("support-bot", 0, VersionKind.BASE, "fake", "", None, None, None, NOW)
         store.write(lambda c: versions.insert(c, base))
         for n in range(4):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.server import RunningServer
 from tests.store_rows import BOT, a_pick
+from tests.stores import open_store
 
 from pairloop.bench import trust_picks
 from pairloop.bench.servers import Server
@@ -44,8 +45,9 @@ def test_without_a_compiler_it_says_what_is_missing(tmp_path: Path, monkeypatch:
         Load(tmp_path)
 
 
+@pytest.mark.sqlite("the bench fills a SQLite file")
 def test_the_rows_made_in_bulk_are_groups_like_others(tmp_path: Path) -> None:
-    with Store.in_memory(tmp_path / "artifacts") as store:
+    with open_store(tmp_path / "artifacts") as store:
         store.write(lambda c: add_groups(c, BOT, 0, 30))
         store.write(lambda c: add_groups(c, BOT, 30, 60, picked=True))
         with store.reading() as c:
@@ -60,6 +62,7 @@ needs_a_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C c
 
 
 @needs_a_compiler
+@pytest.mark.sqlite("the bench fills a SQLite file")
 def test_what_is_lost_or_doubled_or_refused_is_counted(tmp_path: Path) -> None:
     trust_picks._fill(tmp_path / "small", 40)
     config = load_config(tmp_path / "small" / "state")

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 from click.testing import CliRunner
+from tests.stores import database_of
 
 from pairloop.cli import pairloop
 from pairloop.config import load_config
@@ -25,6 +26,7 @@ TIMEOUT_S = 90.0
 
 def test_a_worker_takes_up_imported_rows_by_itself_and_ends_on_request(tmp_path: Path) -> None:
     settings: dict[str, dict[str, Any]] = {"policy": {"model": "fake"}, "schedule": {"min_pairs": 20, "poll": "1s"}}
+    settings["store"] = database_of(tmp_path / "bot")
     path = write_config(tmp_path / "bot", settings)
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"Q{n}", "chosen": "yes", "rejected": "no"}) + "\n" for n in range(40)))

@@ -53,7 +53,7 @@ def serve(
 
     config = _overridden(config_path, host=host, port=port, model=model, no_scheduler=no_scheduler)
     logs.setup(config.log, background=True)
-    run(config, say=(lambda text: emit({"message": text})) if as_json else click.echo)
+    run(config, turning=not no_scheduler, say=(lambda text: emit({"message": text})) if as_json else click.echo)
 
 
 @click.command()

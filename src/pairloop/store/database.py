@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from alembic import command
@@ -25,6 +24,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from pairloop.errors import ConfigError, StoreError, UnavailableError
+from pairloop.store import postgres
 from pairloop.store.columns import dump_json
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -65,13 +65,16 @@ def writer_engine(url: URL, synchronous: Synchronous = "full") -> Engine:
     ``full``: each commit is fsynced. ``normal``: a killed process loses nothing, a power failure the last moments. ``off``:
     for tests, a power failure may break a SQLite file.
     """
-    engine = create_engine(url, json_serializer=dump_json, hide_parameters=True, pool_pre_ping=_outlives_server(url))
+    if postgres.is_postgres(url):
+        engine = create_engine(url, json_serializer=dump_json, hide_parameters=True, **postgres.writer_options(url))
+        _prepare_postgres(engine, synchronous)
+        postgres.one_at_a_time(engine)
+        return engine
+    engine = create_engine(url, json_serializer=dump_json, hide_parameters=True)
     if url.get_backend_name() == "sqlite":
         pragmas = ["journal_mode = WAL", f"synchronous = {synchronous.upper()}", "foreign_keys = ON"]
         pragmas.append("secure_delete = ON")  # what is erased is overwritten, not only forgotten
         _prepare_sqlite(engine, pragmas, begin="BEGIN IMMEDIATE")
-    else:
-        _prepare_postgres(engine, synchronous)
     return engine
 
 
@@ -116,13 +119,8 @@ def reader_engine(url: URL) -> Engine:
         engine = create_engine(url, json_serializer=dump_json, hide_parameters=True, **_READER_POOL)
         _prepare_sqlite(engine, ["query_only = ON"], begin="BEGIN")
         return engine
-    options: dict[str, Any] = {"json_serializer": dump_json, "hide_parameters": True}
-    return create_engine(url, **options, execution_options={"postgresql_readonly": True}, pool_pre_ping=_outlives_server(url))
-
-
-def _outlives_server(url: URL) -> bool:
-    """True where the database is a server that may go and come again: then a connection is tried before it is used."""
-    return url.get_backend_name() != "sqlite"
+    options = postgres.reader_options(url) if postgres.is_postgres(url) else {}
+    return create_engine(url, json_serializer=dump_json, hide_parameters=True, **options)
 
 
 def _prepare_sqlite(engine: Engine, pragmas: list[str], *, begin: str) -> None:
@@ -156,6 +154,8 @@ def migrate(engine: Engine) -> None:
     """Bring the schema to head; StoreError where the database is from a newer pairloop, is not ours, or cannot be opened."""
     name = describe(engine.url)
     with failing_as_store_error(name), engine.begin() as connection:
+        if postgres.is_postgres(engine.url):
+            postgres.refuse_other_encodings(connection, name)
         head, known = _revisions()
         current = MigrationContext.configure(connection).get_current_revision()
         if current is not None and current not in known:
@@ -173,19 +173,6 @@ def _revisions() -> tuple[str | None, frozenset[str]]:
     """The newest revision of the schema, and all there are."""
     scripts = ScriptDirectory(MIGRATIONS)
     return scripts.get_current_head(), frozenset(script.revision for script in scripts.walk_revisions())
-
-
-@cache
-def blank_sqlite() -> bytes:
-    """The file of a database at head without a row; made once, for a test's database costs fifty milliseconds to migrate."""
-    with TemporaryDirectory() as folder:
-        made, copy = Path(folder) / "made.sqlite", Path(folder) / "copy.sqlite"
-        engine = writer_engine(make_url("sqlite://").set(database=str(made)), "off")
-        migrate(engine)
-        engine.dispose()
-        with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(copy)) as target:
-            source.backup(target)
-        return copy.read_bytes()
 
 
 def alembic_config(connection: Connection) -> AlembicConfig:

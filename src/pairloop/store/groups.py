@@ -48,6 +48,9 @@ _WITHOUT_TEXT = [FinishReason.ABANDONED.value, FinishReason.ERASED.value]
 ERASED_HASH = ""
 """What stands where a hash of an erased text stood: no text has it."""
 
+NO_NUL = "\N{REPLACEMENT CHARACTER}"
+"""What stands in a text where a model sampled a NUL: PostgreSQL stores none. The token ids are kept as they were sampled."""
+
 ID_CHUNK = 500
 """Ids per IN list: databases bound the number of parameters."""
 
@@ -194,7 +197,7 @@ def _insert_completions(
             {
                 "group_id": group_id,
                 "position": position,
-                "text": answer.text,
+                "text": answer.text.replace("\0", NO_NUL),
                 "token_ids": answer.token_ids,
                 "logps": answer.logps,
                 "version": answer.version,

@@ -27,7 +27,7 @@ class Picked(NamedTuple):
 def unpicked(c: Connection, policy: str, pool: Pool, limit: int) -> list[str]:
     """Ids of the pool's comparisons from which no person has picked, newest first."""
     newest = (
-        sa.select(groups.c.group_id, groups.c.kind)
+        sa.select(groups.c.group_id, groups.c.kind, groups.c.created_at)
         .where(groups.c.policy == policy, groups.c.pool == pool.value)
         .order_by(groups.c.created_at.desc())
         .limit(NEWEST)
@@ -40,14 +40,14 @@ def unpicked(c: Connection, policy: str, pool: Pool, limit: int) -> list[str]:
         feedback.c.source == Source.HUMAN.value,
     )
     statement = sa.select(newest.c.group_id).where(newest.c.kind.in_(_KINDS), is_comparison, ~is_picked)
-    return list(c.execute(statement.limit(limit)).scalars())
+    return list(c.execute(statement.order_by(newest.c.created_at.desc()).limit(limit)).scalars())
 
 
 def repeatable(c: Connection, policy: str, rater_id: str, *, after: int, limit: int) -> list[Picked]:
     """The rater's decisive picks that at least ``after`` newer ones followed and that were not repeated, newest first."""
     own = (feedback.c.policy == policy, feedback.c.rater_id == rater_id)
     newest = (
-        sa.select(feedback.c.group_id, feedback.c.shown_order, feedback.c.label, groups.c.kind)
+        sa.select(feedback.c.seq, feedback.c.group_id, feedback.c.shown_order, feedback.c.label, groups.c.kind)
         .select_from(feedback.join(groups))
         .where(
             *own,
@@ -65,5 +65,5 @@ def repeatable(c: Connection, policy: str, rater_id: str, *, after: int, limit: 
         repeat.c.group_id == newest.c.group_id, repeat.c.rater_id == rater_id, repeat.c.metric == REPEAT_METRIC
     )
     decisive = newest.c.label.in_([Label.A.value, Label.B.value])
-    statement = sa.select(newest).where(newest.c.kind.in_(_KINDS), decisive, ~is_repeated)
+    statement = sa.select(newest).where(newest.c.kind.in_(_KINDS), decisive, ~is_repeated).order_by(newest.c.seq.desc())
     return [Picked(row.group_id, tuple(row.shown_order)) for row in c.execute(statement)]

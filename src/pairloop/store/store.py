@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -25,7 +23,6 @@ from pairloop.store.artifacts import ROOT_OPTION, Artifacts
 from pairloop.store.clock import shared_now
 from pairloop.store.database import (
     Synchronous,
-    blank_sqlite,
     describe,
     failing_as_store_error,
     log_flusher,
@@ -64,7 +61,7 @@ class Writing:
 class Store:
     """Opens the database at head, and hands out connections: snapshots to readers, one transaction at a time to the writer."""
 
-    def __init__(self, url: URL, artifacts_dir: Path, writing: Writing | None = None, *, temporary: Path | None = None) -> None:
+    def __init__(self, url: URL, artifacts_dir: Path, writing: Writing | None = None) -> None:
         writing = writing or Writing()
         self.url = url
         self.name = describe(url)
@@ -73,7 +70,6 @@ class Store:
         self.clock: Callable[[Connection], datetime] = shared_now
         """The time by which leases are judged."""
         self._fence: Fence | None = None
-        self._temporary = temporary
         self.redactor: Redactor | None = None
         """What takes personal data out of texts: whoever writes texts asks it first."""
         self._writing = writer_engine(url, writing.synchronous)
@@ -99,19 +95,6 @@ class Store:
         store = cls(url, config.artifacts_dir, Writing.of(config))
         store.redactor = redactor
         return store
-
-    @classmethod
-    def in_memory(cls, artifacts_dir: Path, config: Config | None = None) -> Store:
-        """A store for tests, gone when it is closed: the same SQLite in a temporary file, without fsync, ``config``'s bounds.
-
-        A file, because SQLite's shared in-memory databases lock whole tables and ignore the busy timeout.
-        """
-        artifacts_dir.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix="store-", dir=artifacts_dir.parent))
-        file = folder / "memory.sqlite"
-        file.write_bytes(blank_sqlite())
-        url = make_url("sqlite://").set(database=str(file))
-        return cls(url, artifacts_dir, replace(Writing.of(config or Config()), synchronous="off"), temporary=folder)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -183,8 +166,6 @@ class Store:
         self._writer.close()
         self._reading.dispose()
         self._writing.dispose()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def __enter__(self) -> Store:
         return self

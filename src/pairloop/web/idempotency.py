@@ -1,7 +1,8 @@
 """``Idempotency-Key``: a POST that is sent again is answered from the first reply, and done once. Plain ASGI.
 
 The reply is durable before it is sent, and kept for a day. Kept are replies that succeeded; what was refused or failed may be
-tried again under the same key, and streams are never kept. While the first request is under way, a second one waits for it.
+tried again under the same key, and streams are never kept. While the first request is under way, here or at another server
+on the same database, a second one waits for it.
 """
 
 from __future__ import annotations
@@ -9,15 +10,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
+import socket
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from time import monotonic
 
 from python_multipart.multipart import parse_options_header
+from sqlalchemy import Connection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pairloop.store import Store, replies
+from pairloop.loop.cycle import is_gone, owning
+from pairloop.store import Store, new_id, replies
 from pairloop.store.replies import StoredReply
 from pairloop.store.waiting import awaitable
 from pairloop.web.access import CALLER
@@ -31,6 +38,11 @@ _NOT_KEPT = ("/v1/keys",)
 """A reply that holds a secret is not written down."""
 _STREAMED = "/export"
 """A reply that may be as large as a dataset; it changes nothing, so it may be asked for again."""
+PATIENCE_S = 60.0
+"""How long a request waits for the same one at another server."""
+LOOK_EVERY_S = 0.1
+LOST = timedelta(minutes=10)
+"""A request that another machine began so long ago, and that is not answered, will not be."""
 _KEPT_HEADERS = frozenset({"content-type", "x-pairloop-model-version"})
 
 
@@ -41,6 +53,7 @@ class Idempotency:
         self._app = app
         self._store = store
         self._under_way: dict[tuple[str, str], asyncio.Event] = {}
+        self._process = f"{socket.gethostname()}:{os.getpid()}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         key = header(scope, HEADER) if scope["type"] == "http" and scope["method"] == "POST" else None
@@ -65,45 +78,77 @@ class Idempotency:
             ended.set()
 
     async def _answer(self, about: tuple[str, str], asked: _Asked, scope: Scope, send: Send) -> None:
-        stored = await asyncio.to_thread(self._read, about)
-        if stored is None:
-            await self._app(scope, asked.receive, self._keeping(about, asked, send))
-            return
+        owner = f"{self._process}/{new_id('request')}"
+        with owning(owner):
+            stored = await self._take(about, owner)
+            if stored is None:
+                await self._do(about, owner, asked, scope, send)
+                return
         await asked.drain()
-        if stored.request_hash != asked.hash():
+        if stored.status == replies.UNDER_WAY:
+            text = f"The request with the Idempotency-Key {about[1]!r} is still under way; ask again in a moment."
+            again = {"retry-after": "1"}
+            refusal = error_response(409, text, param="Idempotency-Key", code="idempotency_key_in_use", headers=again)
+            await refusal(scope, asked.receive, send)
+        elif stored.request_hash != asked.hash():
             text = f"The Idempotency-Key {about[1]!r} was used for another request; a new request needs a new key."
             await error_response(409, text, param="Idempotency-Key", code="idempotency_key_reused")(scope, asked.receive, send)
         else:
             sent = {**stored.headers, "idempotent-replayed": "true"}
             await Response(stored.body, status_code=stored.status, headers=sent)(scope, asked.receive, send)
 
-    def _keeping(self, about: tuple[str, str], asked: _Asked, send: Send) -> Send:
-        """Holds a reply back until it is stored; one that is not to be kept passes as it comes."""
-        held: list[Message] = []
-        keeps = False
+    async def _do(self, about: tuple[str, str], owner: str, asked: _Asked, scope: Scope, send: Send) -> None:
+        keeping = _Keeping(self._store, about, asked, send)
+        try:
+            await self._app(scope, asked.receive, keeping.send)
+        finally:
+            if not keeping.is_kept:
+                self._store.submit(lambda c: replies.release(c, *about, owner), admitted=True)
 
-        async def send_kept(message: Message) -> None:
-            nonlocal keeps
-            if message["type"] == "http.response.start":
-                keeps = 200 <= message["status"] < 300 and not _is_stream(message["headers"])
-            if not keeps:
-                await send(message)
-                return
-            held.append(message)
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
-                reply = _reply(asked.hash(), held)
-                if self._store.redactor is not None:
-                    reply = replace(reply, body=await asyncio.to_thread(self._store.redactor.reply, reply.body))
-                # Admitted: what it is about is done, and must not be done again for want of its reply.
-                await awaitable(self._store.submit(lambda c: replies.put(c, *about, reply), admitted=True))
-                for part in held:
-                    await send(part)
+    async def _take(self, about: tuple[str, str], owner: str) -> StoredReply | None:
+        """None where the request is ours to do; else the kept reply, or after a while that it is still under way elsewhere."""
+        until_s = monotonic() + PATIENCE_S
+        while True:
+            take = partial(_take, about=about, owner=owner)
+            found = await awaitable(self._store.submit(take))
+            if found is None or found.status != replies.UNDER_WAY or monotonic() > until_s:
+                return found
+            await asyncio.sleep(LOOK_EVERY_S)
 
-        return send_kept
 
-    def _read(self, about: tuple[str, str]) -> StoredReply | None:
-        with self._store.reading() as c:
-            return replies.get(c, *about, now=datetime.now(UTC))
+class _Keeping:
+    """Holds a reply back until it is stored; one that is not to be kept passes as it comes."""
+
+    def __init__(self, store: Store, about: tuple[str, str], asked: _Asked, send: Send) -> None:
+        self._store, self._about, self._asked, self._send = store, about, asked, send
+        self._held: list[Message] = []
+        self._keeps = False
+        self.is_kept = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._keeps = 200 <= message["status"] < 300 and not _is_stream(message["headers"])
+        if not self._keeps:
+            await self._send(message)
+            return
+        self._held.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            reply = _reply(self._asked.hash(), self._held)
+            if self._store.redactor is not None:
+                reply = replace(reply, body=await asyncio.to_thread(self._store.redactor.reply, reply.body))
+            # Admitted: what it is about is done, and must not be done again for want of its reply.
+            await awaitable(self._store.submit(lambda c: replies.put(c, *self._about, reply), admitted=True))
+            self.is_kept = True
+            for part in self._held:
+                await self._send(part)
+
+
+def _take(c: Connection, about: tuple[str, str], owner: str) -> StoredReply | None:
+    return replies.take(c, *about, owner, now=datetime.now(UTC), is_gone=_is_gone)
+
+
+def _is_gone(found: StoredReply) -> bool:
+    return is_gone(found.headers["owner"]) or found.created_at <= datetime.now(UTC) - LOST
 
 
 def _refusal(key: str, path: str) -> Response | None:

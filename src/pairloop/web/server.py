@@ -34,8 +34,11 @@ CUT_S = 5.0
 """How long requests that were cut off at the end of ``serve.drain`` may take to tell their clients."""
 
 
-def run(config: Config, *, say: Callable[[str], None] = print) -> None:
-    """Serve until SIGTERM or SIGINT; returns after a graceful end. ConfigError where host or port cannot be listened on."""
+def run(config: Config, *, turning: bool = True, say: Callable[[str], None] = print) -> None:
+    """Serve until SIGTERM or SIGINT; returns after a graceful end. ConfigError where host or port cannot be listened on.
+
+    ``turning`` False leaves cycles and jobs, also those that were begun, to workers.
+    """
     TEXTS.disabled = not config.privacy.log_texts
     with ExitStack() as closers:
         listener = closers.enter_context(closing(listen(config.serve.host, config.serve.port)))
@@ -44,7 +47,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> None:
         policy = closers.enter_context(closing(open_policy(config)))
         ensure_base(store, policy, config)
         owner = f"{socket.gethostname()}:{os.getpid()}"
-        scheduler = Scheduler(Loop(store, policy, config, owner=owner))
+        scheduler = Scheduler(Loop(store, policy, config, owner=owner)) if turning else None
         traces.setup(config.otel)
         closers.callback(traces.use, None)
         app = create_app(store, policy, config, scheduler)
