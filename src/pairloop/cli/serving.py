@@ -131,14 +131,15 @@ def demo(
 
 @click.command()
 @config_option
+@click.option("--deep", is_flag=True, help="Read also the artifacts that lie at a URL, not only their names and sizes.")
 @verb
-def doctor(config_path: Path, as_json: bool) -> None:
+def doctor(config_path: Path, deep: bool, as_json: bool) -> None:
     """Check what must always hold: lineage, aliases, hashes. Exit code 1 where something does not."""
     from pairloop.cli.opening import open_store
     from pairloop.store import doctor as checks
 
     with open_store(config_path) as (_, store):
-        problems = checks.check(store)
+        problems = checks.check(store, deep=deep)
     text = table(("code", "problem"), [(problem.code, problem.text) for problem in problems]) if problems else "all is well"
     show({"problems": problems}, text, as_json=as_json)
     if problems:

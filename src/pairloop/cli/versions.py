@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -56,6 +57,7 @@ def _list(config_path: Path, *, as_json: bool) -> None:
         found = rows_of.list_(c, name)
         aliases = {rows_of.alias(c, name, alias): alias.value for alias in reversed(Alias)}
         history = rows_of.promotions(c, name)
+    found = [replace(version, path=store.artifacts.address(version.path)) for version in found]
     rows = [
         (
             version.number,

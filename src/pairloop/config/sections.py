@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from pairloop.config.artifacts import check_place
 from pairloop.config.section import Positive, Section, Share, duration_s
 
 _SERVER_URL = re.compile(r"https?://[^/?#@\s]+")
@@ -349,4 +350,15 @@ class StoreSection(Section):
     database: str | None = None
     """SQLAlchemy URL; by default SQLite in the state directory."""
     artifacts: str | None = None
-    """Folder of datasets and versions; by default ``artifacts`` in the state directory."""
+    """Folder of datasets and versions, or a URL such as ``s3://bucket/pairloop`` where several machines share them; by default
+    ``artifacts`` in the state directory."""
+    artifacts_options: dict[str, Any] = Field(default_factory=dict)
+    """What fsspec is told of that URL, such as ``{endpoint_url = "http://minio:9000"}``; never a secret: those come from the
+    environment, as everywhere on AWS."""
+    artifacts_cache_gb: float = Field(default=20.0, gt=0)
+    """Of what lies at a URL, so much is kept in ``cache`` in the state directory; the longest unused goes first."""
+
+    @model_validator(mode="after")
+    def _artifacts_are_somewhere(self) -> Self:
+        check_place(self.artifacts, self.artifacts_options)
+        return self

@@ -38,15 +38,27 @@ class Problem:
     text: str
 
 
-def check(store: Store) -> list[Problem]:
-    """Every problem found; an empty list is a healthy store. Reads every artifact file."""
+def check(store: Store, *, deep: bool = False) -> list[Problem]:
+    """Every problem found; an empty list is a healthy store. Reads every artifact file of a folder.
+
+    Of artifacts at a URL their names and sizes; with ``deep`` the contents too.
+    """
     with store.reading() as c:
         problems = [Problem("damaged_database", f"{store.name}: {line}") for line in broken_pages(c)]
-        for finder in (_orphans, _pairs_without_lineage, _datasets_without_pairs, _aliases, _duels, _jobs, _files):
+        for finder in (_orphans, _pairs_without_lineage, _datasets_without_pairs, _aliases, _duels, _jobs):
             problems += finder(c)
-        folders = _folders(c)
+        folders, kept = _folders(c), _files(c)
     for owner, path, artifact_hash in folders:  # outside the transaction: hashing files takes its time
-        problems += _artifact(store.artifacts, owner, path, artifact_hash)
+        problems += _artifact(store.artifacts, owner, path, artifact_hash, deep=deep)
+    problems += [
+        Problem("missing_file", f"{text}: {store.artifacts.address(path)} is not there whole")
+        for text, path, size in kept
+        if not store.artifacts.has_file(path, size)
+    ]
+    problems += [
+        Problem("unfinished_upload", f"{url}: an upload that was not finished; nobody sees it, and it may be removed")
+        for url in store.artifacts.leftovers()
+    ]
     return problems + [Problem("stale_folder", f"{path}: left by a writer that is gone") for path in store.artifacts.stale()]
 
 
@@ -112,11 +124,10 @@ def _jobs(c: Connection) -> Iterator[Problem]:
         yield Problem("job_without_model", f"job {row.job_id} ended with {row.fine_tuned_model}, which no version is called")
 
 
-def _files(c: Connection) -> Iterator[Problem]:
-    for row in c.execute(sa.select(files).where(files.c.deleted_at.is_(None)).order_by(files.c.file_id)):
-        path = Path(from_row(c, row.path))
-        if not path.is_file() or path.stat().st_size != row.bytes:
-            yield Problem("missing_file", f"file {row.file_id} ({row.filename}): {path} is not there whole")
+def _files(c: Connection) -> list[tuple[str, str, int]]:
+    """(name in words, path, size in bytes) of every uploaded file."""
+    rows = c.execute(sa.select(files).where(files.c.deleted_at.is_(None)).order_by(files.c.file_id))
+    return [(f"file {row.file_id} ({row.filename})", from_row(c, row.path), row.bytes) for row in rows]
 
 
 def _folders(c: Connection) -> list[tuple[str, str, str]]:
@@ -131,11 +142,11 @@ def _folders(c: Connection) -> list[tuple[str, str, str]]:
     ]
 
 
-def _artifact(artifacts: Artifacts, owner: str, path: str, artifact_hash: str) -> Iterator[Problem]:
-    if not Path(path).is_dir():
-        yield Problem("missing_artifact", f"{owner}: no folder {path}")
+def _artifact(artifacts: Artifacts, owner: str, path: str, artifact_hash: str, *, deep: bool) -> Iterator[Problem]:
+    if not artifacts.has_folder(path):
+        yield Problem("missing_artifact", f"{owner}: no folder {artifacts.address(path)}")
         return
     try:
-        artifacts.verify(artifact_hash)
+        artifacts.inspect(artifact_hash, deep=deep)
     except StoreError as error:
         yield Problem("broken_artifact", f"{owner}: {error}")

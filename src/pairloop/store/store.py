@@ -1,4 +1,4 @@
-"""The store: one database of evidence and one folder of artifacts, many readers, one writer."""
+"""The store: one database of evidence and one place of artifacts, many readers, one writer."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pairloop.config import Config
 from pairloop.errors import StoreError
 from pairloop.store.artifacts import ROOT_OPTION, Artifacts
 from pairloop.store.database import describe, failing_as_store_error, migrate, parse_url, reader_engine, writer_engine
+from pairloop.store.opening import open_artifacts
 from pairloop.store.writer import GroupCommitWriter
 
 T = TypeVar("T")
@@ -27,10 +28,10 @@ T = TypeVar("T")
 class Store:
     """Opens the database at head, and hands out connections: snapshots to readers, one transaction at a time to the writer."""
 
-    def __init__(self, url: URL, artifacts_dir: Path, *, durable: bool = True, temporary: Path | None = None) -> None:
+    def __init__(self, url: URL, artifacts: Path | Artifacts, *, durable: bool = True, temporary: Path | None = None) -> None:
         self.name = describe(url)
         """The database in words, for messages."""
-        self.artifacts = Artifacts(artifacts_dir)
+        self.artifacts = artifacts if isinstance(artifacts, Artifacts) else Artifacts(artifacts)
         self._temporary = temporary
         self._writing = writer_engine(url, durable=durable)
         try:
@@ -50,7 +51,7 @@ class Store:
         if url.get_backend_name() == "sqlite" and url.database:
             with failing_as_store_error(url.database):
                 Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        return cls(url, config.artifacts_dir)
+        return cls(url, open_artifacts(config))
 
     @classmethod
     def in_memory(cls, artifacts_dir: Path) -> Store:
@@ -89,6 +90,7 @@ class Store:
         self._writer.close()
         self._reading.dispose()
         self._writing.dispose()
+        self.artifacts.close()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 

@@ -36,7 +36,7 @@ class Facts:
 
 def gather(store: Store, version: Version, base: str) -> Facts:
     """The facts of a version, read in one transaction."""
-    manifest = version.record or _manifest(Path(version.path))
+    manifest = version.record or _manifest(store.artifacts.local(version.path))
     with store.reading() as c:
         dataset = datasets.get(c, version.dataset_id) if version.dataset_id else None
         cycle = _cycle_of(c, version)
@@ -48,7 +48,7 @@ def gather(store: Store, version: Version, base: str) -> Facts:
         recipe=manifest.get("recipe", {}),
         result=manifest.get("result", {}),
         dataset=dataset,
-        data_hash=_manifest(Path(dataset.path)).get("hash") if dataset is not None else None,
+        data_hash=_manifest(store.artifacts.local(dataset.path)).get("hash") if dataset is not None else None,
         cycle=cycle,
         report=_report(cycle),
         verdict=given[-1][1] if given else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +32,7 @@ def upload(store: Store, config: Config, source: BinaryIO, *, filename: str, pur
         )
     file = keep(store, source, filename=filename, purpose=Purpose.FINE_TUNE, limit=config.serve.max_file_bytes)
     if file.size == 0:
-        Path(file.path).unlink()
+        store.artifacts.discard(file.path)
         raise InvalidRequestError("The file is empty; it needs at least one row of JSON.", param="file", code="empty_file")
     store.write(lambda c: files.insert(c, file))
     return file
@@ -77,8 +76,7 @@ def delete(store: Store, file_id: str) -> None:
         files.forget(c, [file_id], datetime.now(UTC))
         return file
 
-    with suppress(FileNotFoundError):
-        Path(store.write(mark).path).unlink()
+    store.artifacts.discard(store.write(mark).path)
 
 
 def get(c: Connection, file_id: str, *, param: str = "file_id") -> StoredFile:

@@ -1,0 +1,323 @@
+"""Artifacts at a URL that several machines share, by fsspec; the folder of artifacts here is a bounded cache of them.
+
+An artifact's files are uploaded first and its manifest last: without the manifest it is absent for everybody. What is read is
+fetched once, checked against the hashes of its manifest, and renamed into the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import fsspec
+
+from pairloop.errors import ConfigError, PairloopError, StoreError
+from pairloop.store.artifacts import (
+    MANIFEST,
+    STALE_AFTER_S,
+    Artifact,
+    Artifacts,
+    flush_tree,
+    hash_of,
+    parse_manifest,
+    read_manifest,
+    sha256_of,
+)
+from pairloop.store.cache import FILES, Cache
+
+LOG = logging.getLogger(__name__)
+
+_BLOCK = 1 << 24
+
+
+class RemoteArtifacts(Artifacts):
+    """Published artifacts at ``url``; ``root`` holds the copies. ``options`` are fsspec's for that kind of URL."""
+
+    def __init__(self, root: Path, url: str, options: Mapping[str, Any], *, limit_bytes: int, held_most: int = 16) -> None:
+        super().__init__(root)
+        self.url = url
+        self._cache = Cache(self.root, limit_bytes=limit_bytes, held_most=held_most)
+        with self._reaching(url):
+            try:
+                # Listings that others changed meanwhile must not be remembered.
+                self._fs, self._base = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **options)
+            except (ImportError, ValueError, TypeError) as error:
+                raise ConfigError(f"store.artifacts: {url}: {error}") from error
+
+    # -- what is asked of artifacts -------------------------------------------------------------------------------------
+
+    def reach(self) -> None:
+        """One listing: a wrong key, a bucket that is missing or a server that is down is found before hours of training."""
+        with self._reaching(self.url):
+            try:
+                self._fs.ls(self._base, detail=False)
+            except FileNotFoundError:  # nothing was published yet, or there is no bucket
+                bucket = self._base.strip("/").split("/", 1)[0]
+                if bucket and not self._fs.exists(bucket) and self._fs.protocol != "memory":
+                    raise StoreError(f"store.artifacts: {self.url}: there is no bucket {bucket!r}; create it first") from None
+
+    def publish(self, folder: Path, manifest: Mapping[str, Any]) -> Artifact:
+        """See `Artifacts.publish`; returns when the artifact is whole at the URL, with the manifest that was first there."""
+        made = super().publish(folder, manifest)
+        name = made.path.name
+        with self._cache.using(name), self._reaching(self._at(name)):
+            first = self._manifest_if_whole(name)
+            if first is None:
+                files = sorted(made.manifest["files"])
+                self._fs.put([str(made.path / file) for file in files], [self._at(name, file) for file in files])
+                self._fs.pipe_file(self._at(name, MANIFEST), (made.path / MANIFEST).read_bytes())
+            elif first != made.manifest:
+                self._take_manifest(made.path, first)
+        self._cache.evict()
+        return Artifact(made.hash, made.path, read_manifest(made.path))
+
+    def keep_file(self, file_id: str, source: BinaryIO, *, limit: int) -> tuple[Path, int, str]:
+        """See `Artifacts.keep_file`; an object of a store like S3 is whole or not there."""
+        path, size, digest = super().keep_file(file_id, source, limit=limit)
+        name = f"{FILES}/{file_id}"
+        with self._cache.using(name), self._reaching(self._at(name)):
+            self._fs.put_file(str(path), self._at(name))
+        return path, size, digest
+
+    def local(self, path: str | Path) -> Path:
+        """See `Artifacts.local`: fetched where it is not here whole. StoreError naming what is gone, or not as published."""
+        found = self.root / path
+        name = self._name_of(found)
+        if name is None:
+            return found
+        with self._cache.using(name):
+            if self._is_here(name):
+                return found
+        with self._cache.fetching(name), self._cache.using(name):
+            if not self._is_here(name):  # nobody else brought it while this process waited
+                self._cache.drop(name)
+                self._fetch(name)
+        self._cache.evict()
+        return found
+
+    def hold(self, path: str | Path) -> Path:
+        """See `Artifacts.hold`: the newest held ones stay here as long as this process lives."""
+        name = self._name_of(self.root / path)
+        if name is not None:
+            self._cache.hold(name)
+        return self.local(path)
+
+    def close(self) -> None:
+        """Hold nothing any more."""
+        self._cache.close()
+
+    def address(self, path: str) -> str:
+        name = self._name_of(Path(path))
+        return path if name is None else f"{self.url}/{name}"
+
+    def discard(self, path: str | Path) -> None:
+        """Remove an uploaded file here and at the URL; other machines' copies go a day after their last use."""
+        name = self._name_of(self.root / path)
+        if name is None:
+            return
+        with self._reaching(self._at(name)):
+            if self._fs.exists(self._at(name)):
+                self._fs.rm_file(self._at(name))
+        self._cache.drop(name)
+
+    def has_folder(self, path: str | Path) -> bool:
+        name = self._name_of(self.root / path)
+        if name is None:
+            return super().has_folder(path)
+        with self._reaching(self._at(name)):
+            return bool(self._fs.find(self._at(name)))
+
+    def has_file(self, path: str | Path, size: int) -> bool:
+        name = self._name_of(self.root / path)
+        if name is None:
+            return super().has_file(path, size)
+        with self._reaching(self._at(name)):
+            try:
+                return bool(self._fs.info(self._at(name))["size"] == size)
+            except FileNotFoundError:
+                return False
+
+    def is_whole(self, artifact_hash: str) -> bool:
+        """True where the manifest is at the URL, and every file that it lists in its size."""
+        name = self.path(artifact_hash).name
+        with self._reaching(self._at(name)):
+            return self._manifest_if_whole(name) is not None
+
+    def verify(self, artifact_hash: str) -> None:
+        """See `Artifacts.verify`, of the copy here, which is fetched where it is missing, and again where it was changed."""
+        path = self.path(artifact_hash)
+        self.local(path)
+        try:
+            super().verify(artifact_hash)
+        except StoreError as error:
+            LOG.warning("%s; fetching it again", error)
+            self._cache.drop(path.name)
+            self.local(path)
+            super().verify(artifact_hash)
+
+    def inspect(self, artifact_hash: str, *, deep: bool = False) -> None:
+        """Names and sizes at the URL; with ``deep`` the contents too, which are read there and not kept."""
+        name = self.path(artifact_hash).name
+        with self._reaching(self._at(name)):
+            manifest = self._manifest(name)
+            sizes = self._sizes(name)
+            listed = manifest["files"]
+            for file in sorted(sizes.keys() | listed.keys()):
+                if problem := _problem(listed.get(file), sizes.get(file)):
+                    raise StoreError(f"{self._shown(name, file)}: {problem}; the artifact is no longer what was published")
+                if deep and self._hash_at(name, file) != listed[file]["sha256"]:
+                    raise StoreError(f"{self._shown(name, file)}: was changed; the artifact is no longer what was published")
+
+    def leftovers(self, *, older_than_s: float = STALE_AFTER_S) -> list[str]:
+        """URLs of artifacts without a manifest to which nothing was added for so long: their writer is gone."""
+        newest: dict[str, datetime] = {}
+        whole: set[str] = set()
+        with self._reaching(self.url):
+            for path, info in self._fs.find(self._base, detail=True).items():
+                name, _, file = self._relative(path).partition("/")
+                if name == FILES:
+                    continue
+                if file == MANIFEST:
+                    whole.add(name)
+                at = info.get("LastModified") or info.get("created") or info.get("mtime")
+                at = datetime.fromtimestamp(at, UTC) if isinstance(at, int | float) else at or datetime.now(UTC)
+                newest[name] = max(newest.get(name, at), at)
+        before = datetime.now(UTC) - timedelta(seconds=older_than_s)
+        return [f"{self.url}/{name}" for name, at in sorted(newest.items()) if name not in whole and at <= before]
+
+    # -- bringing things here -------------------------------------------------------------------------------------------
+
+    def _is_here(self, name: str) -> bool:
+        if name.startswith(f"{FILES}/"):
+            return (self.root / name).is_file()
+        return super().is_whole(name)
+
+    def _fetch(self, name: str) -> None:
+        """Bring an artifact or an upload here, checked, in one rename."""
+        target = self.root / name
+        with self.stage() as folder, self._reaching(self._at(name)):
+            if name.startswith(f"{FILES}/"):
+                target.parent.mkdir(exist_ok=True)
+                self._fs.get_file(self._at(name), str(folder / target.name))
+                (folder / target.name).rename(target)
+                return
+            manifest = self._manifest(name)
+            files = manifest["files"]
+            if hash_of(files) != manifest["hash"] or not manifest["hash"].startswith(name):
+                raise StoreError(f"{self._shown(name, MANIFEST)}: its hash is not the artifact's name; it was changed")
+            if unsafe := [file for file in files if not _is_inside(file)]:
+                raise StoreError(f"{self._shown(name, MANIFEST)}: {unsafe[0]!r} lies outside of the artifact")
+            for file in files:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            self._fs.get([self._at(name, file) for file in files], [str(folder / file) for file in files])
+            for file, entry in files.items():
+                self._check(name, file, folder / file, entry)
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            flush_tree(folder)
+            folder.rename(target)
+
+    def _check(self, name: str, file: str, path: Path, entry: Mapping[str, Any]) -> None:
+        """A file that arrived otherwise than it was published is fetched once more: the fault may be the line's."""
+        if sha256_of(path) == entry["sha256"]:
+            return
+        LOG.warning("%s: is not what was published; fetching it again", self._shown(name, file))
+        self._fs.get_file(self._at(name, file), str(path))
+        if (found := sha256_of(path)) != entry["sha256"]:
+            raise StoreError(
+                f"{self._shown(name, file)}: was changed: SHA-256 {found}, published with {entry['sha256']}; "
+                "the artifact is no longer what was published"
+            )
+
+    # -- the URL's side ---------------------------------------------------------------------------------------------------
+
+    def _manifest(self, name: str) -> dict[str, Any]:
+        try:
+            return parse_manifest(self._fs.cat_file(self._at(name, MANIFEST)), self._shown(name, MANIFEST))
+        except FileNotFoundError as error:
+            raise StoreError(f"{self._shown(name, MANIFEST)}: no such artifact, or its manifest is gone") from error
+
+    def _manifest_if_whole(self, name: str) -> dict[str, Any] | None:
+        try:
+            manifest = self._manifest(name)
+        except StoreError:
+            return None
+        sizes = self._sizes(name)
+        return None if any(_problem(entry, sizes.get(file)) for file, entry in manifest["files"].items()) else manifest
+
+    def _sizes(self, name: str) -> dict[str, int]:
+        """Bytes of each file of an artifact but the manifest, by relative path."""
+        found = {self._relative(path): info for path, info in self._fs.find(self._at(name), detail=True).items()}
+        return {path.split("/", 1)[1]: int(info["size"]) for path, info in found.items() if path != f"{name}/{MANIFEST}"}
+
+    def _hash_at(self, name: str, file: str) -> str:
+        digest = hashlib.sha256()
+        with self._fs.open(self._at(name, file), "rb", block_size=_BLOCK) as source:
+            while block := source.read(_BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def _take_manifest(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        """The copy here says what the artifact at the URL says of itself."""
+        with self.stage() as staged:
+            (staged / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            (staged / MANIFEST).rename(folder / MANIFEST)
+
+    def _name_of(self, path: Path) -> str | None:
+        """``<folder>`` or ``files/<id>``; None for what is not under the root."""
+        if not path.is_relative_to(self.root):
+            return None
+        parts = path.relative_to(self.root).parts
+        return None if not parts else "/".join(parts[:2]) if parts[0] == FILES else parts[0]
+
+    def _at(self, name: str, file: str | None = None) -> str:
+        return "/".join(part for part in (self._base.rstrip("/"), name, file) if part is not None)
+
+    def _relative(self, path: str) -> str:
+        return path.removeprefix(self._base.rstrip("/")).lstrip("/")
+
+    def _shown(self, name: str, file: str) -> str:
+        return f"{self.url}/{name}/{file}"
+
+    @contextmanager
+    def _reaching(self, what: str) -> Iterator[None]:
+        """Whatever a store's client raises (each has errors of its own) becomes a StoreError that names the setting."""
+        try:
+            yield
+        except PairloopError:
+            raise
+        except FileNotFoundError as error:
+            raise StoreError(f"store.artifacts: {self.url}: {what} is not there") from error
+        except Exception as error:
+            why = str(error) or type(error).__name__
+            raise StoreError(f"store.artifacts: {self.url}: {why}{_hint(error)}") from error
+
+
+def _problem(entry: Mapping[str, Any] | None, size: int | None) -> str | None:
+    if entry is None:
+        return "is not in the manifest"
+    if size is None:
+        return "is missing"
+    return None if entry["bytes"] == size else f"was changed: {size} bytes, published with {entry['bytes']}"
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _hint(error: Exception) -> str:
+    """What to look at, by the name of an error: the clients that raise them are extras."""
+    name = type(error).__name__
+    if "Credential" in name or "Token" in name:
+        return "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what else the AWS credential chain reads"
+    if isinstance(error, PermissionError):
+        return "; look at the key's rights on the bucket: it must list, read, write and delete"
+    if "Connect" in name or isinstance(error, ConnectionError | TimeoutError):
+        return "; look at store.artifacts_options.endpoint_url and at the network"
+    return ""
