@@ -355,16 +355,16 @@ def test_an_upload_that_was_killed_leaves_nothing_that_anybody_sees(endpoint: st
     artifacts = place.remote("b")
     (left,) = artifacts.leftovers(older_than_s=-1.0)
     assert not artifacts.is_whole(left.rsplit("/", 1)[1])
-    with Store.open(parse_config({"state_dir": tmp_path / "b", "store": {"artifacts": place.url, "artifacts_options": place.options}})) as store:
+    with Store.open(
+        parse_config({"state_dir": tmp_path / "b", "store": {"artifacts": place.url, "artifacts_options": place.options}})
+    ) as store:
         assert [problem.code for problem in doctor.check(store)] == []  # its writer may be at it
     assert publish(artifacts, {"weights": "1"}).path.name == left.rsplit("/", 1)[1]
     assert artifacts.leftovers(older_than_s=-1.0) == []
 
 
 @pytest.mark.slow
-def test_what_keeps_a_bucket_from_being_reached_is_said(
-    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_keeps_a_bucket_from_being_reached_is_said(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def reach(url: str, endpoint_url: str) -> str:
         artifacts = RemoteArtifacts(tmp_path / "artifacts", url, {"endpoint_url": endpoint_url}, limit_bytes=10**9)
         with pytest.raises(StoreError) as error:

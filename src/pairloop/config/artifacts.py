@@ -40,9 +40,7 @@ def check_place(place: str | None, options: Mapping[str, Any]) -> None:
         raise ValueError(f'artifacts: {place} names no bucket or host, as in "s3://bucket/pairloop"')
     for name in _names(options):
         if _SECRETS.search(name):
-            raise ValueError(
-                f"artifacts_options.{name}: is a secret; leave it to the environment (S3: AWS_ACCESS_KEY_ID, …)"
-            )
+            raise ValueError(f"artifacts_options.{name}: is a secret; leave it to the environment (S3: AWS_ACCESS_KEY_ID, …)")
     package = _EXTRAS.get(parts.scheme.lower())
     if package is not None and find_spec(package) is None:
         raise ValueError(f'artifacts: {place} needs {package}: pip install "pairloop[s3]"')

@@ -352,7 +352,7 @@ class StoreSection(Section):
     artifacts: str | None = None
     """Folder of datasets and versions, or a URL such as ``s3://bucket/pairloop`` where several machines share them; by default
     ``artifacts`` in the state directory."""
-    artifacts_options: dict[str, Any] = Field(default_factory=dict)
+    artifacts_options: dict[str, Any] = Field(default={})
     """What fsspec is told of that URL, such as ``{endpoint_url = "http://minio:9000"}``; never a secret: those come from the
     environment, as everywhere on AWS."""
     artifacts_cache_gb: float = Field(default=20.0, gt=0)
