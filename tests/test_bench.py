@@ -141,6 +141,7 @@ def test_other_data_is_refused() -> None:
         training._refuse_other_data(outcomes)
 
 
+@pytest.mark.slow
 def test_a_contestant_that_fails_ends_the_race_with_its_reason(tmp_path: Path) -> None:
     spec = {
         "contestant": "pairloop_sample",

@@ -60,9 +60,9 @@ pytestmark = [
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
-    """A serving process on a free port."""
-    (tmp_path / "pairloop.toml").write_text(CONFIG, encoding="utf-8")
+def url(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A serving process on a free port; a parameter is more of its configuration."""
+    (tmp_path / "pairloop.toml").write_text(CONFIG + getattr(request, "param", ""), encoding="utf-8")
     command = [sys.executable, "-c", SERVE, str(tmp_path)]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
@@ -179,4 +179,31 @@ def test_a_pick_by_key_and_a_cycle_on_the_page(browser: Browser, url: str, tmp_p
     phone.set_viewport_size({"width": 1000, "height": 800})
     phone.locator("summary", has_text="/v1/preferences").click()
     phone.screenshot(path=shots / "8-docs.png", full_page=True)
+    assert problems == []
+
+
+@pytest.mark.parametrize("url", ["[feedback]\nrepeat_share = 1.0\nrepeat_after = 1\n"], indirect=True)
+def test_an_earlier_comparison_comes_again_with_its_sides_swapped(browser: Browser, url: str, tmp_path: Path) -> None:
+    problems: list[str] = []
+    page = open_page(browser, url, problems)
+    shown = []
+    for question in ("Where is my order?", "And my refund?"):
+        page.keyboard.type(question)
+        page.keyboard.press("Enter")
+        expect(page.locator("#note")).to_contain_text("Pick with a button")
+        shown.append([page.locator(f"#text-{place}").inner_text() for place in (0, 1)])
+        page.keyboard.press("1")
+        expect(page.locator("#note")).not_to_contain_text("Pick with a button")
+    expect(page.locator("#note")).to_contain_text("One more: an earlier question of yours")
+    expect(page.locator("#question")).to_have_text("Where is my order?")
+    assert [page.locator(f"#text-{place}").inner_text() for place in (0, 1)] == shown[0][::-1]
+    page.screenshot(path=tmp_path / "repeat.png", full_page=True)
+    page.keyboard.press("2")
+    expect(page.locator("#note")).to_contain_text("Thank you")
+    with httpx.Client(base_url=url, timeout=30.0, trust_env=False) as http:
+        flips = http.get("/v1/rater_checks").json()["flip_rate"]
+    assert (flips["pairs"], flips["disagreements"]) == (1, 0)
+    page.keyboard.type("Thanks, and the next one?")  # the conversation goes on where it was
+    page.keyboard.press("Enter")
+    expect(page.locator("#note")).to_contain_text("Pick with a button")
     assert problems == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import timedelta
 from itertools import pairwise
@@ -14,7 +15,7 @@ from tests.loop_rig import settings as rig_settings
 from tests.test_cli import run, run_json
 from tests.test_gate import GOOD, T0
 
-from pairloop.bench import trust_gate
+from pairloop.bench import trust, trust_gate
 from pairloop.config import GateSection
 from pairloop.loop import cycle
 from pairloop.loop.gate import Crowd, decide, plan, simulate
@@ -119,6 +120,25 @@ def test_the_benchmark_measures_its_cases_and_sees_a_broken_promise() -> None:
     broken = trust_gate.Case("null_rate", Crowd(0.7), GateSection(), 300, 0.05, is_error=True)
     (row,) = trust_gate.rows(trust_gate.measure(duels=20, seed=0, cases=[broken]))
     assert row[-1] == "NO"
+
+
+@pytest.mark.slow
+def test_a_part_of_the_trust_benchmark_runs_alone_and_is_kept_beside_the_others(tmp_path: Path) -> None:
+    (tmp_path / "trust.json").write_text('{"swap": {"swaps": 50}}')
+    found = run_json("bench", "trust", "--part", "gate", "--duels", "100", "--out", str(tmp_path))
+    kept = json.loads((tmp_path / "trust.json").read_text())
+    assert (kept["swap"], kept["gate"]) == ({"swaps": 50}, found["gate"])
+    del kept["swap"]
+    lines = trust.section(kept)
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(trust_gate.CASES)
+    assert list(found) == ["gate", "files"]
+    assert found["gate"]["power_60_at_600"] > 0.9
+
+
+def test_an_unknown_part_of_the_trust_benchmark_is_refused() -> None:
+    refused = run("bench", "trust", "--part", "gates")
+    assert refused.exit_code == 2
+    assert "'gate'" in refused.output
 
 
 @pytest.mark.slow

@@ -113,6 +113,7 @@ def test_planted_fault_the_repeated_z_test_as_the_gate_fails() -> None:
     assert gate.judge(changed(r10(), "rows", 0, "promoted", to=naive["promoted"])).passed is False
 
 
+@pytest.mark.slow
 def test_planted_fault_a_gate_without_power_fails() -> None:
     strict = gate.simulate(1, GateSection(max_picks=600, alpha=0.0001), gate.Sizes(500, 500, (0.5, 0.6)), Settings())
     assert gate.judge(strict).passed is False

@@ -242,6 +242,7 @@ def seen_by(packing: Packing) -> dict[int, list[int]]:
     return seen
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(groups_of_ids)
 def test_every_token_sees_its_own_sequence_and_nothing_else(groups: Sequence[tuple[bool, Ids, Sequence[Ids]]]) -> None:

@@ -245,6 +245,7 @@ def test_the_rendered_prompt_is_a_prefix_of_the_chat(tokenizer: PreTrainedTokeni
         assert whole_ids == build.encode_chat(tokenizer.backend_tokenizer, chat)[0]
 
 
+@pytest.mark.slow
 def test_the_shipped_model_is_small_and_sound(tokenizer: PreTrainedTokenizerBase) -> None:
     assert sum(path.stat().st_size for path in MODEL_DIR.iterdir()) <= 1_500_000
     model = AutoModelForCausalLM.from_pretrained(MODEL_DIR)

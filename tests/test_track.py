@@ -92,6 +92,7 @@ def words(found: Any, name: str) -> str:
 # --- what is heard
 
 
+@pytest.mark.slow
 def test_a_run_is_heard_once_whoever_takes_it_up_again(tmp_path: Path) -> None:
     config = tracked(tmp_path, "mlflow", "tensorboard")
     tell(config, ROWS[:1])

@@ -91,6 +91,7 @@ def distance(one: TrainJob, other: TrainJob) -> float:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(make_job: MakeJob, base: Path, tmp_path: Path) -> None:
     runs = [jobs_of(make_job, base, case) for case in CASES]
     assert two_workers([divided for _, divided in runs], tmp_path / "store") == [0, 0]
@@ -162,6 +163,7 @@ def test_a_run_goes_on_with_another_number_of_processes(make_job: MakeJob, base:
 # ---- failures
 
 
+@pytest.mark.slow
 def test_a_workers_failure_is_the_runs(make_job: MakeJob, base: Path, tmp_path: Path) -> None:
     _, job = jobs_of(make_job, base, CASES[0])
     codes = two_workers([job], tmp_path / "store", no_memory_in_the_second)

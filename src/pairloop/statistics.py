@@ -31,8 +31,12 @@ def binomial_p(k: int, n: int, p: float = 0.5) -> float:
     if not 0 < p < 1 or n == 0:
         return 1.0
     low = math.fsum(_binomial(i, n, p) for i in range(k + 1))
-    high = math.fsum(_binomial(i, n, p) for i in range(k, n + 1))
-    return min(1.0, 2 * min(low, high))
+    return min(1.0, 2 * min(low, binomial_tail(k, n, p)))
+
+
+def binomial_tail(k: int, n: int, p: float) -> float:
+    """The chance of ``k`` or more of ``n`` at chance ``p``, strictly between 0 and 1."""
+    return math.fsum(_binomial(i, n, p) for i in range(k, n + 1))
 
 
 def _binomial(k: int, n: int, p: float) -> float:

@@ -269,6 +269,8 @@ SCORE_METRIC = "score"
 COMMENT_METRIC = "comment"
 DEMONSTRATION_METRIC = "demonstration"
 ERROR_METRIC = "error"
+REPEAT_METRIC = "repeat"
+"""A comparison shown to its rater once more, sides swapped: it measures how often picks are flipped, and is no vote."""
 """A verifier or judge failed on the group: no vote, and no tie."""
 
 

@@ -30,13 +30,17 @@ SEARCH_HEADERS = ("cell", "mode", "change", "outcome")
 def document(settings: Settings, **parts: Any) -> dict[str, Any]:
     """The figures with when, where and with what they were measured."""
     return {
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": _device(settings.device),
+        **machine(settings.device),
         "threads": settings.threads,
         "quick": settings.quick,
         "libraries": {name: _version(name) for name in LIBRARIES},
         **parts,
     }
+
+
+def machine(device: str) -> dict[str, str]:
+    """When and where something is measured."""
+    return {"measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "device": _device(device)}
 
 
 def write(found: Mapping[str, Any], out: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from pairloop.loop.gate import Crowd, simulate
 from pairloop.loop.gate.plan import OnStep
 from pairloop.statistics import share
 
-HEADERS = ("case", "gate", "promoted", "95 % interval", "promised", "kept")
+HEADERS = ("a challenger that is", "cluster", "promoted", "95 % interval", "promised", "kept")
 
 _PLAIN = GateSection()
 _BY_RATER = GateSection(cluster="rater")
@@ -50,6 +50,22 @@ CASES = (
     Case("fault_challenger_always_first", Crowd(0.5, side_bias=0.2, first_share=1.0), _PLAIN, 2_000, 0.05, is_fault=True),
 )
 
+TEXTS = {
+    "null_rate": "no better",
+    "power_60_at_600": "wins .60",
+    "side_bias_null_rate": "no better; the first place adds 1 to the log odds, sides by coin",
+    "flips_20_power_60_at_1400": "wins .60, and 20 % of picks are flipped",
+    "robust_colluders_null_rate": "no better; a tenth of raters collude, six picks each",
+    "robust_power_60_at_1200": "wins .60, six picks a rater",
+    "robust_power_65_at_600": "wins .65, six picks a rater",
+    "tastes_day_null_rate": "no better; raters with tastes (correlation .3), two days each",
+    "tastes_null_rate": "no better; raters with tastes, 50 picks each",
+    "fault_every_pick_counts": "planted fault: the same, with every pick a vote",
+    "fault_colluders_unnoticed": "planted fault: colluders, without `robust`",
+    "fault_challenger_always_first": "planted fault: shown first always, which adds .2",
+}
+"""The cases in words: the challenger, and who picks."""
+
 
 def measure(*, duels: int, seed: int, on_step: OnStep | None = None, cases: Sequence[Case] = CASES) -> dict[str, Any]:
     """Case → share of duels promoted, and under ``detail`` each with its interval and what was promised."""
@@ -77,7 +93,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The table of ``measure``, below `HEADERS`."""
     return [
         (
-            name,
+            TEXTS.get(name, name),
             f"{one['cluster']}, robust {one['robust']:g}",
             f"{one['rate']:.2%} of {one['duels']:,} by {one['by']:,} picks",
             f"{one['ci95'][0]:.2%} to {one['ci95'][1]:.2%}",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from pairloop.bench.trust import PARTS
 from pairloop.cli.output import show, table, verb
 
 if TYPE_CHECKING:
@@ -124,17 +125,49 @@ def loop(threads: int, quick: bool, out: Path, as_json: bool) -> None:
 
 
 @bench.command()
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(PARTS),
+    default=PARTS,
+    show_default="all",
+    help="What to measure; give it again for another part.",
+)
 @click.option("--duels", default=2_000, show_default=True, type=click.IntRange(100), help="Duels to simulate of each kind.")
-@click.option("--seed", default=0, show_default=True, help="The same seed, the same figures.")
+@click.option("--seed", default=0, show_default=True, help="The same seed, the same duels.")
+@click.option("--minutes", default=30.0, show_default=True, type=click.FloatRange(0.1), help="How long the soak takes.")
+@click.option("--quick", is_flag=True, help="A smaller measure of everything but the duels.")
+@out_option
 @verb
-def trust(duels: int, seed: int, as_json: bool) -> None:
-    """What the gate promises, on simulated duels: nothing worse passes, what is better does, colluders change neither."""
-    from pairloop.bench import trust_gate
+def trust(parts: tuple[str, ...], duels: int, seed: int, minutes: float, quick: bool, out: Path, as_json: bool) -> None:
+    """What is promised, measured part by part.
+
+    gate: on simulated duels nothing worse passes, what is better does, and colluders change neither. swap: versions change
+    under load, and no request fails. loops: whole loops whose picks are coin tosses promote hardly anything. soak: everything
+    at once for half an hour, and memory stays flat.
+    """
+    from pairloop.bench.report import machine
+    from pairloop.bench.trust import TrustSettings, part
     from pairloop.cli.progress import TerminalWatcher
 
+    found: dict[str, dict[str, Any]] = {}
+    file = out / "trust.json"
     with TerminalWatcher() as watcher:
-        found = {"gate": trust_gate.measure(duels=duels, seed=seed, on_step=watcher.bar)}
-    show(found, table(trust_gate.HEADERS, trust_gate.rows(found["gate"])), as_json=as_json)
+        settings = TrustSettings(out.resolve() / "trust", watcher.bar, duels, seed, quick, minutes)
+        for name in PARTS:
+            if name in parts:
+                found[name] = part(name).measure(settings) | machine("cpu")
+                _keep(file, name, found[name])
+    tables = [table(part(name).headers, part(name).rows(figures)) for name, figures in found.items()]
+    show(found | {"files": [file]}, "\n\n".join([*tables, f"written: {file}"]), as_json=as_json)
+
+
+def _keep(file: Path, name: str, figures: dict[str, Any]) -> None:
+    """Write a part's figures as soon as they are there, beside those of other parts that were measured before."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    file.write_text(json.dumps(earlier | {name: figures}, indent=1) + "\n", encoding="utf-8")
 
 
 @bench.command()

@@ -108,6 +108,13 @@ class GateResource(BaseModel):
     history: list[VerdictResource]
 
 
+class QuarantineResource(BaseModel):
+    """Why a rater's votes are set aside, and since when."""
+
+    reason: str
+    created_at: int
+
+
 class RaterResource(BaseModel):
     """Someone who gave feedback; ``pool`` says whether their picks train or judge."""
 
@@ -117,6 +124,93 @@ class RaterResource(BaseModel):
     feedback: int
     first_at: int
     last_at: int
+    quarantine: QuarantineResource | None
+
+
+class ShareResource(BaseModel):
+    """``k`` of ``n`` picks, beside the share expected; ``p`` is adjusted for all tests made."""
+
+    k: int
+    n: int
+    expected: float
+    p: float
+
+
+class CheckedRater(BaseModel):
+    """A rater with the tests that could be made and what they flag."""
+
+    id: str
+    picks: int
+    instant: int
+    shares: dict[str, ShareResource]
+    flags: list[str]
+    quarantine: QuarantineResource | None
+
+
+class FlipRateResource(BaseModel):
+    """How often a pick says the opposite of what was meant, from comparisons shown twice, sides swapped."""
+
+    pairs: int
+    disagreements: int
+    rate: float
+    ci95: tuple[float, float]
+    label_smoothing: float
+
+
+class RaterChecks(BaseModel):
+    """The raters of the newest picks, those with the most first."""
+
+    object: Literal["rater_checks"] = "rater_checks"
+    data: list[CheckedRater]
+    flip_rate: FlipRateResource | None
+
+
+class DuelCount(BaseModel):
+    """An open duel's votes that count, and their evidence for the challenger."""
+
+    wins: int
+    losses: int
+    e_value: float
+
+
+class RaterDecision(BaseModel):
+    """A quarantine or release and what it changes, or with ``dryrun`` would.
+
+    ``pairs`` of the next snapshot rest on this rater.
+    """
+
+    object: Literal["rater.decision"] = "rater.decision"
+    rater_id: str
+    action: Literal["quarantine", "release"]
+    picks: int
+    pairs: int
+    duel_before: DuelCount | None
+    duel_after: DuelCount | None
+    dryrun: bool
+
+
+class QueueChoice(BaseModel):
+    """One of the two answers, by its index."""
+
+    index: int
+    text: str
+
+
+class QueueItem(BaseModel):
+    """A comparison to show: ``choices`` in the order of the places. The pick sends ``shown_order`` and ``repeat`` along."""
+
+    inference_id: str
+    messages: list[dict[str, Any]]
+    choices: list[QueueChoice]
+    shown_order: list[int]
+    repeat: bool
+
+
+class Queue(BaseModel):
+    """What a rater should look at next; ``item`` is null where there is nothing."""
+
+    object: Literal["queue"] = "queue"
+    item: QueueItem | None
 
 
 class ScheduleResource(BaseModel):

@@ -82,6 +82,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _canaries_have_a_file(self) -> Self:
+        if "canaries" in self.gate.require and self.evaluate.canaries is None:
+            raise ValueError('gate.require names "canaries": set evaluate.canaries to their file')
+        return self
+
+    @model_validator(mode="after")
     def _processes_have_devices(self) -> Self:
         if self.train.processes > 1 and self.policy.device not in ("auto", "cpu", "cuda"):
             raise ValueError(

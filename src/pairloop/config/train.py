@@ -32,17 +32,18 @@ ObjectiveName = Literal[
 _STALE = {"importance", "max_importance"}
 _PAIRS = _STALE | {"nll_weight"}
 _RATIOS = {"length_normalized", "token_clip"}
-_DPO = _PAIRS | _RATIOS | {"label_smoothing"}
+_FLIPS = {"label_smoothing", "measured_smoothing"}
+_DPO = _PAIRS | _RATIOS | _FLIPS
 READ_BY: dict[str, set[str]] = {
     "dpo": _DPO,
     "cdpo": _DPO,
     "rdpo": _DPO,
-    "ipo": _DPO - {"label_smoothing"},
+    "ipo": _DPO - _FLIPS,
     "dpo_norm": _DPO - {"length_normalized"},
     "ld_dpo": _DPO | {"ld_alpha"},
     "dpop": _DPO | {"dpop_weight"},
     "dpo_nll": _DPO,
-    "simpo": _PAIRS | {"label_smoothing", "simpo_margin"},
+    "simpo": _PAIRS | _FLIPS | {"simpo_margin"},
     "orpo": _STALE,
     "kto": _STALE | _RATIOS | {"desirable_weight", "undesirable_weight"},
     "grpo": _STALE | {"advantage_std", "loss_mean", "clip_low", "clip_high", "kl_weight"},
@@ -75,6 +76,9 @@ class TrainSection(Section):
     """Weight of the chosen answers' mean negative log-likelihood, which holds them up while margins grow."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
     """Share of pairs expected to be labelled the wrong way round (cDPO): about .1 for people, 0 for verifiers."""
+    measured_smoothing: bool = False
+    """In a cycle, take ``label_smoothing`` from the measured flip rate of picks, once 30 comparisons were shown twice, sides
+    swapped (``feedback.repeat_share``); until then, and elsewhere, it is as set."""
     length_normalized: bool = False
     """Divide each answer's log-ratio by its length in tokens: for long answers."""
     token_clip: float = Field(default=0.0, ge=0.0)

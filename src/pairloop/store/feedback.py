@@ -140,8 +140,11 @@ def max_seq(c: Connection, policy: str) -> int:
     return c.execute(sa.select(sa.func.max(feedback.c.seq)).where(feedback.c.policy == policy)).scalar() or 0
 
 
-def count_new_picks(c: Connection, policy: str, *, after_seq: int, pool: Pool) -> int:
-    """Decisive picks (A or B) newer than ``after_seq`` that no later revision replaced. Linear in the new rows."""
+def count_new_picks(c: Connection, policy: str, *, after_seq: int, pool: Pool, quarantined: Collection[str] = ()) -> int:
+    """Decisive picks (A or B) newer than ``after_seq`` that no later revision replaced. Linear in the new rows.
+
+    Those of ``quarantined`` people are not counted.
+    """
     statement = (
         sa.select(sa.func.count())
         .select_from(feedback.join(group_table))
@@ -154,6 +157,8 @@ def count_new_picks(c: Connection, policy: str, *, after_seq: int, pool: Pool) -
             is_latest(),
         )
     )
+    if quarantined:
+        statement = statement.where(sa.or_(feedback.c.source != Source.HUMAN.value, feedback.c.rater_id.not_in(quarantined)))
     return c.execute(statement).scalar_one()
 
 

@@ -23,7 +23,6 @@ from pairloop.client.shapes import (
     Moved,
     Page,
     PolicyResource,
-    RaterResource,
     ScheduleResource,
     Triggered,
     VersionResource,
@@ -32,7 +31,7 @@ from pairloop.errors import InvalidRequestError, NotFoundError, UserError
 from pairloop.formats import Rows, snapshot
 from pairloop.loop import cycle as stage
 from pairloop.loop import deploy
-from pairloop.store import cycles, datasets, duels, groups, raters, triggers, verdicts, versions
+from pairloop.store import cycles, datasets, duels, groups, triggers, verdicts, versions
 from pairloop.store.versions import Promotion
 from pairloop.types import BASE_VERSION, Alias, Cycle, Dataset, Version
 from pairloop.web.context import Context, Here
@@ -42,7 +41,6 @@ from pairloop.web.resources import (
     dataset_resource,
     duel_resource,
     gate_resource,
-    rater_resource,
     seconds,
     version_resource,
 )
@@ -50,7 +48,6 @@ from pairloop.web.wire import MAX_INT32, Body, Text512
 
 router = APIRouter(tags=["loop"])
 
-RaterAfter = Annotated[str | None, Query(max_length=512, description="The rater behind whom the page begins.")]
 Format = Annotated[str, Query(max_length=64, description="A family of dataset rows or the trainer that is to read them.")]
 SkipRefused = Annotated[bool, Query(description="Leave out what the format cannot hold.")]
 BY_HAND = "by hand, over the API"
@@ -226,22 +223,6 @@ def get_gate(cycle_id: str, context: Here) -> GateResource:
     if not history:
         raise NotFoundError(f"no verdict about a cycle {cycle_id!r}", param="cycle_id")
     return gate_resource(cycle_id, history)
-
-
-@router.get("/v1/raters", summary="Whoever gave feedback, by id")
-def list_raters(context: Here, limit: Limit = 20, after: RaterAfter = None) -> Page[RaterResource]:
-    with context.store.reading() as c:
-        found = raters.list_(c, context.policy_name, after=after, limit=limit + 1)
-    return page([rater_resource(rater, context.config.serve.gate_share) for rater in found], limit=limit)
-
-
-@router.get("/v1/raters/{rater_id}", summary="One rater")
-def get_rater(rater_id: str, context: Here) -> RaterResource:
-    with context.store.reading() as c:
-        rater = raters.get(c, context.policy_name, rater_id)
-    if rater is None:
-        raise NotFoundError(f"no rater {rater_id!r}", param="rater_id")
-    return rater_resource(rater, context.config.serve.gate_share)
 
 
 @router.get("/v1/schedules", summary="When cycles begin, per policy")

@@ -14,7 +14,22 @@ from pairloop.config import Config, duration_s, is_loopback
 from pairloop.loop.serve import ChatService
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store
-from pairloop.web import api, chat, errors, evidence, files, fine_tuning, health, keys, login, openapi, pages, picks, stored
+from pairloop.web import (
+    api,
+    chat,
+    errors,
+    evidence,
+    files,
+    fine_tuning,
+    health,
+    keys,
+    login,
+    openapi,
+    pages,
+    picks,
+    raters,
+    stored,
+)
 from pairloop.web.access import Access, InFlight
 from pairloop.web.context import Context, SchedulerLike
 from pairloop.web.idempotency import Idempotency
@@ -61,7 +76,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     errors.install(app)
     pages.mount_static(app)
     missing = undeclared(app.routes)
-    for room in (chat, stored, picks, evidence, files, fine_tuning, api, keys, health, pages, login):
+    for room in (chat, stored, picks, evidence, files, fine_tuning, api, raters, keys, health, pages, login):
         app.include_router(room.router)
         missing += undeclared(room.router.routes)
     if missing:

@@ -20,6 +20,7 @@ from pairloop.loop.feedback import (
     submit_metric,
     submit_outcome,
     submit_preference,
+    submit_repeat,
 )
 from pairloop.types import ERROR_METRIC, Feedback, Source
 from pairloop.web.chat import version_name
@@ -53,6 +54,7 @@ class PreferenceBody(Body):
     latency_ms: int | None = Field(default=None, ge=0, le=MAX_INT32)
     source: SourceName | None = None
     tags: Metadata | None = None
+    repeat: bool = False
     dryrun: bool = False
 
     def as_pick(self) -> Pick:
@@ -136,9 +138,11 @@ async def preferences(body: PreferenceBody, context: Here) -> Response:
     """A rater's second pick revises the first; in a duel the first one counts, since the reply to it names the versions.
 
     `edited_text` is an ideal answer of its own beside the pick: it becomes chosen against what was served. The outcome `error`
-    says that a judge or verifier failed (`source: llm | code`): it is kept, is no vote, and never a tie.
+    says that a judge or verifier failed (`source: llm | code`): it is kept, is no vote, and never a tie. With `repeat` it is
+    what the rater says of a comparison shown once more, sides swapped (`GET /v1/queue`): no vote either, it measures flips.
     """
-    recorded = await asyncio.wrap_future(submit_preference(context.store, body.as_pick(), dryrun=body.dryrun))
+    submit = submit_repeat if body.repeat else submit_preference
+    recorded = await asyncio.wrap_future(submit(context.store, body.as_pick(), dryrun=body.dryrun))
     if not (recorded.duplicate or recorded.dryrun):
         context.notify()
         context.metrics.picks.labels(str(recorded.feedback.label or ERROR_METRIC)).inc()

@@ -10,6 +10,7 @@ from pairloop.client.shapes import (
     DatasetResource,
     DuelResource,
     GateResource,
+    QuarantineResource,
     RaterResource,
     ReasonResource,
     StepResource,
@@ -18,6 +19,7 @@ from pairloop.client.shapes import (
 )
 from pairloop.loop.gate import win_rate
 from pairloop.loop.serve import pool_of
+from pairloop.store.quarantines import Quarantine
 from pairloop.store.raters import Rater
 from pairloop.types import Cycle, Dataset, Duel, Verdict, Version
 
@@ -108,13 +110,20 @@ def gate_resource(cycle_id: str, history: Sequence[tuple[datetime, Verdict]]) ->
     return GateResource(id=cycle_id, cycle_id=cycle_id, verdict=shown[-1], history=shown)
 
 
-def rater_resource(rater: Rater, gate_share: float) -> RaterResource:
+def quarantine_resource(quarantine: Quarantine | None) -> QuarantineResource | None:
+    return (
+        None if quarantine is None else QuarantineResource(reason=quarantine.reason, created_at=seconds(quarantine.created_at))
+    )
+
+
+def rater_resource(rater: Rater, gate_share: float, quarantine: Quarantine | None) -> RaterResource:
     return RaterResource(
         id=rater.rater_id,
         pool=pool_of(rater.rater_id, gate_share).value,
         feedback=rater.feedback,
         first_at=seconds(rater.first_at),
         last_at=seconds(rater.last_at),
+        quarantine=quarantine_resource(quarantine),
     )
 
 

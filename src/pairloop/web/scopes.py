@@ -54,6 +54,9 @@ RULES: tuple[Rule, ...] = (
     Rule("GET", "/v1/feedback", _READ),
     Rule("GET POST DELETE", "/v1/files", _TRAIN),
     Rule("GET POST DELETE", "/v1/fine_tuning", _TRAIN),
+    # Other people's conversations.
+    Rule("GET", "/v1/queue", _OPERATE, below=False),
+    Rule("GET", "/v1/rater_checks", _READ, below=False),
     *(Rule("GET", f"/v1/{noun}", _READ) for noun in _LOOP),
     *(Rule("POST", f"/v1/{noun}", _OPERATE) for noun in _LOOP),
     Rule("GET POST DELETE", "/v1/keys", _ADMIN),

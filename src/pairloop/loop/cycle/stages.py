@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from pairloop.errors import NotFoundError, PairloopError, UserError
 from pairloop.loop import deploy, evaluate, gate, label, pairs
-from pairloop.loop.cycle import tracking
+from pairloop.loop.cycle import smoothing, tracking
 from pairloop.loop.cycle.context import CycleLease, Loop, training
 from pairloop.loop.cycle.judging import standing
 from pairloop.store import cycles, datasets, duels, new_id, triggers, verdicts, versions
@@ -145,14 +145,16 @@ def _build(turn: _Turn) -> None:
             "n_train": dataset.n_train,
             "n_heldout": dataset.n_heldout,
             **found,
+            **smoothing.measure(loop),
         },
     )
 
 
 def _train(turn: _Turn) -> None:
-    loop, cycle = turn.loop, turn.cycle
+    record, cycle = turn.recorded(CycleState.TRAINING), turn.cycle
+    loop = smoothing.applied(turn.loop, record)
     with loop.store.reading() as c:
-        dataset = datasets.get(c, turn.recorded(CycleState.TRAINING)["dataset_id"])
+        dataset = datasets.get(c, record["dataset_id"])
     assert dataset is not None, "the step was recorded after its dataset"
     with training(loop, turn.should_stop) as is_our_turn:
         if not is_our_turn:

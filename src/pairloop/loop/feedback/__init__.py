@@ -7,6 +7,7 @@ field's name; what is doubtful (an instant pick, say) is kept, and set aside lat
 from pairloop.loop.feedback.outcomes import Applied, ConversationValue, record_outcome, submit_outcome
 from pairloop.loop.feedback.picks import Outcome, Pick, record_preference, submit_preference
 from pairloop.loop.feedback.record import Recorded, is_revealed
+from pairloop.loop.feedback.repeats import submit_repeat
 from pairloop.loop.feedback.values import MetricValue, record_metric, submit_metric
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "submit_metric",
     "submit_outcome",
     "submit_preference",
+    "submit_repeat",
 ]

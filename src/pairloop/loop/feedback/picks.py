@@ -62,10 +62,11 @@ def record_preference(store: Store, pick: Pick, *, notify: Callable[[], None] | 
 def submit_preference(store: Store, pick: Pick, *, dryrun: bool = False) -> Future[Recorded]:
     """``record_preference`` without the wait; the future resolves after the fsynced commit."""
     feedback_id, now = pick.feedback_id or new_id("feedback"), datetime.now(UTC)
-    return submit(store, pick.inference_id, lambda group: _pick_rows(group, pick, feedback_id, now), dryrun=dryrun)
+    return submit(store, pick.inference_id, lambda group: pick_rows(group, pick, feedback_id, now), dryrun=dryrun)
 
 
-def _pick_rows(group: Group, pick: Pick, feedback_id: str, now: datetime) -> tuple[Feedback, ...]:
+def pick_rows(group: Group, pick: Pick, feedback_id: str, now: datetime) -> tuple[Feedback, ...]:
+    """The pick's row, and that of its edited answer where it has one. InvalidRequestError where it says nothing clear."""
     n = len(group.completions)
     if n != COMPARISON:
         raise InvalidRequestError(

@@ -36,6 +36,7 @@ def guardrails(report: OfflineReport, config: GateSection) -> tuple[Reason, ...]
         _at_least(
             report, config, "heldout_accuracy", "heldout_accuracy", "held-out pairs got right", config.min_heldout_accuracy
         ),
+        _canaries(report, config),
     )
     return (
         _between(report, "length_ratio", "answer length over the champion's", config.min_length_ratio, config.max_length_ratio),
@@ -95,3 +96,14 @@ def _at_least(report: OfflineReport, config: GateSection, rule: str, metric: str
         return Reason(rule, True, f"{seen}, at least {limit:g}", value.lo, limit)
     text = f"{seen}: not shown to be {'at least' if is_required else 'below'} {limit:g}"
     return Reason(rule, None if is_required else True, text, value.lo, limit)
+
+
+def _canaries(report: OfflineReport, config: GateSection) -> Reason | None:
+    """None where there are none; of those there are no more may be lost than allowed, and one that was not asked is HOLD."""
+    metric, what = "canaries_lost", "canaries that the champion passes and it fails"
+    value, limit = _value(report, metric), config.max_canaries_lost
+    if value is None:
+        is_wanted = "canaries" in config.require or metric in report.errors
+        return _missing(report, metric, what, "canaries") if is_wanted else None
+    text = f"{what}: {value.mean:.0f} of {value.n}, at most {limit}"
+    return Reason("canaries", value.mean <= limit, text, value.mean, limit)

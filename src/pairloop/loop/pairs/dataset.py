@@ -141,7 +141,8 @@ def count_new(store: Store, config: Config) -> int:
         last = datasets.last_of_a_cycle(c, policy)
         champion = versions.alias(c, policy, Alias.CHAMPION) or BASE_VERSION
         after_seq = max(last.feedback_seq if last else 0, datasets.used_seq(c, policy, champion))
-        found = feedback.count_new_picks(c, policy, after_seq=after_seq, pool=Pool.TRAIN)
+        held = quarantines.current(c, policy)
+        found = feedback.count_new_picks(c, policy, after_seq=after_seq, pool=Pool.TRAIN, quarantined=held)
         found += _count_contrasts(c, policy, after_seq)
         if config.label.verifier is not None or config.label.judge_url is not None:
             after = timedelta(seconds=config.label.after_s)

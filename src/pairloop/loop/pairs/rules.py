@@ -29,6 +29,7 @@ class Dropped(StrEnum):
     OTHER_METRIC = "other_metric"
     MALFORMED = "malformed"
     JUDGE_ERROR = "judge_error"
+    REPEAT = "repeat"
     # who said it, and how
     INSTANT_PICK = "instant_pick"
     RATER_CAP = "rater_cap"

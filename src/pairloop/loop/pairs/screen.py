@@ -14,6 +14,7 @@ from pairloop.types import (
     DEMONSTRATION_METRIC,
     ERROR_METRIC,
     PREFERENCE_METRIC,
+    REPEAT_METRIC,
     SCORE_METRIC,
     THUMBS_METRIC,
     Feedback,
@@ -156,7 +157,7 @@ def _is_edit(group: Group, feedback: Feedback) -> bool:
     return ideal_of(group, feedback) is not None and (feedback.choice_index is None or _names_completion(group, feedback))
 
 
-_SAYS_NOTHING = {COMMENT_METRIC: Dropped.COMMENT, ERROR_METRIC: Dropped.JUDGE_ERROR}
+_SAYS_NOTHING = {COMMENT_METRIC: Dropped.COMMENT, ERROR_METRIC: Dropped.JUDGE_ERROR, REPEAT_METRIC: Dropped.REPEAT}
 
 _WELL_FORMED: dict[str, Callable[[Group, Feedback], bool]] = {
     PREFERENCE_METRIC: _is_pick,

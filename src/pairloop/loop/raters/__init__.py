@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pairloop.loop.raters.checks import Checked, Observed, Share, check
-from pairloop.loop.raters.desk import DuelEffect, Effect, Raters, decide, look, preview
+from pairloop.loop.raters.desk import DuelEffect, Effect, Raters, decide, look, measured_flips, preview
 from pairloop.loop.raters.flips import FlipRate, flip_rate
+from pairloop.loop.raters.queue import Item, next_item
 
 __all__ = [
     "Checked",
     "DuelEffect",
     "Effect",
     "FlipRate",
+    "Item",
     "Observed",
     "Raters",
     "Share",
@@ -18,5 +20,7 @@ __all__ = [
     "decide",
     "flip_rate",
     "look",
+    "measured_flips",
+    "next_item",
     "preview",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -20,7 +20,7 @@ from pairloop.store import Store, duels, feedback, quarantines, versions
 from pairloop.store.quarantines import Action, Quarantine
 from pairloop.store.schema import feedback as feedback_table
 from pairloop.store.schema import groups as group_table
-from pairloop.types import BASE_VERSION, PREFERENCE_METRIC, Alias, Duel, Feedback, Group, Label, Source
+from pairloop.types import BASE_VERSION, PREFERENCE_METRIC, REPEAT_METRIC, Alias, Duel, Feedback, Group, Label, Source
 
 NEWEST = 20_000
 """Groups with picks that one look reads, the newest."""
@@ -59,9 +59,21 @@ class Effect:
 def look(store: Store, config: Config) -> Raters:
     """Every rater with what is odd about them. Reads the newest `NEWEST` groups that have picks."""
     with store.reading() as c:
-        picks = _observed(c, config)
+        picks, repeats = _observed(c, config)
         quarantined = quarantines.current(c, config.policy.name)
-    return Raters(check(picks), quarantined, flip_rate(picks))
+    return Raters(check(picks), quarantined, flip_rate(_of_others(picks + repeats, quarantined)))
+
+
+def measured_flips(store: Store, config: Config) -> FlipRate | None:
+    """How often the newest picks of raters who are not quarantined are flipped; None where nobody was asked anything twice."""
+    with store.reading() as c:
+        picks, repeats = _observed(c, config)
+        quarantined = quarantines.current(c, config.policy.name)
+    return flip_rate(_of_others(picks + repeats, quarantined))
+
+
+def _of_others(picks: Sequence[Observed], quarantined: Collection[str]) -> list[Observed]:
+    return [pick for pick in picks if pick.rater_id not in quarantined]
 
 
 def preview(store: Store, config: Config, rater_id: str, action: Action) -> Effect:
@@ -112,8 +124,8 @@ def _feedback_ids(c: Connection, policy: str, rater_id: str) -> set[str]:
     return set(c.execute(statement).scalars())
 
 
-def _observed(c: Connection, config: Config) -> list[Observed]:
-    """The people's picks as they were first made, oldest first."""
+def _observed(c: Connection, config: Config) -> tuple[list[Observed], list[Observed]]:
+    """The people's picks as they were first made, oldest first, and what they said when they were asked the same again."""
     picked = sa.exists().where(
         feedback_table.c.group_id == group_table.c.group_id,
         feedback_table.c.metric == PREFERENCE_METRIC,
@@ -127,15 +139,14 @@ def _observed(c: Connection, config: Config) -> list[Observed]:
     )
     challengers = {duel.duel_id: duel.challenger for duel in duels.list_(c, config.policy.name, NEWEST)}
     found = feedback.labelled(c, statement, counting=feedback.first_revisions)
-    return [
-        _one(labelled.group, row, challengers, config.feedback.min_latency_ms)
-        for labelled in reversed(found)
-        for row in labelled.feedback
-        if row.metric == PREFERENCE_METRIC
-        and row.source is Source.HUMAN
-        and len(labelled.group.completions) == 2
-        and not labelled.group.is_erased
-    ]
+    seen: dict[str, list[Observed]] = {PREFERENCE_METRIC: [], REPEAT_METRIC: []}
+    for labelled in reversed(found):
+        if len(labelled.group.completions) != 2 or labelled.group.is_erased:
+            continue
+        for row in labelled.feedback:
+            if row.metric in seen and row.source is Source.HUMAN:
+                seen[row.metric].append(_one(labelled.group, row, challengers, config.feedback.min_latency_ms))
+    return seen[PREFERENCE_METRIC], seen[REPEAT_METRIC]
 
 
 def _one(group: Group, row: Feedback, challengers: dict[str, int], min_latency_ms: int) -> Observed:

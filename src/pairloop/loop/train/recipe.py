@@ -34,7 +34,7 @@ def train_settings(
         names = ", ".join(("supervised", *(name for name in get_args(ObjectiveName) if name != "sft")))
         raise InvalidRequestError(f"unknown method {method!r}; known are {names}", param="method.type")
     place = param or f"method.{method}.hyperparameters"
-    options = READ_BY.get(objective, set())
+    options = READ_BY.get(objective, set()) - {"measured_smoothing"}  # a cycle measures its own raters; a job has a file
     given = _given(method, hyperparameters, options | ({"beta"} if objective != "sft" else set()), place)
     base = with_objective(config.train, objective)
     resolved: dict[str, Any] = {

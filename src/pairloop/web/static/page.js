@@ -6,16 +6,15 @@ const byId = (id) => document.getElementById(id);
 const prompt = byId("prompt");
 const pickButtons = [...document.querySelectorAll("[data-pick]")];
 const PICK_BY_KEY = { 1: "a", 2: "b", 3: "tie", 4: "both_bad", 0: "skip" };
-const OUTCOMES = {
-  a: { outcome: "chosen", chosen_index: 0, rejected_index: 1 },
-  b: { outcome: "chosen", chosen_index: 1, rejected_index: 0 },
-  tie: { outcome: "tie" },
-  both_bad: { outcome: "both_bad" },
-  skip: { outcome: "skip" },
-};
+
+function outcomeOf(name, [first, second]) {
+  if (name === "a") return { outcome: "chosen", chosen_index: first, rejected_index: second };
+  if (name === "b") return { outcome: "chosen", chosen_index: second, rejected_index: first };
+  return { outcome: name };
+}
 
 let messages = [];
-let open = null; // the comparison that waits for a pick: {id, texts, shownAt, sending}
+let open = null; // the comparison that waits for a pick: {id, texts, order, repeat, shownAt, sending}; order: places → indices
 let asking = false;
 
 function note(text, isError = false) {
@@ -87,11 +86,8 @@ async function ask(question) {
       }
     }
     messages = asked;
-    open = { id, texts, shownAt: performance.now(), sending: false };
     prompt.value = "";
-    setPickable(true);
-    byId("comparison").focus({ preventScroll: true }); // neither answer: a highlighted one would be picked more often
-    byId("comparison").scrollIntoView({ block: "nearest" });
+    offer({ id, texts, order: [0, 1], repeat: false });
     note("Pick with a button, or with the keys 1, 2, 3, 4 and 0.");
   } catch (error) {
     byId("comparison").hidden = true;
@@ -103,27 +99,64 @@ async function ask(question) {
   }
 }
 
+function offer(comparison) {
+  open = { ...comparison, shownAt: performance.now(), sending: false };
+  setPickable(true);
+  byId("comparison").focus({ preventScroll: true }); // neither answer: a highlighted one would be picked more often
+  byId("comparison").scrollIntoView({ block: "nearest" });
+}
+
+// Now and then an earlier comparison once more, sides swapped: how often are picks flipped? What is said of it is no vote.
+async function offerRepeat() {
+  const response = await fetch(`/v1/queue?repeats_only=true&rater_id=${encodeURIComponent(visitor)}`);
+  const item = response.ok ? (await response.json()).item : null;
+  if (item === null || asking || open !== null) return;
+  fold();
+  const asked = item.messages.filter((turn) => turn.role === "user");
+  showComparison(asked.length ? asked[asked.length - 1].content : "");
+  const texts = ["", ""];
+  item.choices.forEach((choice, place) => {
+    texts[choice.index] = choice.text;
+    byId(`text-${place}`).textContent = choice.text;
+    byId(`answer-${place}`).classList.remove("busy");
+  });
+  byId("send").disabled = true;
+  offer({ id: item.inference_id, texts, order: item.shown_order, repeat: true });
+  note("One more: an earlier question of yours. Which answer is better?");
+}
+
 async function pick(name) {
   if (open === null || open.sending) return;
   open.sending = true;
   setPickable(false);
-  const outcome = OUTCOMES[name];
+  const outcome = outcomeOf(name, open.order);
   const latency = Math.round(performance.now() - open.shownAt);
   try {
     const response = await post("/v1/preferences", {
       inference_id: open.id,
       ...outcome,
-      shown_order: [0, 1],
+      shown_order: open.order,
+      repeat: open.repeat,
       rater_id: visitor,
       latency_ms: latency,
       tags: { via: "page" },
     });
-    settle(name, outcome, latency, await response.json());
+    const reply = await response.json();
+    if (open.repeat) settleRepeat();
+    else settle(name, outcome, latency, reply);
   } catch (error) {
     open.sending = false;
     setPickable(true);
     note(`The pick was not recorded: ${error.message}`, true);
   }
+}
+
+function settleRepeat() {
+  open = null;
+  byId("comparison").hidden = true;
+  byId("send").disabled = false;
+  note("Thank you. That told us how sure picks are. Go on where you were.");
+  prompt.focus();
 }
 
 // The pick is stored: show who answered, and go on with the chosen answer (the left one of a tie).
@@ -147,6 +180,7 @@ function settle(name, outcome, latency, reply) {
   byId("send").disabled = false;
   prompt.focus();
   refreshLive();
+  offerRepeat();
 }
 
 let settled = null; // the last turn, still shown as a comparison until the next question is sent

@@ -1,0 +1,57 @@
+"""A comparison that was shown to its rater once more, sides swapped: what they say now is no vote, it measures flips."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection
+
+from pairloop.errors import ConflictError, InvalidRequestError
+from pairloop.loop.feedback.picks import Pick, pick_rows
+from pairloop.loop.feedback.record import Recorded, pickable
+from pairloop.store import Store, feedback
+from pairloop.store.ids import new_id
+from pairloop.types import PREFERENCE_METRIC, REPEAT_METRIC, Label, Source
+
+
+def submit_repeat(store: Store, pick: Pick, *, dryrun: bool = False) -> Future[Recorded]:
+    """Record a repeat; a replay changes nothing. The future resolves after the fsynced commit.
+
+    InvalidRequestError for one without ``rater_id`` or ``shown_order``, or that is not a person's choice between the two;
+    ConflictError where the rater made no decisive pick here before, or was shown the same order; else as ``submit_preference``.
+    """
+    for name in ("rater_id", "shown_order"):
+        if not getattr(pick, name):
+            raise InvalidRequestError(f"a repeat names its {name}", param=name)
+    if pick.source is not Source.HUMAN:
+        raise InvalidRequestError("a repeat is a person's: leave source out", param="source")
+    if pick.edited_text is not None:
+        raise InvalidRequestError("a repeat takes no edited_text; send it with a pick", param="edited_text")
+    feedback_id, now = pick.feedback_id or new_id("feedback"), datetime.now(UTC)
+
+    def write(c: Connection) -> Recorded:
+        group = pickable(c, pick.inference_id)
+        row = replace(pick_rows(group, pick, feedback_id, now)[0], metric=REPEAT_METRIC)
+        _check(c, pick, row.shown_order)
+        if dryrun:
+            return Recorded(row, group, duplicate=False, dryrun=True)
+        stored, duplicate = feedback.insert(c, row)
+        return Recorded(stored, group, duplicate)
+
+    return store.submit(write)
+
+
+def _check(c: Connection, pick: Pick, shown_order: tuple[int, ...]) -> None:
+    earlier = [
+        row
+        for row in feedback.history(c, pick.inference_id)
+        if row.metric == PREFERENCE_METRIC and row.rater_id == pick.rater_id and row.revision == 0
+    ]
+    if not earlier or earlier[0].label not in (Label.A, Label.B):
+        raise ConflictError(f"rater {pick.rater_id!r} has not chosen between the answers of {pick.inference_id} before")
+    if (earlier[0].shown_order or (0, 1)) == shown_order:
+        raise ConflictError(
+            f"rater {pick.rater_id!r} was shown {pick.inference_id} in this order before; a repeat swaps the sides"
+        )
