@@ -202,10 +202,14 @@ def test_a_manifest_that_was_changed_cannot_name_files_elsewhere(url: Place) -> 
 
 def test_two_processes_that_ask_at_once_fetch_once(url: Place) -> None:
     artifact, fetched = publish(url.remote("a")), list[str]()
-    machines = [url.remote("b") for _ in range(4)]
-    for machine in machines:
-        right = machine._fetch
-        machine._fetch = lambda name, right=right: (fetched.append(name), right(name))  # type: ignore[method-assign,misc]
+
+    class Counting(RemoteArtifacts):
+        def _fetch(self, name: str) -> None:
+            fetched.append(name)
+            super()._fetch(name)
+
+    root = url.remote("b").root
+    machines = [Counting(root, url.url, url.options, limit_bytes=10**9) for _ in range(4)]
     threads = [threading.Thread(target=m.local, args=(m.path(artifact.hash),)) for m in machines]
     for thread in threads:
         thread.start()

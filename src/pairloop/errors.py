@@ -9,7 +9,8 @@ PairloopError
 │   ├── InvalidRequestError    a bad HTTP field, named by ``param`` (HTTP 400)
 │   └── ModelError             a model directory that cannot be loaded, with the reason
 └── SystemFailure              the machine is at fault (exit code 1, HTTP 5xx)
-    ├── StoreError             database or artifact folder: full disk, newer schema, broken hash
+    ├── StoreError             database or artifact folder: newer schema, broken hash
+    │   └── UnavailableError   the database is away or locked, the disk is full: the same may succeed later
     ├── EngineError            a policy that cannot sample right now (HTTP 503 with retry-after)
     └── TrainingError          a training child that ended without a result
 """
@@ -111,7 +112,11 @@ class SystemFailure(PairloopError):
 
 
 class StoreError(SystemFailure):
-    """Database or artifact folder: full disk, newer schema, broken hash."""
+    """Database or artifact folder: newer schema, broken hash."""
+
+
+class UnavailableError(StoreError):
+    """The database is away or locked, or the disk is full or broken: the same call may succeed later."""
 
 
 class EngineError(SystemFailure):

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from pairloop.errors import ConfigError, PairloopError, StoreError
+from pairloop.errors import ConfigError, PairloopError, StoreError, UnavailableError
 from pairloop.store.artifacts import (
     MANIFEST,
     STALE_AFTER_S,
@@ -286,7 +286,10 @@ class RemoteArtifacts(Artifacts):
 
     @contextmanager
     def _reaching(self, what: str) -> Iterator[None]:
-        """Whatever a store's client raises (each has errors of its own) becomes a StoreError that names the setting."""
+        """Whatever a store's client raises (each has errors of its own) becomes a StoreError that names the setting.
+
+        UnavailableError where the URL cannot be reached, StoreError where what is asked for is not there.
+        """
         try:
             yield
         except PairloopError:
@@ -295,7 +298,7 @@ class RemoteArtifacts(Artifacts):
             raise StoreError(f"store.artifacts: {self.url}: {what} is not there") from error
         except Exception as error:
             why = str(error) or type(error).__name__
-            raise StoreError(f"store.artifacts: {self.url}: {why}{_hint(error)}") from error
+            raise UnavailableError(f"store.artifacts: {self.url}: {why}{_hint(error)}") from error
 
 
 def _problem(entry: Mapping[str, Any] | None, size: int | None) -> str | None:
