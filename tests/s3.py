@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import pytest
 
 BUCKET = "bucket"
@@ -27,6 +28,7 @@ def s3_server() -> Iterator[str]:
     try:
         host, port = server.get_host_and_port()
         endpoint = f"http://{host}:{port}"
+        httpx.post(f"{endpoint}/moto-api/reset", trust_env=False).raise_for_status()  # servers of one process share it all
         client_of(endpoint).mkdir(BUCKET)
         yield endpoint
     finally:

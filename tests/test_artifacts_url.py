@@ -219,6 +219,31 @@ def test_two_processes_that_ask_at_once_fetch_once(url: Place) -> None:
     assert contents(machines[0].path(artifact.hash)) == contents(artifact.path)
 
 
+def test_what_was_broken_here_and_never_uploaded_is_published(url: Place) -> None:
+    artifacts = url.remote("a")
+    artifact = publish(artifacts)
+    (artifact.path / "config.json").write_text("broken")
+    url.files.rm(url.at(artifact, "manifest.json"))
+    assert publish(artifacts) == artifact
+    assert contents(url.remote("b").local(url.remote("b").path(artifact.hash)))["config.json"] == "{}"
+
+
+def test_what_no_row_names_is_set_aside_and_then_removed(url: Place) -> None:
+    artifacts = url.remote("a")
+    kept, lost = publish(artifacts), publish(artifacts, {"a": "1"})
+    assert artifacts.unreferenced({kept.path.name}) == []  # young: its row may come
+    assert artifacts.unreferenced({kept.path.name}, older_than_s=-1.0) == [lost.path]
+    artifacts.set_aside(lost.path, "unreferenced")
+    assert not artifacts.is_whole(lost.hash)
+    assert not lost.path.exists()
+    assert artifacts.leftovers(older_than_s=-1.0) == [f"{url.url}/tmp"]
+    artifacts.remove_leftover(f"{url.url}/tmp")
+    assert artifacts.leftovers(older_than_s=-1.0) == artifacts.unreferenced({kept.path.name}, older_than_s=-1.0) == []
+    with pytest.raises(StoreError, match="is whole by now"):
+        artifacts.remove_leftover(f"{url.url}/{kept.path.name}")
+    artifacts.inspect(kept.hash, deep=True)
+
+
 # -- the cache
 
 

@@ -8,21 +8,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from tests.loop_rig import Rig, open_rig, settings
-from tests.s3 import BUCKET, s3_server
+from tests.s3 import BUCKET, client_of, s3_server
+from tests.test_fine_tuning import pair_rows
 from tests.test_postgres import binary
 from tests.test_postgres import url as url  # the fixture
 
 from pairloop.config import load_config
 from pairloop.demo.server import start_server
-from pairloop.loop import cycle
+from pairloop.loop import cycle, jobs
 from pairloop.scaffold import write_config
 from pairloop.store import cycles, doctor, runs, versions
+from pairloop.store import jobs as store_jobs
 from pairloop.types import CycleState, RunStatus, Version
 
 PATIENCE_S = 60.0
@@ -142,6 +145,39 @@ def test_a_run_is_begun_anew_where_its_checkpoints_are_not(tmp_path: Path) -> No
         assert doctor.check(rig.store) == []
 
 
+@pytest.mark.slow
+def test_a_file_that_one_machine_took_is_trained_on_another_and_read_on_a_third(tmp_path: Path) -> None:
+    with s3_server() as endpoint:
+        artifacts = {"artifacts": f"s3://{BUCKET}/jobs", "artifacts_options": {"endpoint_url": endpoint}}
+        store = {"database": f"sqlite:///{tmp_path / 'shared.sqlite'}", **artifacts}
+        files = [machine(tmp_path / name, store, turns=False) for name in ("one", "two", "three")]
+        one, two, three = (load_config(file, env={}) for file in files)
+        with open_rig(one) as rig:
+            taken = jobs.upload(rig.store, one, BytesIO(pair_rows(64)), filename="rows.jsonl", purpose="fine-tune")
+            asked = {"training_file": taken.file_id, "model": "bot", "method": {"type": "dpo"}}
+            made = jobs.create(rig.store, one, jobs.JobRequest.model_validate(asked))
+        with open_rig(two, owner="two:1") as rig:
+            assert jobs.validate_next(rig.loop)
+            assert jobs.train_next(rig.loop, lambda: False)
+            with rig.store.reading() as c:
+                done = store_jobs.get(c, made.job_id)
+            assert doctor.check(rig.store, deep=True) == []
+        assert done is not None
+        assert str(done.status) == "succeeded", done.error
+        server = start_server(files[2], log=tmp_path / "server.log")
+        try:
+            assert _get(server.url, f"files/{taken.file_id}/content") == pair_rows(64)
+            assert _get(server.url, f"files/{done.result_files[0]}/content").startswith(b"step,")
+            assert len(_get(server.url, f"datasets/{done.dataset_id}/export", "POST").splitlines()) > 50
+            assert artifacts["artifacts"] in _get(server.url, f"datasets/{done.dataset_id}").decode()
+            _ask(server.url, str(done.fine_tuned_model))
+            _get(server.url, f"files/{taken.file_id}", "DELETE")
+        finally:
+            server.stop()
+        assert not (three.artifacts_dir / "files" / taken.file_id).exists()
+        assert not client_of(endpoint).exists(f"{BUCKET}/jobs/files/{taken.file_id}")
+
+
 def _judge(rig: Rig) -> None:
     with rig.store.reading() as c:
         state = cycles.list_(c, rig.loop.name)[0].state
@@ -153,3 +189,9 @@ def _ask(url: str, model: str) -> None:
     body = {"model": model, "messages": [{"role": "user", "content": "Where is my order?"}]}
     answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20.0, trust_env=False)
     assert answer.status_code == 200, answer.text
+
+
+def _get(url: str, path: str, method: str = "GET") -> bytes:
+    answer = httpx.request(method, f"{url}/v1/{path}", timeout=20.0, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    return answer.content

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
@@ -34,6 +34,7 @@ from pairloop.store.cache import FILES, Cache
 LOG = logging.getLogger(__name__)
 
 _BLOCK = 1 << 24
+_TMP = "tmp"
 
 
 class RemoteArtifacts(Artifacts):
@@ -72,8 +73,10 @@ class RemoteArtifacts(Artifacts):
                 files = sorted(made.manifest["files"])
                 self._fs.put([str(made.path / file) for file in files], [self._at(name, file) for file in files])
                 self._fs.pipe_file(self._at(name, MANIFEST), (made.path / MANIFEST).read_bytes())
-            elif first != made.manifest:
+            else:
                 self._take_manifest(made.path, first)
+                # As young as the row that is to come: nobody takes it for one that no row names.
+                self._fs.pipe_file(self._at(name, MANIFEST), (made.path / MANIFEST).read_bytes())
         self._cache.evict()
         return Artifact(made.hash, made.path, read_manifest(made.path))
 
@@ -176,20 +179,57 @@ class RemoteArtifacts(Artifacts):
 
     def leftovers(self, *, older_than_s: float = STALE_AFTER_S) -> list[str]:
         """URLs of artifacts without a manifest to which nothing was added for so long: their writer is gone."""
-        newest: dict[str, datetime] = {}
-        whole: set[str] = set()
+        before = datetime.now(UTC) - timedelta(seconds=older_than_s)
+        return [f"{self.url}/{name}" for name, (is_whole, at) in self._folders().items() if not is_whole and at <= before]
+
+    def _folders(self) -> dict[str, tuple[bool, datetime]]:
+        """Of each folder at the URL, sorted by name: whether it has a manifest, and when something was last written to it."""
+        found: dict[str, tuple[bool, datetime]] = {}
         with self._reaching(self.url):
-            for path, info in self._fs.find(self._base, detail=True).items():
+            for path, info in sorted(self._fs.find(self._base, detail=True).items()):
                 name, _, file = self._relative(path).partition("/")
                 if name == FILES:
                     continue
-                if file == MANIFEST:
-                    whole.add(name)
                 at = info.get("LastModified") or info.get("created") or info.get("mtime")
                 at = datetime.fromtimestamp(at, UTC) if isinstance(at, int | float) else at or datetime.now(UTC)
-                newest[name] = max(newest.get(name, at), at)
+                is_whole, newest = found.get(name, (False, at))
+                found[name] = is_whole or file == MANIFEST, max(newest, at)
+        return found
+
+    def _take_existing(self, artifact_hash: str) -> bool:
+        """See `Artifacts`: of the cache alone, where what is broken is only a copy."""
+        target = self.path(artifact_hash)
+        if not target.exists():
+            return False
+        try:
+            super().verify(artifact_hash)
+        except StoreError:
+            self._cache.drop(target.name)
+            return False
+        return True
+
+    def unreferenced(self, named: Collection[str], *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
+        """Whole artifacts at the URL that are not among ``named``, as paths here; a younger one may get its row any moment."""
         before = datetime.now(UTC) - timedelta(seconds=older_than_s)
-        return [f"{self.url}/{name}" for name, at in sorted(newest.items()) if name not in whole and at <= before]
+        found = self._folders()
+        return [self.root / name for name, (is_whole, at) in found.items() if is_whole and at <= before and name not in named]
+
+    def set_aside(self, path: Path, why: str) -> None:
+        """Move an artifact at the URL to ``tmp/``, its manifest first: it is absent from then on, and told of as a leftover."""
+        name = path.name
+        with self._reaching(self._at(name)):
+            files = [MANIFEST, *sorted(self._sizes(name))]
+            for file in files:
+                self._fs.mv(self._at(name, file), self._at(_TMP, f"{why}-{name}/{file}"))
+        self._cache.drop(name)
+
+    def remove_leftover(self, url: str) -> None:
+        """Remove one of ``leftovers()``; StoreError where it is whole by now."""
+        name = url.removeprefix(f"{self.url}/")
+        with self._reaching(url):
+            if name != _TMP and self._fs.exists(self._at(name, MANIFEST)):
+                raise StoreError(f"{url}: is whole by now; it was published while you looked")
+            self._fs.rm(self._at(name), recursive=True)
 
     # -- bringing things here -------------------------------------------------------------------------------------------
 
