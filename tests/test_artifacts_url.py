@@ -244,6 +244,18 @@ def test_what_no_row_names_is_set_aside_and_then_removed(url: Place) -> None:
     artifacts.inspect(kept.hash, deep=True)
 
 
+def test_a_folder_that_was_copied_to_the_url_is_read_there(url: Place) -> None:
+    """How one moves: rows name artifacts below either."""
+    before = Artifacts(url.folder / "before")
+    artifact, (upload, size, _) = publish(before), before.keep_file("file-1", BytesIO(b"rows"), limit=10)
+    for path in (path for path in before.root.rglob("*") if path.is_file()):
+        url.files.pipe_file(f"{url.url}/{path.relative_to(before.root)}", path.read_bytes())
+    after = url.remote("a")
+    after.inspect(artifact.hash, deep=True)
+    assert contents(after.local(after.path(artifact.hash))) == contents(artifact.path)
+    assert after.has_file(after.root / upload.relative_to(before.root), size)
+
+
 # -- the cache
 
 

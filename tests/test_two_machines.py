@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,18 @@ import httpx
 import pytest
 from tests.loop_rig import Rig, open_rig, settings
 from tests.s3 import BUCKET, client_of, s3_server
+from tests.test_export import World
 from tests.test_fine_tuning import pair_rows
 from tests.test_postgres import binary
 from tests.test_postgres import url as url  # the fixture
 
 from pairloop.config import load_config
 from pairloop.demo.server import start_server
-from pairloop.loop import cycle, jobs
+from pairloop.loop import cycle, export, jobs
+from pairloop.policy.engine import open_policy
+from pairloop.policy.protocols import TokenSequence
 from pairloop.scaffold import write_config
-from pairloop.store import cycles, doctor, runs, versions
+from pairloop.store import Store, cycles, doctor, runs, versions
 from pairloop.store import jobs as store_jobs
 from pairloop.types import CycleState, RunStatus, Version
 
@@ -176,6 +179,32 @@ def test_a_file_that_one_machine_took_is_trained_on_another_and_read_on_a_third(
             server.stop()
         assert not (three.artifacts_dir / "files" / taken.file_id).exists()
         assert not client_of(endpoint).exists(f"{BUCKET}/jobs/files/{taken.file_id}")
+
+
+@pytest.mark.slow
+def test_a_real_model_is_loaded_and_exported_where_it_was_not_trained(tmp_path: Path) -> None:
+    shared = {"database": f"sqlite:///{tmp_path / 'shared.sqlite'}", "artifacts": f"memory://{tmp_path}"}
+    world = World(tmp_path / "one", store=shared)
+    asked = [TokenSequence((3, 4, 5), (6, 7, 8))]
+    other = world.config.model_copy(update={"state_dir": tmp_path / "two"})
+    with closing(world.store), Store.open(other) as store:
+        with store.reading() as c:
+            version = versions.get(c, world.name, 1)
+        assert version is not None
+        assert not Path(version.path).exists()
+        said = []
+        for config, place, row in ((world.config, world.store, world.version), (other, store, version)):
+            with closing(open_policy(config, fetch=place.artifacts.hold)) as policy:
+                policy.load(row)
+                said.append(policy.logps(1, asked))
+                assert policy.logps(0, asked) != said[-1]
+        assert said[0] == said[1]
+        assert Path(version.path).is_dir()
+        shutil.rmtree(other.artifacts_dir / Path(version.path).name)
+        out = export.run(store, other, version, tmp_path / "out").path
+        assert (out / "adapter_model.safetensors").read_bytes() == (
+            world.artifact.path / "adapter_model.safetensors"
+        ).read_bytes()
 
 
 def _judge(rig: Rig) -> None:
