@@ -151,7 +151,7 @@ def test_a_run_is_begun_anew_where_its_checkpoints_are_not(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_file_that_one_machine_took_is_trained_on_another_and_read_on_a_third(tmp_path: Path) -> None:
     with s3_server() as endpoint:
-        artifacts = {"artifacts": f"s3://{BUCKET}/jobs", "artifacts_options": {"endpoint_url": endpoint}}
+        artifacts: dict[str, Any] = {"artifacts": f"s3://{BUCKET}/jobs", "artifacts_options": {"endpoint_url": endpoint}}
         store = {"database": f"sqlite:///{tmp_path / 'shared.sqlite'}", **artifacts}
         files = [machine(tmp_path / name, store, turns=False) for name in ("one", "two", "three")]
         one, two, three = (load_config(file, env={}) for file in files)

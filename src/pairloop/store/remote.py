@@ -6,18 +6,14 @@ fetched once, checked against the hashes of its manifest, and renamed into the c
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-import fsspec
-
-from pairloop.errors import ConfigError, PairloopError, StoreError, UnavailableError
+from pairloop.errors import StoreError
 from pairloop.store.artifacts import (
     MANIFEST,
     STALE_AFTER_S,
@@ -25,15 +21,14 @@ from pairloop.store.artifacts import (
     Artifacts,
     flush_tree,
     hash_of,
-    parse_manifest,
     read_manifest,
     sha256_of,
 )
+from pairloop.store.bucket import Bucket
 from pairloop.store.cache import FILES, Cache
 
 LOG = logging.getLogger(__name__)
 
-_BLOCK = 1 << 24
 _TMP = "tmp"
 
 
@@ -42,41 +37,29 @@ class RemoteArtifacts(Artifacts):
 
     def __init__(self, root: Path, url: str, options: Mapping[str, Any], *, limit_bytes: int, held_most: int = 16) -> None:
         super().__init__(root)
-        self.url = url
         self._cache = Cache(self.root, limit_bytes=limit_bytes, held_most=held_most)
-        with self._reaching(url):
-            try:
-                # Listings that others changed meanwhile must not be remembered.
-                self._fs, self._base = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **options)
-            except (ImportError, ValueError, TypeError) as error:
-                raise ConfigError(f"store.artifacts: {url}: {error}") from error
+        self._bucket = Bucket(url, options)
 
     # -- what is asked of artifacts -------------------------------------------------------------------------------------
 
     def reach(self) -> None:
         """One listing: a wrong key, a bucket that is missing or a server that is down is found before hours of training."""
-        with self._reaching(self.url):
-            try:
-                self._fs.ls(self._base, detail=False)
-            except FileNotFoundError:  # nothing was published yet, or there is no bucket
-                bucket = self._base.strip("/").split("/", 1)[0]
-                if bucket and not self._fs.exists(bucket) and self._fs.protocol != "memory":
-                    raise StoreError(f"store.artifacts: {self.url}: there is no bucket {bucket!r}; create it first") from None
+        self._bucket.reach()
 
     def publish(self, folder: Path, manifest: Mapping[str, Any]) -> Artifact:
         """See `Artifacts.publish`; returns when the artifact is whole at the URL, with the manifest that was first there."""
         made = super().publish(folder, manifest)
         name = made.path.name
-        with self._cache.using(name), self._reaching(self._at(name)):
-            first = self._manifest_if_whole(name)
+        with self._cache.using(name), self._bucket.reaching(self._bucket.at(name)):
+            first = self._bucket.manifest_if_whole(name)
             if first is None:
                 files = sorted(made.manifest["files"])
-                self._fs.put([str(made.path / file) for file in files], [self._at(name, file) for file in files])
-                self._fs.pipe_file(self._at(name, MANIFEST), (made.path / MANIFEST).read_bytes())
+                self._bucket.fs.put([str(made.path / file) for file in files], [self._bucket.at(name, file) for file in files])
+                self._bucket.fs.pipe_file(self._bucket.at(name, MANIFEST), (made.path / MANIFEST).read_bytes())
             else:
                 self._take_manifest(made.path, first)
                 # As young as the row that is to come: nobody takes it for one that no row names.
-                self._fs.pipe_file(self._at(name, MANIFEST), (made.path / MANIFEST).read_bytes())
+                self._bucket.fs.pipe_file(self._bucket.at(name, MANIFEST), (made.path / MANIFEST).read_bytes())
         self._cache.evict()
         return Artifact(made.hash, made.path, read_manifest(made.path))
 
@@ -84,8 +67,8 @@ class RemoteArtifacts(Artifacts):
         """See `Artifacts.keep_file`; an object of a store like S3 is whole or not there."""
         path, size, digest = super().keep_file(file_id, source, limit=limit)
         name = f"{FILES}/{file_id}"
-        with self._cache.using(name), self._reaching(self._at(name)):
-            self._fs.put_file(str(path), self._at(name))
+        with self._cache.using(name), self._bucket.reaching(self._bucket.at(name)):
+            self._bucket.fs.put_file(str(path), self._bucket.at(name))
         return path, size, digest
 
     def local(self, path: str | Path) -> Path:
@@ -117,40 +100,40 @@ class RemoteArtifacts(Artifacts):
 
     def address(self, path: str) -> str:
         name = self._name_of(Path(path))
-        return path if name is None else f"{self.url}/{name}"
+        return path if name is None else f"{self._bucket.url}/{name}"
 
     def discard(self, path: str | Path) -> None:
         """Remove an uploaded file here and at the URL; other machines' copies go a day after their last use."""
         name = self._name_of(self.root / path)
         if name is None:
             return
-        with self._reaching(self._at(name)):
-            if self._fs.exists(self._at(name)):
-                self._fs.rm_file(self._at(name))
+        with self._bucket.reaching(self._bucket.at(name)):
+            if self._bucket.fs.exists(self._bucket.at(name)):
+                self._bucket.fs.rm_file(self._bucket.at(name))
         self._cache.drop(name)
 
     def has_folder(self, path: str | Path) -> bool:
         name = self._name_of(self.root / path)
         if name is None:
             return super().has_folder(path)
-        with self._reaching(self._at(name)):
-            return bool(self._fs.find(self._at(name)))
+        with self._bucket.reaching(self._bucket.at(name)):
+            return bool(self._bucket.fs.find(self._bucket.at(name)))
 
     def has_file(self, path: str | Path, size: int) -> bool:
         name = self._name_of(self.root / path)
         if name is None:
             return super().has_file(path, size)
-        with self._reaching(self._at(name)):
+        with self._bucket.reaching(self._bucket.at(name)):
             try:
-                return bool(self._fs.info(self._at(name))["size"] == size)
+                return bool(self._bucket.fs.info(self._bucket.at(name))["size"] == size)
             except FileNotFoundError:
                 return False
 
     def is_whole(self, artifact_hash: str) -> bool:
         """True where the manifest is at the URL, and every file that it lists in its size."""
         name = self.path(artifact_hash).name
-        with self._reaching(self._at(name)):
-            return self._manifest_if_whole(name) is not None
+        with self._bucket.reaching(self._bucket.at(name)):
+            return self._bucket.manifest_if_whole(name) is not None
 
     def verify(self, artifact_hash: str) -> None:
         """See `Artifacts.verify`, of the copy here, which is fetched where it is missing, and again where it was changed."""
@@ -166,35 +149,41 @@ class RemoteArtifacts(Artifacts):
 
     def inspect(self, artifact_hash: str, *, deep: bool = False) -> None:
         """Names and sizes at the URL; with ``deep`` the contents too, which are read there and not kept."""
-        name = self.path(artifact_hash).name
-        with self._reaching(self._at(name)):
-            manifest = self._manifest(name)
-            sizes = self._sizes(name)
-            listed = manifest["files"]
-            for file in sorted(sizes.keys() | listed.keys()):
-                if problem := _problem(listed.get(file), sizes.get(file)):
-                    raise StoreError(f"{self._shown(name, file)}: {problem}; the artifact is no longer what was published")
-                if deep and self._hash_at(name, file) != listed[file]["sha256"]:
-                    raise StoreError(f"{self._shown(name, file)}: was changed; the artifact is no longer what was published")
+        self._bucket.inspect(self.path(artifact_hash).name, deep=deep)
 
     def leftovers(self, *, older_than_s: float = STALE_AFTER_S) -> list[str]:
         """URLs of artifacts without a manifest to which nothing was added for so long: their writer is gone."""
         before = datetime.now(UTC) - timedelta(seconds=older_than_s)
-        return [f"{self.url}/{name}" for name, (is_whole, at) in self._folders().items() if not is_whole and at <= before]
+        return [
+            f"{self._bucket.url}/{name}"
+            for name, (is_whole, at) in self._bucket.folders().items()
+            if not is_whole and at <= before
+        ]
 
-    def _folders(self) -> dict[str, tuple[bool, datetime]]:
-        """Of each folder at the URL, sorted by name: whether it has a manifest, and when something was last written to it."""
-        found: dict[str, tuple[bool, datetime]] = {}
-        with self._reaching(self.url):
-            for path, info in sorted(self._fs.find(self._base, detail=True).items()):
-                name, _, file = self._relative(path).partition("/")
-                if name == FILES:
-                    continue
-                at = info.get("LastModified") or info.get("created") or info.get("mtime")
-                at = datetime.fromtimestamp(at, UTC) if isinstance(at, int | float) else at or datetime.now(UTC)
-                is_whole, newest = found.get(name, (False, at))
-                found[name] = is_whole or file == MANIFEST, max(newest, at)
-        return found
+    def unreferenced(self, named: Collection[str], *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
+        """Whole artifacts at the URL that are not among ``named``, as paths here; a younger one may get its row any moment."""
+        before = datetime.now(UTC) - timedelta(seconds=older_than_s)
+        found = self._bucket.folders()
+        return [self.root / name for name, (is_whole, at) in found.items() if is_whole and at <= before and name not in named]
+
+    def set_aside(self, path: Path, why: str) -> None:
+        """Move an artifact at the URL to ``tmp/``, its manifest first: it is absent from then on, and told of as a leftover."""
+        name = path.name
+        with self._bucket.reaching(self._bucket.at(name)):
+            files = [MANIFEST, *sorted(self._bucket.sizes(name))]
+            for file in files:
+                self._bucket.fs.mv(self._bucket.at(name, file), self._bucket.at(_TMP, f"{why}-{name}/{file}"))
+        self._cache.drop(name)
+
+    def remove_leftover(self, url: str) -> None:
+        """Remove one of ``leftovers()``; StoreError where it is whole by now."""
+        name = url.removeprefix(f"{self._bucket.url}/")
+        with self._bucket.reaching(url):
+            if name != _TMP and self._bucket.fs.exists(self._bucket.at(name, MANIFEST)):
+                raise StoreError(f"{url}: is whole by now; it was published while you looked")
+            self._bucket.fs.rm(self._bucket.at(name), recursive=True)
+
+    # -- bringing things here -------------------------------------------------------------------------------------------
 
     def _take_existing(self, artifact_hash: str) -> bool:
         """See `Artifacts`: of the cache alone, where what is broken is only a copy."""
@@ -208,31 +197,6 @@ class RemoteArtifacts(Artifacts):
             return False
         return True
 
-    def unreferenced(self, named: Collection[str], *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
-        """Whole artifacts at the URL that are not among ``named``, as paths here; a younger one may get its row any moment."""
-        before = datetime.now(UTC) - timedelta(seconds=older_than_s)
-        found = self._folders()
-        return [self.root / name for name, (is_whole, at) in found.items() if is_whole and at <= before and name not in named]
-
-    def set_aside(self, path: Path, why: str) -> None:
-        """Move an artifact at the URL to ``tmp/``, its manifest first: it is absent from then on, and told of as a leftover."""
-        name = path.name
-        with self._reaching(self._at(name)):
-            files = [MANIFEST, *sorted(self._sizes(name))]
-            for file in files:
-                self._fs.mv(self._at(name, file), self._at(_TMP, f"{why}-{name}/{file}"))
-        self._cache.drop(name)
-
-    def remove_leftover(self, url: str) -> None:
-        """Remove one of ``leftovers()``; StoreError where it is whole by now."""
-        name = url.removeprefix(f"{self.url}/")
-        with self._reaching(url):
-            if name != _TMP and self._fs.exists(self._at(name, MANIFEST)):
-                raise StoreError(f"{url}: is whole by now; it was published while you looked")
-            self._fs.rm(self._at(name), recursive=True)
-
-    # -- bringing things here -------------------------------------------------------------------------------------------
-
     def _is_here(self, name: str) -> bool:
         if name.startswith(f"{FILES}/"):
             return (self.root / name).is_file()
@@ -241,21 +205,21 @@ class RemoteArtifacts(Artifacts):
     def _fetch(self, name: str) -> None:
         """Bring an artifact or an upload here, checked, in one rename."""
         target = self.root / name
-        with self.stage() as folder, self._reaching(self._at(name)):
+        with self.stage() as folder, self._bucket.reaching(self._bucket.at(name)):
             if name.startswith(f"{FILES}/"):
                 target.parent.mkdir(exist_ok=True)
-                self._fs.get_file(self._at(name), str(folder / target.name))
+                self._bucket.fs.get_file(self._bucket.at(name), str(folder / target.name))
                 (folder / target.name).rename(target)
                 return
-            manifest = self._manifest(name)
+            manifest = self._bucket.manifest(name)
             files = manifest["files"]
             if hash_of(files) != manifest["hash"] or not manifest["hash"].startswith(name):
-                raise StoreError(f"{self._shown(name, MANIFEST)}: its hash is not the artifact's name; it was changed")
+                raise StoreError(f"{self._bucket.shown(name, MANIFEST)}: its hash is not the artifact's name; it was changed")
             if unsafe := [file for file in files if not _is_inside(file)]:
-                raise StoreError(f"{self._shown(name, MANIFEST)}: {unsafe[0]!r} lies outside of the artifact")
+                raise StoreError(f"{self._bucket.shown(name, MANIFEST)}: {unsafe[0]!r} lies outside of the artifact")
             for file in files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            self._fs.get([self._at(name, file) for file in files], [str(folder / file) for file in files])
+            self._bucket.fs.get([self._bucket.at(name, file) for file in files], [str(folder / file) for file in files])
             for file, entry in files.items():
                 self._check(name, file, folder / file, entry)
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -266,41 +230,13 @@ class RemoteArtifacts(Artifacts):
         """A file that arrived otherwise than it was published is fetched once more: the fault may be the line's."""
         if sha256_of(path) == entry["sha256"]:
             return
-        LOG.warning("%s: is not what was published; fetching it again", self._shown(name, file))
-        self._fs.get_file(self._at(name, file), str(path))
+        LOG.warning("%s: is not what was published; fetching it again", self._bucket.shown(name, file))
+        self._bucket.fs.get_file(self._bucket.at(name, file), str(path))
         if (found := sha256_of(path)) != entry["sha256"]:
             raise StoreError(
-                f"{self._shown(name, file)}: was changed: SHA-256 {found}, published with {entry['sha256']}; "
+                f"{self._bucket.shown(name, file)}: was changed: SHA-256 {found}, published with {entry['sha256']}; "
                 "the artifact is no longer what was published"
             )
-
-    # -- the URL's side ---------------------------------------------------------------------------------------------------
-
-    def _manifest(self, name: str) -> dict[str, Any]:
-        try:
-            return parse_manifest(self._fs.cat_file(self._at(name, MANIFEST)), self._shown(name, MANIFEST))
-        except FileNotFoundError as error:
-            raise StoreError(f"{self._shown(name, MANIFEST)}: no such artifact, or its manifest is gone") from error
-
-    def _manifest_if_whole(self, name: str) -> dict[str, Any] | None:
-        try:
-            manifest = self._manifest(name)
-        except StoreError:
-            return None
-        sizes = self._sizes(name)
-        return None if any(_problem(entry, sizes.get(file)) for file, entry in manifest["files"].items()) else manifest
-
-    def _sizes(self, name: str) -> dict[str, int]:
-        """Bytes of each file of an artifact but the manifest, by relative path."""
-        found = {self._relative(path): info for path, info in self._fs.find(self._at(name), detail=True).items()}
-        return {path.split("/", 1)[1]: int(info["size"]) for path, info in found.items() if path != f"{name}/{MANIFEST}"}
-
-    def _hash_at(self, name: str, file: str) -> str:
-        digest = hashlib.sha256()
-        with self._fs.open(self._at(name, file), "rb", block_size=_BLOCK) as source:
-            while block := source.read(_BLOCK):
-                digest.update(block)
-        return digest.hexdigest()
 
     def _take_manifest(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         """The copy here says what the artifact at the URL says of itself."""
@@ -315,52 +251,7 @@ class RemoteArtifacts(Artifacts):
         parts = path.relative_to(self.root).parts
         return None if not parts else "/".join(parts[:2]) if parts[0] == FILES else parts[0]
 
-    def _at(self, name: str, file: str | None = None) -> str:
-        return "/".join(part for part in (self._base.rstrip("/"), name, file) if part is not None)
-
-    def _relative(self, path: str) -> str:
-        return path.removeprefix(self._base.rstrip("/")).lstrip("/")
-
-    def _shown(self, name: str, file: str) -> str:
-        return f"{self.url}/{name}/{file}"
-
-    @contextmanager
-    def _reaching(self, what: str) -> Iterator[None]:
-        """Whatever a store's client raises (each has errors of its own) becomes a StoreError that names the setting.
-
-        UnavailableError where the URL cannot be reached, StoreError where what is asked for is not there.
-        """
-        try:
-            yield
-        except PairloopError:
-            raise
-        except FileNotFoundError as error:
-            raise StoreError(f"store.artifacts: {self.url}: {what} is not there") from error
-        except Exception as error:
-            why = str(error) or type(error).__name__
-            raise UnavailableError(f"store.artifacts: {self.url}: {why}{_hint(error)}") from error
-
-
-def _problem(entry: Mapping[str, Any] | None, size: int | None) -> str | None:
-    if entry is None:
-        return "is not in the manifest"
-    if size is None:
-        return "is missing"
-    return None if entry["bytes"] == size else f"was changed: {size} bytes, published with {entry['bytes']}"
-
 
 def _is_inside(name: str) -> bool:
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts
-
-
-def _hint(error: Exception) -> str:
-    """What to look at, by the name of an error: the clients that raise them are extras."""
-    name = type(error).__name__
-    if "Credential" in name or "Token" in name:
-        return "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what else the AWS credential chain reads"
-    if isinstance(error, PermissionError):
-        return "; look at the key's rights on the bucket: it must list, read, write and delete"
-    if "Connect" in name or isinstance(error, ConnectionError | TimeoutError):
-        return "; look at store.artifacts_options.endpoint_url and at the network"
-    return ""
