@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+import sqlalchemy as sa
+
 from pairloop.store import (
     Store,
     feedback,
@@ -14,6 +16,7 @@ from pairloop.store import (
     new_group_id,
     new_id,
 )
+from pairloop.store.schema import metadata
 from pairloop.types import (
     Completion,
     Cycle,
@@ -128,3 +131,12 @@ def put_picks(store: Store, *rows: Feedback) -> list[Feedback]:
 def read(store: Store, query: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     with store.reading() as c:
         return query(c, *arguments, **named)
+
+
+def contents_of(store: Store) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of all tables."""
+    with store.reading() as c:
+        return {
+            table.name: [tuple(row) for row in c.execute(sa.select(table).order_by(*table.primary_key.columns))]
+            for table in metadata.sorted_tables
+        }

@@ -112,7 +112,7 @@ def test_without_keys_any_authorization_is_accepted(serve: Serve) -> None:
 def test_once_there_is_a_key_every_v1_route_needs_one(locked: tuple[RunningServer, str]) -> None:
     server, token = locked
     revoked, expired = make_key(server), make_key(server, expires_at=datetime.now(UTC) + timedelta(milliseconds=1))
-    server.store.write(lambda c: keys.revoke(c, id_of(revoked), datetime.now(UTC)))
+    server.store.write(lambda c: keys.revoke(c, id_of(revoked), datetime.now(UTC), actor="test", reason="test"))
     wrong = f"{token[:-4]}{'0' * 4 if token[-4:] != '0' * 4 else '1' * 4}"
     for value, reason in (
         (None, "needs an API key"),
@@ -184,7 +184,7 @@ def test_keys_of_another_process_are_seen_soon(serve: Serve, monkeypatch: pytest
     while server.http.get("/v1/models").status_code == 200:
         pass
     assert server.http.get("/v1/models", headers=bearer(token)).status_code == 200
-    server.store.write(lambda c: keys.revoke(c, id_of(token), datetime.now(UTC)))
+    server.store.write(lambda c: keys.revoke(c, id_of(token), datetime.now(UTC), actor="test", reason="test"))
     while server.http.get("/v1/models", headers=bearer(token)).status_code == 200:
         pass
 
@@ -397,7 +397,7 @@ def test_the_page_asks_for_a_key_and_keeps_it_in_a_cookie(locked: tuple[RunningS
         own = browser.post("/v1/chat/completions", json=chat_body(n=2), headers={"origin": server.url})
         assert own.status_code == 200
         browser.cookies.set("$bad", "x")
-        server.store.write(lambda c: keys.revoke(c, id_of(token), datetime.now(UTC)))
+        server.store.write(lambda c: keys.revoke(c, id_of(token), datetime.now(UTC), actor="test", reason="test"))
         server.app.state.context.keys.forget(id_of(token))
         assert browser.get("/page/live").status_code == 401
 

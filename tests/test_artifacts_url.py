@@ -18,7 +18,7 @@ from tests.loop_rig import open_rig, settings
 from tests.s3 import BUCKET, client_of, s3_server
 
 from pairloop.config import parse_config
-from pairloop.errors import ConfigError, StoreError
+from pairloop.errors import ConfigError, ConflictError, StoreError
 from pairloop.loop import cycle
 from pairloop.store import Artifact, Artifacts, Store, cache, doctor, versions
 from pairloop.store.opening import open_artifacts
@@ -231,16 +231,20 @@ def test_what_was_broken_here_and_never_uploaded_is_published(url: Place) -> Non
 def test_what_no_row_names_is_set_aside_and_then_removed(url: Place) -> None:
     artifacts = url.remote("a")
     kept, lost = publish(artifacts), publish(artifacts, {"a": "1"})
-    assert artifacts.unreferenced({kept.path.name}) == []  # young: its row may come
-    assert artifacts.unreferenced({kept.path.name}, older_than_s=-1.0) == [lost.path]
+    uploads = [artifacts.keep_file(f"file-{n}", BytesIO(b"rows"), limit=10)[0] for n in (1, 2)]
+    assert artifacts.unreferenced({kept.path.name}, {"file-1"}) == []  # young: its row may come
+    assert artifacts.unreferenced({kept.path.name}, {"file-1"}, older_than_s=-1.0) == [lost.path, uploads[1]]
     artifacts.set_aside(lost.path, "unreferenced")
+    artifacts.set_aside(uploads[1], "unreferenced")
+    assert artifacts.has_file(uploads[0], 4)
+    assert not artifacts.has_file(uploads[1], 4)
     assert not artifacts.is_whole(lost.hash)
     assert not lost.path.exists()
     assert artifacts.leftovers(older_than_s=-1.0) == [f"{url.url}/tmp"]
     artifacts.remove_leftover(f"{url.url}/tmp")
     assert artifacts.leftovers(older_than_s=-1.0) == []
-    assert artifacts.unreferenced({kept.path.name}, older_than_s=-1.0) == []
-    with pytest.raises(StoreError, match="is whole by now"):
+    assert artifacts.unreferenced({kept.path.name}, {"file-1"}, older_than_s=-1.0) == []
+    with pytest.raises(ConflictError, match="is whole by now"):
         artifacts.remove_leftover(f"{url.url}/{kept.path.name}")
     artifacts.inspect(kept.hash, deep=True)
 
@@ -368,8 +372,8 @@ def test_a_cycle_trained_on_one_machine_is_judged_on_another(tmp_path: Path) -> 
         assert cycle.run(rig.loop, trigger="test").state is CycleState.DUELLING  # its parent came by the URL
         assert doctor.check(rig.store, deep=True) == []
         fsspec.filesystem("memory").rm(f"{shared['artifacts']}/{Path(version.path).name}/fake.json")
-        (problem,) = doctor.check(rig.store)
-        assert problem.code == "broken_artifact"
+        problem, alias = doctor.check(rig.store)
+        assert (problem.code, alias.code) == ("broken_artifact", "unusable_alias")
         assert f"{shared['artifacts']}/{Path(version.path).name}/fake.json: is missing" in problem.text
 
 

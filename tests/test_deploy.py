@@ -224,4 +224,4 @@ def test_rollback_to_a_named_version(rig: Rig) -> None:
 )
 def test_past_champions(moves: list[tuple[PromotionAction, int]], champions: list[int]) -> None:
     events = [Promotion("bot", number, None, action, "", None, NOW) for action, number in moves]
-    assert deploy.past_champions(events) == champions
+    assert versions.past_champions(events) == champions

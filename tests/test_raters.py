@@ -195,7 +195,7 @@ def test_quarantine_sets_pairs_aside_with_their_reason_and_release_brings_them_b
     assert effect.pairs == len(with_mallory.compiled.pairs) - len(before.compiled.pairs)
     assert len(new_pairs(rig).compiled.pairs) == len(with_mallory.compiled.pairs)  # a preview changes nothing
 
-    assert raters.decide(rig.store, rig.loop.config, "mallory", Action.QUARANTINE, "always left") == effect
+    assert raters.decide(rig.store, rig.loop.config, "mallory", Action.QUARANTINE, "always left", actor="test") == effect
     after = new_pairs(rig)
     assert after.compiled.pairs == before.compiled.pairs
     assert after.dropped["quarantined"] == 24
@@ -204,7 +204,7 @@ def test_quarantine_sets_pairs_aside_with_their_reason_and_release_brings_them_b
         assert [(one.rater_id, one.reason) for one in quarantines.current(c, "bot").values()] == [("mallory", "always left")]
         assert len(feedback.recent(c, "bot", 1_000)) == 72  # nothing is deleted
 
-    raters.decide(rig.store, rig.loop.config, "mallory", Action.RELEASE, "a broken mouse")
+    raters.decide(rig.store, rig.loop.config, "mallory", Action.RELEASE, "a broken mouse", actor="test")
     assert new_pairs(rig).compiled.pairs == with_mallory.compiled.pairs
     with rig.store.reading() as c:
         assert [one.action for one in quarantines.history(c, "bot")] == [Action.QUARANTINE, Action.RELEASE]
@@ -216,10 +216,10 @@ def test_what_cannot_be_quarantined_is_refused(rig: Rig) -> None:
         raters.preview(rig.store, rig.loop.config, "nobody", Action.QUARANTINE)
     by_one(rig, "mallory", lambda: rig.serve(5))
     with pytest.raises(ConflictError, match="is not quarantined"):
-        raters.decide(rig.store, rig.loop.config, "mallory", Action.RELEASE, "why not")
-    raters.decide(rig.store, rig.loop.config, "mallory", Action.QUARANTINE, "left")
+        raters.decide(rig.store, rig.loop.config, "mallory", Action.RELEASE, "why not", actor="test")
+    raters.decide(rig.store, rig.loop.config, "mallory", Action.QUARANTINE, "left", actor="test")
     with pytest.raises(ConflictError, match="is quarantined already"):
-        raters.decide(rig.store, rig.loop.config, "mallory", Action.QUARANTINE, "left")
+        raters.decide(rig.store, rig.loop.config, "mallory", Action.QUARANTINE, "left", actor="test")
 
 
 def test_quarantine_takes_a_raters_votes_out_of_the_open_duel(rig: Rig) -> None:
@@ -228,7 +228,7 @@ def test_quarantine_takes_a_raters_votes_out_of_the_open_duel(rig: Rig) -> None:
     assert cycle.run(rig.loop, trigger="test").state == "duelling"
     rig.judge(20)
     by_one(rig, "mallory", lambda: rig.judge(1, lambda _rng, a, b: better(_rng, b, a)))
-    effect = raters.decide(rig.store, rig.loop.config, "mallory", Action.QUARANTINE, "opposes everybody")
+    effect = raters.decide(rig.store, rig.loop.config, "mallory", Action.QUARANTINE, "opposes everybody", actor="test")
     assert effect.duel_before is not None
     assert effect.duel_after is not None
     votes = (effect.duel_before.wins + effect.duel_before.losses, effect.duel_after.wins + effect.duel_after.losses)

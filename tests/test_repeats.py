@@ -169,5 +169,5 @@ def test_a_quarantined_rater_s_repeats_measure_nothing(tmp_path: Path) -> None:
         assert found is not None
         assert found.disagreements == 1
         rater = decisive(rig)[0].feedback[0].rater_id
-        raters.decide(rig.store, rig.loop.config, rater, Action.QUARANTINE, "flips")
+        raters.decide(rig.store, rig.loop.config, rater, Action.QUARANTINE, "flips", actor="test")
         assert raters.measured_flips(rig.store, rig.loop.config) is None

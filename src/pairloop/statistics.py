@@ -54,6 +54,34 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+STAKES = (0.9, 0.6, 0.4, 0.25, 0.16, 0.1, 0.06, 0.04, 0.025, 0.016, 0.01, 0.006, 0.004, 0.0025)
+"""How far towards certainty each bet of `log_excess` places the true chance; any fixed list is valid."""
+
+
+def log_excess(k: int, n: int, p: float) -> float:
+    """Log of the evidence that ``k`` of ``n`` is more than chance ``p`` gives, valid however often one looks.
+
+    The mean of bets that each win where the chance is p + (1 - p) s. While it is at most ``p`` at every observation the mean
+    never exceeds 1, so (Ville 1939) it ever reaches 1/alpha with a chance of at most alpha. Falls as ``p`` rises.
+    """
+    if p >= 1 or n == 0:
+        return -math.inf if n else 0.0
+    p = max(p, 1e-12)
+    logs = [k * math.log1p((1 - p) * s / p) + (n - k) * math.log1p(-s) for s in STAKES]
+    highest = max(logs)
+    return highest + math.log(math.fsum(math.exp(log - highest) for log in logs) / len(STAKES))
+
+
+def at_most(k: int, n: int, alpha: float) -> float:
+    """A chance that the true one exceeds with probability alpha at most, however often one looks; 1 where nothing is known."""
+    low, high = (k / n if n else 1.0), 1.0
+    needed = math.log(1 / alpha)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if log_excess(n - k, n, 1 - middle) >= needed else (middle, high)
+    return high
+
+
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120)
 """Student's t quantiles of a two-sided 95 % interval for 1 to 16 degrees of freedom; beyond, 2.11 errs on the wide side."""
 

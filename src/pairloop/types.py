@@ -35,12 +35,14 @@ class Pool(StrEnum):
 
 
 class GroupKind(StrEnum):
-    """``train`` and ``heldout``: all completions from one version; ``duel``: one of the champion, one of the challenger."""
+    """``train`` and ``heldout``: all completions from one version; ``duel``: one of the champion, one of the challenger;
+    ``shadow``: what another version would have said, which nobody was shown."""
 
     TRAIN = "train"
     HELDOUT = "heldout"
     DUEL = "duel"
     IMPORTED = "imported"
+    SHADOW = "shadow"
 
 
 class Source(StrEnum):
@@ -77,6 +79,7 @@ class CycleState(StrEnum):
     TRAINING = "training"
     CHECKING = "checking"
     DUELLING = "duelling"
+    CANARY = "canary"
     PROMOTED = "promoted"
     HELD = "held"
     REJECTED = "rejected"
@@ -86,6 +89,11 @@ class CycleState(StrEnum):
     @property
     def is_terminal(self) -> bool:
         return self in _TERMINAL_CYCLE_STATES
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the cycle waits for people, and holds no lease."""
+        return self in (CycleState.DUELLING, CycleState.CANARY)
 
 
 _TERMINAL_CYCLE_STATES = frozenset(
@@ -106,6 +114,7 @@ class RunStatus(StrEnum):
 class Alias(StrEnum):
     CHAMPION = "champion"
     CHALLENGER = "challenger"
+    CANARY = "canary"
 
 
 class VersionKind(StrEnum):

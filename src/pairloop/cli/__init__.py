@@ -10,7 +10,22 @@ import sys
 import click
 
 from pairloop import __version__
-from pairloop.cli import bench, comparing, data, gate, jobs, keys, lab, loop, raters, serving, training, versions
+from pairloop.cli import (
+    audit,
+    bench,
+    comparing,
+    data,
+    gate,
+    jobs,
+    keeping,
+    keys,
+    lab,
+    loop,
+    raters,
+    serving,
+    training,
+    versions,
+)
 from pairloop.cli.output import EXIT_SYSTEM_FAILURE
 
 
@@ -23,7 +38,7 @@ def pairloop() -> None:
     """
 
 
-rooms = (serving, keys, loop, gate, raters, versions, data, training, jobs, lab, bench)
+rooms = (serving, keeping, keys, loop, gate, raters, versions, audit, data, training, jobs, lab, bench)
 for command in (command for room in rooms for command in room.COMMANDS):
     pairloop.add_command(command)
 lab.lab.add_command(comparing.compare)

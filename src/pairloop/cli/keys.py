@@ -38,13 +38,13 @@ def create(
     config_path: Path, name: str, scopes: tuple[str, ...], expires: str | None, requests_per_minute: int | None, as_json: bool
 ) -> None:
     """Make a key and print its token: this once, for only a hash of it is kept."""
-    from pairloop.cli.opening import open_store
+    from pairloop.cli.opening import actor, open_store
     from pairloop.store import keys as rows
 
     wanted = [rows.Scope(scope) for scope in scopes or ("inference", "feedback")]
     key, token = rows.new(name, wanted, expires_at=_expiry(expires), requests_per_minute=requests_per_minute)
     with open_store(config_path) as (_, store):
-        store.write(lambda c: rows.insert(c, key))
+        store.write(lambda c: rows.create(c, key, actor=actor(), reason="by hand"))
     text = f"{token}\nkey {key.key_id} ({key.name}): {', '.join(sorted(key.scopes))}. Note it down now: it is not stored."
     show({"token": token, **_key_json(key)}, text, as_json=as_json)
 
@@ -73,11 +73,11 @@ def list_keys(config_path: Path, as_json: bool) -> None:
 @verb
 def revoke(key_id: str, config_path: Path, as_json: bool) -> None:
     """Revoke a key for good; a running server refuses it within seconds."""
-    from pairloop.cli.opening import open_store
+    from pairloop.cli.opening import actor, open_store
     from pairloop.store import keys as rows
 
     with open_store(config_path) as (_, store):
-        key = store.write(lambda c: rows.revoke(c, key_id, datetime.now(UTC)))
+        key = store.write(lambda c: rows.revoke(c, key_id, datetime.now(UTC), actor=actor(), reason="by hand"))
     show(_key_json(key), f"revoked {key.key_id} ({key.name})", as_json=as_json)
 
 

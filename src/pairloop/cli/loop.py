@@ -1,4 +1,4 @@
-"""cycle, evaluate, promote, rollback: the loop by hand."""
+"""cycle, evaluate, promote, rollback, canary, guards: the loop by hand."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def cycle() -> None:
 @verb
 def cycle_run(config_path: Path, as_json: bool) -> None:
     """Begin a cycle, or go on with the open one; returns when it ended or duels."""
-    from pairloop.cli.opening import open_loop
+    from pairloop.cli.opening import actor, open_loop
     from pairloop.loop import cycle as stage
 
     with open_loop(config_path) as loop:
-        done = stage.run(loop, trigger="by hand")
+        done = stage.run(loop, trigger="by hand", actor=actor())
     show(_cycle_json(done), f"cycle {done.number}: {done.state}", as_json=as_json)
 
 
@@ -93,14 +93,28 @@ def evaluate(config_path: Path, number: int, as_json: bool) -> None:
 @click.argument("number", metavar="VERSION", type=click.IntRange(0))
 @config_option
 @click.option("--reason", required=True, help="Kept with the promotion.")
+@click.option(
+    "--canary",
+    "canary_share",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Have it answer this share of the users first, and be promoted if no live guard breaks.",
+)
 @verb
-def promote(number: int, config_path: Path, reason: str, as_json: bool) -> None:
+def promote(number: int, config_path: Path, reason: str, canary_share: float | None, as_json: bool) -> None:
     """Make VERSION the champion by hand, past the gate."""
-    from pairloop.cli.opening import open_loop
+    from pairloop.cli.opening import actor, open_loop
     from pairloop.loop import deploy
 
     with open_loop(config_path) as loop:
-        event = deploy.promote_by_hand(loop.store, loop.policy, loop.config.policy.name, number=number, reason=reason)
+        if canary_share is not None:
+            canary = deploy.start_canary(
+                loop.store, loop.policy, loop.config, number=number, share=canary_share, reason=reason, actor=actor()
+            )
+            show(canary, f"canary: version {number}, for {canary.share:.0%} of the users", as_json=as_json)
+            return
+        event = deploy.promote_by_hand(
+            loop.store, loop.policy, loop.config.policy.name, number=number, reason=reason, actor=actor()
+        )
     show(event, f"champion: version {number}", as_json=as_json)
 
 
@@ -111,12 +125,52 @@ def promote(number: int, config_path: Path, reason: str, as_json: bool) -> None:
 @verb
 def rollback(config_path: Path, number: int | None, reason: str, as_json: bool) -> None:
     """Make an earlier champion the champion again; the next cycle starts from it."""
-    from pairloop.cli.opening import open_store
+    from pairloop.cli.opening import actor, open_store
     from pairloop.loop import deploy
 
     with open_store(config_path) as (config, store):
-        event = deploy.rollback(store, config.policy.name, to=number, reason=reason)
+        event = deploy.rollback(store, config.policy.name, to=number, reason=reason, actor=actor())
     show(event, f"champion: version {event.number} (was {event.previous})", as_json=as_json)
+
+
+@click.command()
+@config_option
+@verb
+def guards(config_path: Path, as_json: bool) -> None:
+    """What the live guards say of the version under watch: the canary, the challenger in its duel, or the new champion."""
+    from datetime import UTC, datetime
+
+    from pairloop.cli.opening import open_store
+    from pairloop.loop import deploy
+
+    with open_store(config_path) as (config, store), store.reading() as c:
+        found = deploy.standing(c, config, datetime.now(UTC))
+    if found is None:
+        show({"guards": None}, "no version is under watch", as_json=as_json)
+        return
+    said = {True: "fine", False: "BROKEN", None: "open"}
+    rows = [(reason.rule, said[reason.passed], reason.text.partition(": ")[2]) for reason in found.reasons]
+    head = f"version {found.version} beside version {found.former}: {found.answers} requests since {found.since:%Y-%m-%d %H:%M}"
+    show({"guards": found.as_json()}, f"{head}\n{table(('guard', 'state', 'why'), rows)}", as_json=as_json)
+
+
+@click.group()
+def canary() -> None:
+    """The version that answers a share of the users; `pairloop promote N --canary .1` starts one."""
+
+
+@canary.command("stop")
+@config_option
+@click.option("--reason", required=True, help="Kept with the canary.")
+@verb
+def canary_stop(config_path: Path, reason: str, as_json: bool) -> None:
+    """Withdraw the canary: the champion answers everybody again. A cycle that had promoted it ends as rejected."""
+    from pairloop.cli.opening import actor, open_store
+    from pairloop.loop import deploy
+
+    with open_store(config_path) as (config, store):
+        ended = deploy.stop_canary(store, config.policy.name, reason=reason, actor=actor())
+    show(ended, f"withdrawn: version {ended.version}; version {ended.champion} answers everybody", as_json=as_json)
 
 
 def _known_version(version: Any, policy: str, number: int) -> Any:
@@ -151,4 +205,4 @@ def _standing(status: CycleStatus) -> str:
     return "\n".join(f"{key}: {value}" for key, value in facts.items())
 
 
-COMMANDS = (cycle, evaluate, promote, rollback)
+COMMANDS = (cycle, evaluate, promote, rollback, canary, guards)

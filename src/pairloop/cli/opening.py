@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import socket
 from collections.abc import Iterator
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 def owner() -> str:
     """Who holds a lease: this process on this machine."""
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def actor() -> str:
+    """Under whom the audit trail keeps what a command does."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # a user id without a name, as in many containers
+        return f"cli:{os.getuid()}"
 
 
 @contextmanager

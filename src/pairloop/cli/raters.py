@@ -76,7 +76,7 @@ def release(rater: str, config_path: Path, reason: str, preview: bool, as_json: 
 
 
 def _decide(rater: str, config_path: Path, reason: str, action: str, *, is_preview: bool, as_json: bool) -> None:
-    from pairloop.cli.opening import open_store
+    from pairloop.cli.opening import actor, open_store
     from pairloop.loop import raters as desk
     from pairloop.store.quarantines import Action
 
@@ -84,7 +84,7 @@ def _decide(rater: str, config_path: Path, reason: str, action: str, *, is_previ
         if is_preview:
             effect = desk.preview(store, config, rater, Action(action))
         else:
-            effect = desk.decide(store, config, rater, Action(action), reason)
+            effect = desk.decide(store, config, rater, Action(action), reason, actor=actor())
     show({"done": not is_preview, "effect": effect}, _effect_text(effect, is_done=not is_preview), as_json=as_json)
 
 

@@ -1,4 +1,4 @@
-"""init, serve, worker, demo, doctor: what a team types on the first day."""
+"""init, serve, worker, demo: what a team types on the first day."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pairloop.cli.output import EXIT_SYSTEM_FAILURE, config_option, emit, show, table, verb
+from pairloop.cli.output import config_option, emit, show, table, verb
 
 
 @click.command()
@@ -129,23 +129,6 @@ def demo(
     show(result.as_json(), "\n".join(lines), as_json=as_json)
 
 
-@click.command()
-@config_option
-@click.option("--deep", is_flag=True, help="Read also the artifacts that lie at a URL, not only their names and sizes.")
-@verb
-def doctor(config_path: Path, deep: bool, as_json: bool) -> None:
-    """Check what must always hold: lineage, aliases, hashes. Exit code 1 where something does not."""
-    from pairloop.cli.opening import open_store
-    from pairloop.store import doctor as checks
-
-    with open_store(config_path) as (_, store):
-        problems = checks.check(store, deep=deep)
-    text = table(("code", "problem"), [(problem.code, problem.text) for problem in problems]) if problems else "all is well"
-    show({"problems": problems}, text, as_json=as_json)
-    if problems:
-        raise SystemExit(EXIT_SYSTEM_FAILURE)
-
-
 def _overridden(config_path: Path | None, *, host: str | None, port: int | None, model: str | None, no_scheduler: bool) -> Any:
     """The configuration with what the command line changes, checked as a whole."""
     from pairloop.config import load_config, override
@@ -159,4 +142,4 @@ def _overridden(config_path: Path | None, *, host: str | None, port: int | None,
     return override(load_config(config_path), changes)
 
 
-COMMANDS = (init, serve, worker, demo, doctor)
+COMMANDS = (init, serve, worker, demo)

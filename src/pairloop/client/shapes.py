@@ -16,6 +16,7 @@ class PolicyResource(BaseModel):
     method: str
     champion: str | None
     challenger: str | None
+    canary: str | None
     versions: int
     groups: int
 
@@ -106,6 +107,19 @@ class GateResource(BaseModel):
     cycle_id: str
     verdict: VerdictResource
     history: list[VerdictResource]
+
+
+class GuardsResource(BaseModel):
+    """What the live guards say of the version under watch beside ``former``; no version where nobody is."""
+
+    object: Literal["guards"] = "guards"
+    id: str
+    version: str | None
+    former: str | None
+    answers: int
+    since: int | None
+    broken: str | None
+    reasons: list[ReasonResource]
 
 
 class QuarantineResource(BaseModel):
@@ -248,6 +262,19 @@ class NewKeyResource(KeyResource):
     token: str
 
 
+class AuditResource(BaseModel):
+    """An act: who did what to the loop, and why."""
+
+    object: Literal["audit"] = "audit"
+    id: str
+    actor: str
+    action: str
+    subject: str
+    reason: str
+    details: dict[str, Any]
+    created_at: int
+
+
 class FeedbackReceipt(BaseModel):
     """What was recorded; ``versions`` per index where telling them unblinds no duel."""
 
@@ -274,6 +301,8 @@ class Moved(BaseModel):
     champion: str
     previous: str | None
     reason: str
+    canary: str | None = None
+    canary_share: float | None = None
 
 
 Item = TypeVar("Item", bound=BaseModel)

@@ -15,6 +15,7 @@ from typing import Any, Self
 from pydantic import ValidationError, model_validator
 
 from pairloop.config.artifacts import folder_of
+from pairloop.config.deploy import DeploySection
 from pairloop.config.section import Section, duration_s, is_loopback
 from pairloop.config.sections import (
     EvaluateSection,
@@ -37,6 +38,7 @@ ENV_PREFIX = "PAIRLOOP_"
 __all__ = [
     "CONFIG_FILE",
     "Config",
+    "DeploySection",
     "EvaluateSection",
     "FeedbackSection",
     "GateSection",
@@ -71,6 +73,7 @@ class Config(Section):
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
     gate: GateSection = GateSection()
+    deploy: DeploySection = DeploySection()
     schedule: ScheduleSection = ScheduleSection()
     store: StoreSection = StoreSection()
     track: TrackSection = TrackSection()
@@ -116,6 +119,11 @@ class Config(Section):
         """Where artifacts lie for all machines; None where they lie in ``artifacts_dir`` alone."""
         place = self.store.artifacts
         return place.rstrip("/") if place and folder_of(place) is None else None
+
+    @property
+    def keep_warm(self) -> int:
+        """Former champions that stay loaded: as many as are wanted and fit beside base, champion and challenger."""
+        return min(self.deploy.keep_warm, max(0, self.policy.max_loaded - 3))
 
     @property
     def runs_dir(self) -> Path:

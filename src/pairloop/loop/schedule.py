@@ -1,7 +1,7 @@
 """When cycles start: every N hours, by cron, at M new pairs, by hand, or any mix. One thread, one cycle at a time.
 
-Fine-tuning jobs have a queue of their own (``jobs.JobQueue``), which starts and stops with this thread: a duel is looked
-at while a job trains.
+Fine-tuning jobs have a queue of their own (``jobs.JobQueue``), and so has the watch over live answers (``deploy.Watch``); both
+start and stop with this thread: a duel is looked at while a job trains, and a broken version goes while a cycle does.
 
 The thread wakes when it is told that something happened (``notify``) and at every poll. It begins a cycle that is due, goes on
 with one that was interrupted, and looks at the duel when picks came or its time is over. What falls due meanwhile is kept
@@ -22,10 +22,10 @@ from sqlalchemy import Connection
 from pairloop.config import ScheduleSection, duration_s
 from pairloop.errors import ConflictError
 from pairloop.loop import cycle as cycle_stage
-from pairloop.loop import pairs
+from pairloop.loop import deploy, pairs
 from pairloop.loop.cycle import Loop
 from pairloop.loop.jobs import JobQueue
-from pairloop.store import cycles, duels, triggers, versions
+from pairloop.store import canaries, cycles, duels, triggers, versions
 from pairloop.types import BASE_VERSION, Cycle, CycleState, Duel
 
 logger = logging.getLogger(__name__)
@@ -110,9 +110,11 @@ class Scheduler:
         self._recount = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._jobs = JobQueue(loop) if loop.config.schedule.jobs else None
+        self._watch = deploy.Watch(loop.store, loop.policy, loop.config, on_alarm=self.notify)
 
     def start(self) -> None:
         self._thread.start()
+        self._watch.start()
         if self._jobs is not None:
             self._jobs.start()
 
@@ -120,6 +122,7 @@ class Scheduler:
         """Stop a training run at its next step (it goes on from there at the next start), and wait for the thread."""
         self._stopping.set()
         self.notify()
+        self._watch.stop()
         if self._jobs is not None:
             self._jobs.stop()
         if self._thread.ident is not None:
@@ -144,7 +147,7 @@ class Scheduler:
         return {
             "running": self._thread.is_alive() and not self._stopping.is_set(),
             "enabled": self._loop.config.schedule.enabled,
-            "error": self._trouble or (self._jobs.trouble if self._jobs is not None else None),
+            "error": self._trouble or self._watch.trouble or (self._jobs.trouble if self._jobs is not None else None),
         }
 
     def _run(self) -> None:
@@ -194,11 +197,11 @@ class Scheduler:
             reason = self._due()
             if reason is not None:
                 self._turn(reason)
-        elif current.state is not CycleState.DUELLING:
+        elif not current.state.is_waiting:
             self._turn(current.trigger)
         else:
             self._keep_trigger()
-            if self._worth_a_look():
+            if self._worth_a_look(current):
                 self._turn(current.trigger)
 
     def _turn(self, reason: str) -> None:
@@ -238,14 +241,18 @@ class Scheduler:
 
             loop.store.write(keep)
 
-    def _worth_a_look(self) -> bool:
-        """New picks since the last look, a duel that was closed by hand, or one whose time is over."""
+    def _worth_a_look(self, current: Cycle) -> bool:
+        """New picks since the last look, a duel or canary that was closed, whose time is over, or on which a guard broke."""
         loop = self._loop
         with loop.store.reading() as c:
-            duel = duels.current(c, loop.name)
+            duel, canary = duels.current(c, loop.name), canaries.current(c, loop.name)
             look = None if duel is None else _Look(duel.duel_id, duels.count_picks(c, duel.duel_id))
         changed, self._seen = look != self._seen, look
-        return changed or duel is None or _is_over(duel, loop.config.gate.max_hours)
+        if changed or self._watch.alarm:
+            return True
+        if current.state is CycleState.CANARY:
+            return canary is None
+        return duel is None or _is_over(duel, loop.config.gate.max_hours)
 
     def _count_new(self) -> int:
         """New pairs, as of a moment ago; where that count is kept, ``_recount`` has the thread come back for a new one."""

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,9 @@ def from_row(c: Connection, path: str) -> str:
 
 class Artifacts:
     """The folder of published artifacts."""
+
+    is_far = False
+    """Whether reading takes a network: then what can be told from names and sizes is."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -199,6 +202,23 @@ class Artifacts:
         """Uploads that were not finished, which nobody sees; always empty for a folder."""
         return []
 
+    def remove_leftover(self, url: str) -> None:
+        """Remove one of ``leftovers()``; ConflictError where it was finished meanwhile."""
+        raise ValueError(f"{url}: is no leftover")
+
+    def unreferenced(
+        self, folders: Collection[str], uploads: Collection[str], *, older_than_s: float = STALE_AFTER_S
+    ) -> list[Path]:
+        """Published folders and uploaded files of other names than these; a younger one may get its row any moment."""
+        known, now = {*folders, "tmp", "files"}, time.time()
+        found = [path for path in sorted(self.root.iterdir()) if path.is_dir() and path.name not in known]
+        found += [path for path in sorted((self.root / "files").glob("*")) if path.name not in uploads]
+        return [path for path in found if now - path.stat().st_mtime > older_than_s]
+
+    def set_aside(self, path: Path, why: str) -> None:
+        """Move a published folder or an uploaded file to the temporary ones, which are removed after a day."""
+        path.rename(Path(tempfile.mkdtemp(prefix=f"{why}-", dir=self._staging)) / path.name)
+
     def _take_existing(self, artifact_hash: str) -> bool:
         """True where this content is published already; what lies there broken is set aside for the new copy."""
         target = self.path(artifact_hash)
@@ -207,8 +227,9 @@ class Artifacts:
         try:
             self.verify(artifact_hash)
         except StoreError:
-            target.rename(Path(tempfile.mkdtemp(prefix="broken-", dir=self._staging)) / target.name)
+            self.set_aside(target, "broken")
             return False
+        os.utime(target)  # as young as its new row: whoever looks for folders without one leaves it alone
         return True
 
 

@@ -95,14 +95,14 @@ class Bucket:
                 digest.update(block)
         return digest.hexdigest()
 
-    def folders(self) -> dict[str, tuple[bool, datetime]]:
-        """Of each folder at the URL, sorted by name: whether it has a manifest, and when something was last written to it."""
+    def entries(self) -> dict[str, tuple[bool, datetime]]:
+        """Of each folder and upload at the URL, by name: whether it is whole (has a manifest), and when it was last written."""
         found: dict[str, tuple[bool, datetime]] = {}
         with self.reaching(self.url):
             for path, info in sorted(self.fs.find(self._base, detail=True).items()):
                 name, _, file = self.relative(path).partition("/")
                 if name == FILES:
-                    continue
+                    name, file = f"{FILES}/{file}", MANIFEST  # one object is always whole
                 at = info.get("LastModified") or info.get("created") or info.get("mtime")
                 at = datetime.fromtimestamp(at, UTC) if isinstance(at, int | float) else at or datetime.now(UTC)
                 is_whole, newest = found.get(name, (False, at))

@@ -36,10 +36,15 @@ def insert(c: Connection, dataset: Dataset, *, feedback_seq: int, cycle_id: str 
             "created_at": dataset.created_at,
         },
     )
-    pair_ids = list(dict.fromkeys(pair_id for pair_id, _, _ in pairs))
+    add_lineage(c, dataset.dataset_id, pairs)
+
+
+def add_lineage(c: Connection, dataset_id: str, pairs: Sequence[PairLineage]) -> None:
+    """Write which pairs a dataset holds, and where each comes from; what is there already stays as it is."""
+    known = set(c.execute(sa.select(dataset_pairs.c.pair_id).where(dataset_pairs.c.dataset_id == dataset_id)).scalars())
+    pair_ids = [pair_id for pair_id in dict.fromkeys(pair_id for pair_id, _, _ in pairs) if pair_id not in known]
     if pair_ids:
-        rows = [{"dataset_id": dataset.dataset_id, "pair_id": pair_id} for pair_id in pair_ids]
-        c.execute(sa.insert(dataset_pairs), rows)
+        c.execute(sa.insert(dataset_pairs), [{"dataset_id": dataset_id, "pair_id": pair_id} for pair_id in pair_ids])
     _add_links(c, pair_groups, pair_groups.c.group_id, ((pair_id, group) for pair_id, ids, _ in pairs for group in ids))
     _add_links(c, pair_feedback, pair_feedback.c.feedback_id, ((pair_id, row) for pair_id, _, ids in pairs for row in ids))
 

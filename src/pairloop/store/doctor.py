@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, ForeignKeyConstraint
 
 from pairloop.errors import StoreError
-from pairloop.store import cycles
+from pairloop.store import contents, cycles, repairs
+from pairloop.store import files as store_files
 from pairloop.store import versions as store_versions
-from pairloop.store.artifacts import Artifacts, from_row
+from pairloop.store.artifacts import Artifacts
+from pairloop.store.contents import NamedArtifact
 from pairloop.store.database import broken_pages
+from pairloop.store.findings import FINDINGS
 from pairloop.store.schema import (
     aliases,
     dataset_pairs,
     datasets,
     duels,
-    files,
     jobs,
     metadata,
     pair_feedback,
@@ -27,54 +30,85 @@ from pairloop.store.schema import (
     versions,
 )
 from pairloop.store.store import Store
-from pairloop.types import Alias, VersionKind
+from pairloop.types import Alias
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One finding: a stable code, and a sentence that names the row or file."""
+    """One finding: a stable code (of ``findings.FINDINGS``), a sentence that names the row or file, and whose it is.
+
+    ``subject``: the id, name or path that the sentence is about.
+    """
 
     code: str
     text: str
+    subject: str = ""
+
+    @property
+    def repair(self) -> str | None:
+        """What ``--repair`` does about such a problem; None where only a person can mend it."""
+        return FINDINGS[self.code].repair
+
+    @property
+    def by_hand(self) -> str:
+        """What is left to a person."""
+        return FINDINGS[self.code].by_hand
 
 
-def check(store: Store, *, deep: bool = False) -> list[Problem]:
-    """Every problem found; an empty list is a healthy store. Reads every artifact file of a folder.
+def check(store: Store, *, accepted: bool = False, deep: bool = False) -> list[Problem]:
+    """Every problem found; an empty list is a healthy store. Reads every artifact and every uploaded file of a folder.
 
-    Of artifacts at a URL their names and sizes; with ``deep`` the contents too.
+    Of those at a URL their names and sizes; with ``deep`` the contents too. With ``accepted`` also artifacts that were
+    recorded as lost: a backup may still have them.
     """
     with store.reading() as c:
         problems = [Problem("damaged_database", f"{store.name}: {line}") for line in broken_pages(c)]
         for finder in (_orphans, _pairs_without_lineage, _datasets_without_pairs, _aliases, _duels, _jobs):
             problems += finder(c)
-        folders, kept = _folders(c), _files(c)
-    for owner, path, artifact_hash in folders:  # outside the transaction: hashing files takes its time
-        problems += _artifact(store.artifacts, owner, path, artifact_hash, deep=deep)
+        named, uploads, lost = contents.artifacts(c), store_files.list_(c), repairs.losses(c)
+        in_use = aliased(c)
+    broken: list[Problem] = []
+    for artifact in named:  # outside the transaction: hashing files takes its time
+        if accepted or artifact.subject not in lost or artifact.subject in in_use:
+            broken += _artifact(store.artifacts, artifact, deep=deep)
+    problems += broken
+    problems += _unusable_aliases(broken, in_use)
+    for upload in uploads:
+        problems += _upload(store.artifacts, upload, deep=deep)
+    folders, file_ids = {store.artifacts.path(one.hash).name for one in named}, {one.file_id for one in uploads}
     problems += [
-        Problem("missing_file", f"{text}: {store.artifacts.address(path)} is not there whole")
-        for text, path, size in kept
-        if not store.artifacts.has_file(path, size)
+        Problem("unreferenced_artifact", f"{path}: no row names it", str(path))
+        for path in store.artifacts.unreferenced(folders, file_ids)
     ]
     problems += [
-        Problem("unfinished_upload", f"{url}: an upload that was not finished; nobody sees it, and it may be removed")
-        for url in store.artifacts.leftovers()
+        Problem("unfinished_upload", f"{url}: nobody finished it or sees it", url) for url in store.artifacts.leftovers()
     ]
-    return problems + [Problem("stale_folder", f"{path}: left by a writer that is gone") for path in store.artifacts.stale()]
+    return problems + [
+        Problem("stale_folder", f"{path}: left by a writer that is gone", str(path)) for path in store.artifacts.stale()
+    ]
 
 
 def _orphans(c: Connection) -> Iterator[Problem]:
     """Rows whose parent row is gone, for every foreign key of the schema."""
-    for table in metadata.sorted_tables:
+    for table, columns, parent, statement in _orphan_queries():
+        for row in c.execute(statement):
+            key = tuple(row)
+            yield Problem("orphan", f"{table} {key}: {columns} names no row of {parent}", f"{table} {key}")
+
+
+@cache
+def _orphan_queries() -> list[tuple[str, str, str, sa.Select[Any]]]:
+    """(table, columns, parent table, rows of the table without one) of every foreign key but those told in words."""
+    queries = []
+    for table in (table for table in metadata.sorted_tables if table is not aliases):
         for key in (item for item in table.constraints if isinstance(item, ForeignKeyConstraint)):
-            if table is aliases:
-                continue  # told in words by _aliases
             parent = key.referred_table.alias("parent")
             match = [element.parent == parent.c[element.column.name] for element in key.elements]
             filled = [element.parent.is_not(None) for element in key.elements]
             statement = sa.select(*table.primary_key.columns).where(*filled, ~sa.exists().select_from(parent).where(*match))
-            for row in c.execute(statement):
-                columns = ", ".join(element.parent.name for element in key.elements)
-                yield Problem("orphan", f"{table.name} {tuple(row)}: {columns} names no row of {key.referred_table.name}")
+            columns = ", ".join(element.parent.name for element in key.elements)
+            queries.append((table.name, columns, key.referred_table.name, statement))
+    return queries
 
 
 def _pairs_without_lineage(c: Connection) -> Iterator[Problem]:
@@ -84,7 +118,8 @@ def _pairs_without_lineage(c: Connection) -> Iterator[Problem]:
     ):
         linked = sa.exists().where(links.c.pair_id == dataset_pairs.c.pair_id)
         for row in c.execute(sa.select(dataset_pairs).where(~linked).order_by("dataset_id", "pair_id")):
-            yield Problem(code, f"dataset {row.dataset_id}: pair {row.pair_id} traces back to no {noun}")
+            text = f"dataset {row.dataset_id}: pair {row.pair_id} traces back to no {noun}"
+            yield Problem(code, text, row.dataset_id)
 
 
 def _datasets_without_pairs(c: Connection) -> Iterator[Problem]:
@@ -92,27 +127,26 @@ def _datasets_without_pairs(c: Connection) -> Iterator[Problem]:
     of_a_job = sa.exists().where(jobs.c.dataset_id == datasets.c.dataset_id)  # its rows come from a file, not from feedback
     pairless = sa.select(datasets).where(datasets.c.n_train > 0, ~held, ~of_a_job)
     for row in c.execute(pairless.order_by(datasets.c.created_at)):
-        yield Problem(
-            "dataset_without_pairs", f"dataset {row.dataset_id} has {row.n_train} pairs, and the store knows none of them"
-        )
+        text = f"dataset {row.dataset_id} has {row.n_train} pairs, and the store knows none of them"
+        yield Problem("dataset_without_pairs", text, row.dataset_id)
 
 
 def _aliases(c: Connection) -> Iterator[Problem]:
     for row in c.execute(sa.select(aliases).order_by(aliases.c.policy, aliases.c.alias)):
         if store_versions.get(c, row.policy, row.number) is None:
-            yield Problem(
-                "dangling_alias", f"alias {row.alias} of {row.policy} names version {row.number}, which does not exist"
-            )
+            text = f"alias {row.alias} of {row.policy} names version {row.number}, which does not exist"
+            yield Problem("dangling_alias", text, f"{row.policy}@{row.alias}")
     for policy in store_versions.policies(c):
         if store_versions.alias(c, policy, Alias.CHAMPION) is None:
-            yield Problem("no_champion", f"policy {policy} has versions but no champion")
+            yield Problem("no_champion", f"policy {policy} has versions but no champion", f"{policy}@{Alias.CHAMPION}")
 
 
 def _duels(c: Connection) -> Iterator[Problem]:
     for row in c.execute(sa.select(duels).where(duels.c.closed_at.is_(None)).order_by(duels.c.opened_at)):
         cycle = cycles.get(c, row.cycle_id)
         if cycle is not None and cycle.state.is_terminal:
-            yield Problem("open_duel", f"duel {row.duel_id} is open, but its cycle {cycle.cycle_id} has ended ({cycle.state})")
+            text = f"duel {row.duel_id} is open, but its cycle {cycle.cycle_id} has ended ({cycle.state})"
+            yield Problem("open_duel", text, row.duel_id)
 
 
 def _jobs(c: Connection) -> Iterator[Problem]:
@@ -124,29 +158,33 @@ def _jobs(c: Connection) -> Iterator[Problem]:
         yield Problem("job_without_model", f"job {row.job_id} ended with {row.fine_tuned_model}, which no version is called")
 
 
-def _files(c: Connection) -> list[tuple[str, str, int]]:
-    """(name in words, path, size in bytes) of every uploaded file."""
-    rows = c.execute(sa.select(files).where(files.c.deleted_at.is_(None)).order_by(files.c.file_id))
-    return [(f"file {row.file_id} ({row.filename})", from_row(c, row.path), row.bytes) for row in rows]
+def aliased(c: Connection) -> dict[str, list[str]]:
+    """The names of the versions that aliases name, each with those aliases (``policy@alias``)."""
+    found: dict[str, list[str]] = {}
+    for row in c.execute(sa.select(aliases).order_by(aliases.c.policy, aliases.c.alias)):
+        found.setdefault(f"{row.policy}@{row.number}", []).append(f"{row.policy}@{row.alias}")
+    return found
 
 
-def _folders(c: Connection) -> list[tuple[str, str, str]]:
-    """(owner in words, path, artifact hash or folder name) of every dataset and every version that is an artifact of ours."""
-    ours = versions.c.kind != VersionKind.BASE.value  # the base is the user's own folder
-    return [
-        (f"dataset {row.dataset_id}", from_row(c, row.path), Path(row.path).name)
-        for row in c.execute(sa.select(datasets).order_by(datasets.c.created_at))
-    ] + [
-        (f"version {row.policy}@{row.number}", from_row(c, row.path), row.artifact_hash)
-        for row in c.execute(sa.select(versions).where(ours).order_by(versions.c.policy, versions.c.number))
-    ]
+def _unusable_aliases(broken: list[Problem], in_use: dict[str, list[str]]) -> Iterator[Problem]:
+    for problem in broken:
+        for alias in in_use.get(problem.subject, ()):
+            yield Problem("unusable_alias", f"{alias} names {problem.subject}, whose artifact is not whole", alias)
 
 
-def _artifact(artifacts: Artifacts, owner: str, path: str, artifact_hash: str, *, deep: bool) -> Iterator[Problem]:
-    if not artifacts.has_folder(path):
-        yield Problem("missing_artifact", f"{owner}: no folder {artifacts.address(path)}")
+def _upload(artifacts: Artifacts, file: store_files.StoredFile, *, deep: bool) -> Iterator[Problem]:
+    named, address = f"file {file.file_id} ({file.filename})", artifacts.address(file.path)
+    if not artifacts.has_file(file.path, file.size):
+        yield Problem("missing_file", f"{named}: {address} is not there whole", file.file_id)
+    elif (deep or not artifacts.is_far) and contents.sha256(artifacts.local(file.path)) != file.sha256:
+        yield Problem("broken_file", f"{named}: {address} is not what was uploaded", file.file_id)
+
+
+def _artifact(artifacts: Artifacts, named: NamedArtifact, *, deep: bool) -> Iterator[Problem]:
+    if not artifacts.has_folder(named.path):
+        yield Problem("missing_artifact", f"{named.owner}: no folder {artifacts.address(str(named.path))}", named.subject)
         return
     try:
-        artifacts.inspect(artifact_hash, deep=deep)
+        artifacts.inspect(named.hash, deep=deep)
     except StoreError as error:
-        yield Problem("broken_artifact", f"{owner}: {error}")
+        yield Problem("broken_artifact", f"{named.owner}: {error}", named.subject)

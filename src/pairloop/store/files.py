@@ -75,7 +75,7 @@ def get(c: Connection, file_id: str, *, deleted: bool = False) -> StoredFile | N
 
 
 def list_(
-    c: Connection, *, limit: int, after: str | None = None, purpose: str | None = None, newest_first: bool = True
+    c: Connection, *, limit: int | None = None, after: str | None = None, purpose: str | None = None, newest_first: bool = True
 ) -> list[StoredFile]:
     """At most ``limit`` files that follow ``after``; NotFoundError where there is no such file."""
     statement = sa.select(files).where(files.c.deleted_at.is_(None))

@@ -55,7 +55,8 @@ ID_CHUNK = 500
 def insert(c: Connection, group: Group) -> None:
     """Write the group with its completions; with none (a stream that begins), ``finish`` appends them."""
     c.execute(_INSERT_GROUP, _group_row(group))
-    _insert_completions(c, group.group_id, group.policy, group.user, group.created_at, group.completions)
+    asker = None if group.kind is GroupKind.SHADOW else group.user  # no conversation goes on from what nobody was told
+    _insert_completions(c, group.group_id, group.policy, asker, group.created_at, group.completions)
 
 
 def finish(c: Connection, group_id: str, answers: tuple[Completion, ...]) -> None:
@@ -81,22 +82,29 @@ def latest_answer(c: Connection, policy: str, user: str | None, text: str) -> tu
     return None if row is None else (row.group_id, row.position)
 
 
+def shadow_id(group_id: str) -> str:
+    """The id of what another version would have said in that group's place."""
+    return f"{group_id}-shadow"
+
+
 def of_conversation(c: Connection, conversation_id: str, *, limit: int) -> list[Group]:
     """The groups of a conversation, oldest first; at most ``limit``."""
-    statement = sa.select(groups).where(groups.c.conversation_id == conversation_id)
+    shown = groups.c.kind != GroupKind.SHADOW.value
+    statement = sa.select(groups).where(groups.c.conversation_id == conversation_id, shown)
     return load(c, statement.order_by(groups.c.created_at, groups.c.group_id).limit(limit))
 
 
 def erase(c: Connection, group_id: str) -> None:
-    """Remove what was asked and answered, for good. Who answered stays: a duel's votes keep their sides."""
+    """Remove what was asked and answered, for good, in the shadow, too. Who answered stays: a duel's votes keep their sides."""
+    both = [group_id, shadow_id(group_id)]
     c.execute(
         sa.update(groups)
-        .where(groups.c.group_id == group_id)
+        .where(groups.c.group_id.in_(both))
         .values(prompt="", prompt_hash=ERASED_HASH, prompt_token_ids=(), metadata={})
     )
     c.execute(
         sa.update(completions)
-        .where(completions.c.group_id == group_id)
+        .where(completions.c.group_id.in_(both))
         .values(text="", token_ids=(), logps=(), answer_key=ERASED_HASH, finish_reason=FinishReason.ERASED.value)
     )
 

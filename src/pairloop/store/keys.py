@@ -20,6 +20,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from pairloop.errors import InvalidRequestError, NotFoundError
+from pairloop.store import audit
+from pairloop.store.audit import AuditAction
 from pairloop.store.schema import keys
 
 PREFIX = "sk-pairloop-"
@@ -98,6 +100,13 @@ def new(
     return key, f"{PREFIX}{public}-{secret}"
 
 
+def create(c: Connection, key: Key, *, actor: str, reason: str) -> None:
+    """Write a new key, with its line in the audit trail."""
+    insert(c, key)
+    details = {"name": key.name, "scopes": sorted(key.scopes)}
+    audit.record(c, AuditAction.KEY_CREATE, actor=actor, subject=f"key:{key.key_id}", reason=reason, details=details)
+
+
 def insert(c: Connection, key: Key) -> None:
     c.execute(
         sa.insert(keys),
@@ -135,12 +144,15 @@ def list_(c: Connection, *, after: str | None = None, limit: int | None = None) 
     return [_key(row) for row in c.execute(statement)]
 
 
-def revoke(c: Connection, key_id: str, at: datetime) -> Key:
+def revoke(c: Connection, key_id: str, at: datetime, *, actor: str, reason: str) -> Key:
     """Revoke a key for good; a second time changes nothing. NotFoundError for an unknown one."""
-    c.execute(sa.update(keys).where(keys.c.key_id == key_id, keys.c.revoked_at.is_(None)).values(revoked_at=at))
+    was_good = c.execute(sa.update(keys).where(keys.c.key_id == key_id, keys.c.revoked_at.is_(None)).values(revoked_at=at))
     key = get(c, key_id)
     if key is None:
         raise NotFoundError(f"no key {key_id!r}", param="key_id")
+    if was_good.rowcount:
+        details = {"name": key.name}
+        audit.record(c, AuditAction.KEY_REVOKE, actor=actor, subject=f"key:{key_id}", reason=reason, details=details, at=at)
     return key
 
 

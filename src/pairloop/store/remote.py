@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from pairloop.errors import StoreError
+from pairloop.errors import ConflictError, StoreError
 from pairloop.store.artifacts import (
     MANIFEST,
     STALE_AFTER_S,
@@ -34,6 +34,8 @@ _TMP = "tmp"
 
 class RemoteArtifacts(Artifacts):
     """Published artifacts at ``url``; ``root`` holds the copies. ``options`` are fsspec's for that kind of URL."""
+
+    is_far = True
 
     def __init__(self, root: Path, url: str, options: Mapping[str, Any], *, limit_bytes: int, held_most: int = 16) -> None:
         super().__init__(root)
@@ -156,31 +158,35 @@ class RemoteArtifacts(Artifacts):
         before = datetime.now(UTC) - timedelta(seconds=older_than_s)
         return [
             f"{self._bucket.url}/{name}"
-            for name, (is_whole, at) in self._bucket.folders().items()
+            for name, (is_whole, at) in self._bucket.entries().items()
             if not is_whole and at <= before
         ]
 
-    def unreferenced(self, named: Collection[str], *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
-        """Whole artifacts at the URL that are not among ``named``, as paths here; a younger one may get its row any moment."""
+    def unreferenced(
+        self, folders: Collection[str], uploads: Collection[str], *, older_than_s: float = STALE_AFTER_S
+    ) -> list[Path]:
+        """See `Artifacts.unreferenced`: what is at the URL, as paths here."""
         before = datetime.now(UTC) - timedelta(seconds=older_than_s)
-        found = self._bucket.folders()
+        named = {*folders, *(f"{FILES}/{name}" for name in uploads)}
+        found = self._bucket.entries()
         return [self.root / name for name, (is_whole, at) in found.items() if is_whole and at <= before and name not in named]
 
     def set_aside(self, path: Path, why: str) -> None:
-        """Move an artifact at the URL to ``tmp/``, its manifest first: it is absent from then on, and told of as a leftover."""
-        name = path.name
+        """Move it to ``tmp/`` at the URL, a manifest first: it is absent from then on, and told of as a leftover."""
+        name = self._name_of(path) or path.name
         with self._bucket.reaching(self._bucket.at(name)):
-            files = [MANIFEST, *sorted(self._bucket.sizes(name))]
-            for file in files:
-                self._bucket.fs.mv(self._bucket.at(name, file), self._bucket.at(_TMP, f"{why}-{name}/{file}"))
+            is_file = name.startswith(f"{FILES}/")
+            for file in [None] if is_file else [MANIFEST, *sorted(self._bucket.sizes(name))]:
+                to = f"{why}-{path.name}" if file is None else f"{why}-{path.name}/{file}"
+                self._bucket.fs.mv(self._bucket.at(name, file), self._bucket.at(_TMP, to))
         self._cache.drop(name)
 
     def remove_leftover(self, url: str) -> None:
-        """Remove one of ``leftovers()``; StoreError where it is whole by now."""
+        """See `Artifacts.remove_leftover`."""
         name = url.removeprefix(f"{self._bucket.url}/")
         with self._bucket.reaching(url):
             if name != _TMP and self._bucket.fs.exists(self._bucket.at(name, MANIFEST)):
-                raise StoreError(f"{url}: is whole by now; it was published while you looked")
+                raise ConflictError(f"{url}: is whole by now; it was published while you looked")
             self._bucket.fs.rm(self._bucket.at(name), recursive=True)
 
     # -- bringing things here -------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """The tables. Portable SQL only; what SQLite alone needs is in database.py.
 
-Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts, quarantines)
-is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, a duel's closing time, a
-key's last use and revocation, a fine-tuning job until it has ended, and what the wire shows of a group; and the texts of a
-group that was deleted, which is recorded. Stored replies are deleted after a day.
+Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts, quarantines,
+repairs) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, a duel's closing
+time, a key's last use and revocation, a fine-tuning job until it has ended, and what the wire shows of a group; and the texts
+of a group that was deleted, which is recorded. Stored replies are deleted after a day.
 """
 
 from __future__ import annotations
@@ -374,6 +374,20 @@ job_events = Table(
     sqlite_autoincrement=True,
 )
 
+# What `pairloop doctor --repair` changed, and which losses it was told to accept.
+repairs = Table(
+    "repairs",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("code", String(32), nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("problem", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("is_loss", Boolean, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    sqlite_autoincrement=True,
+)
+
 leases = Table(
     "leases",
     metadata,
@@ -404,6 +418,59 @@ keys = Table(
     Column("expires_at", UtcDateTime),
     Column("last_used_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
+)
+
+# What was done to the loop, by whom and why.
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("details", JSON, nullable=False),
+    Index(None, "action", "seq"),
+    sqlite_autoincrement=True,
+)
+
+canaries = Table(
+    "canaries",
+    metadata,
+    Column("canary_id", String(64), primary_key=True),
+    Column("policy", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("champion", Integer, nullable=False),
+    # Which users it answers: those whose hash with the salt is below the share.
+    Column("share", Float(53), nullable=False),
+    Column("salt", String(32), nullable=False),
+    Column("cycle_id", String(64), ForeignKey("cycles.cycle_id")),
+    Column("reason", Text, nullable=False),
+    Column("opened_at", UtcDateTime, nullable=False),
+    Column("closed_at", UtcDateTime),
+    Column("outcome", String(16)),
+    Column("outcome_reason", Text),
+    ForeignKeyConstraint(["policy", "version"], ["versions.policy", "versions.number"]),
+    Index(None, "policy", "closed_at"),
+    Index(None, "policy", "opened_at"),
+)
+
+# What each process saw of each version's live answers, minute by minute; the row of a minute that is over does not change.
+traffic = Table(
+    "traffic",
+    metadata,
+    Column("policy", String(64), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("minute", UtcDateTime, primary_key=True),
+    Column("process", String(128), primary_key=True),
+    Column("answers", Integer, nullable=False),
+    Column("errors", Integer, nullable=False),
+    Column("refusals", Integer, nullable=False),
+    # Counts by class of a logarithmic scale: milliseconds per token, and tokens per answer.
+    Column("latency", JSON, nullable=False),
+    Column("length", JSON, nullable=False),
+    Index(None, "minute"),
 )
 
 stored_replies = Table(

@@ -29,6 +29,7 @@ class Store:
     """Opens the database at head, and hands out connections: snapshots to readers, one transaction at a time to the writer."""
 
     def __init__(self, url: URL, artifacts: Path | Artifacts, *, durable: bool = True, temporary: Path | None = None) -> None:
+        self.url = url
         self.name = describe(url)
         """The database in words, for messages."""
         self.artifacts = artifacts if isinstance(artifacts, Artifacts) else Artifacts(artifacts)

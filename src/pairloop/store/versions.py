@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -21,6 +22,7 @@ BASE_SELECTOR = "base"
 """What follows the ``@`` of a model name that means version 0."""
 
 _ALIAS = sa.select(aliases.c.number).where(aliases.c.policy == sa.bindparam("policy"), aliases.c.alias == sa.bindparam("alias"))
+_ALIASES = sa.select(aliases.c.alias, aliases.c.number).where(aliases.c.policy == sa.bindparam("policy"))
 _GET = sa.select(versions).where(versions.c.policy == sa.bindparam("policy"), versions.c.number == sa.bindparam("number"))
 
 
@@ -110,6 +112,11 @@ def alias(c: Connection, policy: str, alias: Alias) -> int | None:
     return number
 
 
+def aliases_of(c: Connection, policy: str) -> dict[Alias, int]:
+    """All aliases of a policy with the versions' numbers that they name now."""
+    return {Alias(row.alias): row.number for row in c.execute(_ALIASES, {"policy": policy})}
+
+
 def set_alias(c: Connection, policy: str, alias: Alias, number: int | None) -> None:
     """Point the alias at a version, or remove it with None; NotFoundError for an unknown version."""
     this = (aliases.c.policy == policy, aliases.c.alias == alias.value)
@@ -163,6 +170,24 @@ def promotions(c: Connection, policy: str) -> list[Promotion]:
         )
         for row in rows
     ]
+
+
+def past_champions(history: Sequence[Promotion]) -> list[int]:
+    """The champions one can go back to, oldest first, the present one last: promotions push, rollbacks pop."""
+    stack = [BASE_VERSION]
+    for event in history:
+        if event.action == "promote":
+            stack.append(event.number)
+        elif event.action == "rollback" and event.number in stack:
+            last = len(stack) - 1 - stack[::-1].index(event.number)
+            del stack[last + 1 :]
+    return stack
+
+
+def forerunners(c: Connection, policy: str, n: int) -> list[int]:
+    """The last ``n`` different champions before the present one, the latest first."""
+    before = dict.fromkeys(reversed(past_champions(promotions(c, policy))[:-1]))
+    return [number for number in before if number != alias(c, policy, Alias.CHAMPION)][:n]
 
 
 def named(c: Connection, policy: str, name: str) -> Version:

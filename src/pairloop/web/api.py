@@ -20,7 +20,6 @@ from pairloop.client.shapes import (
     DatasetResource,
     DuelResource,
     GateResource,
-    Moved,
     Page,
     PolicyResource,
     ScheduleResource,
@@ -30,10 +29,10 @@ from pairloop.client.shapes import (
 from pairloop.errors import InvalidRequestError, NotFoundError, UserError
 from pairloop.formats import Rows, snapshot
 from pairloop.loop import cycle as stage
-from pairloop.loop import deploy
-from pairloop.store import cycles, datasets, duels, groups, triggers, verdicts, versions
-from pairloop.store.versions import Promotion
+from pairloop.store import audit, cycles, datasets, duels, groups, triggers, verdicts, versions
+from pairloop.store.audit import AuditAction
 from pairloop.types import BASE_VERSION, Alias, Cycle, Dataset, Version
+from pairloop.web.audit import BY_HAND, Actor
 from pairloop.web.context import Context, Here
 from pairloop.web.paging import After, Limit, page
 from pairloop.web.resources import (
@@ -44,13 +43,12 @@ from pairloop.web.resources import (
     seconds,
     version_resource,
 )
-from pairloop.web.wire import MAX_INT32, Body, Text512
+from pairloop.web.wire import Body, Text512
 
 router = APIRouter(tags=["loop"])
 
 Format = Annotated[str, Query(max_length=64, description="A family of dataset rows or the trainer that is to read them.")]
 SkipRefused = Annotated[bool, Query(description="Leave out what the format cannot hold.")]
-BY_HAND = "by hand, over the API"
 _NUMBER = re.compile("0|[1-9][0-9]{0,8}")
 
 
@@ -61,66 +59,35 @@ class CycleRequest(Body):
     policy: Text512 | None = None
 
 
-class MoveRequest(Body):
-    """Why an alias is moved by hand."""
-
-    reason: Text512 | None = Field(default=None, examples=["answers in the wrong language"])
-
-
-class RollbackRequest(MoveRequest):
-    """``to`` defaults to the champion before the present one."""
-
-    to: int | None = Field(default=None, ge=0, le=MAX_INT32, examples=[3])
-
-
 @router.get("/v1/policies", summary="Policies")
 def list_policies(context: Here, limit: Limit = 20, after: After = None) -> Page[PolicyResource]:
     with context.store.reading() as c:
         if after is not None:
-            _check_policy(context, after, param="after")
+            check_policy(context, after, param="after")
         return page([] if after is not None else [_policy(context, c)], limit=limit)
 
 
 @router.get("/v1/policies/{name}", summary="One policy")
 def get_policy(name: str, context: Here) -> PolicyResource:
-    _check_policy(context, name)
+    check_policy(context, name)
     with context.store.reading() as c:
         return _policy(context, c)
-
-
-@router.post("/v1/policies/{name}/rollback", summary="Make an earlier champion the champion again")
-def rollback(name: str, context: Here, body: RollbackRequest | None = None) -> Moved:
-    _check_policy(context, name)
-    to, reason = (body.to, body.reason) if body is not None else (None, None)
-    moved = deploy.rollback(context.store, name, to=to, reason=reason or BY_HAND, policy=context.policy)
-    context.notify()
-    return _moved(moved)
 
 
 @router.get("/v1/versions", summary="Versions, the base first")
 def list_versions(context: Here, limit: Limit = 20, after: After = None) -> Page[VersionResource]:
     with context.store.reading() as c:
-        last = None if after is None else _version(context, c, after, param="after").number
+        last = None if after is None else version_of(context, c, after, param="after").number
         found = versions.list_(c, context.policy_name, after=last, limit=limit + 1)
         aliases = _aliases(context, c)
     return page([version_resource(version, aliases.get(version.number, [])) for version in found], limit=limit)
 
 
 @router.get("/v1/versions/{version_id}", summary="One version, by its name such as support-bot@3")
-def get_version(version_id: str, context: Here) -> VersionResource:
+def getversion_of(version_id: str, context: Here) -> VersionResource:
     with context.store.reading() as c:
-        version = _version(context, c, version_id)
+        version = version_of(context, c, version_id)
         return version_resource(version, _aliases(context, c).get(version.number, []))
-
-
-@router.post("/v1/versions/{version_id}/promote", summary="Make a version the champion, past the gate")
-def promote(version_id: str, context: Here, body: MoveRequest | None = None) -> Moved:
-    with context.store.reading() as c:
-        number = _version(context, c, version_id).number
-    reason = (body.reason if body is not None else None) or BY_HAND
-    moved = deploy.promote_by_hand(context.store, context.policy, context.policy_name, number=number, reason=reason)
-    context.notify()
-    return _moved(moved)
 
 
 @router.get("/v1/cycles", summary="Cycles, newest first")
@@ -140,11 +107,16 @@ def get_cycle(cycle_id: str, context: Here) -> CycleResource:
 
 
 @router.post("/v1/cycles", status_code=202, summary="Run a cycle now")
-def run_cycle(context: Here, body: CycleRequest | None = None) -> Triggered:
+def run_cycle(context: Here, actor: Actor, body: CycleRequest | None = None) -> Triggered:
     policy = (body.policy if body is not None else None) or context.policy_name
-    _check_policy(context, policy)
+    check_policy(context, policy)
     reason = (body.reason if body is not None else None) or BY_HAND
-    context.store.write(lambda c: triggers.put(c, policy, reason, datetime.now(UTC)))
+
+    def commit(c: Connection) -> None:
+        triggers.put(c, policy, reason, datetime.now(UTC))
+        audit.record(c, AuditAction.CYCLE_START, actor=actor, subject=policy, reason=reason)
+
+    context.store.write(commit)
     context.notify()
     with context.store.reading() as c:
         running = cycles.current(c, policy)
@@ -228,7 +200,7 @@ def get_gate(cycle_id: str, context: Here) -> GateResource:
 @router.get("/v1/schedules", summary="When cycles begin, per policy")
 def list_schedules(context: Here, limit: Limit = 20, after: After = None) -> Page[ScheduleResource]:
     if after is not None:
-        _check_policy(context, after, param="after")
+        check_policy(context, after, param="after")
         return page([], limit=limit)
     with context.store.reading() as c:
         return page([_schedule(context, c)], limit=limit)
@@ -236,7 +208,7 @@ def list_schedules(context: Here, limit: Limit = 20, after: After = None) -> Pag
 
 @router.get("/v1/schedules/{name}", summary="The schedule of one policy")
 def get_schedule(name: str, context: Here) -> ScheduleResource:
-    _check_policy(context, name)
+    check_policy(context, name)
     with context.store.reading() as c:
         return _schedule(context, c)
 
@@ -246,7 +218,7 @@ def status(context: Here) -> dict[str, Any]:
     return context.board.read().as_json()
 
 
-def _check_policy(context: Context, name: str, *, param: str = "policy") -> None:
+def check_policy(context: Context, name: str, *, param: str = "policy") -> None:
     if name != context.policy_name:
         raise NotFoundError(f"no policy {name!r}; this server has {context.policy_name!r}", param=param)
 
@@ -264,6 +236,7 @@ def _policy(context: Context, c: Connection) -> PolicyResource:
         method=settings.method,
         champion=alias(Alias.CHAMPION),
         challenger=alias(Alias.CHALLENGER),
+        canary=alias(Alias.CANARY),
         versions=versions.count(c, name),
         groups=groups.count(c, name),
     )
@@ -305,7 +278,7 @@ def _aliases(context: Context, c: Connection) -> dict[int, list[str]]:
     return named
 
 
-def _version(context: Context, c: Connection, wanted: str, *, param: str = "version") -> Version:
+def version_of(context: Context, c: Connection, wanted: str, *, param: str = "version") -> Version:
     name, _, number = wanted.rpartition("@")
     found = versions.get(c, name, int(number)) if name == context.policy_name and _NUMBER.fullmatch(number) else None
     if found is None:
@@ -322,12 +295,3 @@ def _dataset(c: Connection, dataset_id: str) -> Dataset:
     if found is None:
         raise NotFoundError(f"no dataset {dataset_id!r}", param="dataset_id")
     return found
-
-
-def _moved(moved: Promotion) -> Moved:
-    return Moved(
-        action=moved.action,
-        champion=f"{moved.policy}@{moved.number}",
-        previous=None if moved.previous is None else f"{moved.policy}@{moved.previous}",
-        reason=moved.reason,
-    )

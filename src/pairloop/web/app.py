@@ -16,7 +16,9 @@ from pairloop.policy.protocols import Policy
 from pairloop.store import Store
 from pairloop.web import (
     api,
+    audit,
     chat,
+    deployment,
     errors,
     evidence,
     files,
@@ -62,10 +64,14 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         if scheduler is not None:
             await asyncio.to_thread(scheduler.start)
+        records = asyncio.create_task(context.service.recorder.keep_flushing())
         try:
             yield
         finally:
             context.draining = True
+            await context.service.shadows_cast()
+            records.cancel()
+            await asyncio.gather(records, return_exceptions=True)
             if scheduler is not None:
                 await asyncio.to_thread(scheduler.stop)
 
@@ -76,7 +82,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     errors.install(app)
     pages.mount_static(app)
     missing = undeclared(app.routes)
-    for room in (chat, stored, picks, evidence, files, fine_tuning, api, raters, keys, health, pages, login):
+    for room in (chat, stored, picks, evidence, files, fine_tuning, api, audit, deployment, raters, keys, health, pages, login):
         app.include_router(room.router)
         missing += undeclared(room.router.routes)
     if missing:

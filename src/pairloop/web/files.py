@@ -15,6 +15,7 @@ from pairloop.errors import InvalidRequestError
 from pairloop.loop import jobs
 from pairloop.store import files
 from pairloop.store.files import Purpose, StoredFile
+from pairloop.web.audit import BY_HAND, Actor
 from pairloop.web.context import Here, context_of
 from pairloop.web.errors import error_response
 from pairloop.web.paging import After
@@ -118,8 +119,8 @@ def get_file(file_id: FileId, context: Here) -> FileResource:
 
 
 @router.delete("/v1/files/{file_id}", summary="Delete a file's content, unless a job that has not ended needs it")
-def delete_file(file_id: FileId, context: Here) -> FileDeleted:
-    jobs.delete_file(context.store, file_id)
+def delete_file(file_id: FileId, context: Here, actor: Actor) -> FileDeleted:
+    jobs.delete_file(context.store, file_id, actor=actor, reason=BY_HAND)
     return FileDeleted(id=file_id)
 
 

@@ -12,14 +12,12 @@ from pairloop.client.shapes import KeyResource, NewKeyResource, Page
 from pairloop.errors import NotFoundError
 from pairloop.store import keys
 from pairloop.store.keys import Key, Scope
+from pairloop.web.audit import BY_HAND, LATEST_S, Actor
 from pairloop.web.context import Here
 from pairloop.web.paging import After, Limit, page
 from pairloop.web.wire import MAX_INT32, Body, PlainText
 
 router = APIRouter(tags=["keys"])
-
-LATEST_S = 253_402_300_799
-"""The last second of the year 9999."""
 
 
 class KeyBody(Body):
@@ -34,10 +32,10 @@ class KeyBody(Body):
 
 
 @router.post("/v1/keys", status_code=201, summary="Make a key; its token is in this reply and nowhere else")
-def create_key(body: KeyBody, context: Here) -> NewKeyResource:
+def create_key(body: KeyBody, context: Here, actor: Actor) -> NewKeyResource:
     expires_at = None if body.expires_at is None else datetime.fromtimestamp(body.expires_at, UTC)
     key, token = keys.new(body.name, body.scopes, expires_at=expires_at, requests_per_minute=body.requests_per_minute)
-    context.store.write(lambda c: keys.insert(c, key))
+    context.store.write(lambda c: keys.create(c, key, actor=actor, reason=BY_HAND))
     context.keys.forget(key.key_id)
     return NewKeyResource(token=token, **key_resource(key).model_dump())
 
@@ -59,8 +57,9 @@ def get_key(key_id: str, context: Here) -> KeyResource:
 
 
 @router.delete("/v1/keys/{key_id}", summary="Revoke a key, at once and for good")
-def revoke_key(key_id: str, context: Here) -> KeyResource:
-    key = context.store.write(lambda c: keys.revoke(c, key_id, datetime.now(UTC)))
+def revoke_key(key_id: str, context: Here, actor: Actor) -> KeyResource:
+    now = datetime.now(UTC)
+    key = context.store.write(lambda c: keys.revoke(c, key_id, now, actor=actor, reason=BY_HAND))
     context.keys.forget(key_id)
     return key_resource(key)
 

@@ -9,7 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pairloop.policy.protocols import ReplicaState, ReplicaStatus, Sampler
-from pairloop.store import Store, cycles, versions
+from pairloop.store import Store, canaries, cycles, versions
 from pairloop.types import BASE_VERSION, Alias, CycleState, Group
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -79,8 +79,11 @@ class _Live(Collector):
         with self._store.reading() as c:
             champion = versions.alias(c, self._policy, Alias.CHAMPION)
             current = cycles.current(c, self._policy)
+            canary = canaries.current(c, self._policy)
         yield GaugeMetricFamily("pairloop_queue", "Requests waiting for the sampler or running", value=self._sampler.queued())
         yield GaugeMetricFamily("pairloop_champion_version", "Number of the champion", value=champion or BASE_VERSION)
+        share = 0.0 if canary is None else canary.share
+        yield GaugeMetricFamily("pairloop_canary_share", "Share of users whom a canary answers; 0 without one", value=share)
         yield GaugeMetricFamily("pairloop_versions_loaded", "Versions in memory", value=len(self._sampler.loaded()))
         yield from _replicas(self._sampler.replicas())
         state = GaugeMetricFamily("pairloop_cycle_state", "1 for the state of the running cycle", labels=["state"])

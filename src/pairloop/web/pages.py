@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.staticfiles import StaticFiles
 
 from pairloop import __version__
-from pairloop.types import Interval
+from pairloop.types import CycleState, Interval
 from pairloop.web.context import Here
 from pairloop.web.curve import chart
 from pairloop.web.status import STAGES, Status
@@ -43,6 +43,7 @@ STAGE_WORDS: Mapping[str, str] = {
     "training": "DPO",
     "checking": "check",
     "duelling": "duel",
+    "canary": "canary",
 }
 
 router = APIRouter(include_in_schema=False)
@@ -116,9 +117,10 @@ def _view(status: Status) -> dict[str, Any]:
 
 def _stages(state: str) -> list[dict[str, str]]:
     """Each stage with its word and whether it is done, now or still to come."""
-    reached = next((position for position, stage in enumerate(STAGES) if stage == state), -1)
+    stages = (*STAGES, CycleState.CANARY) if state == CycleState.CANARY else STAGES
+    reached = next((position for position, stage in enumerate(stages) if stage == state), -1)
     names = []
-    for position, stage in enumerate(STAGES):
+    for position, stage in enumerate(stages):
         when = "now" if position == reached else "done" if position < reached else "todo"
         names.append({"word": STAGE_WORDS[stage.value], "when": when})
     return names

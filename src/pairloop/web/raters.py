@@ -27,6 +27,7 @@ from pairloop.judge import messages_of
 from pairloop.loop import raters as desk
 from pairloop.store import quarantines, raters
 from pairloop.store.quarantines import Action
+from pairloop.web.audit import Actor
 from pairloop.web.context import Context, Here
 from pairloop.web.paging import Limit, page
 from pairloop.web.resources import quarantine_resource, rater_resource
@@ -95,13 +96,13 @@ def check_raters(context: Here) -> RaterChecks:
 
 
 @router.post("/v1/raters/{rater_id}/quarantine", summary="Set a rater's votes aside, with a reason; nothing is deleted")
-def quarantine(rater_id: str, body: DecisionRequest, context: Here) -> RaterDecision:
-    return _decide(context, rater_id, Action.QUARANTINE, body)
+def quarantine(rater_id: str, body: DecisionRequest, context: Here, actor: Actor) -> RaterDecision:
+    return _decide(context, rater_id, Action.QUARANTINE, body, actor)
 
 
 @router.post("/v1/raters/{rater_id}/release", summary="Count a quarantined rater's votes again, with a reason")
-def release(rater_id: str, body: DecisionRequest, context: Here) -> RaterDecision:
-    return _decide(context, rater_id, Action.RELEASE, body)
+def release(rater_id: str, body: DecisionRequest, context: Here, actor: Actor) -> RaterDecision:
+    return _decide(context, rater_id, Action.RELEASE, body, actor)
 
 
 @router.get(
@@ -127,12 +128,12 @@ def next_in_queue(rater_id: RaterId, context: Here, repeats_only: bool = False) 
     )
 
 
-def _decide(context: Context, rater_id: str, action: Action, body: DecisionRequest) -> RaterDecision:
+def _decide(context: Context, rater_id: str, action: Action, body: DecisionRequest, actor: str) -> RaterDecision:
     store, config = context.store, context.config
     effect = (
         desk.preview(store, config, rater_id, action)
         if body.dryrun
-        else desk.decide(store, config, rater_id, action, body.reason)
+        else desk.decide(store, config, rater_id, action, body.reason, actor=actor)
     )
     if not body.dryrun:
         context.notify()

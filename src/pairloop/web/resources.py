@@ -10,6 +10,7 @@ from pairloop.client.shapes import (
     DatasetResource,
     DuelResource,
     GateResource,
+    GuardsResource,
     QuarantineResource,
     RaterResource,
     ReasonResource,
@@ -17,11 +18,12 @@ from pairloop.client.shapes import (
     VerdictResource,
     VersionResource,
 )
+from pairloop.loop.deploy import Standing
 from pairloop.loop.gate import win_rate
 from pairloop.loop.serve import pool_of
 from pairloop.store.quarantines import Quarantine
 from pairloop.store.raters import Rater
-from pairloop.types import Cycle, Dataset, Duel, Verdict, Version
+from pairloop.types import Cycle, Dataset, Duel, Reason, Verdict, Version
 
 
 def version_resource(version: Version, aliases: Sequence[str]) -> VersionResource:
@@ -84,12 +86,7 @@ def duel_resource(duel: Duel, picks: int) -> DuelResource:
 
 def verdict_resource(at: datetime, verdict: Verdict) -> VerdictResource:
     rate = win_rate(verdict.wins + verdict.ties / 2, verdict.wins + verdict.losses + verdict.ties)
-    reasons = [
-        ReasonResource(
-            rule=reason.rule, passed=reason.passed, text=reason.text, observed=reason.observed, threshold=reason.threshold
-        )
-        for reason in verdict.reasons
-    ]
+    reasons = [_reason(reason) for reason in verdict.reasons]
     return VerdictResource(
         kind=verdict.kind.value,
         text=verdict.text,
@@ -105,9 +102,29 @@ def verdict_resource(at: datetime, verdict: Verdict) -> VerdictResource:
     )
 
 
+def _reason(reason: Reason) -> ReasonResource:
+    return ReasonResource(
+        rule=reason.rule, passed=reason.passed, text=reason.text, observed=reason.observed, threshold=reason.threshold
+    )
+
+
 def gate_resource(cycle_id: str, history: Sequence[tuple[datetime, Verdict]]) -> GateResource:
     shown = [verdict_resource(at, verdict) for at, verdict in history]
     return GateResource(id=cycle_id, cycle_id=cycle_id, verdict=shown[-1], history=shown)
+
+
+def guards_resource(name: str, found: Standing | None) -> GuardsResource:
+    if found is None:
+        return GuardsResource(id=name, version=None, former=None, answers=0, since=None, broken=None, reasons=[])
+    return GuardsResource(
+        id=name,
+        version=f"{name}@{found.version}",
+        former=f"{name}@{found.former}",
+        answers=found.answers,
+        since=seconds(found.since),
+        broken=found.broken,
+        reasons=[_reason(reason) for reason in found.reasons],
+    )
 
 
 def quarantine_resource(quarantine: Quarantine | None) -> QuarantineResource | None:

@@ -59,6 +59,7 @@ RULES: tuple[Rule, ...] = (
     Rule("GET", "/v1/rater_checks", _READ, below=False),
     *(Rule("GET", f"/v1/{noun}", _READ) for noun in _LOOP),
     *(Rule("POST", f"/v1/{noun}", _OPERATE) for noun in _LOOP),
+    Rule("GET", "/v1/audit", _OPERATE),
     Rule("GET POST DELETE", "/v1/keys", _ADMIN),
 )
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.loop import cycle as loop_cycle
-from pairloop.loop.cycle import CycleStatus, DuelStatus, LastVerdict
+from pairloop.loop.cycle import CanaryStatus, CycleStatus, DuelStatus, LastVerdict
 from pairloop.store import Store, cycles, duels, groups, verdicts, versions
 from pairloop.types import Cycle, CycleState, Duel, Verdict, VerdictKind
 from pairloop.web.curve import Contest, Point, as_json, curve
@@ -68,6 +68,7 @@ class Status:
             "progress": None if now.progress is None else now.progress._asdict(),
             "run": None if now.run is None else loop_cycle.run_json(now.run),
             "duel": None if now.duel is None else _duel_json(now.duel),
+            "canary": None if now.canary is None else _canary_json(now.canary),
             "last_verdict": None if now.last_verdict is None else _verdict_json(now.last_verdict),
             "last_round": None if now.last_round is None else now.last_round.as_json(),
             "staleness": now.staleness,
@@ -157,6 +158,10 @@ def _duel_json(live: DuelStatus) -> dict[str, Any]:
         "win_rate": live.win_rate.mean,
         "ci95": [live.win_rate.lo, live.win_rate.hi],
     }
+
+
+def _canary_json(live: CanaryStatus) -> dict[str, Any]:
+    return {**asdict(live), "until": int(live.until.timestamp())}
 
 
 def _verdict_json(last: LastVerdict) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The cycle: the only place that knows the order of the stages. Resumable from the store after kill -9 at any point.
 
-building → training → checking → duelling → promoted | held | rejected | nothing_to_train | failed. Each move is a record,
-committed together with what it records, so a stage whose record exists is never run again. ``context`` holds what a cycle
-works with and its lease, ``stages`` one function per state, ``base`` registers version 0, ``status`` tells where things stand.
+building → training → checking → duelling (→ canary) → promoted | held | rejected | nothing_to_train | failed. Each move is a
+record, committed together with what it records, so a stage whose record exists is never run again. ``context`` holds what a
+cycle works with and its lease, ``stages`` one function per state (``canary`` that one), ``base`` registers version 0,
+``status`` tells where things stand.
 Run alone: ``pairloop cycle run``.
 """
 
@@ -11,9 +12,19 @@ from pairloop.loop.cycle.context import Loop, is_gone, owning, training
 from pairloop.loop.cycle.judging import standing
 from pairloop.loop.cycle.rounds import RoundStatus
 from pairloop.loop.cycle.stages import record_failure, run
-from pairloop.loop.cycle.status import CycleStatus, DuelStatus, LastVerdict, challenger_of, next_run_at, run_json, status
+from pairloop.loop.cycle.status import (
+    CanaryStatus,
+    CycleStatus,
+    DuelStatus,
+    LastVerdict,
+    challenger_of,
+    next_run_at,
+    run_json,
+    status,
+)
 
 __all__ = [
+    "CanaryStatus",
     "CycleStatus",
     "DuelStatus",
     "LastVerdict",

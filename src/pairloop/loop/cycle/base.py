@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Connection
 
 from pairloop.config import Config
-from pairloop.errors import ConfigError
+from pairloop.errors import ConfigError, PairloopError
 from pairloop.policy.engine import FAKE_MODEL, resolve_model
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store, versions
 from pairloop.types import BASE_VERSION, Alias, Version, VersionKind
+
+logger = logging.getLogger(__name__)
 
 _MODEL_FILES = (".json", ".jinja", ".model", ".safetensors")
 _WHOLE_BELOW = 64 << 20
@@ -21,7 +24,8 @@ _SAMPLED = 1 << 20
 
 
 def ensure_base(store: Store, policy: Policy, config: Config) -> Version:
-    """Version 0 of the configured policy, registered and made champion on the first start; champion and challenger are loaded.
+    """Version 0 of the configured policy, registered and made champion on the first start; what its aliases name is loaded,
+    with the former champions that are kept warm, so that nothing is loaded when the first request comes.
 
     ConfigError where the policy was begun on another base model, or with another training method.
     """
@@ -29,7 +33,20 @@ def ensure_base(store: Store, policy: Policy, config: Config) -> Version:
     policy.load(base)
     for version in _aliased(store, config):
         policy.load(version)
+    _warm_up(store, policy, config)
     return base
+
+
+def _warm_up(store: Store, policy: Policy, config: Config) -> None:
+    """Load the former champions that are kept warm; one that cannot be loaded is told, and nothing waits for it."""
+    with store.reading() as c:
+        numbers = versions.forerunners(c, config.policy.name, config.keep_warm)
+        found = [version for number in numbers if (version := versions.get(c, config.policy.name, number)) is not None]
+    for version in found:
+        try:
+            policy.load(version)
+        except PairloopError as error:
+            logger.warning("%s cannot be kept warm: %s", version.name, error)
 
 
 def register_base(store: Store, config: Config) -> Version:
@@ -66,11 +83,11 @@ def register_base(store: Store, config: Config) -> Version:
 
 
 def _aliased(store: Store, config: Config) -> list[Version]:
-    """Champion and challenger, checked against the configured training method."""
+    """Champion, challenger and canary, checked against the configured training method."""
     name = config.policy.name
     with store.reading() as c:
-        numbers = [versions.alias(c, name, alias) for alias in (Alias.CHAMPION, Alias.CHALLENGER)]
-        found = [version for number in numbers if number is not None and (version := versions.get(c, name, number)) is not None]
+        numbers = dict.fromkeys(versions.aliases_of(c, name).values())
+        found = [version for number in numbers if (version := versions.get(c, name, number)) is not None]
     expected = VersionKind.ADAPTER if config.policy.method == "lora" else VersionKind.FULL
     for version in found:
         if version.number != BASE_VERSION and version.kind is not expected:

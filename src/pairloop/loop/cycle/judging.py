@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from pairloop.config import Config
 from pairloop.loop import evaluate, gate
 from pairloop.store import duels, quarantines
+from pairloop.store.canaries import Canary
 from pairloop.types import Duel, DuelPick, Verdict
 
 
@@ -25,6 +26,24 @@ def standing(c: Connection, config: Config, duel: Duel, report: Mapping[str, Any
         picks_made=duels.count_picks(c, duel.duel_id),
         duel_number=duels.number(c, duel),
     )
+
+
+def turning(c: Connection, config: Config, canary: Canary) -> str | None:
+    """The guard of a canary whose duel goes on: what it says where the picks since it began turn against it, else None.
+
+    Picks from before are what the gate promoted it on, so they are not counted again. ``deploy.alpha`` bounds the chance that
+    it speaks up against a version that is no worse.
+    """
+    duel = duels.current(c, canary.policy)
+    if duel is None or duel.cycle_id != canary.cycle_id:
+        return None
+    fresh = [vote for vote in votes_so_far(c, config, duel) if vote.created_at >= canary.opened_at]
+    counted = gate.count(fresh, config.gate)
+    against = gate.e_value_of(counted, gate.CHAMPION)
+    if against < 1 / config.deploy.alpha:
+        return None
+    tally = counted.tally
+    return f"duel: the champion won {tally.losses} of {tally.decisive} picks since the canary began, e-value {against:.3g}"
 
 
 def votes_so_far(c: Connection, config: Config, duel: Duel) -> list[DuelPick]:

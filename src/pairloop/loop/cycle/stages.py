@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,10 +12,12 @@ from sqlalchemy import Connection
 
 from pairloop.errors import NotFoundError, PairloopError, UserError
 from pairloop.loop import deploy, evaluate, gate, label, pairs
-from pairloop.loop.cycle import smoothing, tracking
+from pairloop.loop.cycle import canary, smoothing, tracking
 from pairloop.loop.cycle.context import CycleLease, Loop, training
 from pairloop.loop.cycle.judging import standing
-from pairloop.store import cycles, datasets, duels, new_id, triggers, verdicts, versions
+from pairloop.loop.cycle.turn import Turn
+from pairloop.store import audit, canaries, cycles, datasets, duels, new_id, triggers, verdicts, versions
+from pairloop.store.audit import AuditAction
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, RunStatus, Verdict, VerdictKind, Version
 
 logger = logging.getLogger(__name__)
@@ -32,47 +33,18 @@ def _never() -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """One stage's turn: what it works with, and how it records."""
-
-    loop: Loop
-    lease: CycleLease
-    cycle: Cycle
-    should_stop: Callable[[], bool]
-
-    def record(self, c: Connection, state: CycleState, record: Mapping[str, Any]) -> None:
-        """Append the step in the caller's transaction, if the lease is still ours."""
-        self.lease.check(c)
-        cycles.step(c, self.cycle.cycle_id, CycleStep(state, record, datetime.now(UTC)))
-
-    def enter(self, state: CycleState, record: Mapping[str, Any]) -> None:
-        self.loop.store.write(lambda c: self.record(c, state, record))
-
-    def recorded(self, state: CycleState) -> Mapping[str, Any]:
-        record = self.cycle.record(state)
-        assert record is not None, f"{state} is entered with a record"
-        return record
-
-    def version(self, number: int) -> Version:
-        with self.loop.store.reading() as c:
-            version = versions.get(c, self.loop.name, number)
-        if version is None:
-            raise NotFoundError(f"{self.loop.name} has no version {number}", param="version")
-        return version
-
-
-def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never) -> Cycle:
+def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never, actor: str | None = None) -> Cycle:
     """Begin a cycle, go on with the one that was interrupted, or look at the duel again.
 
-    Returns when the cycle ended, when it duels undecided, or when ``should_stop`` said so; no lease is held then. A stage's
-    failure ends the cycle as ``failed``, but one that comes while stopping is tried again at the next start. ConflictError
+    Returns when the cycle ended, when it waits for people, or when ``should_stop`` said so; no lease is held then.
+    ``actor``: who asked by hand for a new cycle, for the audit trail. A stage's failure ends the cycle as ``failed``, but one
+    that comes while stopping is tried again at the next start. ConflictError
     while another thread or process moves a cycle of this policy.
     """
     with CycleLease(loop) as lease:
-        cycle = _open(loop, lease, trigger)
+        cycle = _open(loop, lease, trigger, actor)
         while not cycle.state.is_terminal and not should_stop():
-            turn = _Turn(loop, lease, cycle, should_stop)
+            turn = Turn(loop, lease, cycle, should_stop)
             try:
                 _STAGES[cycle.state](turn)
             except (PairloopError, OSError) as error:
@@ -90,15 +62,15 @@ def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never) -
 
 
 def record_failure(loop: Loop, error: BaseException) -> None:
-    """End the cycle that was interrupted by an error nobody foresaw; a cycle that duels is left alone."""
+    """End the cycle that was interrupted by an error nobody foresaw; one that duels or is a canary is left alone."""
     with loop.store.reading() as c:
         cycle = cycles.current(c, loop.name)
-    if cycle is not None and cycle.state is not CycleState.DUELLING:
+    if cycle is not None and not cycle.state.is_waiting:
         with CycleLease(loop) as lease:
-            _fail(_Turn(loop, lease, cycle, _never), error)
+            _fail(Turn(loop, lease, cycle, _never), error)
 
 
-def _open(loop: Loop, lease: CycleLease, trigger: str) -> Cycle:
+def _open(loop: Loop, lease: CycleLease, trigger: str, actor: str | None) -> Cycle:
     """The cycle that has not ended, or a new one with the champion as parent; a new one uses up the pending trigger."""
 
     def begin(c: Connection) -> Cycle:
@@ -114,6 +86,8 @@ def _open(loop: Loop, lease: CycleLease, trigger: str) -> Cycle:
         cycle = Cycle(new_id("cycle"), loop.name, cycles.next_number(c, loop.name), parent, trigger, now, (first,))
         cycles.insert(c, cycle)
         triggers.take(c, loop.name)
+        if actor is not None:
+            audit.record(c, AuditAction.CYCLE_START, actor=actor, subject=loop.name, reason=trigger)
         return cycle
 
     return loop.store.write(begin)
@@ -129,7 +103,7 @@ def _get(loop: Loop, cycle_id: str) -> Cycle:
 # --- the stages, by the state in which they run
 
 
-def _build(turn: _Turn) -> None:
+def _build(turn: Turn) -> None:
     loop, cycle = turn.loop, turn.cycle
     labels = dataclasses.asdict(label.run(loop.store, loop.config))
     new = pairs.compile_new(loop.store, loop.policy.tokens, loop.config, parent=cycle.parent)
@@ -150,7 +124,7 @@ def _build(turn: _Turn) -> None:
     )
 
 
-def _train(turn: _Turn) -> None:
+def _train(turn: Turn) -> None:
     record, cycle = turn.recorded(CycleState.TRAINING), turn.cycle
     loop = smoothing.applied(turn.loop, record)
     with loop.store.reading() as c:
@@ -173,7 +147,7 @@ def _train(turn: _Turn) -> None:
             return  # stopped; the next start goes on from the last checkpoint
 
 
-def _check(turn: _Turn) -> None:
+def _check(turn: Turn) -> None:
     """The offline report; with ``gate.offline`` the whole verdict, otherwise the duel is opened where the guardrails pass."""
     loop, cycle = turn.loop, turn.cycle
     challenger, champion = turn.version(turn.recorded(CycleState.CHECKING)["version"]), turn.version(cycle.parent)
@@ -181,6 +155,9 @@ def _check(turn: _Turn) -> None:
         now_champion = versions.alias(c, loop.name, Alias.CHAMPION)
         dataset = datasets.get(c, turn.recorded(CycleState.TRAINING)["dataset_id"])
         number = verdicts.duels_before(c, loop.name, cycle.number) + 1
+        other = canaries.current(c, loop.name)
+    if other is not None:
+        return  # a canary that was begun by hand: the challenger waits for its end
     if now_champion != champion.number:
         reason = f"the champion became version {now_champion} while this cycle trained on version {champion.number}"
         _close(turn, challenger, CycleState.HELD, {"reason": reason})
@@ -216,7 +193,7 @@ def _check(turn: _Turn) -> None:
     )
 
 
-def _duel(turn: _Turn) -> None:
+def _duel(turn: Turn) -> None:
     """One look at the duel. CONTINUE is written down once: evidence does not grow with the number of looks."""
     loop, cycle = turn.loop, turn.cycle
     record = turn.recorded(CycleState.DUELLING)
@@ -226,9 +203,14 @@ def _duel(turn: _Turn) -> None:
         history = verdicts.for_cycle(c, cycle.cycle_id)
         assert duel is not None, "the step was recorded with its duel"
         verdict = standing(c, loop.config, duel, record["report"])
+        watched = deploy.duel_standing(c, loop.config, duel, datetime.now(UTC))
     challenger, champion = turn.version(duel.challenger), turn.version(duel.champion)
     if duel.closed_at is not None or now_champion != duel.champion:
         _ended_by_hand(turn, challenger, now_champion)
+        return
+    if watched.broken is not None:
+        reason = f"a live guard broke during the duel: {watched.broken}"
+        _close(turn, challenger, CycleState.REJECTED, {"reason": reason, **deploy.evidence(watched)})
         return
     if verdict.kind is not VerdictKind.CONTINUE:
         _conclude(turn, challenger, champion, verdict, {}, duel_id=duel.duel_id)
@@ -236,11 +218,12 @@ def _duel(turn: _Turn) -> None:
         loop.store.write(lambda c: verdicts.insert(c, cycle.cycle_id, duel.duel_id, verdict, datetime.now(UTC)))
 
 
-_STAGES: Mapping[CycleState, Callable[[_Turn], None]] = {
+_STAGES: Mapping[CycleState, Callable[[Turn], None]] = {
     CycleState.BUILDING: _build,
     CycleState.TRAINING: _train,
     CycleState.CHECKING: _check,
     CycleState.DUELLING: _duel,
+    CycleState.CANARY: canary.look,
 }
 
 
@@ -248,7 +231,7 @@ _STAGES: Mapping[CycleState, Callable[[_Turn], None]] = {
 
 
 def _conclude(
-    turn: _Turn, challenger: Version, champion: Version, verdict: Verdict, record: Mapping[str, Any], *, duel_id: str | None
+    turn: Turn, challenger: Version, champion: Version, verdict: Verdict, record: Mapping[str, Any], *, duel_id: str | None
 ) -> None:
     """Promote or retire as the verdict says; alias, duel, verdict and last step in one transaction."""
     loop, cycle = turn.loop, turn.cycle
@@ -259,7 +242,9 @@ def _conclude(
         verdicts.insert(c, cycle.cycle_id, duel_id, verdict, datetime.now(UTC))
         turn.record(c, state, step)
 
-    if state is CycleState.PROMOTED:
+    if state is CycleState.PROMOTED and loop.config.deploy.canary_share > 0:
+        canary.begin(turn, challenger, champion, verdict, step, duel_id=duel_id)
+    elif state is CycleState.PROMOTED:
         deploy.promote(
             loop.store,
             loop.policy,
@@ -273,7 +258,7 @@ def _conclude(
         _retire(turn, challenger, verdict.text, also)
 
 
-def _ended_by_hand(turn: _Turn, challenger: Version, now_champion: int | None) -> None:
+def _ended_by_hand(turn: Turn, challenger: Version, now_champion: int | None) -> None:
     """A promotion or rollback by hand closed the duel before the gate did."""
     if now_champion == challenger.number:
         turn.enter(CycleState.PROMOTED, {"reason": "promoted by hand during the duel", "version": challenger.number})
@@ -282,12 +267,12 @@ def _ended_by_hand(turn: _Turn, challenger: Version, now_champion: int | None) -
     _close(turn, challenger, CycleState.HELD, {"reason": reason})
 
 
-def _close(turn: _Turn, challenger: Version, state: CycleState, record: Mapping[str, Any]) -> None:
+def _close(turn: Turn, challenger: Version, state: CycleState, record: Mapping[str, Any]) -> None:
     step = {**record, "version": challenger.number}
     _retire(turn, challenger, str(record["reason"]), lambda c: turn.record(c, state, step))
 
 
-def _retire(turn: _Turn, challenger: Version, reason: str, also: Callable[[Connection], None]) -> None:
+def _retire(turn: Turn, challenger: Version, reason: str, also: Callable[[Connection], None]) -> None:
     deploy.retire(turn.loop.store, turn.loop.policy, challenger, reason=reason, cycle_id=turn.cycle.cycle_id, also=also)
 
 
@@ -300,14 +285,18 @@ def _failure(state: CycleState, kind: str, error: str) -> dict[str, Any]:
     return {"stage": str(state), "error_kind": kind, "error": error, "reason": f"{state} failed: {error}"}
 
 
-def _fail(turn: _Turn, error: BaseException) -> None:
-    """End the cycle as failed, and with it a duel it opened. Its data stay usable: the next snapshot takes them again."""
+def _fail(turn: Turn, error: BaseException) -> None:
+    """End the cycle as failed, with a duel or canary it opened. Its data stay usable: the next snapshot takes them again."""
     kind = RunStatus.USER_ERROR if isinstance(error, UserError) else RunStatus.SYSTEM_ERROR
     text = str(error) if isinstance(error, PairloopError) else f"{type(error).__name__}: {error}"
     logger.error("cycle %d of %s failed while %s: %s", turn.cycle.number, turn.loop.name, turn.cycle.state, text)
 
     def commit(c: Connection) -> None:
         turn.record(c, CycleState.FAILED, _failure(turn.cycle.state, str(kind), text))
-        deploy.end_duel(c, turn.loop.name, datetime.now(UTC))
+        now = datetime.now(UTC)
+        deploy.end_duel(c, turn.loop.name, now)
+        open_canary = canaries.current(c, turn.loop.name)
+        if open_canary is not None and open_canary.cycle_id == turn.cycle.cycle_id:
+            deploy.end_canary(c, turn.loop.name, "withdrawn", text, now)
 
     turn.loop.store.write(commit)

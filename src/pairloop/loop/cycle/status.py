@@ -10,10 +10,11 @@ from cronsim import CronSim
 from sqlalchemy import Connection
 
 from pairloop.config import Config, ScheduleSection, duration_s
-from pairloop.loop import gate, pairs
+from pairloop.loop import deploy, gate, pairs
 from pairloop.loop.cycle.judging import votes_so_far
 from pairloop.loop.cycle.rounds import RoundStatus, round_of
-from pairloop.store import Store, cycles, datasets, duels, runs, triggers, verdicts, versions
+from pairloop.store import Store, canaries, cycles, datasets, duels, runs, triggers, verdicts, versions
+from pairloop.store.canaries import Canary
 from pairloop.types import BASE_VERSION, Alias, Cycle, CycleState, Duel, Interval, Run, Verdict
 
 IDLE = "idle"
@@ -51,6 +52,27 @@ class DuelStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class CanaryStatus:
+    """The version that answers a share of the users, and how long it must yet; ``broken``: the live guards that broke."""
+
+    version: int
+    share: float
+    answers: int
+    answers_needed: int
+    until: datetime
+    broken: str | None
+    text: str
+
+    @classmethod
+    def of(cls, c: Connection, config: Config, canary: Canary, now: datetime) -> CanaryStatus:
+        found, needed = deploy.canary_standing(c, config, canary, now), config.deploy.canary_requests
+        until = canary.opened_at + timedelta(hours=config.deploy.canary_hours)
+        text = f"version {canary.version} is the canary of {canary.share:.0%} of the users, "
+        text += f"{found.answers} of {needed} requests answered, until {until:%H:%M} (UTC) at least"
+        return cls(canary.version, canary.share, found.answers, needed, until, found.broken, text)
+
+
+@dataclass(frozen=True, slots=True)
 class LastVerdict:
     """What the gate last said: about which cycle, which version, and when."""
 
@@ -83,6 +105,7 @@ class CycleStatus:
     progress: Progress | None
     run: Run | None
     duel: DuelStatus | None
+    canary: CanaryStatus | None
     new_pairs: int
     min_pairs: int | None
     pending: str | None
@@ -101,6 +124,8 @@ class CycleStatus:
             data[name] = None if data[name] is None else data[name].isoformat()
         data["progress"] = None if self.progress is None else self.progress._asdict()
         data["run"] = None if self.run is None else run_json(self.run)
+        if self.canary is not None:
+            data["canary"]["until"] = self.canary.until.isoformat()
         if self.duel is not None:
             data["duel"]["win_rate"] = self.duel.win_rate._asdict()
         if self.last_verdict is not None:
@@ -128,6 +153,8 @@ def status(store: Store, config: Config, *, now: datetime | None = None, earlier
         run = runs.for_cycle(c, current.cycle_id) if current is not None else None
         open_duel = duels.current(c, name)
         duel = _duel_status(c, config, open_duel, earlier)
+        canary = canaries.current(c, name)
+        trial = None if canary is None else CanaryStatus.of(c, config, canary, now or datetime.now(UTC))
         last_verdict = _last_verdict(c, name)
         champion = versions.alias(c, name, Alias.CHAMPION)
         pending = triggers.peek(c, name)
@@ -138,7 +165,7 @@ def status(store: Store, config: Config, *, now: datetime | None = None, earlier
     return CycleStatus(
         policy=name,
         state=IDLE if current is None else str(current.state),
-        text=_text(current, duel, progress, new_pairs, config.schedule),
+        text=_text(current, duel, trial, progress, new_pairs, config.schedule),
         champion=BASE_VERSION if champion is None else champion,
         challenger=None if current is None else challenger_of(current, open_duel),
         cycle_id=None if current is None else current.cycle_id,
@@ -148,6 +175,7 @@ def status(store: Store, config: Config, *, now: datetime | None = None, earlier
         progress=progress,
         run=run,
         duel=duel,
+        canary=trial,
         new_pairs=new_pairs,
         min_pairs=config.schedule.min_pairs or None,
         pending=pending,
@@ -236,9 +264,16 @@ def _progress(cycle: Cycle | None, run: Run | None, duel: DuelStatus | None) -> 
 
 
 def _text(
-    cycle: Cycle | None, duel: DuelStatus | None, progress: Progress | None, new_pairs: int, section: ScheduleSection
+    cycle: Cycle | None,
+    duel: DuelStatus | None,
+    canary: CanaryStatus | None,
+    progress: Progress | None,
+    new_pairs: int,
+    section: ScheduleSection,
 ) -> str:
     """One line for people."""
+    if canary is not None and (cycle is None or cycle.state is CycleState.CANARY):
+        return canary.text
     if cycle is None:
         wanted = f" of {section.min_pairs}" if section.min_pairs else ""
         return f"idle, {new_pairs} new pairs{wanted}"

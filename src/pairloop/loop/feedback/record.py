@@ -78,7 +78,7 @@ def waited_for(future: Future[Recorded], notify: Callable[[], None] | None) -> R
 
 def pickable(c: Connection, inference_id: str) -> Group:
     group = groups.get(c, inference_id)
-    if group is None or group.is_erased:
+    if group is None or group.is_erased or group.kind is GroupKind.SHADOW:
         raise NotFoundError(
             f"no inference {inference_id!r}; send the id of a chat completion of this server", param="inference_id"
         )

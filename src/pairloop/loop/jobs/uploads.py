@@ -12,7 +12,8 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.errors import ConflictError, InvalidRequestError, NotFoundError
-from pairloop.store import Store, files, jobs, new_wire_id
+from pairloop.store import Store, audit, files, jobs, new_wire_id
+from pairloop.store.audit import AuditAction
 from pairloop.store.files import FileStatus, Purpose, StoredFile
 
 MAX_NAME = 255
@@ -65,7 +66,7 @@ def keep_text(store: Store, text: str, *, filename: str) -> StoredFile:
     return keep(store, BytesIO(data), filename=filename, purpose=Purpose.RESULTS, limit=len(data))
 
 
-def delete(store: Store, file_id: str) -> None:
+def delete(store: Store, file_id: str, *, actor: str, reason: str) -> None:
     """Remove a file's content; ConflictError while a job that has not ended needs it, NotFoundError where there is none."""
 
     def mark(c: Connection) -> StoredFile:
@@ -74,6 +75,7 @@ def delete(store: Store, file_id: str) -> None:
         if job is not None:
             raise ConflictError(f"{file_id} is needed by {job.job_id}, which is {job.status}; cancel that job first")
         files.forget(c, [file_id], datetime.now(UTC))
+        audit.record(c, AuditAction.FILE_DELETE, actor=actor, subject=file_id, reason=reason, details={"bytes": file.size})
         return file
 
     store.artifacts.discard(store.write(mark).path)

@@ -161,7 +161,8 @@ def set_aside_rows(folder: Path) -> Iterator[tuple[str, str]]:
 def promotions_between(lineage: Iterable[Version], parent: int) -> Mapping[int, int]:
     """How far each version is from ``parent``: the steps between them in the tree of versions.
 
-    Only promoted versions serve, so each step is a promotion; a version that was rolled back lies on a side branch.
+    Only promoted versions and canaries serve, so each step is a promotion; a version that was rolled back, or a canary that was
+    withdrawn, lies on a side branch.
     """
     parents = {version.number: version.parent for version in lineage}
     above = {number: steps for steps, number in enumerate(_ancestors(parents, parent))}

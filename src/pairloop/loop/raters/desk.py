@@ -16,7 +16,8 @@ from pairloop.loop import gate, pairs
 from pairloop.loop.pairs import Dropped
 from pairloop.loop.raters.checks import Checked, Observed, check
 from pairloop.loop.raters.flips import FlipRate, flip_rate
-from pairloop.store import Store, duels, feedback, quarantines, versions
+from pairloop.store import Store, audit, duels, feedback, quarantines, versions
+from pairloop.store.audit import AuditAction
 from pairloop.store.quarantines import Action, Quarantine
 from pairloop.store.schema import feedback as feedback_table
 from pairloop.store.schema import groups as group_table
@@ -99,11 +100,18 @@ def preview(store: Store, config: Config, rater_id: str, action: Action) -> Effe
     return Effect(rater_id, action, len(own), touched, before_duel, after_duel)
 
 
-def decide(store: Store, config: Config, rater_id: str, action: Action, reason: str) -> Effect:
+def decide(store: Store, config: Config, rater_id: str, action: Action, reason: str, *, actor: str) -> Effect:
     """Quarantine or release, kept with its reason; votes stay as they are, and the effect is what ``preview`` says."""
     effect = preview(store, config, rater_id, action)
     decision = Quarantine(rater_id, action, reason, datetime.now(UTC))
-    store.write(lambda c: quarantines.insert(c, config.policy.name, decision))
+    details = {"picks": effect.picks, "pairs": effect.pairs}
+
+    def commit(c: Connection) -> None:
+        quarantines.insert(c, config.policy.name, decision)
+        done = AuditAction(action.value)
+        audit.record(c, done, actor=actor, subject=f"rater:{rater_id}", reason=reason, details=details)
+
+    store.write(commit)
     return effect
 
 

@@ -16,7 +16,8 @@ from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.loop.serve.calls import call_origin
 from pairloop.policy.call_forms import form_of
 from pairloop.policy.protocols import RESPONSE_FORMAT, TOP_LOGPROBS, Sampler
-from pairloop.store import Store, duels, groups, new_group_id, versions
+from pairloop.store import Store, canaries, duels, groups, new_group_id, versions
+from pairloop.store.canaries import Canary
 from pairloop.types import (
     BASE_VERSION,
     Alias,
@@ -41,8 +42,12 @@ champion's side away. A sharper model does so at higher ones."""
 
 def pool_of(key: str, gate_share: float) -> Pool:
     """The pool of a rater (or conversation): a stable hash of ``key``, the share ``gate_share`` of which judges."""
-    point = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-    return Pool.GATE if point < gate_share * 2**64 else Pool.TRAIN
+    return Pool.GATE if share_of(key) < gate_share else Pool.TRAIN
+
+
+def share_of(key: str) -> float:
+    """A stable number from [0, 1) for ``key``, spread evenly: which share of all keys it belongs to."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +85,17 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The group to be (without completions) and the version that answers each index; ``keep`` are not to be evicted."""
+    """The group to be (without completions) and the version that answers each index; ``keep`` are not to be evicted.
+
+    ``is_live``: the server chose the version, not the client. ``shadow``: the version that answers once more, unseen.
+    """
 
     group: Group
     versions: tuple[int, ...]
     keep: frozenset[int]
     asked: ChatRequest
+    is_live: bool = True
+    shadow: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +106,14 @@ class _Routing:
     challenger: int | None
     pinned: int | None
     duel: Duel | None
+    canary: Canary | None
+    warm: frozenset[int]
+
+    @property
+    def keep(self) -> frozenset[int]:
+        """The versions that may be asked for at any moment."""
+        beside = {self.challenger, None if self.canary is None else self.canary.version} - {None}
+        return frozenset({BASE_VERSION, self.champion, *(number for number in beside if number is not None)}) | self.warm
 
 
 class Planner:
@@ -106,6 +124,7 @@ class Planner:
         self._sampler = sampler
         self._config = config
         self._rng = rng
+        self._warm: tuple[int, frozenset[int]] | None = None  # of which champion, and its forerunners that stay loaded
 
     def plan(self, request: ChatRequest) -> Plan:
         """Route, pick the predecessor and the pool, encode the prompt. InvalidRequestError, NotFoundError (model)."""
@@ -117,7 +136,7 @@ class Planner:
         prompt_token_ids = self._sampler.tokens.encode_prompt(request.messages)
         pool = self._pool(request, parent) if routing.pinned is None else Pool.GATE
         count = 2 if request.n == 1 and request.pair_allowed and self._coin(self._config.serve.exposure_rate) else request.n
-        kind, answering, duel_id = self._cast(routing, pool, count, is_telling=request.is_telling)
+        kind, answering, duel_id = self._cast(routing, pool, count, request)
         group = Group(
             group_id=group_id,
             policy=self._config.policy.name,
@@ -140,8 +159,9 @@ class Planner:
             duel_id=duel_id,
             metadata=dict(request.metadata),
         )
-        keep = frozenset({BASE_VERSION, routing.champion, routing.challenger or BASE_VERSION})
-        return Plan(group, answering, keep, request)
+        return Plan(
+            group, answering, routing.keep, request, is_live=routing.pinned is None, shadow=self._shadow(routing, answering)
+        )
 
     def _check_abilities(self, request: ChatRequest) -> None:
         """InvalidRequestError for what the model's template or its engine cannot do."""
@@ -177,18 +197,25 @@ class Planner:
         name, _, selector = model.partition("@")
         if name != policy:
             raise NotFoundError(f"the model {model!r} does not exist; this server answers as {policy!r}", param="model")
-        champion = versions.alias(c, policy, Alias.CHAMPION) or BASE_VERSION
-        challenger = versions.alias(c, policy, Alias.CHALLENGER)
+        named = versions.aliases_of(c, policy)
+        champion, challenger = named.get(Alias.CHAMPION, BASE_VERSION), named.get(Alias.CHALLENGER)
+        warm = self._forerunners(c, champion)
+        canary = canaries.current(c, policy) if Alias.CANARY in named else None
         if "@" in model:
-            pinned = self._pinned(c, model, selector, champion, challenger)
-            return _Routing(champion, challenger, pinned, None)
+            return _Routing(champion, challenger, self._pinned(c, model, selector, named), None, canary, warm)
         duel = duels.current(c, policy) if challenger is not None else None
         # A rollback in mid-duel leaves a duel whose champion no longer serves: nothing may be added to it.
         live = duel if duel is not None and (duel.champion, duel.challenger) == (champion, challenger) else None
-        return _Routing(champion, challenger, None, live)
+        return _Routing(champion, challenger, None, live, canary, warm)
 
-    def _pinned(self, c: Connection, model: str, selector: str, champion: int, challenger: int | None) -> int:
-        number = _by_name(champion, challenger).get(selector)
+    def _forerunners(self, c: Connection, champion: int) -> frozenset[int]:
+        """The former champions that stay loaded; read again when the champion has changed."""
+        if self._warm is None or self._warm[0] != champion:
+            self._warm = (champion, frozenset(versions.forerunners(c, self._config.policy.name, self._config.keep_warm)))
+        return self._warm[1]
+
+    def _pinned(self, c: Connection, model: str, selector: str, named: Mapping[Alias, int]) -> int:
+        number = _by_name(named).get(selector)
         if number is not None:
             return number
         if selector.isascii() and selector.isdigit() and len(selector) <= 9:
@@ -204,7 +231,8 @@ class Planner:
         named = request.metadata.get(PARENT_KEY)
         if named is not None:
             parent = groups.get(c, named)
-            if parent is None or parent.policy != self._config.policy.name or parent.is_erased:
+            is_shown = parent is not None and not parent.is_erased and parent.kind is not GroupKind.SHADOW
+            if parent is None or parent.policy != self._config.policy.name or not is_shown:
                 raise InvalidRequestError(f"no stored completion {named!r} of this policy", param="metadata.parent")
             return parent, _branch(parent, last, called)
         if called is not None:
@@ -221,34 +249,37 @@ class Planner:
         gate_share = self._config.serve.gate_share
         if request.user is not None:
             return pool_of(request.user, gate_share)
-        named = request.metadata.get(CONVERSATION_KEY)
-        if named:
-            return pool_of(named, gate_share)
-        if parent is not None and parent.user is None:
+        if not request.metadata.get(CONVERSATION_KEY) and parent is not None and parent.user is None:
             return parent.pool
-        opening = []
-        for message in spoken(request.messages):
-            opening.append(f"{message.role}\0{message.content}")
-            if message.role == "user":
-                break
-        return pool_of("\0".join(opening), gate_share)
+        return pool_of(_who(request), gate_share)
 
     def _cast(
-        self, routing: _Routing, pool: Pool, n: int, *, is_telling: bool
+        self, routing: _Routing, pool: Pool, n: int, request: ChatRequest
     ) -> tuple[GroupKind, tuple[int, ...], str | None]:
         """Kind, version per index, and duel of a group.
 
-        A request that would tell the sides apart (`ChatRequest.is_telling`) never duels.
+        A request that would tell the sides apart (`ChatRequest.is_telling`) never duels. The canary answers its users in both
+        pools, all completions of a group alike; it changes neither who is in which pool nor who duels.
         """
         if routing.pinned is not None:
             return GroupKind.HELDOUT, (routing.pinned,) * n, None
+        canary = routing.canary
+        is_canary = canary is not None and share_of(canary.salt + "\0" + _who(request)) < canary.share
+        answering = canary.version if canary is not None and is_canary else routing.champion
         if pool is Pool.TRAIN:
-            return GroupKind.TRAIN, (routing.champion,) * n, None
+            return GroupKind.TRAIN, (answering,) * n, None
         duel = routing.duel
-        if n == 2 and duel is not None and not is_telling and self._coin(self._config.serve.duel_share):
+        if n == 2 and duel is not None and not request.is_telling and self._coin(self._config.serve.duel_share):
             sides = (duel.champion, duel.challenger)
             return GroupKind.DUEL, sides if self._coin(0.5) else sides[::-1], duel.duel_id
-        return GroupKind.HELDOUT, (routing.champion,) * n, None
+        return GroupKind.HELDOUT, (answering,) * n, None
+
+    def _shadow(self, routing: _Routing, answering: tuple[int, ...]) -> int | None:
+        """The challenger or canary, where it is to answer an ordinary request once more, unseen."""
+        new = routing.canary.version if routing.canary is not None else routing.challenger
+        if new is None or routing.pinned is not None or new in answering or not self._coin(self._config.deploy.shadow_share):
+            return None
+        return new
 
     def _coin(self, share: float) -> bool:
         return self._rng.random() < share
@@ -268,6 +299,15 @@ class Planner:
         return min(wanted or self._config.serve.max_tokens, room)
 
 
+def shadow_of(plan: Plan, number: int) -> Plan:
+    """The plan of what version ``number`` would say, of which nobody is told: one completion of the same prompt.
+
+    Its id follows from the group's, so that who deletes that one deletes this one, too.
+    """
+    group = replace(plan.group, group_id=groups.shadow_id(plan.group.group_id), kind=GroupKind.SHADOW, duel_id=None)
+    return replace(plan, group=group, versions=(number,), asked=replace(plan.asked, top_logprobs=0), shadow=None)
+
+
 def _of_this_policy(c: Connection, version: Version, policy: str) -> str:
     """The name of a fine-tuned model's version; NotFoundError where it needs another base than this server has."""
     if version.policy == policy:
@@ -283,12 +323,24 @@ def _of_this_policy(c: Connection, version: Version, policy: str) -> str:
 
 def version_called(c: Connection, policy: str, selector: str) -> int | None:
     """The version that a name behind the @ (base, champion, challenger) means now; None for any other text."""
-    champion, challenger = versions.alias(c, policy, Alias.CHAMPION), versions.alias(c, policy, Alias.CHALLENGER)
-    return _by_name(champion or BASE_VERSION, challenger).get(selector)
+    return _by_name(versions.aliases_of(c, policy)).get(selector)
 
 
-def _by_name(champion: int, challenger: int | None) -> Mapping[str, int | None]:
-    return {BASE_SELECTOR: BASE_VERSION, str(Alias.CHAMPION): champion, str(Alias.CHALLENGER): challenger}
+def _by_name(named: Mapping[Alias, int]) -> Mapping[str, int]:
+    return {BASE_SELECTOR: BASE_VERSION, str(Alias.CHAMPION): BASE_VERSION, **{str(alias): n for alias, n in named.items()}}
+
+
+def _who(request: ChatRequest) -> str:
+    """Who asks, for what must stay the same for them: the user, else the named conversation, else how it was opened."""
+    named = request.user if request.user is not None else request.metadata.get(CONVERSATION_KEY)
+    if named:
+        return named
+    opening = []
+    for message in spoken(request.messages):
+        opening.append(f"{message.role}\0{message.content}")
+        if message.role == "user":
+            break
+    return "\0".join(opening)
 
 
 def _branch(parent: Group, last: Message | None, called: tuple[str, int] | None) -> int | None:

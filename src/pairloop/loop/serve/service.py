@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,13 +15,19 @@ from functools import partial
 from sqlalchemy import Connection
 
 from pairloop.config import Config
-from pairloop.errors import EngineError, NotFoundError
-from pairloop.loop.serve.plan import ChatRequest, Plan, Planner
+from pairloop.errors import EngineError, NotFoundError, PairloopError
+from pairloop.loop.serve.plan import ChatRequest, Plan, Planner, shadow_of
+from pairloop.loop.serve.recorder import Recorder
 from pairloop.loop.serve.stopwatch import sampling
 from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Lockstep, Sink
 from pairloop.policy.protocols import Sampler, SampleRequest
 from pairloop.store import Store, groups, stored, versions
 from pairloop.types import BASE_VERSION, Completion, GroupKind, Version
+
+logger = logging.getLogger(__name__)
+
+SHADOW_ROOM = 4
+"""Requests at the sampler from which on no shadow is cast: those who wait come first."""
 
 
 class ChatService:
@@ -35,6 +42,8 @@ class ChatService:
         self._used: dict[int, None] = {}  # loaded versions, least recently used first
         self._busy: Counter[int] = Counter()
         self._keep: frozenset[int] = frozenset({BASE_VERSION})
+        self.recorder = Recorder(store, sampler, config.policy.name, config.deploy)
+        self._shadows: set[asyncio.Task[None]] = set()
         self._rows: dict[int, Version] = {}  # versions are immutable, so a row once read stays right
 
     # -- the two ways to answer -----------------------------------------------------------------------------------------
@@ -54,6 +63,7 @@ class ChatService:
             stored.insert(c, group, is_listed=plan.asked.is_listed)
 
         await asyncio.wrap_future(self._store.submit(write))
+        self._cast_shadow(plan)
         return Answer(group, events.by_index())
 
     async def stream(self, request: ChatRequest) -> AnswerStream:
@@ -62,7 +72,7 @@ class ChatService:
         Raises what ``answer`` raises, so that a refusal still has its own status code.
         """
         plan = await self.plan(request)
-        stream = AnswerStream(self._store, plan, self._sample)
+        stream = AnswerStream(self._store, plan, self._sample, self._cast_shadow)
         await stream.open()
         return stream
 
@@ -102,13 +112,13 @@ class ChatService:
     async def _sample(self, plan: Plan, events: Events, sink: Sink | None) -> tuple[Completion, ...]:
         """Draw the completions; once more where a version was unloaded between routing and sampling (a duel just closed)."""
         with self._in_use(plan.versions):
-            await self._ensure_loaded(plan.versions)
+            await self._ensure_loaded(plan.versions, of=plan)
             try:
                 return await self._draw(plan, sink)
             except EngineError:
                 if events.count or self._sampler.loaded().issuperset(plan.versions):
                     raise
-            await self._ensure_loaded(plan.versions)
+            await self._ensure_loaded(plan.versions, of=plan)
             return await self._draw(plan, sink)
 
     async def _draw(self, plan: Plan, sink: Sink | None) -> tuple[Completion, ...]:
@@ -127,11 +137,11 @@ class ChatService:
                 sides = Lockstep(sink, len(plan.versions)) if sink is not None else None
                 for index, number in enumerate(plan.versions):
                     on_token = partial(sides.add, index) if sides is not None else None
-                    pending.append(await self._submit(replace(asked, version=number, n=1, on_token=on_token)))
+                    pending.append(await self._submit(replace(asked, version=number, n=1, on_token=on_token), plan))
                     if sides is not None:
                         pending[-1].add_done_callback(partial(sides.end, index))
             else:
-                pending.append(await self._submit(asked))
+                pending.append(await self._submit(asked, plan))
             with sampling():
                 parts = await asyncio.gather(*map(asyncio.wrap_future, pending))
         finally:
@@ -139,13 +149,45 @@ class ChatService:
                 future.cancel()  # does nothing where it is done; stops the sampling where the client or the other side is gone
         return tuple(completion for part in parts for completion in part)
 
-    async def _submit(self, request: SampleRequest) -> Future[tuple[Completion, ...]]:
+    async def _submit(self, request: SampleRequest, plan: Plan) -> Future[tuple[Completion, ...]]:
         """Queue it; a response format is compiled first, which would hold up the other requests here."""
         if request.response_format is None:
-            return self._sampler.sample(request)
-        return await asyncio.to_thread(self._sampler.sample, request)
+            answer = self._sampler.sample(request)
+        else:
+            answer = await asyncio.to_thread(self._sampler.sample, request)
+        if plan.is_live:
+            self.recorder.follow(request.version, plan.group.rater_id, answer)
+        return answer
 
-    async def _ensure_loaded(self, numbers: tuple[int, ...]) -> None:
+    def _cast_shadow(self, plan: Plan) -> None:
+        """Once the client has its answer: have the plan's shadow answer, too, if the sampler has room. Nobody waits for it."""
+        if plan.shadow is not None and self._sampler.queued() < SHADOW_ROOM and len(self._shadows) < SHADOW_ROOM:
+            task = asyncio.create_task(self._answer_unseen(shadow_of(plan, plan.shadow)))
+            self._shadows.add(task)
+            task.add_done_callback(self._shadows.discard)
+
+    async def shadows_cast(self) -> None:
+        """Returns when those on their way have come."""
+        await asyncio.gather(*self._shadows)
+
+    async def _answer_unseen(self, plan: Plan) -> None:
+        try:
+            group = replace(plan.group, completions=await self._sample(plan, Events(1), None))
+            await asyncio.wrap_future(self._store.submit(lambda c: groups.insert(c, group)))
+        except PairloopError as error:  # the recorder has counted it, and the request that cast this shadow is answered
+            logger.info("no answer in the shadow by version %d: %s", plan.versions[0], error)
+
+    async def _ensure_loaded(self, numbers: tuple[int, ...], of: Plan) -> None:
+        """Load what is missing; in the recorder's eyes a version that cannot be loaded fails its request."""
+        try:
+            await self._load(numbers)
+        except PairloopError as error:
+            if of.is_live:
+                for number in set(numbers) - self._sampler.loaded():
+                    self.recorder.failed(number, of.group.rater_id, error)
+            raise
+
+    async def _load(self, numbers: tuple[int, ...]) -> None:
         for number in dict.fromkeys(numbers):
             self._used.pop(number, None)
             self._used[number] = None
@@ -161,7 +203,7 @@ class ChatService:
             await self._evict(frozenset(numbers))
 
     async def _evict(self, wanted: frozenset[int]) -> None:
-        """Unload the least recently used beyond ``policy.max_loaded``; never base, champion, challenger or a busy one.
+        """Unload the least recently used beyond ``policy.max_loaded``; never what a plan keeps, nor a busy one.
 
         Versions that never answered here go last. Those among them that are newer than champion and challenger stay: the loop
         loaded them, to measure or to probe them, and unloads them where they fail.

@@ -89,8 +89,10 @@ class Draw(Protocol):
 class AnswerStream:
     """A group on its way: token batches, then ``finish``; ``abandon`` where the client went away before."""
 
-    def __init__(self, store: Store, plan: Plan, draw: Draw) -> None:
+    def __init__(self, store: Store, plan: Plan, draw: Draw, stored: Callable[[Plan], None]) -> None:
+        """``stored`` is told when the whole group has been written."""
         self.plan = plan
+        self._stored = stored
         self._store = store
         self._draw = draw
         self._loop = asyncio.get_running_loop()
@@ -137,6 +139,7 @@ class AnswerStream:
             stored.insert(c, whole, is_listed=self.plan.asked.is_listed)
 
         await asyncio.wrap_future(self._store.submit(write))
+        self._stored(self.plan)
         return Answer(whole, self._events.by_index())
 
     def abandon(self) -> None:

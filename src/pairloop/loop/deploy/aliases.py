@@ -1,4 +1,4 @@
-"""Deploy: put a version where it can answer, and move the aliases. One transaction per move.
+"""Moving the aliases, one transaction per move, with its line in the audit trail.
 
 ``open_duel`` makes a challenger, ``promote`` makes it champion, ``retire`` archives it, ``rollback`` brings the previous
 champion back. A version is loaded and probed before any alias names it. With ``also`` a caller's own records (a cycle's step,
@@ -7,58 +7,25 @@ its verdict) are committed in the same transaction, so that nothing stands betwe
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any, Literal
 
 from sqlalchemy import Connection
 
-from pairloop.errors import ConflictError, EngineError, ModelError, NotFoundError
-from pairloop.policy.protocols import Policy, SampleRequest, TokenSequence
-from pairloop.store import Store, duels, new_id, versions
+from pairloop.errors import ConflictError, NotFoundError
+from pairloop.loop.deploy.probe import answers, load
+from pairloop.policy.protocols import Policy
+from pairloop.store import Store, audit, canaries, duels, new_id, versions
+from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.versions import Promotion
-from pairloop.types import BASE_VERSION, Alias, Duel, Message, SamplingParams, Version
-
-logger = logging.getLogger(__name__)
-
-PROBE_PROMPT = (Message("user", "Hello, can you help me?"),)
-PROBE_ANSWER = "Hello! I am happy to help you."
-_PROBE_TOKENS = 8
-_PROBE_TIMEOUT_S = 120.0
+from pairloop.types import Alias, Duel, Version
 
 Also = Callable[[Connection], None]
 
 
 def _nothing(_: Connection) -> None:
     return None
-
-
-def load(policy: Policy, version: Version, parent: Version | None) -> None:
-    """Load and probe a version: it is loaded, it answers a known prompt, and it is not its parent in disguise.
-
-    An engine that ignores an adapter, or serves a cached one, gives the parent's log-probs to the last bit: EngineError. They
-    are compared on what the version answers, and on a given answer where the model's template can write one.
-    """
-    policy.load(version)
-    if version.number not in policy.loaded():
-        raise EngineError(f"{version.name}: the engine took it, but does not list it as loaded")
-    prompt = policy.tokens.encode_prompt(PROBE_PROMPT)
-    params = SamplingParams(max_tokens=_PROBE_TOKENS, seed=0)
-    completions = policy.sample(SampleRequest(prompt, version.number, params=params)).result(timeout=_PROBE_TIMEOUT_S)
-    if not completions or not completions[0].token_ids:
-        raise EngineError(f"{version.name}: gave no answer to a known prompt")
-    if version.number == BASE_VERSION or parent is None:
-        return
-    policy.load(parent)
-    known = [TokenSequence(prompt, completions[0].token_ids)]
-    try:
-        known.append(TokenSequence(prompt, policy.tokens.encode_completion(PROBE_PROMPT, PROBE_ANSWER)))
-    except ModelError as error:  # a template that breaks the prefix rule serves all the same
-        logger.info("%s is probed on its own answer only: %s", version.name, error)
-    if policy.logps(version.number, known) == policy.logps(parent.number, known):
-        raise EngineError(
-            f"{version.name}: gives the log-probs of its parent {parent.name}: the engine did not load its weights"
-        )
 
 
 def open_duel(
@@ -89,20 +56,19 @@ def promote(
     version: Version,
     *,
     reason: str,
+    actor: str = SCHEDULER,
     replacing: int | None = None,
     cycle_id: str | None = None,
     also: Also = _nothing,
 ) -> Promotion:
-    """Make ``version`` the champion: one alias write, its record, and the end of the duel.
+    """Make ``version`` the champion: one alias write, its record, and the end of duel and canary.
 
     ConflictError where it is the champion already, or where ``replacing`` is no longer.
     """
-    with store.reading() as c:
-        parent = None if version.parent is None else versions.get(c, version.policy, version.parent)
-    load(policy, version, parent)
+    load_with_parent(store, policy, version)
 
     def commit(c: Connection) -> Promotion:
-        promotion = _move(c, version.policy, version.number, "promote", reason, cycle_id)
+        promotion = _move(c, version.policy, version.number, "promote", reason, actor=actor, cycle_id=cycle_id)
         if replacing is not None and promotion.previous != replacing:
             raise ConflictError(
                 f"{version.policy}@{replacing} is no longer the champion; {version.name} was measured against it"
@@ -113,13 +79,27 @@ def promote(
     return store.write(commit)
 
 
-def promote_by_hand(store: Store, policy: Policy, policy_name: str, *, number: int, reason: str) -> Promotion:
+def load_with_parent(store: Store, policy: Policy, version: Version) -> None:
+    """Load and probe a version beside the parent that the store names."""
+    with store.reading() as c:
+        parent = None if version.parent is None else versions.get(c, version.policy, version.parent)
+    load(policy, version, parent)
+
+
+def promote_by_hand(
+    store: Store, policy: Policy, policy_name: str, *, number: int, reason: str, actor: str = SCHEDULER
+) -> Promotion:
     """Promote past the gate; an open duel ends, and its cycle is held when it is next looked at."""
+    return promote(store, policy, known(store, policy_name, number), reason=reason, actor=actor)
+
+
+def known(store: Store, policy_name: str, number: int) -> Version:
+    """The version; NotFoundError where there is none of that number."""
     with store.reading() as c:
         version = versions.get(c, policy_name, number)
     if version is None:
         raise NotFoundError(f"{policy_name} has no version {number}; `pairloop versions` names them", param="version")
-    return promote(store, policy, version, reason=reason)
+    return version
 
 
 def retire(
@@ -141,44 +121,55 @@ def retire(
             cycle_id=cycle_id,
             at=at,
         )
+        audit.record(c, AuditAction.RETIRE, actor=SCHEDULER, subject=version.name, reason=reason, at=at)
         also(c)
 
     store.write(commit)
     policy.unload(version.number)
 
 
-def rollback(store: Store, policy_name: str, *, to: int | None = None, reason: str, policy: Policy | None = None) -> Promotion:
+def rollback(
+    store: Store,
+    policy_name: str,
+    *,
+    to: int | None = None,
+    reason: str,
+    policy: Policy | None = None,
+    actor: str = SCHEDULER,
+    details: Mapping[str, Any] | None = None,
+    replacing: int | None = None,
+) -> Promotion:
     """Make an earlier champion the champion again; the next cycle's parent is that version.
 
     ``to`` defaults to the champion before the present one. With ``policy`` the version is loaded and probed first; without
-    (the command line beside a running server) the server loads it with its next answer. ConflictError where there is nothing
-    to roll back to, NotFoundError for an unknown version.
+    (the command line beside a running server) the server loads it with its next answer. ``details``: the evidence, for the
+    audit trail. ConflictError where there is nothing to roll back to or ``replacing`` is no longer the champion,
+    NotFoundError for an unknown version.
     """
     with store.reading() as c:
         number = _rollback_target(c, policy_name, to)
         version = versions.get(c, policy_name, number)
     if policy is not None and version is not None:
-        load(policy, version, None)
-    return store.write(lambda c: _move(c, policy_name, _rollback_target(c, policy_name, number), "rollback", reason, None))
+        if number in policy.loaded():  # kept warm: it answers at once
+            answers(policy, version)
+        else:
+            load(policy, version, None)
 
+    def commit(c: Connection) -> Promotion:
+        champion = versions.alias(c, policy_name, Alias.CHAMPION)
+        if replacing is not None and champion != replacing:
+            raise ConflictError(f"{policy_name}@{replacing} is no longer the champion; that is version {champion}")
+        target = _rollback_target(c, policy_name, number)
+        return _move(c, policy_name, target, "rollback", reason, actor=actor, details=details)
 
-def past_champions(history: Sequence[Promotion]) -> list[int]:
-    """The champions one can go back to, oldest first, the present one last: promotions push, rollbacks pop."""
-    stack = [BASE_VERSION]
-    for event in history:
-        if event.action == "promote":
-            stack.append(event.number)
-        elif event.action == "rollback" and event.number in stack:
-            last = len(stack) - 1 - stack[::-1].index(event.number)
-            del stack[last + 1 :]
-    return stack
+    return store.write(commit)
 
 
 def _rollback_target(c: Connection, policy_name: str, to: int | None) -> int:
     champion = versions.alias(c, policy_name, Alias.CHAMPION)
     if champion is None:
         raise NotFoundError(f"no policy {policy_name}: `pairloop serve` registers its base", param="policy")
-    earlier = past_champions(versions.promotions(c, policy_name))[:-1]
+    earlier = versions.past_champions(versions.promotions(c, policy_name))[:-1]
     if to is None:
         if not earlier:
             raise ConflictError(f"{policy_name}@{champion} is the first champion: there is nothing to roll back to")
@@ -196,19 +187,31 @@ def _rollback_target(c: Connection, policy_name: str, to: int | None) -> int:
 
 
 def _move(
-    c: Connection, policy_name: str, number: int, action: versions.PromotionAction, reason: str, cycle_id: str | None
+    c: Connection,
+    policy_name: str,
+    number: int,
+    action: Literal["promote", "rollback"],
+    reason: str,
+    *,
+    actor: str,
+    cycle_id: str | None = None,
+    details: Mapping[str, Any] | None = None,
 ) -> Promotion:
-    """The alias write of a promotion or rollback, with its record and the end of the duel."""
+    """The alias write of a promotion or rollback, with its records and the end of duel and canary."""
     at = datetime.now(UTC)
     previous = versions.alias(c, policy_name, Alias.CHAMPION)
     if previous == number:
         raise ConflictError(f"{policy_name}@{number} is the champion already")
     versions.set_alias(c, policy_name, Alias.CHAMPION, number)
     end_duel(c, policy_name, at)
+    end_canary(c, policy_name, "promoted" if _is_canary(c, policy_name, number) else "withdrawn", reason, at)
+    moved = Promotion(policy_name, number, previous, action, reason, cycle_id, at)
     versions.record_promotion(
         c, policy_name, number=number, previous=previous, action=action, reason=reason, cycle_id=cycle_id, at=at
     )
-    return Promotion(policy_name, number, previous, action, reason, cycle_id, at)
+    told = {"previous": previous, "cycle_id": cycle_id, **(details or {})}
+    audit.record(c, AuditAction(action), actor=actor, subject=f"{policy_name}@{number}", reason=reason, details=told, at=at)
+    return moved
 
 
 def end_duel(c: Connection, policy_name: str, at: datetime) -> None:
@@ -217,3 +220,16 @@ def end_duel(c: Connection, policy_name: str, at: datetime) -> None:
     duel = duels.current(c, policy_name)
     if duel is not None:
         duels.close(c, duel.duel_id, at)
+
+
+def end_canary(c: Connection, policy_name: str, outcome: canaries.Outcome, reason: str, at: datetime) -> None:
+    """No canary outlives a change of the champion whose place it takes for some."""
+    versions.set_alias(c, policy_name, Alias.CANARY, None)
+    canary = canaries.current(c, policy_name)
+    if canary is not None:
+        canaries.close(c, canary.canary_id, outcome, reason, at)
+
+
+def _is_canary(c: Connection, policy_name: str, number: int) -> bool:
+    canary = canaries.current(c, policy_name)
+    return canary is not None and canary.version == number

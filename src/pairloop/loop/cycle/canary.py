@@ -1,0 +1,74 @@
+"""The canary state: a version that the gate promoted answers a share of the users, until it may answer all or is withdrawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from pairloop.loop import deploy
+from pairloop.loop.cycle.judging import turning
+from pairloop.loop.cycle.turn import Turn
+from pairloop.store import canaries, verdicts
+from pairloop.store.canaries import Canary
+from pairloop.types import CycleState, Verdict, Version
+
+
+def begin(
+    turn: Turn, challenger: Version, champion: Version, verdict: Verdict, step: Mapping[str, Any], *, duel_id: str | None
+) -> None:
+    """The gate promoted it: now a share of the users. Its duel stays open, since it may yet turn against it."""
+
+    def also(c: Connection, canary: Canary) -> None:
+        verdicts.insert(c, turn.cycle.cycle_id, duel_id, verdict, datetime.now(UTC))
+        turn.record(c, CycleState.CANARY, {**step, "canary_id": canary.canary_id, "share": canary.share})
+
+    deploy.start_canary(
+        turn.loop.store,
+        turn.loop.policy,
+        turn.loop.config,
+        number=challenger.number,
+        reason=verdict.text,
+        cycle_id=turn.cycle.cycle_id,
+        replacing=champion.number,
+        also=also,
+    )
+
+
+def look(turn: Turn) -> None:
+    """One look at the canary: it goes on, has lasted long enough, or was ended by a guard or by hand."""
+    loop, cycle = turn.loop, turn.cycle
+    canary_id = turn.recorded(CycleState.CANARY)["canary_id"]
+    with loop.store.reading() as c:
+        canary = canaries.get(c, canary_id)
+        assert canary is not None, "the step was recorded with its canary"
+        watched = deploy.canary_standing(c, loop.config, canary, datetime.now(UTC))
+        turned = turning(c, loop.config, canary)
+    step = {"version": canary.version}
+    broken = watched.broken or (turned if canary.closed_at is None else None)
+    if canary.closed_at is not None:
+        state = CycleState.PROMOTED if canary.outcome == "promoted" else CycleState.REJECTED
+        turn.enter(state, {"reason": canary.outcome_reason, **step})
+    elif broken is not None:
+        told = {"reason": f"a live guard broke: {broken}", **step, **deploy.evidence(watched)}
+        deploy.stop_canary(
+            loop.store,
+            loop.name,
+            reason=told["reason"],
+            canary_id=canary_id,
+            details=deploy.evidence(watched),
+            also=lambda c: turn.record(c, CycleState.REJECTED, told),
+        )
+    elif watched.is_over:
+        reason = f"{canary.reason}; {watched.answers} requests as canary broke no guard"
+        deploy.promote(
+            loop.store,
+            loop.policy,
+            turn.version(canary.version),
+            reason=reason,
+            replacing=canary.champion,
+            cycle_id=cycle.cycle_id,
+            also=lambda c: turn.record(c, CycleState.PROMOTED, {"reason": reason, **step}),
+        )

@@ -1,0 +1,139 @@
+"""What each version's live answers are like: counted here as they end, kept in the store minute by minute."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+import threading
+import time
+from collections import Counter
+from concurrent.futures import Future
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection
+
+from pairloop.config import DeploySection
+from pairloop.errors import InvalidRequestError
+from pairloop.policy.protocols import Sampler
+from pairloop.store import Store, new_id, traffic
+from pairloop.store.traffic import Counts
+from pairloop.types import Completion, FinishReason
+
+logger = logging.getLogger(__name__)
+
+FLUSH_S = 2.0
+"""Seconds between two writes of what was counted."""
+MOST_OF_ONE = 20
+"""Answers to one user that count in an hour: one who asks all day is one witness."""
+OPENING_CHARS = 300
+"""Of an answer, so much is looked through for a refusal."""
+
+
+class Recorder:
+    """Counts answers and errors by version; for any thread. ``flush`` writes what is new."""
+
+    def __init__(self, store: Store, sampler: Sampler, policy: str, section: DeploySection) -> None:
+        self._store = store
+        self._sampler = sampler
+        self._policy = policy
+        self._refusal = re.compile("|".join(f"(?:{pattern})" for pattern in section.refusals) or r"(?!)", re.IGNORECASE)
+        self._process = f"{socket.gethostname()[:60]}:{os.getpid()}/{new_id('process')[-12:]}"
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[int, datetime], Counts] = {}
+        self._changed: set[tuple[int, datetime]] = set()
+        self._heard: Counter[tuple[int, str]] = Counter()
+        self._hour = -1
+
+    def follow(self, number: int, who: str, answer: Future[tuple[Completion, ...]]) -> None:
+        """Count an answer of version ``number`` to ``who`` when it has come, or failed; one that its client left counts not."""
+        began = time.monotonic()
+
+        def ended(future: Future[tuple[Completion, ...]]) -> None:
+            if future.cancelled():
+                return
+            error = future.exception()
+            if error is None:
+                self._answered(number, who, future.result(), time.monotonic() - began)
+            elif number in self._sampler.loaded():  # else it was unloaded in between, and is asked again
+                self.failed(number, who, error)
+
+        answer.add_done_callback(ended)
+
+    def failed(self, number: int, who: str, error: BaseException) -> None:
+        """Count an error of version ``number``; a request that could not be answered is not the version's fault."""
+        if not isinstance(error, InvalidRequestError):
+            with self._lock:
+                counts = self._of(number, who)
+                if counts is not None:
+                    counts.errors += 1
+
+    def flush(self) -> Future[None] | None:
+        """Write what was counted since the last time; the future ends with the commit, None where there was nothing."""
+        now = datetime.now(UTC)
+        with self._lock:
+            rows = [(key, _copy(self._counts[key])) for key in self._changed]
+            self._changed.clear()
+            for key in [key for key in self._counts if key[1] < traffic.minute_of(now)]:
+                del self._counts[key]
+        if not rows:
+            return None
+
+        def write(c: Connection) -> None:
+            for (number, minute), counts in rows:
+                traffic.put(c, self._policy, number, minute, self._process, counts)
+            if now.minute == 0:
+                traffic.prune(c, now)
+
+        return self._store.submit(write)
+
+    async def keep_flushing(self) -> None:
+        """`flush` every `FLUSH_S` until cancelled, and once more then."""
+        try:
+            while True:
+                await asyncio.sleep(FLUSH_S)
+                await self._flushed()
+        finally:
+            await self._flushed()
+
+    async def _flushed(self) -> None:
+        written = self.flush()
+        if written is not None:
+            try:
+                await asyncio.wrap_future(written)
+            except Exception:  # figures of two seconds are lost, and answering goes on
+                logger.exception("what the versions' answers were like could not be written")
+
+    def _answered(self, number: int, who: str, answers: tuple[Completion, ...], spent_s: float) -> None:
+        """Of a comparison's answers the first one counts: they are of one prompt."""
+        if not answers:
+            return
+        first, longest = answers[0], max(len(answer.token_ids) for answer in answers)
+        opening = first.text[:OPENING_CHARS]
+        is_bad = first.finish_reason is FinishReason.LENGTH or not opening.strip() or bool(self._refusal.search(opening))
+        with self._lock:
+            counts = self._of(number, who)
+            if counts is not None:
+                counts.answers += 1
+                counts.refusals += is_bad
+                counts.latency[traffic.class_of(1000 * spent_s / max(1, longest))] += 1
+                counts.length[traffic.class_of(max(1, len(first.token_ids)))] += 1
+
+    def _of(self, number: int, who: str) -> Counts | None:
+        """The counts of this minute; None for someone who was heard often enough."""
+        now = datetime.now(UTC)
+        if now.hour != self._hour:
+            self._hour = now.hour
+            self._heard.clear()
+        self._heard[number, who] += 1
+        if self._heard[number, who] > MOST_OF_ONE:
+            return None
+        key = (number, traffic.minute_of(now))
+        self._changed.add(key)
+        return self._counts.setdefault(key, Counts())
+
+
+def _copy(counts: Counts) -> Counts:
+    return Counts(counts.answers, counts.errors, counts.refusals, counts.latency.copy(), counts.length.copy())

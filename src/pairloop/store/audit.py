@@ -1,0 +1,108 @@
+"""The audit trail: who did what to the loop, when and why. Rows are appended with the act, and never change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Row
+
+from pairloop.errors import InvalidRequestError, NotFoundError
+from pairloop.store.schema import audit
+
+SCHEDULER = "scheduler"
+"""The actor of what the loop does by itself."""
+_ID = "audit_"
+_HIGHEST = 2**63
+
+
+class AuditAction(StrEnum):
+    """What can be done to a loop from outside its evidence."""
+
+    PROMOTE = "promote"
+    ROLLBACK = "rollback"
+    RETIRE = "retire"
+    CANARY_START = "canary_start"
+    CANARY_STOP = "canary_stop"
+    QUARANTINE = "quarantine"
+    RELEASE = "release"
+    KEY_CREATE = "key_create"
+    KEY_REVOKE = "key_revoke"
+    ERASE = "erase"
+    RETENTION = "retention"
+    REBUILD = "rebuild"
+    BACKUP = "backup"
+    RESTORE = "restore"
+    REPAIR = "repair"
+    CYCLE_START = "cycle_start"
+    FILE_DELETE = "file_delete"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One act. ``actor``: ``key:<id>``, ``address:<ip>``, ``cli:<login>`` or ``scheduler``; ``subject``: to what."""
+
+    seq: int
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    reason: str
+    details: Mapping[str, Any]
+
+    @property
+    def audit_id(self) -> str:
+        return f"{_ID}{self.seq}"
+
+
+def record(
+    c: Connection,
+    action: AuditAction,
+    *,
+    actor: str,
+    subject: str,
+    reason: str,
+    details: Mapping[str, Any] | None = None,
+    at: datetime | None = None,
+) -> None:
+    """Append an act in the caller's transaction, so that there is neither without the other. Never pass message text."""
+    row = {"at": at or datetime.now(UTC), "actor": actor, "action": action.value, "subject": subject, "reason": reason}
+    c.execute(sa.insert(audit), {**row, "details": dict(details or {})})
+
+
+def list_(
+    c: Connection,
+    *,
+    limit: int | None = None,
+    after: str | None = None,
+    since: datetime | None = None,
+    action: str | None = None,
+) -> list[AuditEntry]:
+    """Newest first; those that follow the entry ``after``. NotFoundError where there is none, InvalidRequestError for an
+    unknown action."""
+    statement = sa.select(audit).order_by(audit.c.seq.desc()).limit(limit)
+    if after is not None:
+        statement = statement.where(audit.c.seq < _seq(c, after))
+    if since is not None:
+        statement = statement.where(audit.c.at >= since)
+    if action is not None:
+        if action not in list(AuditAction):
+            raise InvalidRequestError(f"no action {action!r}; there are {', '.join(AuditAction)}", param="action")
+        statement = statement.where(audit.c.action == action)
+    return [_entry(row) for row in c.execute(statement)]
+
+
+def _seq(c: Connection, audit_id: str) -> int:
+    digits = audit_id.removeprefix(_ID)
+    is_id = digits != audit_id and digits.isascii() and digits.isdigit() and len(digits) < 20 and int(digits) < _HIGHEST
+    if not is_id or c.execute(sa.select(audit.c.seq).where(audit.c.seq == int(digits))).first() is None:
+        raise NotFoundError(f"no entry {audit_id!r} of the audit trail", param="after")
+    return int(digits)
+
+
+def _entry(row: Row[Any]) -> AuditEntry:
+    return AuditEntry(row.seq, row.at, row.actor, row.action, row.subject, row.reason, row.details)

@@ -1,0 +1,46 @@
+"""What lies outside the database and belongs to it: the artifacts that rows name."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from pairloop.store.artifacts import from_row
+from pairloop.store.schema import datasets, versions
+from pairloop.types import VersionKind
+
+
+@dataclass(frozen=True, slots=True)
+class NamedArtifact:
+    """An artifact as a row names it. ``subject``: the dataset's id, or the version's name; ``hash``: or the folder's name."""
+
+    noun: str
+    subject: str
+    path: Path
+    hash: str
+
+    @property
+    def owner(self) -> str:
+        return f"{self.noun} {self.subject}"
+
+
+def artifacts(c: Connection) -> list[NamedArtifact]:
+    """Of every dataset, and of every version that is an artifact of ours: the base is the user's own folder."""
+    ours = versions.c.kind != VersionKind.BASE.value
+    of_datasets = [
+        NamedArtifact("dataset", row.dataset_id, Path(from_row(c, row.path)), Path(row.path).name)
+        for row in c.execute(sa.select(datasets).order_by(datasets.c.created_at, datasets.c.dataset_id))
+    ]
+    return of_datasets + [
+        NamedArtifact("version", f"{row.policy}@{row.number}", Path(from_row(c, row.path)), row.artifact_hash)
+        for row in c.execute(sa.select(versions).where(ours).order_by(versions.c.policy, versions.c.number))
+    ]
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

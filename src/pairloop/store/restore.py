@@ -1,0 +1,204 @@
+"""Restore: a backup becomes the store of a configuration, whole or not at all; what was there is moved aside, never deleted.
+
+All that is to be done to the rows (migrations, leases of processes that are gone, erasures since the backup) is done to a copy
+of the backup's database beside the target; the last step puts that copy in place, by a rename or in one transaction.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from pairloop.config import Config, override
+from pairloop.errors import ConfigError, ConflictError, StoreError
+from pairloop.store import contents, doctor, transfer
+from pairloop.store.archive import Archive, Manifest
+from pairloop.store.backup import flush, publish_copy
+from pairloop.store.database import describe, failing_as_store_error, parse_url, reader_engine
+from pairloop.store.doctor import Problem
+from pairloop.store.jobs import JobStatus
+from pairloop.store.schema import jobs, leases, runs
+from pairloop.store.store import Store
+from pairloop.types import RunStatus
+
+AfterRestore = Callable[[Store, Config], None]
+"""Told of a restored store before anybody sees it: what must hold although the backup is older, such as erasures."""
+
+_SIDE_FILES = ("", "-wal", "-shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """``aside``: where the former database lies. ``copied``, ``found``: artifacts and uploads. ``problems``: the doctor's."""
+
+    path: Path
+    manifest: Manifest
+    database: str
+    aside: str | None
+    copied: int
+    found: int
+    problems: Sequence[Problem]
+
+
+def restore(archive: Archive, config: Config, *, force: bool = False, after: Sequence[AfterRestore] = ()) -> Restored:
+    """Put the backup in the place that ``config`` names; with ``force`` also where there is data, which is moved aside.
+
+    StoreError naming every file of the backup that was changed, or where a newer pairloop wrote it; ConflictError where the
+    target has data, or a process that uses it. Then nothing was changed.
+    """
+    url = parse_url(config.database_url)
+    if not url.database:
+        raise ConfigError(f"store.database: {config.database_url!r} names no database that a backup could be restored into")
+    _refuse_newer(archive)
+    if problems := archive.problems():
+        raise StoreError(f"{archive.path}: this backup is not whole, nothing was restored:\n" + "\n".join(problems))
+    if _is_sqlite(config) and _file_of(config).exists():
+        _refuse_open(_file_of(config))
+    is_taken = _has_data(config)
+    if is_taken and not force:
+        raise ConflictError(
+            f"{describe(url)}: holds data already; --force moves it aside (nothing is deleted) and restores {archive.path.name}"
+        )
+    with _staged(archive, config) as staging:
+        with Store.open(staging) as store:
+            copied, found = _copy_contents(archive, store)
+            store.write(_forget_owners)
+            for act in after:
+                act(store, config)
+        transfer.as_one_file(_file_of(staging))
+        aside = _put_in_place(_file_of(staging), config, is_taken=is_taken)
+    with Store.open(config) as store:
+        left = doctor.check(store)
+    return Restored(archive.path, archive.manifest, describe(url), aside, copied, found, left)
+
+
+def _refuse_newer(archive: Archive) -> None:
+    known, made = transfer.known_revisions(), archive.manifest
+    if made.revision not in known:
+        raise StoreError(
+            f"{archive.path}: pairloop {made.pairloop} made it, with schema revision {made.revision!r}; this one goes up to "
+            f"{max(known)!r}: upgrade pairloop. Nothing was restored."
+        )
+
+
+def _has_data(config: Config) -> bool:
+    url = parse_url(config.database_url)
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        return False
+    engine = reader_engine(url)
+    try:
+        with failing_as_store_error(describe(url)), engine.connect() as c:
+            return transfer.has_rows(c)
+    except StoreError:
+        if not _is_sqlite(config):
+            raise
+        return True  # a damaged file is what restores are for; it goes aside as it is
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _staged(archive: Archive, config: Config) -> Iterator[Config]:
+    """The configuration of a store whose database is a copy of the backup's, beside the target; gone at the end."""
+    target = _file_of(config) if _is_sqlite(config) else config.state_dir.resolve() / "database.sqlite"
+    path = target.with_name(f"{target.name}.restoring")
+    with failing_as_store_error(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(path)
+        shutil.copyfile(archive.database, path)
+    try:
+        yield override(config, {"store": {"database": transfer.sqlite_url(path).render_as_string()}})
+    finally:
+        _remove(path)
+
+
+def _copy_contents(archive: Archive, store: Store) -> tuple[int, int]:
+    """Artifacts and uploads of the backup that the store's own folder does not have whole: how many, and how many it had."""
+    copied = found = 0
+    for name in archive.manifest.artifacts:
+        if store.artifacts.is_whole(name):
+            found += 1
+        else:
+            publish_copy(archive.artifacts.path(name), store.artifacts)
+            copied += 1
+    for file_id, entry in archive.manifest.files.items():
+        path = store.artifacts.root / "files" / file_id
+        if store.artifacts.has_file(path, entry.bytes) and contents.sha256(store.artifacts.local(path)) == entry.sha256:
+            found += 1
+        else:
+            with archive.upload(file_id).open("rb") as source:
+                store.artifacts.keep_file(file_id, source, limit=entry.bytes)
+            copied += 1
+    return copied, found
+
+
+def _forget_owners(c: Connection) -> None:
+    """The processes that held leases, runs and jobs are gone: whoever comes next goes on at once."""
+    now = datetime.now(UTC)
+    c.execute(sa.update(leases).values(owner=None))
+    c.execute(sa.update(runs).where(runs.c.status == RunStatus.RUNNING.value).values(lease_expires_at=now))
+    running = jobs.c.status == JobStatus.RUNNING.value
+    c.execute(sa.update(jobs).where(running).values(status=JobStatus.QUEUED.value))
+    c.execute(sa.update(jobs).where(jobs.c.owner.is_not(None)).values(owner=None, lease_expires_at=None))
+
+
+def _put_in_place(staged: Path, config: Config, *, is_taken: bool) -> str | None:
+    """The last step; where the former database lies now."""
+    name = f"before-restore-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    url = parse_url(config.database_url)
+    if not _is_sqlite(config):
+        schema = name.replace("-", "_").lower() if is_taken else None
+        transfer.load(staged, url, aside=schema)
+        return f"schema {schema}" if schema else None
+    target = _file_of(config)
+    aside = _set_aside(target, name) if target.exists() else None
+    os.replace(staged, target)
+    flush(target.parent)
+    return None if aside is None else str(aside)
+
+
+def _set_aside(path: Path, suffix: str) -> Path:
+    """Give the file a second name; its first one is taken over in the next step, so that it never is nobody's."""
+    _refuse_open(path)
+    aside = path.with_name(f"{path.name}.{suffix}")
+    for side in _SIDE_FILES[1:]:  # of a damaged file only: its log must not be read into the restored one
+        if path.with_name(path.name + side).exists():
+            path.with_name(path.name + side).rename(aside.with_name(aside.name + side))
+    try:
+        os.link(path, aside)
+    except OSError:  # a file system without hard links
+        path.rename(aside)
+    return aside
+
+
+def _refuse_open(path: Path) -> None:
+    """ConflictError where another process has the SQLite file open: leaving WAL mode takes everybody else's absence."""
+    try:
+        with closing(sqlite3.connect(path, timeout=1.0)) as connection:
+            connection.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.OperationalError as error:
+        raise ConflictError(f"{path}: a process has it open ({error}); stop the server and its workers first") from error
+    except sqlite3.DatabaseError:
+        return  # damaged: it goes aside as it is
+
+
+def _is_sqlite(config: Config) -> bool:
+    return parse_url(config.database_url).get_backend_name() == "sqlite"
+
+
+def _file_of(config: Config) -> Path:
+    return Path(str(parse_url(config.database_url).database)).resolve()
+
+
+def _remove(path: Path) -> None:
+    for suffix in _SIDE_FILES:
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
