@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import httpx
 import pytest
 from tests.loop_rig import Rig, open_rig, settings
@@ -27,8 +28,9 @@ from pairloop.loop import cycle, export, jobs
 from pairloop.policy.engine import open_policy
 from pairloop.policy.protocols import TokenSequence
 from pairloop.scaffold import write_config
-from pairloop.store import Store, cycles, doctor, runs, versions
+from pairloop.store import Store, backup, cycles, doctor, repair, runs, versions
 from pairloop.store import jobs as store_jobs
+from pairloop.store.archive import Archive
 from pairloop.types import CycleState, RunStatus, Version
 
 PATIENCE_S = 60.0
@@ -179,6 +181,26 @@ def test_a_file_that_one_machine_took_is_trained_on_another_and_read_on_a_third(
             server.stop()
         assert not (three.artifacts_dir / "files" / taken.file_id).exists()
         assert not client_of(endpoint).exists(f"{BUCKET}/jobs/files/{taken.file_id}")
+
+
+@pytest.mark.slow
+def test_a_backup_holds_what_is_at_the_url_and_puts_it_back(tmp_path: Path) -> None:
+    store = {"database": f"sqlite:///{tmp_path / 'shared.sqlite'}", "artifacts": f"memory://{tmp_path}"}
+    files = fsspec.filesystem("memory")
+    with open_rig(settings(tmp_path / "one", store=store)) as rig:
+        rig.serve(60)
+        assert cycle.run(rig.loop, trigger="test").state is CycleState.DUELLING
+        kept = jobs.upload(rig.store, rig.loop.config, BytesIO(pair_rows(8)), filename="rows.jsonl", purpose="fine-tune")
+    with Store.open(settings(tmp_path / "two", store=store)) as elsewhere:  # nothing of it is here yet
+        assert backup.take(elsewhere, tmp_path / "backups").copied == 3  # the dataset, the version, the upload
+        files.rm(store["artifacts"], recursive=True)
+        files.pipe_file(f"{store['artifacts']}/{'0' * 32}/left", b"1")
+        codes = {problem.code for problem in doctor.check(elsewhere)}
+        assert codes == {"missing_artifact", "unusable_alias", "missing_file"}
+        mended = repair.mend(elsewhere, archive=Archive.find(tmp_path / "backups"))
+        assert list(mended.problems) == []
+        assert doctor.check(elsewhere, deep=True) == []
+        assert elsewhere.artifacts.local(elsewhere.artifacts.root / "files" / kept.file_id).read_bytes() == pair_rows(8)
 
 
 @pytest.mark.slow
