@@ -60,7 +60,7 @@ class World:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.config = config or fake_config(folder)
-        self.store = Store.in_memory(folder / "artifacts")
+        self.store = Store.in_memory(folder / "artifacts", self.config)
         self.policy: Policy = policy or FakePolicy()
         ensure_base(self.store, self.policy, self.config)
 

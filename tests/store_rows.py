@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from pairloop.store import (
     Store,
@@ -131,6 +133,23 @@ def put_picks(store: Store, *rows: Feedback) -> list[Feedback]:
 def read(store: Store, query: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     with store.reading() as c:
         return query(c, *arguments, **named)
+
+
+class Blocked:
+    """Holds the writer inside a function, so that what is submitted meanwhile shares the next batch."""
+
+    def __init__(self, store: Store) -> None:
+        self._entered, self._leave = threading.Event(), threading.Event()
+        self._future = store.submit(self._wait)
+        assert self._entered.wait(10)
+
+    def _wait(self, _c: Connection) -> None:
+        self._entered.set()
+        assert self._leave.wait(10)
+
+    def release(self) -> None:
+        self._leave.set()
+        self._future.result()
 
 
 def contents_of(store: Store) -> dict[str, list[tuple[Any, ...]]]:

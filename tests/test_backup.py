@@ -207,7 +207,7 @@ def test_an_older_schema_is_migrated_and_a_newer_one_refused(store: Store, tmp_p
     taken = backup.take(store, tmp_path / "backups")
     old = taken.path.parent / "2020"
     old.mkdir()
-    engine = writer_engine(make_url(f"sqlite:///{old / 'database.sqlite'}"), durable=False)
+    engine = writer_engine(make_url(f"sqlite:///{old / 'database.sqlite'}"), "off")
     with engine.begin() as c:
         command.upgrade(alembic_config(c), "0004")
     engine.dispose()

@@ -18,7 +18,7 @@ from tests.test_deploy import add_version
 from pairloop.errors import ConflictError, InvalidRequestError, NotFoundError
 from pairloop.loop import cycle, deploy, pairs
 from pairloop.loop.cycle import ensure_base
-from pairloop.loop.feedback.record import pickable
+from pairloop.loop.feedback import MetricValue, record_metric
 from pairloop.loop.serve import ChatRequest, pool_of
 from pairloop.store import Store, audit, canaries, feedback, groups, stored, traffic, versions
 from pairloop.store.canaries import Canary
@@ -315,7 +315,7 @@ def test_a_shadow_answers_unseen_and_leaves_no_trace_in_the_loop(tmp_path: Path)
             assert [one.group_id for one in groups.of_conversation(c, str(group.conversation_id), limit=9)] == [group.group_id]
             assert feedback.labelled_since(c, POLICY, after_seq=0, kinds=(GroupKind.TRAIN, GroupKind.HELDOUT))[0] == []
         with pytest.raises(NotFoundError, match="no inference"):
-            world.store.write(lambda c: pickable(c, unseen.group_id))
+            record_metric(world.store, MetricValue(unseen.group_id, "thumbs", value=True, choice_index=0))
         with pytest.raises(InvalidRequestError, match="no stored completion"):
             asyncio.run(chat.plan(ChatRequest(POLICY, ASK, metadata={"parent": unseen.group_id})))
         assert unseen.kind is GroupKind.SHADOW

@@ -22,7 +22,7 @@ from pairloop.store.schema import metadata
 
 
 def engine_at(path: Path) -> Engine:
-    return writer_engine(parse_url(f"sqlite:///{path}"), durable=False)
+    return writer_engine(parse_url(f"sqlite:///{path}"), "off")
 
 
 def described(engine: Engine) -> dict[str, Any]:

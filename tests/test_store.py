@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 import sqlite3
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -24,6 +21,7 @@ from sqlalchemy import Connection
 from tests.store_rows import (
     BOT,
     NOW,
+    Blocked,
     a_cycle,
     a_dataset,
     a_group,
@@ -93,63 +91,6 @@ def test_two_threads_lose_nothing_and_acknowledge_after_the_commit(tmp_path: Pat
             thread.join()
         assert unseen == []
         assert read(store, groups.count, BOT) == 1000
-
-
-KILLED = """
-import sys, threading
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from tests.store_rows import a_group, a_pick
-from pairloop.config import Config
-from pairloop.store import Store, feedback, groups
-store = Store.open(Config(state_dir=Path(sys.argv[1])))
-def work(thread):
-    for number in range(100_000):
-        group = a_group(f"{sys.argv[3]}-{thread}-{number}")
-        store.write(lambda c: groups.insert(c, group))
-        pick, _ = store.write(lambda c: feedback.insert(c, a_pick(group.group_id)))
-        sys.stdout.write(f"{group.group_id} {pick.feedback_id}\\n")
-        sys.stdout.flush()
-for thread in range(8):
-    threading.Thread(target=work, args=(thread,)).start()
-"""
-
-
-def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    acknowledged: list[str] = []
-    for attempt in range(2):
-        command = [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parents[1]), str(attempt)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-            assert child.stdout is not None
-            acknowledged += [child.stdout.readline() for _ in range(150 + 70 * attempt)]
-            child.send_signal(signal.SIGKILL)
-            acknowledged += child.stdout.read().splitlines(keepends=True)
-    whole = [line.split() for line in acknowledged if line.endswith("\n")]
-    assert len(whole) > 350
-    with Store.open(Config(state_dir=tmp_path)) as store, store.reading() as c:
-        assert c.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
-        for group_id, feedback_id in whole:
-            group, picks = groups.get(c, group_id), feedback.for_group(c, group_id)
-            assert group is not None
-            assert [answer.text for answer in group.completions] == ["yes", "no"]
-            assert [pick.feedback_id for pick in picks] == [feedback_id]
-
-
-class Blocked:
-    """Holds the writer inside a function, so that what is submitted meanwhile shares the next batch."""
-
-    def __init__(self, store: Store) -> None:
-        self._entered, self._leave = threading.Event(), threading.Event()
-        self._future = store.submit(self._wait)
-        assert self._entered.wait(10)
-
-    def _wait(self, _c: Connection) -> None:
-        self._entered.set()
-        assert self._leave.wait(10)
-
-    def release(self) -> None:
-        self._leave.set()
-        self._future.result()
 
 
 def test_a_function_that_raises_is_rolled_back_alone(store: Store) -> None:

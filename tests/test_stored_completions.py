@@ -311,7 +311,7 @@ def test_pages_hold_exactly_what_was_asked_for(
 def test_what_was_answered_before_the_migration_is_listed(tmp_path: Path) -> None:
     from alembic import command
 
-    engine = writer_engine(parse_url(f"sqlite:///{tmp_path / 'pairloop.sqlite'}"), durable=False)
+    engine = writer_engine(parse_url(f"sqlite:///{tmp_path / 'pairloop.sqlite'}"), "off")
     duel_sides = (Completion("a", version=0), Completion("b", version=1))
     with engine.begin() as c:
         command.upgrade(alembic_config(c), "0001")

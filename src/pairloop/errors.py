@@ -10,7 +10,8 @@ PairloopError
 │   └── ModelError             a model directory that cannot be loaded, with the reason
 └── SystemFailure              the machine is at fault (exit code 1, HTTP 5xx)
     ├── StoreError             database or artifact folder: newer schema, broken hash
-    │   └── UnavailableError   the database is away or locked, the disk is full: the same may succeed later
+    │   ├── UnavailableError   the database is away or locked, the disk is full: the same may succeed later
+    │   └── StoreBusyError     more writes wait than may; nothing of this one was stored (HTTP 503 with retry-after)
     ├── EngineError            a policy that cannot sample right now (HTTP 503 with retry-after)
     └── TrainingError          a training child that ended without a result
 """
@@ -117,6 +118,10 @@ class StoreError(SystemFailure):
 
 class UnavailableError(StoreError):
     """The database is away or locked, or the disk is full or broken: the same call may succeed later."""
+
+
+class StoreBusyError(StoreError):
+    """More writes wait for the database than may: this one was not taken, and nothing of it was stored."""
 
 
 class EngineError(SystemFailure):

@@ -268,8 +268,13 @@ class Group:
 
     @property
     def rater_id(self) -> str:
-        """Who asked, and so who picks unless a pick names someone: the user, else the conversation (never everybody)."""
-        return self.user or f"conversation:{self.conversation_id or self.group_id}"
+        """Who asked, and so who picks unless a pick names someone."""
+        return rater_of(self.user, self.conversation_id, self.group_id)
+
+
+def rater_of(user: str | None, conversation_id: str | None, group_id: str) -> str:
+    """Whom a group counts for: the user, else the conversation (never everybody)."""
+    return user or f"conversation:{conversation_id or group_id}"
 
 
 PREFERENCE_METRIC = "preference"

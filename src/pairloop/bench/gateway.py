@@ -10,11 +10,9 @@ import asyncio
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,12 +21,11 @@ from time import perf_counter
 from typing import Any
 
 from pairloop.bench import load
+from pairloop.bench.servers import Server, pairloop_server, process
 from pairloop.bench.settings import Settings
-from pairloop.config import child_env, parse_config
-from pairloop.errors import SystemFailure
+from pairloop.config import parse_config
 from pairloop.policy.fake import FakePolicy
 from pairloop.policy.protocols import SampleRequest
-from pairloop.scaffold import write_config
 from pairloop.store import Store, groups, new_group_id
 from pairloop.types import BASE_VERSION, Group, GroupKind, Message, Pool, SamplingParams
 
@@ -39,31 +36,6 @@ REQUESTS = {1: 300, 16: 1_600}
 QUICK_SHARE = 0.25
 COMMITS = 100
 SOAK_STEPS = 10
-PATIENCE_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A server's process and where it listens."""
-
-    pid: int
-    url: str
-
-    @property
-    def cpu_s(self) -> float:
-        """CPU seconds so far, those of its threads together."""
-        fields = self._proc("stat").rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    @property
-    def rss_mb(self) -> float:
-        return int(self._proc("statm").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-    def _proc(self, name: str) -> str:
-        try:
-            return Path(f"/proc/{self.pid}/{name}").read_text()
-        except OSError as error:
-            raise SystemFailure(f"this benchmark reads what a process took from /proc, which is not there: {error}") from error
 
 
 def bench(settings: Settings, *, soak: int = 0) -> dict[str, Any]:
@@ -73,7 +45,7 @@ def bench(settings: Settings, *, soak: int = 0) -> dict[str, Any]:
     folder.mkdir(parents=True)
     load_average = os.getloadavg()[0]
     with ExitStack() as running:
-        ours = running.enter_context(_pairloop(folder))
+        ours = running.enter_context(pairloop_server(folder, POLICY))
         bare = running.enter_context(_bare(folder, ours))
         found = _turns(settings, ours, bare, _Commits(folder))
         if soak:
@@ -186,39 +158,10 @@ class _Commits:
 
 
 @contextmanager
-def _pairloop(folder: Path) -> Iterator[Server]:
-    """`pairloop serve` with the fake policy, API and page only."""
-    write_config(folder / "state", {"policy": {"name": POLICY, "model": "fake", "method": "full"}}, force=True)
-    command = ["-m", "pairloop", "serve", "--config", str(folder / "state"), "--port", "0", "--no-scheduler"]
-    with _process(command, folder / "serve.log") as server:
-        yield server
-
-
-@contextmanager
 def _bare(folder: Path, ours: Server) -> Iterator[Server]:
     """The bare server, with what ours answers."""
     pieces = {kind: asyncio.run(load.one_reply(ours.url, load.request_bytes(ours.url, _body(kind, 0))))[1] for kind in KINDS}
     replies = {"whole": pieces["whole"][0].decode(), "events": [piece.decode() for piece in pieces["stream"]]}
     (folder / "replies.json").write_text(json.dumps(replies), encoding="utf-8")
-    with _process(["-m", "pairloop.bench.bare", str(folder / "replies.json")], folder / "bare.log") as server:
+    with process(["-m", "pairloop.bench.bare", str(folder / "replies.json")], folder / "bare.log") as server:
         yield server
-
-
-@contextmanager
-def _process(arguments: list[str], log_path: Path) -> Iterator[Server]:
-    """A Python process that says where it listens, ended at the end."""
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=log, env=child_env(PYTHONUNBUFFERED="1"), text=True
-        )
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if "http" not in line:
-                raise SystemFailure(f"the server did not start; see {log_path}")
-            yield Server(process.pid, line[line.index("http") :].strip())
-        finally:
-            process.terminate()
-            process.wait(PATIENCE_S)
-            assert process.stdout is not None
-            process.stdout.close()

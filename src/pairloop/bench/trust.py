@@ -9,7 +9,7 @@ from typing import Any
 
 from pairloop.bench.settings import OnStep
 
-PARTS = ("gate", "swap", "loops", "soak")
+PARTS = ("gate", "picks", "swap", "loops", "soak")
 """In the order in which they run."""
 
 
@@ -37,6 +37,7 @@ class Part:
 
 TITLES = {
     "gate": "The gate, on simulated duels that are looked at after every pick",
+    "picks": "Picks under load, each on the disk before its 201",
     "swap": "Versions that change under load",
     "loops": "Whole loops whose picks are coin tosses",
     "soak": "Everything at once",
@@ -65,6 +66,10 @@ def part(name: str) -> Part:
             trust_gate.HEADERS,
             trust_gate.rows,
         )
+    if name == "picks":
+        from pairloop.bench import trust_picks
+
+        return Part(trust_picks.measure, trust_picks.HEADERS, trust_picks.rows)
     if name == "swap":
         from pairloop.bench import trust_swap
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from pairloop.bench.gateway import Server
+from pairloop.bench.servers import Server
 from pairloop.bench.trust import TrustSettings
 from pairloop.config import load_config
 from pairloop.demo.server import start_server

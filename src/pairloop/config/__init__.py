@@ -18,6 +18,7 @@ from pairloop.config.artifacts import folder_of
 from pairloop.config.deploy import DeploySection
 from pairloop.config.section import Section, duration_s, is_loopback
 from pairloop.config.sections import (
+    Durability,
     EvaluateSection,
     FeedbackSection,
     GateSection,
@@ -39,6 +40,7 @@ __all__ = [
     "CONFIG_FILE",
     "Config",
     "DeploySection",
+    "Durability",
     "EvaluateSection",
     "FeedbackSection",
     "GateSection",

@@ -40,11 +40,13 @@ from pairloop.store import (
 from pairloop.store.artifacts import Artifact, Artifacts
 from pairloop.store.ids import new_group_id, new_id, new_wire_id
 from pairloop.store.store import Store
+from pairloop.store.writer import Together
 
 __all__ = [
     "Artifact",
     "Artifacts",
     "Store",
+    "Together",
     "archive",
     "audit",
     "backup",

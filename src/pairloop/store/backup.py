@@ -153,7 +153,7 @@ def _deleted_meanwhile(store: Store, upload: StoredFile, database: Path) -> bool
         now = files.get(c, upload.file_id, deleted=True)
     if now is None or now.deleted_at is None:
         return False
-    engine = writer_engine(transfer.sqlite_url(database), durable=False)
+    engine = writer_engine(transfer.sqlite_url(database), "off")
     with engine.begin() as c:
         files.forget(c, [upload.file_id], now.deleted_at)
     engine.dispose()

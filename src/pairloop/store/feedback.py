@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select
 
 from pairloop.errors import ConflictError, InvalidRequestError, NotFoundError
 from pairloop.store import groups
+from pairloop.store.bulk import BulkInsert
 from pairloop.store.schema import feedback
 from pairloop.store.schema import groups as group_table
 from pairloop.types import PREFERENCE_METRIC, Feedback, GroupKind, Label, LabelledGroup, Pool, Source
@@ -28,6 +29,28 @@ _IN_GROUPS = (
 )
 _POLICY_OF_GROUP = sa.select(group_table.c.policy).where(group_table.c.group_id == sa.bindparam("group_id"))
 _LAST_REVISION = sa.select(sa.func.max(feedback.c.revision)).where(*(column == sa.bindparam(column.name) for column in _KEY))
+_LAST_REVISIONS = (
+    sa.select(*_KEY, sa.func.max(feedback.c.revision))
+    .where(feedback.c.group_id.in_(sa.bindparam("group_ids", expanding=True)))
+    .group_by(*_KEY)
+)
+_KNOWN = sa.select(feedback.c.feedback_id).where(feedback.c.feedback_id.in_(sa.bindparam("feedback_ids", expanding=True)))
+_COLUMNS = (
+    "feedback_id",
+    "group_id",
+    "metric",
+    "source",
+    "rater_id",
+    "label",
+    "choice_index",
+    "value",
+    "text",
+    "shown_order",
+    "latency_ms",
+    "tags",
+    "created_at",
+)
+_INSERT_NEW = BulkInsert(feedback, (*_COLUMNS, "policy", "revision"))
 
 
 def insert(c: Connection, row: Feedback) -> tuple[Feedback, bool]:
@@ -51,6 +74,24 @@ def insert(c: Connection, row: Feedback) -> tuple[Feedback, bool]:
     revision = 0 if last is None else last + 1
     c.execute(_INSERT, {**values, "policy": policy, "revision": revision})
     return replace(row, revision=revision), False
+
+
+def insert_new(c: Connection, rows: Sequence[Feedback], policies: Sequence[str]) -> None:
+    """Write rows whose ids and revisions are known to be free, with their groups' policies. Raises IntegrityError."""
+    _INSERT_NEW(c, [(*_values(row), policy, row.revision) for row, policy in zip(rows, policies, strict=True)])
+
+
+def last_revisions(c: Connection, group_ids: Collection[str]) -> dict[tuple[str, str, str, int | None], int]:
+    """The highest revision of each group, rater, metric and choice that were spoken of in these groups."""
+    return {
+        (row[0], row[1], row[2], None if row[3] == WHOLE_GROUP else row[3]): row[4]
+        for row in c.execute(_LAST_REVISIONS, {"group_ids": list(group_ids)})
+    }
+
+
+def known_ids(c: Connection, feedback_ids: Collection[str]) -> set[str]:
+    """Those of the ids that are taken."""
+    return set(c.execute(_KNOWN, {"feedback_ids": list(feedback_ids)}).scalars()) if feedback_ids else set()
 
 
 def get(c: Connection, feedback_id: str) -> Feedback | None:
@@ -181,21 +222,26 @@ def _body(row: Feedback) -> dict[str, Any]:
 
 
 def _row(row: Feedback) -> dict[str, Any]:
-    return {
-        "feedback_id": row.feedback_id,
-        "group_id": row.group_id,
-        "metric": row.metric,
-        "source": row.source.value,
-        "rater_id": row.rater_id,
-        "label": None if row.label is None else row.label.value,
-        "choice_index": WHOLE_GROUP if row.choice_index is None else row.choice_index,
-        "value": row.value,
-        "text": row.text,
-        "shown_order": list(row.shown_order),
-        "latency_ms": row.latency_ms,
-        "tags": dict(row.tags),
-        "created_at": row.created_at,
-    }
+    return dict(zip(_COLUMNS, _values(row), strict=True))
+
+
+def _values(row: Feedback) -> tuple[Any, ...]:
+    """In the order of ``_COLUMNS``."""
+    return (
+        row.feedback_id,
+        row.group_id,
+        row.metric,
+        row.source.value,
+        row.rater_id,
+        None if row.label is None else row.label.value,
+        WHOLE_GROUP if row.choice_index is None else row.choice_index,
+        row.value,
+        row.text,
+        list(row.shown_order),
+        row.latency_ms,
+        dict(row.tags),
+        row.created_at,
+    )
 
 
 def _feedback(row: Row[Any]) -> Feedback:

@@ -7,34 +7,63 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from pairloop.config import Config
+from pairloop.config import Config, duration_s
 from pairloop.errors import StoreError
 from pairloop.store.artifacts import ROOT_OPTION, Artifacts
-from pairloop.store.database import describe, failing_as_store_error, migrate, parse_url, reader_engine, writer_engine
+from pairloop.store.database import (
+    Synchronous,
+    blank_sqlite,
+    describe,
+    failing_as_store_error,
+    log_flusher,
+    migrate,
+    parse_url,
+    reader_engine,
+    writer_engine,
+)
 from pairloop.store.opening import open_artifacts
-from pairloop.store.writer import GroupCommitWriter
+from pairloop.store.writer import MAX_BATCH, Committed, GroupCommitWriter, Limits, Together
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How the writer commits: how long it waits for the disk, and the bounds of its queue and its transactions."""
+
+    synchronous: Synchronous = "full"
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def of(cls, config: Config) -> Writing:
+        section = config.store
+        batch = 1 if section.durability == "commit" else MAX_BATCH
+        limits = Limits(batch, section.max_waiting, duration_s(section.max_wait))
+        return cls("normal" if section.durability == "async" else "full", limits)
 
 
 class Store:
     """Opens the database at head, and hands out connections: snapshots to readers, one transaction at a time to the writer."""
 
-    def __init__(self, url: URL, artifacts: Path | Artifacts, *, durable: bool = True, temporary: Path | None = None) -> None:
+    def __init__(
+        self, url: URL, artifacts: Path | Artifacts, writing: Writing | None = None, *, temporary: Path | None = None
+    ) -> None:
+        writing = writing or Writing()
         self.url = url
         self.name = describe(url)
         """The database in words, for messages."""
         self.artifacts = artifacts if isinstance(artifacts, Artifacts) else Artifacts(artifacts)
         self._temporary = temporary
-        self._writing = writer_engine(url, durable=durable)
+        self._writing = writer_engine(url, writing.synchronous)
         try:
             migrate(self._writing)
         except StoreError:
@@ -43,7 +72,8 @@ class Store:
         self._reading = reader_engine(url)
         for engine in (self._writing, self._reading):
             engine.update_execution_options(**{ROOT_OPTION: self.artifacts.root})
-        self._writer = GroupCommitWriter(self._writing, self.name)
+        flush = log_flusher(url) if writing.synchronous == "normal" else None
+        self._writer = GroupCommitWriter(self._writing, self.name, limits=writing.limits, flush=flush)
 
     @classmethod
     def open(cls, config: Config) -> Store:
@@ -52,18 +82,20 @@ class Store:
         if url.get_backend_name() == "sqlite" and url.database:
             with failing_as_store_error(url.database):
                 Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        return cls(url, open_artifacts(config))
+        return cls(url, open_artifacts(config), Writing.of(config))
 
     @classmethod
-    def in_memory(cls, artifacts_dir: Path) -> Store:
-        """A store for tests, gone when it is closed: the same SQLite in a temporary file, without fsync.
+    def in_memory(cls, artifacts_dir: Path, config: Config | None = None) -> Store:
+        """A store for tests, gone when it is closed: the same SQLite in a temporary file, without fsync, ``config``'s bounds.
 
         A file, because SQLite's shared in-memory databases lock whole tables and ignore the busy timeout.
         """
         artifacts_dir.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="store-", dir=artifacts_dir.parent))
-        url = make_url("sqlite://").set(database=str(folder / "memory.sqlite"))
-        return cls(url, artifacts_dir, durable=False, temporary=folder)
+        file = folder / "memory.sqlite"
+        file.write_bytes(blank_sqlite())
+        url = make_url("sqlite://").set(database=str(file))
+        return cls(url, artifacts_dir, replace(Writing.of(config or Config()), synchronous="off"), temporary=folder)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -74,17 +106,35 @@ class Store:
         except (DBAPIError, PoolTimeoutError) as error:
             raise StoreError(f"{self.name}: {getattr(error, 'orig', None) or error}") from error
 
-    def submit(self, fn: Callable[[Connection], T]) -> Future[T]:
+    def submit(
+        self, fn: Callable[[Connection], T], *, admitted: bool = False, together: Together[Any, T] | None = None
+    ) -> Future[T]:
         """Queue ``fn(connection)`` for the writer; the future resolves after the commit. Cost per call falls with concurrency.
 
-        The future raises what ``fn`` raised (its writes undone), ConflictError where a constraint was violated, StoreError
-        where the database could not write. ``fn`` must not commit, and must not wait for another write.
+        Raises StoreBusyError where more writes wait than store.max_waiting, or the oldest for longer than store.max_wait;
+        never for what is ``admitted``: the end of something that was let in before. The future raises what ``fn`` raised (its
+        writes undone), ConflictError where a constraint was violated, StoreError where the database could not write. ``fn``
+        must not commit, and must not wait for another write. ``together``: a faster way to do many such functions at once.
         """
-        return self._writer.submit(fn)
+        return self._writer.submit(fn, admitted=admitted, together=together)
 
     def write(self, fn: Callable[[Connection], T]) -> T:
-        """``submit(fn)``, waited for."""
+        """``submit(fn)``, waited for, and never refused: cycles, leases and heartbeats wait for their turn."""
         return self._writer.write(fn)
+
+    @property
+    def waiting(self) -> int:
+        """Writes that wait for their commit."""
+        return self._writer.waiting
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether ``submit`` would be refused."""
+        return self._writer.is_busy
+
+    def watch_commits(self, watch: Callable[[Committed], None]) -> None:
+        """Tell ``watch`` of every transaction of this store, in the writer's thread; it returns at once and raises nothing."""
+        self._writer.watch = watch
 
     def close(self) -> None:
         """Finish the waiting writes and close all connections; a second call does nothing."""

@@ -53,7 +53,7 @@ def export(url: URL, target: Path) -> None:
         with _failing(url):
             _copy_pages(str(url.database), target)
         return
-    with _engine(reader_engine(url)) as source, _engine(writer_engine(sqlite_url(target), durable=False)) as copy:
+    with _engine(reader_engine(url)) as source, _engine(writer_engine(sqlite_url(target), "off")) as copy:
         migrate(copy)
         with failing_as_store_error(describe(url)), source.connect() as reading, copy.begin() as writing:
             _copy_rows(reading.execution_options(isolation_level="REPEATABLE READ"), writing)
@@ -66,7 +66,7 @@ def load(source: Path, url: URL, *, aside: str | None) -> None:
     Tables of ours that are there already are moved into the schema ``aside``; without one they must hold no rows. ConflictError
     while another process of ours is connected.
     """
-    target = writer_engine(url, durable=True)
+    target = writer_engine(url)
     with (
         _engine(reader_engine(sqlite_url(source))) as file,
         _engine(target),

@@ -8,7 +8,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pairloop.errors import EngineError
+from pairloop.errors import EngineError, StoreBusyError
+from pairloop.store import Store
 from pairloop.store.keys import Key
 from pairloop.web.errors import error_response, from_error
 from pairloop.web.keyring import KeyRing
@@ -20,6 +21,7 @@ KEY_COOKIE = "pairloop_key"
 CALLER = "pairloop.caller"
 """Where the scope of a request holds who sent it: a key's id, or an address."""
 CHAT = "/v1/chat/completions"
+WRITING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 LIMIT_HEADER = "x-ratelimit-limit-requests"
 
 
@@ -72,15 +74,26 @@ class Access:
 
 
 class InFlight:
-    """Bounds the chat requests that wait, are sampled or are being streamed; 503 with retry-after beyond."""
+    """Bounds what is under way, with 503 and retry-after: chat requests that wait, are sampled or streamed, and writes.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    A request that would write is refused before it costs anything while too many writes wait for the database; what was let in
+    before ends.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, store: Store) -> None:
         self._app = app
         self._limit = limit
+        self._store = store
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != CHAT or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] not in WRITING or not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        if self._store.is_busy:
+            await from_error(StoreBusyError("too many writes wait"))(scope, receive, send)
+            return
+        if scope["path"] != CHAT or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         if self._open >= self._limit:

@@ -39,6 +39,7 @@ from pairloop.web.keyring import KeyRing
 from pairloop.web.metrics import Metrics
 from pairloop.web.middleware import BodyLimit, Outermost, Sites
 from pairloop.web.scopes import undeclared
+from pairloop.web.short_way import ShortWay
 from pairloop.web.status import StatusBoard
 
 DESCRIPTION = "Two answers, a pick, a better model: an OpenAI-compatible server that trains its policy on the picks it records."
@@ -88,13 +89,14 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     if missing:
         raise AssertionError(f"web/scopes.py does not say which scope opens {', '.join(missing)}")
     openapi.install(app)
-    _add_layers(app, store, config, metrics, ring)
+    _add_layers(app, context)
     return app
 
 
-def _add_layers(app: FastAPI, store: Store, config: Config, metrics: Metrics, ring: KeyRing) -> None:
+def _add_layers(app: FastAPI, context: Context) -> None:
     """Between server and routes. The last one added is the outermost: what is to be refused is refused before it costs."""
-    serve = config.serve
+    serve, store = context.config.serve, context.store
+    app.add_middleware(ShortWay, context=context, shortcuts=picks.SHORTCUTS)
     app.add_middleware(Idempotency, store=store)
     app.add_middleware(
         BodyLimit,
@@ -102,8 +104,8 @@ def _add_layers(app: FastAPI, store: Store, config: Config, metrics: Metrics, ri
         upload_limit=serve.max_file_bytes,
         timeout_s=duration_s(serve.body_timeout),
     )
-    app.add_middleware(InFlight, limit=serve.queue_limit)
-    app.add_middleware(Access, ring=ring, requests_per_minute=serve.requests_per_minute)
+    app.add_middleware(InFlight, limit=serve.queue_limit, store=store)
+    app.add_middleware(Access, ring=context.keys, requests_per_minute=serve.requests_per_minute)
     if serve.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -114,4 +116,4 @@ def _add_layers(app: FastAPI, store: Store, config: Config, metrics: Metrics, ri
             max_age=3600,
         )
     app.add_middleware(Sites, hosts=serve.allowed_hosts, origins=serve.allowed_origins, beyond=not is_loopback(serve.host))
-    app.add_middleware(Outermost, metrics=metrics)
+    app.add_middleware(Outermost, metrics=context.metrics)

@@ -59,4 +59,9 @@ def context_of(request: Request) -> Context:
     return context
 
 
-Here = Annotated[Context, Depends(context_of)]
+async def _here(request: Request) -> Context:
+    """A coroutine, because FastAPI sends a plain function through a worker thread, at each request."""
+    return context_of(request)
+
+
+Here = Annotated[Context, Depends(_here)]

@@ -17,6 +17,7 @@ from pairloop.errors import (
     InvalidRequestError,
     NotFoundError,
     PairloopError,
+    StoreBusyError,
     StoreError,
     UserError,
 )
@@ -24,6 +25,7 @@ from pairloop.errors import (
 logger = logging.getLogger(__name__)
 
 STORE_DOWN = "The store cannot be used at the moment; the server's log says why. Nothing was changed; try again."
+STORE_BUSY = "Too many writes wait for the database at the moment. Nothing of this one was stored; try again."
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 UNREADABLE = "There was an error parsing the body"
@@ -88,6 +90,8 @@ def from_error(error: PairloopError) -> Response:
         code = "model_not_found"
     if isinstance(error, EngineError):
         code = "engine_unavailable"
+    if isinstance(error, StoreBusyError):
+        return error_response(status, STORE_BUSY, code="store_busy")
     if isinstance(error, StoreError):
         logger.error("the store failed a request: %s", error)  # with paths and addresses, which are nobody else's business
         return error_response(status, STORE_DOWN, code="store_unavailable")

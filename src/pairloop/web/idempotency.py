@@ -13,16 +13,17 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pairloop.store import Store, replies
 from pairloop.store.replies import StoredReply
+from pairloop.store.waiting import awaitable
 from pairloop.web.access import CALLER
 from pairloop.web.errors import error_response
+from pairloop.web.headers import header
 
-HEADER = "idempotency-key"
+HEADER = b"idempotency-key"
 LONGEST = 255
 UPLOADS = b"multipart/"
 _NOT_KEPT = ("/v1/keys",)
@@ -41,16 +42,15 @@ class Idempotency:
         self._under_way: dict[tuple[str, str], asyncio.Event] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope) if scope["type"] == "http" and scope["method"] == "POST" else Headers()
-        if HEADER not in headers or not scope["path"].startswith("/v1/") or scope["path"].endswith(_STREAMED):
+        key = header(scope, HEADER) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if key is None or not scope["path"].startswith("/v1/") or scope["path"].endswith(_STREAMED):
             await self._app(scope, receive, send)
             return
-        key = headers[HEADER]
         refusal = _refusal(key, scope["path"])
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        asked = _Asked(scope, headers, receive)
+        asked = _Asked(scope, receive)
         if not asked.is_upload:
             await asked.read_ahead()
         about = (str(scope.get(CALLER, "")), key)
@@ -91,7 +91,8 @@ class Idempotency:
             held.append(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 reply = _reply(asked.hash(), held)
-                await asyncio.wrap_future(self._store.submit(lambda c: replies.put(c, *about, reply)))
+                # Admitted: what it is about is done, and must not be done again for want of its reply.
+                await awaitable(self._store.submit(lambda c: replies.put(c, *about, reply), admitted=True))
                 for part in held:
                     await send(part)
 
@@ -118,8 +119,8 @@ class _Asked:
     The parts of an upload are divided by a text that a client draws anew for each attempt; it is left out.
     """
 
-    def __init__(self, scope: Scope, headers: Headers, receive: Receive) -> None:
-        kind, options = parse_options_header(headers.get("content-type"))
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        kind, options = parse_options_header(header(scope, b"content-type"))
         self.is_upload = kind.startswith(UPLOADS)
         self._boundary = options.get(b"boundary", b"") if self.is_upload else b""
         self._digest = hashlib.sha256(f"{scope['method']} {scope['path']}?".encode() + scope["query_string"])

@@ -72,7 +72,7 @@ class KeyRing:
             return
         self._touched[key_id] = now
         at = datetime.now(UTC)
-        self._store.submit(lambda c: keys.touch(c, {key_id: at}))  # nobody waits for it
+        self._store.submit(lambda c: keys.touch(c, {key_id: at}), admitted=True)  # nobody waits for it
 
     def _any(self) -> bool:
         with self._store.reading() as c:

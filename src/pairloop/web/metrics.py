@@ -10,10 +10,14 @@ from prometheus_client.registry import Collector
 
 from pairloop.policy.protocols import ReplicaState, ReplicaStatus, Sampler
 from pairloop.store import Store, canaries, cycles, versions
+from pairloop.store.writer import Committed
 from pairloop.types import BASE_VERSION, Alias, CycleState, Group
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
@@ -30,10 +34,24 @@ class Metrics:
         self.picks = self._counter("picks", "Picks recorded, by label", ["label"])
         self.values = self._counter("values", "Other feedback recorded, by metric of the wire", ["metric"])
         self.retries = self._counter("retried_requests", "Requests that their client had sent before", [])
+        self.commit_s = Histogram(
+            "pairloop_commit_seconds",
+            "Seconds of a commit, its fsync included",
+            registry=self._registry,
+            buckets=COMMIT_SECONDS,
+        )
+        self.commit_batch = Histogram(
+            "pairloop_commit_batch", "Writes that shared a commit", registry=self._registry, buckets=BATCHES
+        )
+        store.watch_commits(self._committed)
         self._registry.register(_Live(store, sampler, policy))
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
         return Counter(f"pairloop_{name}", text, labels, registry=self._registry)
+
+    def _committed(self, one: Committed) -> None:
+        self.commit_s.observe(one.commit_s)
+        self.commit_batch.observe(one.batch)
 
     def answered(self, group: Group) -> None:
         self.groups.labels(group.kind.value, group.pool.value).inc()
@@ -85,6 +103,7 @@ class _Live(Collector):
         share = 0.0 if canary is None else canary.share
         yield GaugeMetricFamily("pairloop_canary_share", "Share of users whom a canary answers; 0 without one", value=share)
         yield GaugeMetricFamily("pairloop_versions_loaded", "Versions in memory", value=len(self._sampler.loaded()))
+        yield GaugeMetricFamily("pairloop_writes_waiting", "Writes that wait for their commit", value=self._store.waiting)
         yield from _replicas(self._sampler.replicas())
         state = GaugeMetricFamily("pairloop_cycle_state", "1 for the state of the running cycle", labels=["state"])
         for name in CycleState:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from time import perf_counter
 from urllib.parse import parse_qsl
 
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
@@ -18,6 +17,7 @@ from uuid_utils import uuid7
 from pairloop.errors import PairloopError
 from pairloop.loop.serve.stopwatch import watch
 from pairloop.web.errors import error_response, from_error
+from pairloop.web.headers import header
 from pairloop.web.metrics import Metrics
 from pairloop.web.sites import site_of
 
@@ -27,6 +27,8 @@ UNMATCHED = "unmatched"
 DRAINED_BYTES = 128_000_000
 SLOWEST_BYTES_PER_S = 10_000
 UPLOADS = "/v1/files"
+KNOWN_HOSTS = 256
+"""Host headers remembered as ours."""
 VERSION_HEADER = b"x-pairloop-model-version"
 _TRACE = re.compile(r"[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -93,7 +95,7 @@ class Outermost:
 
 def trace_of(scope: Scope) -> str:
     """The trace id of a W3C ``traceparent``; ``-`` where there is none."""
-    match = _TRACE.fullmatch(Headers(scope=scope).get("traceparent", ""))
+    match = _TRACE.fullmatch(header(scope, b"traceparent") or "")
     return match["trace"] if match is not None else "-"
 
 
@@ -111,6 +113,7 @@ class Sites:
         self._hosts = frozenset(host.lower() for host in hosts)
         self._origins = frozenset(origins)
         self._beyond = beyond
+        self._known: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -119,16 +122,15 @@ class Sites:
                 text = f"Invalid {place}: it holds a NUL (%00), which no id and no name has."
                 await error_response(400, text, param=place, code="invalid_value")(scope, receive, send)
                 return
-            headers = Headers(scope=scope)
-            host = headers.get("host", "")
-            if not self._is_ours(host):
+            host = header(scope, b"host") or ""
+            if host not in self._known and not self._is_ours(host):
                 text = (
                     f"This server does not answer to the host {host[:200]!r}: it knows 127.0.0.1, [::1], localhost and what "
                     "serve.allowed_hosts names."
                 )
                 await error_response(421, text, code="wrong_host")(scope, receive, send)
                 return
-            origin = headers.get("origin")
+            origin = header(scope, b"origin")
             if origin is not None and site_of(origin) != host and origin not in self._origins:
                 text = f"Requests from the site {origin[:200]} are not taken; serve.allowed_origins names those that are."
                 await error_response(403, text, code="cross_site")(scope, receive, send)
@@ -136,6 +138,12 @@ class Sites:
         await self._app(scope, receive, send)
 
     def _is_ours(self, host: str) -> bool:
+        ours = self._would_answer_to(host)
+        if ours and len(self._known) < KNOWN_HOSTS:
+            self._known.add(host)
+        return ours
+
+    def _would_answer_to(self, host: str) -> bool:
         name = host_name(host)
         if name is None:
             return False
@@ -185,12 +193,11 @@ class BodyLimit:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
         uploads = scope["path"] == UPLOADS
         limit = self._upload_limit if uploads else self._limit
         text = f"The body is larger than {limit} bytes (serve.{'max_file_bytes' if uploads else 'max_body_bytes'})."
-        if int(headers.get("content-length", "0")) > limit:
-            drained = "expect" not in headers and await _drain(receive)
+        if int(header(scope, b"content-length") or "0") > limit:
+            drained = header(scope, b"expect") is None and await _drain(receive)
             response = error_response(413, text, headers=None if drained else {"connection": "close"})
             await response(scope, receive, send)
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
@@ -22,10 +21,12 @@ from pairloop.loop.feedback import (
     submit_preference,
     submit_repeat,
 )
+from pairloop.store.waiting import awaitable
 from pairloop.types import ERROR_METRIC, Feedback, Source
 from pairloop.web.chat import version_name
 from pairloop.web.context import Context, Here
 from pairloop.web.replies import JSON
+from pairloop.web.short_way import Shortcut
 from pairloop.web.wire import MAX_INT32, NO_NUL, Body, Metadata, Text512, field_error
 
 router = APIRouter(tags=["feedback"])
@@ -141,8 +142,12 @@ async def preferences(body: PreferenceBody, context: Here) -> Response:
     says that a judge or verifier failed (`source: llm | code`): it is kept, is no vote, and never a tie. With `repeat` it is
     what the rater says of a comparison shown once more, sides swapped (`GET /v1/queue`): no vote either, it measures flips.
     """
+    return await _take_preference(body, context)
+
+
+async def _take_preference(body: PreferenceBody, context: Context) -> Response:
     submit = submit_repeat if body.repeat else submit_preference
-    recorded = await asyncio.wrap_future(submit(context.store, body.as_pick(), dryrun=body.dryrun))
+    recorded = await awaitable(submit(context.store, body.as_pick(), dryrun=body.dryrun))
     if not (recorded.duplicate or recorded.dryrun):
         context.notify()
         context.metrics.picks.labels(str(recorded.feedback.label or ERROR_METRIC)).inc()
@@ -161,16 +166,27 @@ async def feedback(body: FeedbackBody, context: Here) -> Response:
     The reply lists those under `applied`, and under `undecided` the comparisons of which nobody took an answer. True and false
     of the metrics in `feedback.thumb_metrics` (`resolved`) count as thumbs; other metrics are kept and train nothing.
     """
+    return await _take_feedback(body, context)
+
+
+async def _take_feedback(body: FeedbackBody, context: Context) -> Response:
     if body.conversation_id is not None:
-        applied = await asyncio.wrap_future(
-            submit_outcome(context.store, body.as_outcome(body.conversation_id), dryrun=body.dryrun)
-        )
+        applied = await awaitable(submit_outcome(context.store, body.as_outcome(body.conversation_id), dryrun=body.dryrun))
         _count_values(context, applied.rows if not (applied.duplicate or applied.dryrun) else ())
         return _outcome_reply(body.conversation_id, applied)
     value = body.as_value(body.inference_id or "")
-    recorded = await asyncio.wrap_future(submit_metric(context.store, value, dryrun=body.dryrun))
+    recorded = await awaitable(submit_metric(context.store, value, dryrun=body.dryrun))
     _count_values(context, () if recorded.duplicate or recorded.dryrun else (recorded.feedback,))
     return _reply(recorded)
+
+
+SHORTCUTS: dict[str, Shortcut[Any]] = {
+    one.path: one
+    for one in (
+        Shortcut("/v1/preferences", PreferenceBody, _take_preference),
+        Shortcut("/v1/feedback", FeedbackBody, _take_feedback),
+    )
+}
 
 
 def _count_values(context: Context, rows: Sequence[Feedback]) -> None:

@@ -105,6 +105,8 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                loop="auto",  # uvloop and httptools, which are dependencies wherever they exist
+                http="auto",
                 log_config=None,
                 access_log=False,
                 lifespan="on",

@@ -17,6 +17,7 @@ from pairloop.loop.feedback import is_revealed
 from pairloop.loop.serve import Answer, version_called
 from pairloop.store import stored, versions
 from pairloop.store.stored import StoredCompletion
+from pairloop.store.waiting import awaitable
 from pairloop.types import Group, Message, offered_tools, spoken
 from pairloop.web.chat import head_and_headers, json_response, version_name
 from pairloop.web.context import Context, Here
@@ -103,7 +104,7 @@ async def update_completion(completion_id: CompletionId, body: MetadataBody, con
     def write(c: Connection) -> tuple[StoredCompletion, bool]:
         return _found(c, stored.replace_metadata(c, completion_id, body.metadata or {}), completion_id)
 
-    one, revealed = await asyncio.wrap_future(context.store.submit(write))
+    one, revealed = await awaitable(context.store.submit(write))
     return json_response(await _body(context, one, revealed=revealed))
 
 
@@ -114,7 +115,7 @@ async def delete_completion(completion_id: CompletionId, context: Here) -> Respo
     What stays: that it was, who answered, and the feedback about it, so that what was trained can be traced. Datasets that
     were compiled before keep their rows.
     """
-    deleted = await asyncio.wrap_future(context.store.submit(lambda c: stored.delete(c, completion_id, datetime.now(UTC))))
+    deleted = await awaitable(context.store.submit(lambda c: stored.delete(c, completion_id, datetime.now(UTC))))
     if not deleted:
         raise _unknown(completion_id)
     return json_response({"object": "chat.completion.deleted", "id": completion_id, "deleted": True})

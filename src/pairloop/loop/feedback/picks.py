@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from pairloop.errors import InvalidRequestError
-from pairloop.loop.feedback.record import EDIT_SUFFIX, Recorded, checked_text, submit, waited_for
+from pairloop.loop.feedback.record import EDIT_SUFFIX, Draft, Recorded, checked_text, submit, waited_for
 from pairloop.store import Store
+from pairloop.store.heads import GroupHead
 from pairloop.store.ids import new_id
-from pairloop.types import DEMONSTRATION_METRIC, ERROR_METRIC, PREFERENCE_METRIC, Feedback, Group, Label, Source
+from pairloop.types import DEMONSTRATION_METRIC, ERROR_METRIC, PREFERENCE_METRIC, Feedback, Label, Source
 
 COMPARISON = 2
 
@@ -62,12 +63,13 @@ def record_preference(store: Store, pick: Pick, *, notify: Callable[[], None] | 
 def submit_preference(store: Store, pick: Pick, *, dryrun: bool = False) -> Future[Recorded]:
     """``record_preference`` without the wait; the future resolves after the fsynced commit."""
     feedback_id, now = pick.feedback_id or new_id("feedback"), datetime.now(UTC)
-    return submit(store, pick.inference_id, lambda group: pick_rows(group, pick, feedback_id, now), dryrun=dryrun)
+    draft = Draft(pick.inference_id, lambda group: pick_rows(group, pick, feedback_id, now), pick.feedback_id, dryrun)
+    return submit(store, draft)
 
 
-def pick_rows(group: Group, pick: Pick, feedback_id: str, now: datetime) -> tuple[Feedback, ...]:
+def pick_rows(group: GroupHead, pick: Pick, feedback_id: str, now: datetime) -> tuple[Feedback, ...]:
     """The pick's row, and that of its edited answer where it has one. InvalidRequestError where it says nothing clear."""
-    n = len(group.completions)
+    n = len(group.versions)
     if n != COMPARISON:
         raise InvalidRequestError(
             f"a pick is between two answers and {group.group_id} has {n}; send values about one of them to /v1/feedback",

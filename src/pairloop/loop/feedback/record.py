@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sqlalchemy import Connection
 
-from pairloop.errors import ConflictError, InvalidRequestError, NotFoundError
-from pairloop.store import Store, feedback, groups
+from pairloop.errors import ConflictError, InvalidRequestError, NotFoundError, UserError
+from pairloop.store import Store, Together, feedback
+from pairloop.store.heads import GroupHead, heads
 from pairloop.types import PREFERENCE_METRIC, Feedback, Group, GroupKind, Label
 
 EDIT_SUFFIX = "-edit"
@@ -21,7 +22,7 @@ class Recorded:
     """The row as stored (or as it would be), and its group; ``versions`` by index once a duel's pick has been made."""
 
     feedback: Feedback
-    group: Group
+    group: GroupHead
     duplicate: bool
     dryrun: bool = False
 
@@ -30,13 +31,13 @@ class Recorded:
         reveals = self.feedback.metric == PREFERENCE_METRIC and self.feedback.label is not Label.SKIP
         if self.dryrun or (self.group.kind is GroupKind.DUEL and not reveals):
             return None
-        return tuple(completion.version for completion in self.group.completions)
+        return self.group.versions
 
 
-class Draft(Protocol):
+class RowsOf(Protocol):
     """What turns a request into rows once its group is known; the first row is the one that is answered for."""
 
-    def __call__(self, group: Group) -> tuple[Feedback, ...]: ...
+    def __call__(self, group: GroupHead) -> tuple[Feedback, ...]: ...
 
 
 def is_revealed(c: Connection, group: Group) -> bool:
@@ -47,11 +48,20 @@ def is_revealed(c: Connection, group: Group) -> bool:
     return any(row.metric == PREFERENCE_METRIC and row.label is not Label.SKIP for row in rows)
 
 
-def submit(store: Store, inference_id: str, draft: Draft, *, dryrun: bool) -> Future[Recorded]:
-    def write(c: Connection) -> Recorded:
-        group = pickable(c, inference_id)
-        rows = draft(group)
-        if dryrun:
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A request on its way: ``rows_of`` its group makes its rows, ``given_id``: an id that its client chose."""
+
+    inference_id: str
+    rows_of: RowsOf
+    given_id: str | None
+    dryrun: bool
+
+    def write(self, c: Connection) -> Recorded:
+        """On its own: whatever it is, a replay, a revision, or what is to be refused."""
+        group = pickable(c, self.inference_id)
+        rows = self.rows_of(group)
+        if self.dryrun:
             return Recorded(rows[0], group, duplicate=False, dryrun=True)
         written = [feedback.insert(c, row) for row in rows]
         row, duplicate = written[0]
@@ -59,7 +69,49 @@ def submit(store: Store, inference_id: str, draft: Draft, *, dryrun: bool) -> Fu
             _check_replay(c, row.feedback_id, [known for _, known in written])
         return Recorded(row, group, duplicate)
 
-    return store.submit(write)
+
+def submit(store: Store, draft: Draft) -> Future[Recorded]:
+    return store.submit(draft.write, together=None if draft.dryrun else Together(write_new, draft))
+
+
+def write_new(c: Connection, drafts: Sequence[Draft]) -> list[Recorded | None]:
+    """All that is plainly new, in one statement of each kind; None for the rest, which goes the way of ``Draft.write``."""
+    found = heads(c, {draft.inference_id for draft in drafts})
+    taken = feedback.known_ids(c, {draft.given_id for draft in drafts if draft.given_id is not None})
+    revisions = feedback.last_revisions(c, found)
+    recorded: list[Recorded | None] = []
+    new: list[tuple[Feedback, str]] = []
+    said: set[tuple[str, str, str, int | None]] = set()
+    for draft in drafts:
+        head = found.get(draft.inference_id)
+        rows = () if head is None else _rows(draft, head)
+        keys = {_key(row) for row in rows}
+        if head is None or not rows or draft.given_id in taken or keys & said:
+            recorded.append(None)
+            continue
+        said |= keys
+        if draft.given_id is not None:
+            taken.add(draft.given_id)
+        numbered = [replace(row, revision=last + 1) if (last := revisions.get(_key(row))) is not None else row for row in rows]
+        new += [(row, head.policy) for row in numbered]
+        recorded.append(Recorded(numbered[0], head, duplicate=False))
+    feedback.insert_new(c, [row for row, _ in new], [policy for _, policy in new])
+    return recorded
+
+
+def _key(row: Feedback) -> tuple[str, str, str, int | None]:
+    """What a later row with the same key revises."""
+    return row.group_id, row.rater_id, row.metric, row.choice_index
+
+
+def _rows(draft: Draft, head: GroupHead) -> tuple[Feedback, ...]:
+    """None where there is something to refuse."""
+    if head.is_abandoned or not _is_answer(head):
+        return ()
+    try:
+        return draft.rows_of(head)
+    except UserError:
+        return ()
 
 
 def _check_replay(c: Connection, feedback_id: str, known: list[bool]) -> None:
@@ -76,15 +128,20 @@ def waited_for(future: Future[Recorded], notify: Callable[[], None] | None) -> R
     return recorded
 
 
-def pickable(c: Connection, inference_id: str) -> Group:
-    group = groups.get(c, inference_id)
-    if group is None or group.is_erased or group.kind is GroupKind.SHADOW:
+def pickable(c: Connection, inference_id: str) -> GroupHead:
+    group = heads(c, [inference_id]).get(inference_id)
+    if group is None or not _is_answer(group):
         raise NotFoundError(
             f"no inference {inference_id!r}; send the id of a chat completion of this server", param="inference_id"
         )
     if group.is_abandoned:
         raise ConflictError(f"{inference_id} was never answered to its end (its client went away), so it takes no feedback")
     return group
+
+
+def _is_answer(group: GroupHead) -> bool:
+    """Whether somebody was shown it, and it is still there."""
+    return not group.is_erased and group.kind is not GroupKind.SHADOW
 
 
 def checked_text(value: object, param: str) -> str:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from pairloop.errors import InvalidRequestError
-from pairloop.loop.feedback.record import Recorded, checked_text, submit, waited_for
+from pairloop.loop.feedback.record import Draft, Recorded, checked_text, submit, waited_for
 from pairloop.store import Store
+from pairloop.store.heads import GroupHead
 from pairloop.store.ids import new_id
 from pairloop.types import (
     COMMENT_METRIC,
@@ -20,7 +21,6 @@ from pairloop.types import (
     SCORE_METRIC,
     THUMBS_METRIC,
     Feedback,
-    Group,
     Source,
 )
 
@@ -50,10 +50,11 @@ def record_metric(
 def submit_metric(store: Store, value: MetricValue, *, dryrun: bool = False) -> Future[Recorded]:
     """``record_metric`` without the wait."""
     feedback_id, now = value.feedback_id or new_id("feedback"), datetime.now(UTC)
-    return submit(store, value.inference_id, lambda group: (_value_row(group, value, feedback_id, now),), dryrun=dryrun)
+    draft = Draft(value.inference_id, lambda group: (_value_row(group, value, feedback_id, now),), value.feedback_id, dryrun)
+    return submit(store, draft)
 
 
-def _value_row(group: Group, value: MetricValue, feedback_id: str, now: datetime) -> Feedback:
+def _value_row(group: GroupHead, value: MetricValue, feedback_id: str, now: datetime) -> Feedback:
     return Feedback(
         feedback_id=feedback_id,
         group_id=group.group_id,
@@ -68,9 +69,9 @@ def _value_row(group: Group, value: MetricValue, feedback_id: str, now: datetime
     )
 
 
-def _choice(group: Group, value: MetricValue) -> int | None:
+def _choice(group: GroupHead, value: MetricValue) -> int | None:
     """The completion that is meant; a demonstration or comment may be about the whole group."""
-    n = len(group.completions)
+    n = len(group.versions)
     if value.choice_index is not None:
         if not 0 <= value.choice_index < n:
             last = f"answers 0 to {n - 1}" if n > 1 else "only answer 0"

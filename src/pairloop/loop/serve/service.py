@@ -22,6 +22,7 @@ from pairloop.loop.serve.stopwatch import sampling
 from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Lockstep, Sink
 from pairloop.policy.protocols import Sampler, SampleRequest
 from pairloop.store import Store, groups, stored, versions
+from pairloop.store.waiting import awaitable
 from pairloop.types import BASE_VERSION, Completion, GroupKind, Version
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class ChatService:
             groups.insert(c, group)
             stored.insert(c, group, is_listed=plan.asked.is_listed)
 
-        await asyncio.wrap_future(self._store.submit(write))
+        await awaitable(self._store.submit(write))
         self._cast_shadow(plan)
         return Answer(group, events.by_index())
 

@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from pairloop.loop.serve.plan import Plan
 from pairloop.policy.protocols import TokenEvent
 from pairloop.store import Store, groups, stored
+from pairloop.store.waiting import awaitable
 from pairloop.types import Completion, FinishReason, Group
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class AnswerStream:
 
     async def open(self) -> None:
         """Commit the group row while sampling begins, and wait for the first tokens (or the failure) to come."""
-        row = asyncio.wrap_future(self._store.submit(lambda c: groups.insert(c, self.group)))
+        row = awaitable(self._store.submit(lambda c: groups.insert(c, self.group)))
         self._task = asyncio.create_task(self._sampling())
         self._task.add_done_callback(self._ended)
         try:
@@ -138,7 +139,7 @@ class AnswerStream:
             groups.finish(c, whole.group_id, completions)
             stored.insert(c, whole, is_listed=self.plan.asked.is_listed)
 
-        await asyncio.wrap_future(self._store.submit(write))
+        await awaitable(self._store.submit(write, admitted=True))
         self._stored(self.plan)
         return Answer(whole, self._events.by_index())
 
@@ -159,7 +160,8 @@ class AnswerStream:
             )
             for number, events in zip(self.plan.versions, self._events.by_index(), strict=True)
         )
-        self._store.submit(lambda c: groups.finish(c, self.group.group_id, completions)).add_done_callback(_log_failure)
+        row = self._store.submit(lambda c: groups.finish(c, self.group.group_id, completions), admitted=True)
+        row.add_done_callback(_log_failure)
 
     async def _sampling(self) -> tuple[Completion, ...]:
         return await self._draw(self.plan, self._events, self._sink)
