@@ -107,7 +107,7 @@ class Restore:
         restore(archive, Config(state_dir=copy), force=True, after=[self._after])
 
     def _after(self, store: Store, _: Config) -> None:
-        store.write(partial(groups.erase, group_id="g"))
+        store.write(partial(groups.erase, group_ids=["g"]))
 
     def tell(self, copy: Path) -> dict[str, Any]:
         found = [self._rows(Config(state_dir=copy))]

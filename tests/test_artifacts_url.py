@@ -134,6 +134,23 @@ def test_what_was_never_published_is_named(place: Place) -> None:
         artifacts.inspect("0" * 64)
 
 
+def test_what_is_cleared_is_gone_and_may_leave_its_manifest(place: Place) -> None:
+    here, there = place.machine("a"), place.machine("b")
+    aged, erased = publish(here, by="aged"), publish(here, {"a": "1"}, by="erased")
+    here.put_manifest(aged.path, {**aged.manifest, "by": "somebody"})
+    assert there.manifest_of(there.path(aged.hash))["by"] == "somebody"
+    assert here.clear(aged.path, with_manifest=False)
+    assert here.clear(erased.path, with_manifest=True)
+    assert not here.clear(erased.path, with_manifest=True)
+    assert there.manifest_of(there.path(aged.hash))["by"] == "somebody"
+    assert there.manifest_of(there.path(erased.hash)) == {}
+    for artifact in (aged, erased):
+        assert not there.is_whole(artifact.hash)
+        assert not (artifact.path / "a").exists()
+        with pytest.raises(StoreError):
+            there.verify(artifact.hash)
+
+
 # -- at a URL: whole or absent, and as it was published
 
 

@@ -156,7 +156,7 @@ def test_data_is_not_overwritten_and_force_moves_it_aside(store: Store, tmp_path
     assert rows_of(done.aside) == before
     assert rows_of(other.name) == rows_of(store.name)
     assert sorted(path.name for path in config.state_dir.iterdir()) == sorted(
-        ["artifacts", "pairloop.sqlite", Path(done.aside).name]
+        ["artifacts", "pairloop.sqlite", "pseudonyms.key", Path(done.aside).name]
     )
 
 
@@ -194,7 +194,7 @@ def test_what_must_hold_after_a_restore_is_done_before_anybody_sees_it(store: St
     def erase(copy: Store, target: Config) -> None:
         assert target is config
         assert not (config.state_dir / "pairloop.sqlite").exists()
-        copy.write(partial(groups.erase, group_id="g"))
+        copy.write(partial(groups.erase, group_ids=["g"]))
 
     restore(Archive(taken.path), config, after=[erase])
     with Store.open(config) as copy, copy.reading() as c:

@@ -193,7 +193,7 @@ def test_an_offline_duel_whose_verifier_fails_holds(tmp_path: Path) -> None:
         record = done.steps[-1].record
         assert record["offline_duel"]["wins"] > record["offline_duel"]["losses"]  # the rest would promote
         assert "an error is HOLD, never PROMOTE (the first: " in record["reason"]
-        assert "cannot parse that" in record["reason"]
+        assert "score_what_is_not_bad raised ValueError (test_cycle.py:" in record["reason"]
         assert last_verdict(rig, done) is VerdictKind.HOLD
         assert rig.champion == 0
 
@@ -354,7 +354,7 @@ def test_an_unforeseen_error_is_recorded(rig: Rig) -> None:
     with rig.store.reading() as c:
         done = cycles.list_(c, "bot")[0]
     assert done.state is S.FAILED
-    assert done.steps[-1].record["error"] == "ZeroDivisionError: division by zero"
+    assert done.steps[-1].record["error"] == "ZeroDivisionError"
     assert done.steps[-1].record["error_kind"] == "system_error"
 
 

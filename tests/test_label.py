@@ -111,7 +111,7 @@ def test_a_verifier_that_raises_is_an_error_with_its_reason_and_no_feedback(stor
     put(store, "a", "bb", group_id="good")
     record = label.run(store, configured(verifier=VERIFIER))
     assert (record.labelled, record.errors) == (1, 1)
-    assert record.reasons == {f"verifier {VERIFIER} raised RuntimeError: cannot judge this": 1}
+    assert record.reasons == {f"verifier {VERIFIER} raised RuntimeError (test_label.py:35)": 1}
     assert rows_of(store, "bad") == []
     with pytest.raises(ConfigError, match="cannot be imported"):
         label.run(store, configured(verifier="no_such_module:score"))
@@ -136,7 +136,7 @@ def test_a_judge_picks_ties_where_its_orders_disagree_and_is_silent_where_it_fai
     assert (clear.label, clear.metric, clear.source, clear.rater_id) == (Label.B, "preference", Source.LLM, "judge-1")
     assert (flipped.label, flipped.tags) == (Label.TIE, {"flipped": "true"})
     assert rows_of(store, "failed") == rows_of(store, "three") == []
-    assert list(record.reasons) == ["judge judge-1: no verdict in 'no idea'"]
+    assert list(record.reasons) == ["judge judge-1: no verdict in a reply of 7 characters"]
 
 
 def test_a_judge_that_is_down_is_left_alone_after_a_while(store: Store) -> None:

@@ -117,10 +117,19 @@ def test_without_auto_rollback_it_is_told_and_stays(tmp_path: Path, caplog: pyte
 def test_an_engine_that_fails_for_everybody_is_not_the_versions_fault(tmp_path: Path) -> None:
     with promoted(tmp_path, FaultyPolicy(1)) as world:
         ask(world, BROKEN, first=1_000)
-        dead = FaultyPolicy(0)  # the former champion does not answer either
+        engine = FaultyPolicy(0)  # the former champion does not answer either
+        watch, now = deploy.Watch(world.store, engine, world.config), datetime.now(UTC)
         with pytest.raises(EngineError, match="kernel"):
-            deploy.Watch(world.store, dead, world.config).look()
-        assert champion(world) == 1
+            watch.look(now)
+        engine.broken = None  # the engine is back, and what happened meanwhile is no reason to go back
+        for minutes in (1, 3, 4):
+            watch.look(now + timedelta(minutes=minutes))
+            assert champion(world) == 1
+        world.store.write(
+            lambda c: traffic.put(c, POLICY, 1, traffic.minute_of(now + timedelta(minutes=9)), "later", Counts(0, BROKEN))
+        )
+        watch.look(now + timedelta(minutes=10))
+        assert champion(world) == 0
 
 
 def test_one_user_cannot_break_a_guard(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pairloop.errors import ConflictError, NotFoundError
 from pairloop.loop import cycle, pairs, raters
 from pairloop.loop.raters import Observed, check, flip_rate
 from pairloop.statistics import binomial_p, holm
-from pairloop.store import duels, feedback, groups, quarantines
+from pairloop.store import audit, duels, feedback, groups, quarantines
 from pairloop.store.quarantines import Action
 from pairloop.types import Label, Pool, VerdictKind
 
@@ -196,6 +196,9 @@ def test_quarantine_sets_pairs_aside_with_their_reason_and_release_brings_them_b
     assert len(new_pairs(rig).compiled.pairs) == len(with_mallory.compiled.pairs)  # a preview changes nothing
 
     assert raters.decide(rig.store, rig.loop.config, "mallory", Action.QUARANTINE, "always left", actor="test") == effect
+    with rig.store.reading() as c:
+        (entry,) = audit.list_(c)
+    assert (entry.actor, entry.action, entry.subject, entry.reason) == ("test", "quarantine", "rater:mallory", "always left")
     after = new_pairs(rig)
     assert after.compiled.pairs == before.compiled.pairs
     assert after.dropped["quarantined"] == 24

@@ -13,7 +13,7 @@ import pytest
 from tests.store_rows import BOT, NOW, a_cycle, a_version, contents_of
 from tests.test_doctor import artifact_of, plant, prepared, publish, store, upload
 
-from pairloop.store import Store, backup, cycles, doctor, duels, files, jobs, repair, repairs, versions
+from pairloop.store import Store, audit, backup, cycles, doctor, duels, files, jobs, repair, repairs, versions
 from pairloop.store.archive import Archive
 from pairloop.store.jobs import Job, JobStatus
 from pairloop.types import Alias, CycleState, CycleStep, Duel
@@ -60,10 +60,15 @@ def challenge_with_nothing(store: Store) -> None:
     plant(store, f"INSERT INTO aliases (policy, alias, number) VALUES ('{BOT}', 'challenger', 2)")
 
 
+def canary_of_nothing(store: Store) -> None:
+    plant(store, f"INSERT INTO aliases (policy, alias, number) VALUES ('{BOT}', 'canary', 2)")
+
+
 DAMAGES: list[tuple[str | Callable[[Store], None], list[str], str]] = [
     ("UPDATE aliases SET number = 7", ["dangling_alias"], "champion of bot is version 1"),
     ("DELETE FROM aliases", ["no_champion"], "champion of bot is version 1"),
     (challenge_with_nothing, ["dangling_alias"], "alias challenger of bot cleared"),
+    (canary_of_nothing, ["dangling_alias"], "alias canary of bot cleared"),
     ("UPDATE duels SET closed_at = NULL", ["open_duel"], "duel_1 closed"),
     ("DELETE FROM pair_feedback", ["pair_without_feedback"], "lineage of 1 pairs read"),
     ("DELETE FROM pair_groups", ["pair_without_group"], "lineage of 1 pairs read"),
@@ -90,10 +95,11 @@ def test_each_damage_is_mended_and_recorded_once(
     assert all(problem.repair for problem in problems)
     assert [one.action.startswith(action) for one in planned] == [True]
     assert dump(store) == before, "a plan changes nothing"
-    mended = repair.mend(store)
+    mended = repair.mend(store, actor="cli:ada")
     assert ([one.code for one in mended.repairs], mended.problems) == (codes, [])
     with store.reading() as c:
         assert repairs.list_(c) == mended.repairs
+        assert [(entry.action, entry.actor) for entry in audit.list_(c)] == [("repair", "cli:ada")]
     assert repair.mend(store) == repair.Mended([], [])
 
 
@@ -188,7 +194,7 @@ def test_a_champion_that_moved_meanwhile_is_left_alone(store: Store) -> None:
     plant(store, "UPDATE aliases SET number = 7")
     ((planned,),) = (repair.plan(store)[1],)
     plant(store, "UPDATE aliases SET number = 0")
-    assert repair._perform(store, planned) is None
+    assert repair._perform(store, planned, "cli:ada") is None
     with store.reading() as c:
         assert versions.alias(c, BOT, Alias.CHAMPION) == 0
         assert repairs.list_(c) == []

@@ -18,9 +18,17 @@ PairloopError
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TEXTS = logging.getLogger("pairloop.texts")
+"""Hears what errors say that may quote a prompt, an answer or a comment. Silent unless ``privacy.log_texts``."""
+TEXTS.disabled = True
 
 
 class PairloopError(Exception):
@@ -130,3 +138,36 @@ class EngineError(SystemFailure):
 
 class TrainingError(SystemFailure):
     """A training child that ended without a result."""
+
+
+def log_failure(logger: logging.Logger, error: BaseException, text: str, *args: Any, **options: Any) -> None:
+    """Log an error that nobody foresaw: its type and where it was raised, and those of its causes.
+
+    Not what it says, for that may quote a message; ``TEXTS`` hears it whole. ``options``: as of ``logger.error``.
+    """
+    logger.error(f"{text}: %s", *args, trace_of(error), **options)
+    TEXTS.error(text, *args, exc_info=error)
+
+
+def place_of(error: BaseException) -> str:
+    """Type of an error, and the innermost place it went through, such as ``ValueError (scorer.py:12)``."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else type(error).__name__
+
+
+def trace_of(error: BaseException) -> str:
+    """Types and places of an error and its causes, the first cause last, without what they say."""
+    lines = []
+    for one in _with_causes(error):
+        lines.append(type(one).__name__)
+        lines += [f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in traceback.extract_tb(one.__traceback__)]
+    return "\n".join(lines)
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        yield at
+        at = at.__cause__ or (None if at.__suppress_context__ else at.__context__)

@@ -17,7 +17,7 @@ from typing import Any, Self
 import httpx
 
 from pairloop.config import LabelSection, secret
-from pairloop.errors import ConfigError, UserError
+from pairloop.errors import ConfigError, UserError, place_of
 from pairloop.types import Label, Prompt, messages_as_dicts
 
 _TIMEOUT_S = 60.0
@@ -74,10 +74,13 @@ class Verifier:
         try:
             score = self.function([dict(message) for message in messages], completion)
         except Exception as error:  # the one supervisor line: the function is the user's, and may raise anything
-            raise VerifierError(f"verifier {self.name} raised {type(error).__name__}: {error}") from error
+            raise VerifierError(
+                f"verifier {self.name} raised {place_of(error)}"
+            ) from error  # what it says may quote the answer
         value = _finite(score)
         if value is None:
-            raise VerifierError(f"verifier {self.name} gave {score!r}; a score is a finite number, or true or false")
+            given = repr(score) if isinstance(score, float) else type(score).__name__
+            raise VerifierError(f"verifier {self.name} gave {given}; a score is a finite number, or true or false")
         return value
 
 
@@ -166,7 +169,10 @@ class PairwiseJudge:
         except (ValueError, KeyError, IndexError, TypeError) as error:
             return Outcome.ERROR, f"judge {self.model}: not a chat completion: {type(error).__name__}: {error}"
         outcome = read_verdict(reply)
-        return outcome, f"judge {self.model}: no verdict in {reply!r:.200}" if outcome is Outcome.ERROR else None
+        return (
+            outcome,
+            f"judge {self.model}: no verdict in a reply of {len(str(reply))} characters" if outcome is Outcome.ERROR else None,
+        )
 
 
 def read_verdict(reply: object) -> Outcome:

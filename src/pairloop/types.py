@@ -228,7 +228,8 @@ class Completion:
     """One answer: its text, the sampled token ids and their raw float32 log-probs under the version that sampled it.
 
     A completion that ended with ``stop`` by its end-of-sequence token contains that token and its log-prob; a truncated one
-    does not. Imported completions have no token ids, no log-probs, and no version.
+    does not. Imported completions have no token ids, no log-probs, and no version. ``is_redacted``: something was taken out of
+    the text before it was stored; what is left has no token ids.
     """
 
     text: str
@@ -236,6 +237,7 @@ class Completion:
     logps: tuple[float, ...] = ()
     version: int | None = None
     finish_reason: FinishReason = FinishReason.STOP
+    is_redacted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +288,8 @@ ERROR_METRIC = "error"
 REPEAT_METRIC = "repeat"
 """A comparison shown to its rater once more, sides swapped: it measures how often picks are flipped, and is no vote."""
 """A verifier or judge failed on the group: no vote, and no tie."""
+REDACTED_TAG = "pairloop.redacted"
+"""The tag of a feedback row that says something was taken out of its value before it was stored."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from pairloop.cli import (
     keys,
     lab,
     loop,
+    privacy,
     raters,
     serving,
     training,
@@ -38,7 +39,7 @@ def pairloop() -> None:
     """
 
 
-rooms = (serving, keeping, keys, loop, gate, raters, versions, audit, data, training, jobs, lab, bench)
+rooms = (serving, keeping, keys, loop, gate, raters, versions, privacy, audit, data, training, jobs, lab, bench)
 for command in (command for room in rooms for command in room.COMMANDS):
     pairloop.add_command(command)
 lab.lab.add_command(comparing.compare)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from pairloop.config import Config
     from pairloop.formats import CheckResult
+    from pairloop.redaction import Redactor
     from pairloop.store import Store
     from pairloop.types import Dataset, LabelledGroup
 
@@ -53,6 +55,8 @@ def data_import(file: Path, config_path: Path, family: str | None, skip_refused:
         if not skip_refused:
             check.or_raise()
         found = each_group(file, family=family, max_chars=limit, policy=config.policy.name)
+        if store.redactor is not None and config.privacy.redact_files:
+            found = map(partial(_redacted, store.redactor), found)
         new = sum(store.write(partial(_insert_all, batch)) for batch in _batches(found))
     document = {"rows": check.rows, "imported": new, "known": check.kept - new, "refused": check.refused}
     text = f"{check.rows} rows: {new} imported, {check.kept - new} known already"
@@ -102,6 +106,11 @@ def _batches(found: Iterable[LabelledGroup]) -> Iterator[Sequence[LabelledGroup]
     waiting = iter(found)
     while batch := list(islice(waiting, IMPORT_BATCH)):
         yield batch
+
+
+def _redacted(redactor: Redactor, labelled: LabelledGroup) -> LabelledGroup:
+    rows = tuple(redactor.feedback(row) for row in labelled.feedback)
+    return replace(labelled, group=redactor.group(labelled.group), feedback=rows)
 
 
 def _insert_all(batch: Sequence[LabelledGroup], c: Connection) -> int:
@@ -247,7 +256,7 @@ def _dataset(store: Any, policy: str, dataset_id: str | None) -> Dataset:
     from pairloop.store import datasets
 
     with store.reading() as c:
-        found: Dataset | None = datasets.get(c, dataset_id) if dataset_id else next(iter(datasets.list_(c, policy)), None)
+        found: Dataset | None = datasets.current(c, dataset_id) if dataset_id else next(iter(datasets.list_(c, policy)), None)
     if found is None:
         raise NotFoundError(f"no dataset {dataset_id or ''} of {policy}; `pairloop pairs build` makes one")
     return found

@@ -11,11 +11,23 @@ import click
 from pairloop.cli.output import EXIT_SYSTEM_FAILURE, config_option, show, table, verb
 
 if TYPE_CHECKING:
+    from pairloop.config import Config
+    from pairloop.store import Store
     from pairloop.store.doctor import Problem
     from pairloop.store.repair import Repair
     from pairloop.store.restore import AfterRestore
 
-AFTER_RESTORE: tuple[AfterRestore, ...] = ()
+
+def _audited(store: Store, config: Config) -> None:
+    """The audit trail came out of the backup, too; from here on it says so."""
+    from pairloop.cli.opening import actor
+    from pairloop.store.audit import AuditAction, record
+
+    subject, reason = config.policy.name, "by hand, from a backup"
+    store.write(lambda c: record(c, AuditAction.RESTORE, actor=actor(), subject=subject, reason=reason))
+
+
+AFTER_RESTORE: tuple[AfterRestore, ...] = (_audited,)
 """Told of a store that something came back to from a backup, before anybody uses it."""
 
 _backup_path = click.Path(path_type=Path, file_okay=False, exists=True)
@@ -39,7 +51,7 @@ def doctor(
     Repairs go through the store, also beside a running server, which answers with the version that an alias names from its next
     request on. docs/operations.md lists the codes.
     """
-    from pairloop.cli.opening import open_store
+    from pairloop.cli.opening import actor, open_store
     from pairloop.errors import ConfigError
     from pairloop.store import repair
     from pairloop.store.archive import Archive
@@ -49,7 +61,7 @@ def doctor(
     archive = None if backup_path is None else Archive.find(backup_path)
     with open_store(config_path) as (config, store):
         if is_repair and not dry_run:
-            mended = repair.mend(store, archive=archive, accept_loss=accept_loss, deep=deep)
+            mended = repair.mend(store, archive=archive, accept_loss=accept_loss, deep=deep, actor=actor())
             if archive is not None:
                 for act in AFTER_RESTORE:
                     act(store, config)

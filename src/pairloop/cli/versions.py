@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pairloop.cli.output import config_option, show, table, verb
+
+if TYPE_CHECKING:
+    from pairloop.store.erasures import Burden
 
 
 @click.group(invoke_without_command=True)
@@ -49,6 +53,7 @@ def export(name: str, out: Path, merged: bool, base_name: str | None, config_pat
 
 def _list(config_path: Path, *, as_json: bool) -> None:
     from pairloop.cli.opening import open_store
+    from pairloop.store import erasures
     from pairloop.store import versions as rows_of
     from pairloop.types import Alias
 
@@ -57,6 +62,7 @@ def _list(config_path: Path, *, as_json: bool) -> None:
         found = rows_of.list_(c, name)
         aliases = {rows_of.alias(c, name, alias): alias.value for alias in reversed(Alias)}
         history = rows_of.promotions(c, name)
+        burdens = erasures.burdens(c, name)
     found = [replace(version, path=store.artifacts.address(version.path)) for version in found]
     rows = [
         (
@@ -66,17 +72,27 @@ def _list(config_path: Path, *, as_json: bool) -> None:
             version.parent,
             ", ".join(event.action for event in history if event.number == version.number),
             f"{version.created_at:%Y-%m-%d %H:%M:%S}",
+            *([_erased(burdens.get(version.number))] if burdens else []),
             version.path,
         )
         for version in found
     ]
-    headers = ("version", "alias", "kind", "parent", "history", "made (UTC)", "path")
+    headers = ("version", "alias", "kind", "parent", "history", "made (UTC)", *(["erased people"] if burdens else []), "path")
     document = {
         "versions": found,
         "aliases": {alias: number for number, alias in aliases.items() if number is not None},
         "promotions": history,
+        "erased": burdens,
     }
     show(document, table(headers, rows) if rows else "no version yet; `pairloop serve` registers version 0", as_json=as_json)
+
+
+def _erased(burden: Burden | None) -> str:
+    """What it had seen of people who were erased since."""
+    if burden is None:
+        return ""
+    own = [f"{burden.rows} rows"] if burden.rows else []
+    return ", ".join([*own, *(f"through {number}" for number in burden.ancestors)])
 
 
 COMMANDS = (versions,)

@@ -33,6 +33,26 @@ class VersionResource(BaseModel):
     run_id: str | None
     artifact_hash: str
     created_at: int
+    erased_rows: int = 0
+    """Rows it was trained on that rested on people who were erased since."""
+    erased_ancestors: list[str] = []
+    """Versions it descends from that have such rows."""
+
+
+class ErasureResource(BaseModel):
+    """What an erasure took, by noun; of a preview (`id` null) what it would take. Who it was about is nowhere written."""
+
+    object: Literal["erasure"] = "erasure"
+    id: str | None
+    reason: str | None
+    counts: dict[str, int]
+    versions: dict[str, int] = {}
+    """Versions that had seen the person, and how many rows."""
+    datasets: dict[str, str] = {}
+    """Datasets that held rows of theirs, and what is left of each."""
+    scrubbed: bool | None = None
+    """Whether the bytes are gone from the database's file, too; false where it is large: `pairloop erase --scrub`."""
+    created_at: int | None
 
 
 class StepResource(BaseModel):

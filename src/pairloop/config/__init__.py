@@ -16,6 +16,7 @@ from pydantic import ValidationError, model_validator
 
 from pairloop.config.artifacts import folder_of
 from pairloop.config.deploy import DeploySection
+from pairloop.config.privacy import PrivacySection
 from pairloop.config.section import Section, duration_s, is_loopback
 from pairloop.config.sections import (
     Durability,
@@ -47,6 +48,7 @@ __all__ = [
     "LabelSection",
     "PairsSection",
     "PolicySection",
+    "PrivacySection",
     "ScheduleSection",
     "Section",
     "ServeSection",
@@ -79,6 +81,7 @@ class Config(Section):
     schedule: ScheduleSection = ScheduleSection()
     store: StoreSection = StoreSection()
     track: TrackSection = TrackSection()
+    privacy: PrivacySection = PrivacySection()
 
     @model_validator(mode="after")
     def _offline_needs_a_labeller(self) -> Self:

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from pairloop.errors import ConfigError, ModelError, RowsError, UserError
+from pairloop.errors import ConfigError, ModelError, RowsError, UserError, log_failure
 from pairloop.formats.snapshot import TRAIN_FILE
 from pairloop.learner.data import UnfitRows, read_split, refuse_unfit
 from pairloop.learner.files import exclusive
@@ -63,7 +63,7 @@ def supervise(job: TrainJob, report: Callable[[Mapping[str, Any]], None], worker
         except Exception as error:  # the one supervisor line: whatever it was, it is logged and recorded
             if workers.size > 1 and is_lost(error):
                 raise WorkerLost(f"worker {workers.rank}: another worker is gone ({error})") from error
-            LOG.exception("training failed")
+            log_failure(LOG, error, "training failed")
             wall_s = time.monotonic() - started_s
             result = TrainResult(TrainStatus.FAILED, error=classify(error), cpu_s=time.process_time(), wall_s=wall_s)
             result.save_first(result_path, f"worker-{workers.rank}")

@@ -20,9 +20,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pairloop.config import ScheduleSection, duration_s
-from pairloop.errors import ConflictError
+from pairloop.errors import ConflictError, PairloopError, log_failure
 from pairloop.loop import cycle as cycle_stage
-from pairloop.loop import deploy, pairs
+from pairloop.loop import deploy, pairs, privacy
 from pairloop.loop.cycle import Loop
 from pairloop.loop.jobs import JobQueue
 from pairloop.store import canaries, cycles, duels, triggers, versions
@@ -39,6 +39,8 @@ LOOK_EVERY_S = 0.25
 """The least time between two looks at the store: picks come by the hundred, and a look at a duel reads them all."""
 COUNT_EVERY_S = 1.0
 """The least time between two counts of new pairs, which read all new picks."""
+SWEEP_EVERY_S = 3_600.0
+"""How often texts that are old enough are looked for."""
 _FRUITLESS = (CycleState.FAILED, CycleState.NOTHING_TO_TRAIN)
 
 
@@ -108,6 +110,7 @@ class Scheduler:
         self._trouble: str | None = None
         self._new_pairs = (float("-inf"), 0)
         self._recount = False
+        self._swept_at = float("-inf")
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._jobs = JobQueue(loop) if loop.config.schedule.jobs else None
         self._watch = deploy.Watch(loop.store, loop.policy, loop.config, on_alarm=self.notify)
@@ -161,8 +164,8 @@ class Scheduler:
             except ConflictError as error:  # another process turns this loop; its turn will end
                 logger.info("%s", error)
                 wait_s = self._poll_s
-            except Exception as error:  # the supervisor: the loop outlives whatever a cycle ran into, and says what it was
-                logger.exception("the cycle broke")
+            except Exception as error:  # noqa: BLE001 - the supervisor: the loop outlives whatever a cycle ran into
+                log_failure(logger, error, "the cycle broke")
                 self._trouble, self._seen = f"{type(error).__name__}: {error}", None
                 if not self._stopping.is_set():  # what stops may fail of that, and goes on at the next start
                     self._record(error)
@@ -176,8 +179,8 @@ class Scheduler:
     def _record(self, error: Exception) -> None:
         try:
             cycle_stage.record_failure(self._loop, error)
-        except Exception:  # the store itself may be what is broken; the cycle is then resumed later
-            logger.exception("the failure could not be recorded")
+        except Exception as problem:  # noqa: BLE001 - the store itself may be what is broken; the cycle is then resumed later
+            log_failure(logger, problem, "the failure could not be recorded")
 
     def _sleep(self, wait_s: float, *, patient: bool) -> None:
         """Until notified or for ``wait_s``; ``patient`` after an error: only ``stop`` cuts that short."""
@@ -191,6 +194,7 @@ class Scheduler:
     def _tick(self) -> None:
         """Move the open cycle if there is something to do, or begin one if it is due."""
         loop, self._recount = self._loop, False
+        self._sweep()
         with loop.store.reading() as c:
             current = cycles.current(c, loop.name)
         if current is None:
@@ -203,6 +207,19 @@ class Scheduler:
             self._keep_trigger()
             if self._worth_a_look(current):
                 self._turn(current.trigger)
+
+    def _sweep(self) -> None:
+        """Retention, between cycles: what is due goes in small batches. A cycle does not fail of it."""
+        if time.monotonic() - self._swept_at < SWEEP_EVERY_S:
+            return
+        self._swept_at = time.monotonic()
+        try:
+            swept = privacy.sweep(self._loop.store, self._loop.config)
+        except (PairloopError, OSError) as error:
+            logger.error("retention: %s; tried again in an hour", error)
+            return
+        if not swept.is_empty:
+            logger.info("retention: %d groups, datasets %s, versions %s", swept.groups, swept.datasets, swept.versions)
 
     def _turn(self, reason: str) -> None:
         done = cycle_stage.run(self._loop, trigger=reason, should_stop=self._stopping.is_set)

@@ -157,6 +157,33 @@ class Artifacts:
         """Remove an uploaded file's content; nothing where it is gone."""
         self.local(path).unlink(missing_ok=True)
 
+    def clear(self, path: str | Path, *, with_manifest: bool) -> bool:
+        """Remove an artifact's files for good, by an erasure or because of their age; False where there was nothing."""
+        folder = self.root / path
+        inside = [entry for entry in folder.iterdir() if with_manifest or entry.name != MANIFEST] if folder.is_dir() else []
+        for entry in inside:
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        if folder.is_dir() and with_manifest:
+            folder.rmdir()
+        return bool(inside)
+
+    def manifest_of(self, path: str | Path) -> dict[str, Any]:
+        """What an artifact says of itself, also where its files were removed; empty where nothing is left."""
+        try:
+            return read_manifest(self.root / path)
+        except StoreError:
+            return {}
+
+    def put_manifest(self, path: str | Path, manifest: Mapping[str, Any]) -> None:
+        """Write an artifact's manifest anew, in one rename; no hash covers it."""
+        with self.stage() as staged, _failing_as_store_error(self.root / path):
+            (staged / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+            _flush(staged / MANIFEST)
+            (staged / MANIFEST).rename(self.root / path / MANIFEST)
+
     def has_folder(self, path: str | Path) -> bool:
         """True where something of an artifact is there."""
         return (self.root / path).is_dir()
@@ -264,6 +291,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise StoreError(f"{path}: no such artifact, or its manifest is gone") from error
+
+
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=2, sort_keys=True) + "\n"
 
 
 def parse_manifest(content: bytes, path: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from pairloop.store.artifacts import from_row
-from pairloop.store.schema import datasets, versions
+from pairloop.store.schema import datasets, removed_artifacts, versions
 from pairloop.types import VersionKind
 
 
@@ -29,15 +29,19 @@ class NamedArtifact:
 
 
 def artifacts(c: Connection) -> list[NamedArtifact]:
-    """Of every dataset, and of every version that is an artifact of ours: the base is the user's own folder."""
+    """Of every dataset, and of every version that is an artifact of ours: the base is the user's own folder.
+
+    Not those that were removed on purpose, by an erasure or because they were kept long enough.
+    """
     ours = versions.c.kind != VersionKind.BASE.value
+    gone = [sa.exists().where(removed_artifacts.c.path == table.c.path) for table in (datasets, versions)]
     of_datasets = [
         NamedArtifact("dataset", row.dataset_id, Path(from_row(c, row.path)), Path(row.path).name)
-        for row in c.execute(sa.select(datasets).order_by(datasets.c.created_at, datasets.c.dataset_id))
+        for row in c.execute(sa.select(datasets).where(~gone[0]).order_by(datasets.c.created_at, datasets.c.dataset_id))
     ]
     return of_datasets + [
         NamedArtifact("version", f"{row.policy}@{row.number}", Path(from_row(c, row.path)), row.artifact_hash)
-        for row in c.execute(sa.select(versions).where(ours).order_by(versions.c.policy, versions.c.number))
+        for row in c.execute(sa.select(versions).where(ours, ~gone[1]).order_by(versions.c.policy, versions.c.number))
     ]
 
 

@@ -62,9 +62,10 @@ def writer_engine(url: URL, synchronous: Synchronous = "full") -> Engine:
     ``full``: each commit is fsynced. ``normal``: a killed process loses nothing, a power failure the last moments. ``off``:
     for tests, a power failure may break a SQLite file.
     """
-    engine = create_engine(url, json_serializer=dump_json)
+    engine = create_engine(url, json_serializer=dump_json, hide_parameters=True)
     if url.get_backend_name() == "sqlite":
         pragmas = ["journal_mode = WAL", f"synchronous = {synchronous.upper()}", "foreign_keys = ON"]
+        pragmas.append("secure_delete = ON")  # what is erased is overwritten, not only forgotten
         _prepare_sqlite(engine, pragmas, begin="BEGIN IMMEDIATE")
     else:
         _prepare_postgres(engine, synchronous)
@@ -109,10 +110,10 @@ def log_flusher(url: URL) -> Callable[[], None] | None:
 def reader_engine(url: URL) -> Engine:
     """The engine of everybody else: a snapshot per transaction, and nothing can be written through it."""
     if url.get_backend_name() == "sqlite":
-        engine = create_engine(url, json_serializer=dump_json, **_READER_POOL)
+        engine = create_engine(url, json_serializer=dump_json, hide_parameters=True, **_READER_POOL)
         _prepare_sqlite(engine, ["query_only = ON"], begin="BEGIN")
         return engine
-    return create_engine(url, json_serializer=dump_json, execution_options={"postgresql_readonly": True})
+    return create_engine(url, json_serializer=dump_json, hide_parameters=True, execution_options={"postgresql_readonly": True})
 
 
 def _prepare_sqlite(engine: Engine, pragmas: list[str], *, begin: str) -> None:
@@ -196,6 +197,28 @@ def failing_as_store_error(name: str) -> Iterator[None]:
         raise StoreError(f"{name}: {getattr(error, 'orig', None) or error}") from error
     except OSError as error:
         raise StoreError(f"{name}: {error}") from error
+
+
+def scrub(engine: Engine, limit_bytes: int) -> bool:
+    """Rewrite SQLite's file, so that nothing that was erased is left in it, nor in its log. False where it is too large for
+    that (writers wait meanwhile, about ten seconds for a gigabyte) or is read all the time. Elsewhere that is the server's
+    own business (PostgreSQL's autovacuum)."""
+    if engine.url.get_backend_name() != "sqlite" or not engine.url.database:
+        return True
+    if Path(engine.url.database).stat().st_size > limit_bytes:
+        return False
+    raw = engine.raw_connection()
+    try:
+        connection: Any = raw.driver_connection
+        connection.execute("VACUUM").close()
+        (is_busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not is_busy
+    except sqlite3.OperationalError as error:  # another process writes for longer than we wait
+        if error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise StoreError(f"{describe(engine.url)}: {error}") from error
+        return False
+    finally:
+        raw.close()
 
 
 def broken_pages(connection: Connection) -> list[str]:

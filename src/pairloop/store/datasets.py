@@ -12,7 +12,16 @@ from sqlalchemy import Column, ColumnElement, Connection, Row, Table
 from pairloop.errors import NotFoundError
 from pairloop.store import artifacts
 from pairloop.store.groups import chunked
-from pairloop.store.schema import dataset_pairs, datasets, jobs, pair_feedback, pair_groups, runs, versions
+from pairloop.store.schema import (
+    dataset_pairs,
+    datasets,
+    jobs,
+    pair_feedback,
+    pair_groups,
+    removed_artifacts,
+    runs,
+    versions,
+)
 from pairloop.types import Dataset
 
 PairLineage = tuple[str, Sequence[str], Sequence[str]]
@@ -54,14 +63,34 @@ def get(c: Connection, dataset_id: str) -> Dataset | None:
     return None if row is None else _dataset(c, row)
 
 
+def current(c: Connection, dataset_id: str) -> Dataset | None:
+    """The dataset with this id or, where rows were taken out of it since, what is left of it; None where it was removed."""
+    at: str | None = dataset_id
+    while at is not None:
+        row = c.execute(sa.select(datasets).where(datasets.c.dataset_id == at)).first()
+        if row is None:
+            return None
+        gone = c.execute(sa.select(removed_artifacts).where(removed_artifacts.c.path == row.path)).first()
+        if gone is None:
+            return _dataset(c, row)
+        at = gone.successor
+    return None
+
+
+def feedback_seq(c: Connection, dataset_id: str) -> int:
+    """Up to which feedback it looked; 0 for an unknown one."""
+    return c.execute(sa.select(datasets.c.feedback_seq).where(datasets.c.dataset_id == dataset_id)).scalar() or 0
+
+
 def list_(c: Connection, policy: str, *, after: str | None = None, limit: int | None = None) -> list[Dataset]:
     """Newest first; those that follow the dataset ``after``, at most ``limit``. NotFoundError for an unknown one.
 
-    Without those that were made of a fine-tuning job's files.
+    Without those that were made of a fine-tuning job's files, and those whose folder was removed.
     """
     order = (*_NEWEST_FIRST, datasets.c.dataset_id)
     of_a_job = sa.exists().where(jobs.c.dataset_id == datasets.c.dataset_id)
-    statement = sa.select(datasets).where(datasets.c.policy == policy, ~of_a_job).order_by(*order).limit(limit)
+    gone = sa.exists().where(removed_artifacts.c.path == datasets.c.path)
+    statement = sa.select(datasets).where(datasets.c.policy == policy, ~of_a_job, ~gone).order_by(*order).limit(limit)
     if after is not None:
         statement = statement.where(_behind(c, policy, after))
     return [_dataset(c, row) for row in c.execute(statement)]

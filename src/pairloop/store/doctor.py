@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, ForeignKeyConstraint
+from sqlalchemy import ColumnElement, Connection, ForeignKeyConstraint, Table
 
 from pairloop.errors import StoreError
 from pairloop.store import contents, cycles, repairs
@@ -27,6 +27,7 @@ from pairloop.store.schema import (
     metadata,
     pair_feedback,
     pair_groups,
+    removed_artifacts,
     versions,
 )
 from pairloop.store.store import Store
@@ -125,7 +126,7 @@ def _pairs_without_lineage(c: Connection) -> Iterator[Problem]:
 def _datasets_without_pairs(c: Connection) -> Iterator[Problem]:
     held = sa.exists().where(dataset_pairs.c.dataset_id == datasets.c.dataset_id)
     of_a_job = sa.exists().where(jobs.c.dataset_id == datasets.c.dataset_id)  # its rows come from a file, not from feedback
-    pairless = sa.select(datasets).where(datasets.c.n_train > 0, ~held, ~of_a_job)
+    pairless = sa.select(datasets).where(datasets.c.n_train > 0, ~held, ~of_a_job, ~_removed(datasets))
     for row in c.execute(pairless.order_by(datasets.c.created_at)):
         text = f"dataset {row.dataset_id} has {row.n_train} pairs, and the store knows none of them"
         yield Problem("dataset_without_pairs", text, row.dataset_id)
@@ -164,6 +165,11 @@ def aliased(c: Connection) -> dict[str, list[str]]:
     for row in c.execute(sa.select(aliases).order_by(aliases.c.policy, aliases.c.alias)):
         found.setdefault(f"{row.policy}@{row.number}", []).append(f"{row.policy}@{row.alias}")
     return found
+
+
+def _removed(table: Table) -> ColumnElement[bool]:
+    """Whose folder was removed on purpose: by an erasure, or because it was kept long enough."""
+    return sa.exists().where(removed_artifacts.c.path == table.c.path)
 
 
 def _unusable_aliases(broken: list[Problem], in_use: dict[str, list[str]]) -> Iterator[Problem]:

@@ -94,19 +94,27 @@ def of_conversation(c: Connection, conversation_id: str, *, limit: int) -> list[
     return load(c, statement.order_by(groups.c.created_at, groups.c.group_id).limit(limit))
 
 
-def erase(c: Connection, group_id: str) -> None:
-    """Remove what was asked and answered, for good, in the shadow, too. Who answered stays: a duel's votes keep their sides."""
-    both = [group_id, shadow_id(group_id)]
-    c.execute(
-        sa.update(groups)
-        .where(groups.c.group_id.in_(both))
-        .values(prompt="", prompt_hash=ERASED_HASH, prompt_token_ids=(), metadata={})
-    )
-    c.execute(
-        sa.update(completions)
-        .where(completions.c.group_id.in_(both))
-        .values(text="", token_ids=(), logps=(), answer_key=ERASED_HASH, finish_reason=FinishReason.ERASED.value)
-    )
+def erase(c: Connection, group_ids: Sequence[str], *, with_user: bool = False) -> None:
+    """Remove what was asked and answered, and the words that were said about it, for good.
+
+    In the shadow, too. Which versions answered stays, and so do labels and numbers: a duel's votes keep their sides.
+    ``with_user``: nor who asked, in which conversation.
+    """
+    nobody = {"user": None, "conversation_id": None} if with_user else {}
+    for ids in chunked([*group_ids, *map(shadow_id, group_ids)]):
+        c.execute(
+            sa.update(groups)
+            .where(groups.c.group_id.in_(ids))
+            .values(prompt="", prompt_hash=ERASED_HASH, prompt_token_ids=(), metadata={}, **nobody)
+        )
+        c.execute(
+            sa.update(completions)
+            .where(completions.c.group_id.in_(ids))
+            .values(text="", token_ids=(), logps=(), answer_key=ERASED_HASH, finish_reason=FinishReason.ERASED.value)
+        )
+        c.execute(sa.update(feedback).where(feedback.c.group_id.in_(ids)).values(text=None, tags={}))
+        has_words = sa.func.substr(sa.cast(feedback.c.value, sa.Text), 1, 1) == '"'  # JSON: numbers and booleans stay
+        c.execute(sa.update(feedback).where(feedback.c.group_id.in_(ids), has_words).values(value=None))
 
 
 def unlabelled(
@@ -196,6 +204,8 @@ def _insert_completions(
             }
             for position, answer in enumerate(answers)
         ]
+        if any(answer.is_redacted for answer in answers):  # NULL says no
+            rows = [{**row, "is_redacted": answer.is_redacted} for row, answer in zip(rows, answers, strict=True)]
         c.execute(_INSERT_COMPLETIONS, rows)
 
 
@@ -248,6 +258,7 @@ def _completion(row: Row[Any]) -> Completion:
         logps=row.logps,
         version=row.version,
         finish_reason=FinishReason(row.finish_reason),
+        is_redacted=bool(row.is_redacted),
     )
 
 

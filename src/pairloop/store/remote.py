@@ -6,7 +6,6 @@ fetched once, checked against the hashes of its manifest, and renamed into the c
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
@@ -21,6 +20,7 @@ from pairloop.store.artifacts import (
     Artifacts,
     flush_tree,
     hash_of,
+    manifest_text,
     read_manifest,
     sha256_of,
 )
@@ -59,9 +59,8 @@ class RemoteArtifacts(Artifacts):
                 self._bucket.fs.put([str(made.path / file) for file in files], [self._bucket.at(name, file) for file in files])
                 self._bucket.fs.pipe_file(self._bucket.at(name, MANIFEST), (made.path / MANIFEST).read_bytes())
             else:
-                self._take_manifest(made.path, first)
-                # As young as the row that is to come: nobody takes it for one that no row names.
-                self._bucket.fs.pipe_file(self._bucket.at(name, MANIFEST), (made.path / MANIFEST).read_bytes())
+                # Written again it is as young as the row that is to come: nobody takes it for one that no row names.
+                self.put_manifest(made.path, first)
         self._cache.evict()
         return Artifact(made.hash, made.path, read_manifest(made.path))
 
@@ -113,6 +112,35 @@ class RemoteArtifacts(Artifacts):
             if self._bucket.fs.exists(self._bucket.at(name)):
                 self._bucket.fs.rm_file(self._bucket.at(name))
         self._cache.drop(name)
+
+    def clear(self, path: str | Path, *, with_manifest: bool) -> bool:
+        """See `Artifacts.clear`: at the URL and here. Other machines' copies go with their caches."""
+        name = self._name_of(self.root / path)
+        if name is None:
+            return super().clear(path, with_manifest=with_manifest)
+        with self._bucket.reaching(self._bucket.at(name)):
+            paths = self._bucket.fs.find(self._bucket.at(name))
+            inside = [one for one in paths if with_manifest or not one.endswith(f"{name}/{MANIFEST}")]
+            for one in inside:
+                self._bucket.fs.rm_file(one)
+        self._cache.drop(name)
+        return bool(inside)
+
+    def manifest_of(self, path: str | Path) -> dict[str, Any]:
+        name = self._name_of(self.root / path)
+        if name is None:
+            return super().manifest_of(path)
+        with self._bucket.reaching(self._bucket.at(name)):
+            return self._bucket.manifest(name) if self._bucket.fs.exists(self._bucket.at(name, MANIFEST)) else {}
+
+    def put_manifest(self, path: str | Path, manifest: Mapping[str, Any]) -> None:
+        folder = self.root / path
+        name = self._name_of(folder)
+        if name is None or folder.is_dir():
+            super().put_manifest(path, manifest)
+        if name is not None:
+            with self._bucket.reaching(self._bucket.at(name)):
+                self._bucket.fs.pipe_file(self._bucket.at(name, MANIFEST), manifest_text(manifest).encode())
 
     def has_folder(self, path: str | Path) -> bool:
         name = self._name_of(self.root / path)
@@ -228,7 +256,7 @@ class RemoteArtifacts(Artifacts):
             self._bucket.fs.get([self._bucket.at(name, file) for file in files], [str(folder / file) for file in files])
             for file, entry in files.items():
                 self._check(name, file, folder / file, entry)
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
             flush_tree(folder)
             folder.rename(target)
 
@@ -243,12 +271,6 @@ class RemoteArtifacts(Artifacts):
                 f"{self._bucket.shown(name, file)}: was changed: SHA-256 {found}, published with {entry['sha256']}; "
                 "the artifact is no longer what was published"
             )
-
-    def _take_manifest(self, folder: Path, manifest: Mapping[str, Any]) -> None:
-        """The copy here says what the artifact at the URL says of itself."""
-        with self.stage() as staged:
-            (staged / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            (staged / MANIFEST).rename(folder / MANIFEST)
 
     def _name_of(self, path: Path) -> str | None:
         """``<folder>`` or ``files/<id>``; None for what is not under the root."""

@@ -18,8 +18,9 @@ from sqlalchemy import Connection
 
 from pairloop.errors import ConflictError, RowsError
 from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE, read_rows
-from pairloop.store import contents, datasets, doctor, duels, files, jobs, repairs, versions
+from pairloop.store import audit, canaries, contents, datasets, doctor, duels, files, jobs, repairs, versions
 from pairloop.store.archive import Archive
+from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.backup import publish_copy
 from pairloop.store.contents import NamedArtifact
 from pairloop.store.datasets import PairLineage
@@ -63,12 +64,14 @@ class Mended:
     problems: Sequence[Problem]
 
 
-def mend(store: Store, *, archive: Archive | None = None, accept_loss: bool = False, deep: bool = False) -> Mended:
-    """Repair what can be, and check again."""
+def mend(
+    store: Store, *, archive: Archive | None = None, accept_loss: bool = False, deep: bool = False, actor: str = SCHEDULER
+) -> Mended:
+    """Repair what can be, and check again; each repair is kept under ``actor`` in the audit trail."""
     done: list[RepairRecord] = []
     for _ in range(_ROUNDS):
         planned = plan(store, archive=archive, accept_loss=accept_loss, deep=deep)[1]
-        made = [record for repair in planned if (record := _perform(store, repair)) is not None]
+        made = [record for repair in planned if (record := _perform(store, repair, actor)) is not None]
         done += made
         if not made:
             break
@@ -83,13 +86,15 @@ def plan(
     return problems, list(_Plan(store, archive, problems, accept_loss=accept_loss).repairs())
 
 
-def _perform(store: Store, repair: Repair) -> RepairRecord | None:
+def _perform(store: Store, repair: Repair, actor: str) -> RepairRecord | None:
     problem = repair.problem
     record = RepairRecord(problem.code, problem.subject, problem.text, repair.action, repair.is_loss, datetime.now(UTC))
 
     def write(c: Connection) -> None:
         repair.in_rows(c)
         repairs.record(c, record)
+        told = {"code": problem.code, "action": repair.action}
+        audit.record(c, AuditAction.REPAIR, actor=actor, subject=problem.subject, reason=problem.text, details=told)
 
     try:
         repair.in_files()
@@ -171,6 +176,9 @@ class _Plan:
         if alias == Alias.CHALLENGER:
             action = f"alias {alias} of {policy} cleared, its duel closed"
             return Repair(problem, action, in_rows=lambda c: _clear_challenger(c, policy, now, problem.text))
+        if alias == Alias.CANARY:
+            action = f"alias {alias} of {policy} cleared: the champion answers everybody"
+            return Repair(problem, action, in_rows=lambda c: _clear_canary(c, policy, now, problem.text))
         if target is None:
             return None
         action = f"champion of {policy} is version {target}, the last promoted one that is whole"
@@ -234,6 +242,7 @@ def _move_champion(c: Connection, policy: str, found: int | None, target: int, w
         c, policy, number=target, previous=found, action="rollback", reason=f"doctor: {why}", cycle_id=None, at=at
     )
     _end_duel(c, policy, at)
+    _end_canary(c, policy, why, at)
 
 
 def _clear_challenger(c: Connection, policy: str, found: int | None, why: str) -> None:
@@ -245,6 +254,18 @@ def _clear_challenger(c: Connection, policy: str, found: int | None, why: str) -
         versions.record_promotion(
             c, policy, number=found, previous=champion, action="retire", reason=f"doctor: {why}", cycle_id=None, at=at
         )
+
+
+def _clear_canary(c: Connection, policy: str, found: int | None, why: str) -> None:
+    _refuse_moved(c, policy, Alias.CANARY, found)
+    _end_canary(c, policy, why, datetime.now(UTC))
+
+
+def _end_canary(c: Connection, policy: str, why: str, at: datetime) -> None:
+    versions.set_alias(c, policy, Alias.CANARY, None)
+    canary = canaries.current(c, policy)
+    if canary is not None:
+        canaries.close(c, canary.canary_id, "withdrawn", f"doctor: {why}", at)
 
 
 def _refuse_moved(c: Connection, policy: str, alias: Alias, found: int | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -56,6 +56,6 @@ def put(c: Connection, caller: str, idempotency_key: str, reply: StoredReply) ->
     )
 
 
-def forget(c: Connection, subject: str) -> None:
+def forget(c: Connection, subjects: Sequence[str]) -> None:
     """Throw away the replies about what was deleted."""
-    c.execute(sa.delete(stored_replies).where(stored_replies.c.subject == subject))
+    c.execute(sa.delete(stored_replies).where(stored_replies.c.subject.in_(subjects)))

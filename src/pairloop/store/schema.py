@@ -1,9 +1,10 @@
 """The tables. Portable SQL only; what SQLite alone needs is in database.py.
 
 Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts, quarantines,
-repairs) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, a duel's closing
-time, a key's last use and revocation, a fine-tuning job until it has ended, and what the wire shows of a group; and the texts
-of a group that was deleted, which is recorded. Stored replies are deleted after a day.
+repairs, the audit trail) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, the
+closing of a duel or canary, the traffic of a minute that is not over (an outage of the engine takes errors back), a key's last
+use and revocation, a fine-tuning job until it has ended, and what the wire shows of a group; and the texts of a group that was
+deleted, which is recorded. Stored replies are deleted after a day, traffic after a month.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ completions = Table(
     # A hash of policy, user and text with the group's time: finds the answer that a conversation goes on from in one probe.
     Column("answer_key", String(32), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    # NULL says no.
+    Column("is_redacted", Boolean),
     Index(None, "answer_key", "created_at"),
 )
 
@@ -418,6 +421,38 @@ keys = Table(
     Column("expires_at", UtcDateTime),
     Column("last_used_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
+)
+
+# Who was erased, as a salted hash: a row can be matched by hashing its user, and nobody can be read out of it.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("erasure_id", String(64), primary_key=True),
+    Column("salt", String(32), nullable=False),
+    Column("subject_hash", String(64), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("counts", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+version_marks = Table(
+    "version_marks",
+    metadata,
+    Column("policy", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("erasure_id", String(64), ForeignKey("erasures.erasure_id"), primary_key=True),
+    Column("rows", Integer, nullable=False),
+    ForeignKeyConstraint(["policy", "number"], ["versions.policy", "versions.number"]),
+)
+
+# Artifact folders that were removed on purpose; of a dataset, the one that holds what is left of its rows.
+removed_artifacts = Table(
+    "removed_artifacts",
+    metadata,
+    Column("path", String(255), primary_key=True),
+    Column("reason", String(32), nullable=False),
+    Column("successor", String(64), ForeignKey("datasets.dataset_id")),
+    Column("created_at", UtcDateTime, nullable=False),
 )
 
 # What was done to the loop, by whom and why.

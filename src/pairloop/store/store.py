@@ -18,6 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from pairloop.config import Config, duration_s
 from pairloop.errors import StoreError
+from pairloop.redaction import Redactor
 from pairloop.store.artifacts import ROOT_OPTION, Artifacts
 from pairloop.store.database import (
     Synchronous,
@@ -28,12 +29,16 @@ from pairloop.store.database import (
     migrate,
     parse_url,
     reader_engine,
+    scrub,
     writer_engine,
 )
 from pairloop.store.opening import open_artifacts
 from pairloop.store.writer import MAX_BATCH, Committed, GroupCommitWriter, Limits, Together
 
 T = TypeVar("T")
+
+SCRUBBED_BYTES = 512 << 20
+"""The largest SQLite file that is rewritten while the server answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,8 @@ class Store:
         """The database in words, for messages."""
         self.artifacts = artifacts if isinstance(artifacts, Artifacts) else Artifacts(artifacts)
         self._temporary = temporary
+        self.redactor: Redactor | None = None
+        """What takes personal data out of texts: whoever writes texts asks it first."""
         self._writing = writer_engine(url, writing.synchronous)
         try:
             migrate(self._writing)
@@ -82,7 +89,10 @@ class Store:
         if url.get_backend_name() == "sqlite" and url.database:
             with failing_as_store_error(url.database):
                 Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        return cls(url, open_artifacts(config), Writing.of(config))
+        redactor = Redactor.of(config)
+        store = cls(url, open_artifacts(config), Writing.of(config))
+        store.redactor = redactor
+        return store
 
     @classmethod
     def in_memory(cls, artifacts_dir: Path, config: Config | None = None) -> Store:
@@ -135,6 +145,10 @@ class Store:
     def watch_commits(self, watch: Callable[[Committed], None]) -> None:
         """Tell ``watch`` of every transaction of this store, in the writer's thread; it returns at once and raises nothing."""
         self._writer.watch = watch
+
+    def scrub(self, *, limit_bytes: int = SCRUBBED_BYTES) -> bool:
+        """After an erasure: rewrite the database's file, if it is no larger than that; see `database.scrub`."""
+        return scrub(self._writing, limit_bytes)
 
     def close(self) -> None:
         """Finish the waiting writes and close all connections; a second call does nothing."""

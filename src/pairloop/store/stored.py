@@ -6,7 +6,7 @@ orders a listing and is its cursor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -101,19 +101,23 @@ def replace_metadata(c: Connection, group_id: str, metadata: Mapping[str, str]) 
 def delete(c: Connection, group_id: str, at: datetime) -> bool:
     """Take a stored completion off the wire and erase its texts for good; False where there is none (any more).
 
-    The row stays as the record of the erasure, and feedback about the group stays: what was trained can be traced.
+    The row stays as the record of the erasure, and so do labels and numbers about the group: what was trained can be traced.
     """
-    changed = c.execute(
-        sa.update(stored_completions)
-        .where(stored_completions.c.group_id == group_id, stored_completions.c.deleted_at.is_(None))
-        .values(deleted_at=at, is_listed=False, metadata={})
-    )
-    if changed.rowcount == 0:
+    if c.execute(_KEPT, {"group_id": group_id}).first() is None:
         return False
-    c.execute(sa.delete(stored_metadata).where(stored_metadata.c.group_id == group_id))
-    groups.erase(c, group_id)
-    replies.forget(c, group_id)
+    erase(c, [group_id], at)
     return True
+
+
+def erase(c: Connection, group_ids: Sequence[str], at: datetime, *, with_user: bool = False) -> None:
+    """What `delete` does, to many groups, also to those that the wire never showed; see `groups.erase`."""
+    for ids in groups.chunked(group_ids):
+        mine = stored_completions.c.group_id.in_(ids)
+        c.execute(sa.update(stored_completions).where(mine).values(is_listed=False, metadata={}))
+        c.execute(sa.update(stored_completions).where(mine, stored_completions.c.deleted_at.is_(None)).values(deleted_at=at))
+        c.execute(sa.delete(stored_metadata).where(stored_metadata.c.group_id.in_(ids)))
+        groups.erase(c, ids, with_user=with_user)
+        replies.forget(c, ids)
 
 
 def _source(policy: str, first: tuple[str, str] | None) -> tuple[sa.FromClause, ColumnElement[str], list[ColumnElement[bool]]]:

@@ -90,6 +90,12 @@ def thumbs(c: Connection, policy: str, version: int, since: datetime, until: dat
     return found
 
 
+def forgive(c: Connection, policy: str, version: int, until: datetime) -> None:
+    """Take back the errors counted up to then: the engine failed, not the version."""
+    this = (traffic.c.policy == policy, traffic.c.version == version, traffic.c.minute <= until)
+    c.execute(sa.update(traffic).where(*this).values(errors=0))
+
+
 def prune(c: Connection, now: datetime) -> None:
     """Delete what is older than `KEPT`."""
     c.execute(sa.delete(traffic).where(traffic.c.minute < now - KEPT))

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row
 
 from pairloop.errors import NotFoundError
 from pairloop.store import artifacts
-from pairloop.store.schema import aliases, versions
+from pairloop.store.schema import aliases, removed_artifacts, versions
 from pairloop.store.schema import promotions as promotion_table
 from pairloop.types import BASE_VERSION, Alias, Version, VersionKind
 
@@ -41,13 +41,15 @@ class Promotion:
 
 def insert(c: Connection, version: Version) -> None:
     """Write a version; ConflictError (from the writer) where its number is taken."""
+    path = artifacts.to_row(c, version.path)
+    c.execute(sa.delete(removed_artifacts).where(removed_artifacts.c.path == path))  # the same weights were made again
     c.execute(
         sa.insert(versions),
         {
             "policy": version.policy,
             "number": version.number,
             "kind": version.kind.value,
-            "path": artifacts.to_row(c, version.path),
+            "path": path,
             "artifact_hash": version.artifact_hash,
             "parent": version.parent,
             "dataset_id": version.dataset_id,

@@ -29,7 +29,7 @@ from pairloop.client.shapes import (
 from pairloop.errors import InvalidRequestError, NotFoundError, UserError
 from pairloop.formats import Rows, snapshot
 from pairloop.loop import cycle as stage
-from pairloop.store import audit, cycles, datasets, duels, groups, triggers, verdicts, versions
+from pairloop.store import audit, cycles, datasets, duels, erasures, groups, triggers, verdicts, versions
 from pairloop.store.audit import AuditAction
 from pairloop.types import BASE_VERSION, Alias, Cycle, Dataset, Version
 from pairloop.web.audit import BY_HAND, Actor
@@ -79,15 +79,17 @@ def list_versions(context: Here, limit: Limit = 20, after: After = None) -> Page
     with context.store.reading() as c:
         last = None if after is None else version_of(context, c, after, param="after").number
         found = versions.list_(c, context.policy_name, after=last, limit=limit + 1)
-        aliases = _aliases(context, c)
-    return page([version_resource(version, aliases.get(version.number, [])) for version in found], limit=limit)
+        aliases, burdens = _aliases(context, c), erasures.burdens(c, context.policy_name)
+    shown = [version_resource(v, aliases.get(v.number, []), burdens.get(v.number)) for v in found]
+    return page(shown, limit=limit)
 
 
 @router.get("/v1/versions/{version_id}", summary="One version, by its name such as support-bot@3")
 def getversion_of(version_id: str, context: Here) -> VersionResource:
     with context.store.reading() as c:
         version = version_of(context, c, version_id)
-        return version_resource(version, _aliases(context, c).get(version.number, []))
+        burden = erasures.burdens(c, context.policy_name).get(version.number)
+        return version_resource(version, _aliases(context, c).get(version.number, []), burden)
 
 
 @router.get("/v1/cycles", summary="Cycles, newest first")
@@ -146,7 +148,9 @@ def export_dataset(
     dataset_id: str, context: Here, format: Format = "openai", skip_refused: SkipRefused = False
 ) -> StreamingResponse:
     with context.store.reading() as c:
-        dataset = _dataset(c, dataset_id)
+        dataset = datasets.current(c, _dataset(c, dataset_id).dataset_id)
+    if dataset is None:
+        raise NotFoundError(f"the rows of {dataset_id} were removed: privacy.keep_days is over", param="dataset_id")
     path = context.store.artifacts.local(dataset.path) / snapshot.TRAIN_FILE
 
     def lines(rows: Rows) -> Iterator[str]:

@@ -19,6 +19,7 @@ from pairloop.web import (
     audit,
     chat,
     deployment,
+    erasures,
     errors,
     evidence,
     files,
@@ -83,7 +84,23 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     errors.install(app)
     pages.mount_static(app)
     missing = undeclared(app.routes)
-    for room in (chat, stored, picks, evidence, files, fine_tuning, api, audit, deployment, raters, keys, health, pages, login):
+    for room in (
+        chat,
+        stored,
+        picks,
+        evidence,
+        files,
+        fine_tuning,
+        api,
+        audit,
+        deployment,
+        erasures,
+        raters,
+        keys,
+        health,
+        pages,
+        login,
+    ):
         app.include_router(room.router)
         missing += undeclared(room.router.routes)
     if missing:

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
-from pairloop.errors import NotFoundError, PairloopError
+from pairloop.errors import NotFoundError, PairloopError, log_failure
 from pairloop.loop.serve import AnswerStream, version_called
 from pairloop.store import versions
 from pairloop.types import Group, Version
@@ -80,8 +80,8 @@ async def _events(context: Context, stream: AnswerStream, chunks: Chunks) -> Asy
     except PairloopError as error:
         # The status line is gone already; the official client raises on a chunk that holds an error.
         yield _error_event(from_error(error))
-    except Exception:  # the supervisor's line: logged, told, and nothing else is lost by it
-        logger.exception("a stream of %s failed", stream.group.group_id)
+    except Exception as error:  # noqa: BLE001 - the supervisor's line: logged, told, and nothing else is lost by it
+        log_failure(logger, error, "a stream of %s failed", stream.group.group_id)
         yield _error_event(error_response(500, "Internal error while answering.", code="internal_error"))
     finally:
         stream.abandon()

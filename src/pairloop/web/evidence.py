@@ -73,9 +73,9 @@ def list_feedback(
 @router.get("/v1/datasets/{dataset_id}/set_aside", summary="The feedback that a dataset did not use, each row with its reason")
 def list_set_aside(dataset_id: str, context: Here, limit: Limit = 100, after: After = None) -> Page[SetAsideResource]:
     with context.store.reading() as c:
-        dataset = datasets.get(c, dataset_id)
+        dataset = datasets.current(c, dataset_id)
     if dataset is None:
-        raise NotFoundError(f"no dataset {dataset_id!r}", param="dataset_id")
+        raise NotFoundError(f"no dataset {dataset_id!r}, or its rows were removed (privacy.keep_days)", param="dataset_id")
     try:
         rows = set_aside_rows(context.store.artifacts.local(dataset.path))
         if after is not None:

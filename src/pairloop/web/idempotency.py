@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from python_multipart.multipart import parse_options_header
@@ -91,6 +92,8 @@ class Idempotency:
             held.append(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 reply = _reply(asked.hash(), held)
+                if self._store.redactor is not None:
+                    reply = replace(reply, body=await asyncio.to_thread(self._store.redactor.reply, reply.body))
                 # Admitted: what it is about is done, and must not be done again for want of its reply.
                 await awaitable(self._store.submit(lambda c: replies.put(c, *about, reply), admitted=True))
                 for part in held:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
-from pairloop.errors import PairloopError
+from pairloop.errors import PairloopError, log_failure
 from pairloop.loop.serve.stopwatch import watch
 from pairloop.web.errors import error_response, from_error
 from pairloop.web.headers import header
@@ -74,9 +74,9 @@ class Outermost:
         except PairloopError as error:  # of a layer around the routes, which have a handler of their own
             if not status:
                 await from_error(error)(scope, receive, send_signed)
-        except Exception:  # the supervisor line: logged with its request id, answered with a 500
+        except Exception as error:  # noqa: BLE001 - the supervisor line: logged with its request id, answered with a 500
             about = (request_id, scope["method"], scope["path"], trace_of(scope))
-            logger.exception("request %s (%s %s) failed, trace %s", *about)
+            log_failure(logger, error, "request %s (%s %s) failed, trace %s", *about)
             if status:
                 return  # the response has begun; the client sees it end early
             response = error_response(

@@ -21,12 +21,13 @@ from pairloop.client.shapes import (
 from pairloop.loop.deploy import Standing
 from pairloop.loop.gate import win_rate
 from pairloop.loop.serve import pool_of
+from pairloop.store.erasures import Burden
 from pairloop.store.quarantines import Quarantine
 from pairloop.store.raters import Rater
 from pairloop.types import Cycle, Dataset, Duel, Reason, Verdict, Version
 
 
-def version_resource(version: Version, aliases: Sequence[str]) -> VersionResource:
+def version_resource(version: Version, aliases: Sequence[str], burden: Burden | None = None) -> VersionResource:
     return VersionResource(
         id=version.name,
         policy=version.policy,
@@ -38,6 +39,8 @@ def version_resource(version: Version, aliases: Sequence[str]) -> VersionResourc
         run_id=version.run_id,
         artifact_hash=version.artifact_hash,
         created_at=seconds(version.created_at),
+        erased_rows=burden.rows if burden is not None else 0,
+        erased_ancestors=[f"{version.policy}@{number}" for number in burden.ancestors] if burden is not None else [],
     )
 
 

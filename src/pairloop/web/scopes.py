@@ -61,6 +61,7 @@ RULES: tuple[Rule, ...] = (
     *(Rule("POST", f"/v1/{noun}", _OPERATE) for noun in _LOOP),
     Rule("GET", "/v1/audit", _OPERATE),
     Rule("GET POST DELETE", "/v1/keys", _ADMIN),
+    Rule("GET POST", "/v1/erasures", _ADMIN),
 )
 
 

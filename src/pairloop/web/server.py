@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from pairloop.config import Config, is_loopback
-from pairloop.errors import ConfigError
+from pairloop.errors import TEXTS, ConfigError
 from pairloop.loop.cycle import Loop, ensure_base
 from pairloop.loop.schedule import Scheduler
 from pairloop.policy.engine import open_policy
@@ -30,6 +30,7 @@ DRAIN_S = 20
 
 def run(config: Config, *, say: Callable[[str], None] = print) -> None:
     """Serve until SIGTERM or SIGINT; returns after a graceful end. ConfigError where host or port cannot be listened on."""
+    TEXTS.disabled = not config.privacy.log_texts
     with ExitStack() as closers:
         listener = closers.enter_context(closing(listen(config.serve.host, config.serve.port)))
         store = closers.enter_context(Store.open(config))

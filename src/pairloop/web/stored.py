@@ -6,15 +6,15 @@ import asyncio
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy import Connection
 
 from pairloop.errors import InvalidRequestError, NotFoundError
+from pairloop.loop import privacy
 from pairloop.loop.feedback import is_revealed
-from pairloop.loop.serve import Answer, version_called
+from pairloop.loop.serve import CONVERSATION_KEY, Answer, version_called
 from pairloop.store import stored, versions
 from pairloop.store.stored import StoredCompletion
 from pairloop.store.waiting import awaitable
@@ -100,9 +100,11 @@ async def stored_completion(completion_id: CompletionId, context: Here) -> Respo
 @router.post("/v1/chat/completions/{completion_id}", summary="Replace a stored completion's metadata", response_model=None)
 async def update_completion(completion_id: CompletionId, body: MetadataBody, context: Here) -> Response:
     """What the listing filters by. The conversation that the first metadata named stays linked as it was."""
+    metadata, redactor = body.metadata or {}, context.store.redactor
+    kept = metadata if redactor is None else redactor.values(metadata, ids=(CONVERSATION_KEY,))
 
     def write(c: Connection) -> tuple[StoredCompletion, bool]:
-        return _found(c, stored.replace_metadata(c, completion_id, body.metadata or {}), completion_id)
+        return _found(c, stored.replace_metadata(c, completion_id, kept), completion_id)
 
     one, revealed = await awaitable(context.store.submit(write))
     return json_response(await _body(context, one, revealed=revealed))
@@ -112,11 +114,10 @@ async def update_completion(completion_id: CompletionId, body: MetadataBody, con
 async def delete_completion(completion_id: CompletionId, context: Here) -> Response:
     """Takes it off the wire and erases prompt, answers, token ids, log-probs and metadata; no later dataset holds it.
 
-    What stays: that it was, who answered, and the feedback about it, so that what was trained can be traced. Datasets that
-    were compiled before keep their rows.
+    What stays: that it was, who answered, and labels and numbers about it, so that what was trained can be traced. Datasets
+    that were compiled before keep their rows; `POST /v1/erasures` cleans those, too.
     """
-    deleted = await awaitable(context.store.submit(lambda c: stored.delete(c, completion_id, datetime.now(UTC))))
-    if not deleted:
+    if not await asyncio.to_thread(privacy.delete_completion, context.store, context.config, completion_id):
         raise _unknown(completion_id)
     return json_response({"object": "chat.completion.deleted", "id": completion_id, "deleted": True})
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from pairloop.errors import NotFoundError, PairloopError, UserError
+from pairloop.errors import NotFoundError, PairloopError, UserError, place_of
 from pairloop.loop import deploy, evaluate, gate, label, pairs
 from pairloop.loop.cycle import canary, smoothing, tracking
 from pairloop.loop.cycle.context import CycleLease, Loop, training
@@ -288,7 +288,8 @@ def _failure(state: CycleState, kind: str, error: str) -> dict[str, Any]:
 def _fail(turn: Turn, error: BaseException) -> None:
     """End the cycle as failed, with a duel or canary it opened. Its data stay usable: the next snapshot takes them again."""
     kind = RunStatus.USER_ERROR if isinstance(error, UserError) else RunStatus.SYSTEM_ERROR
-    text = str(error) if isinstance(error, PairloopError) else f"{type(error).__name__}: {error}"
+    # What an error says that nobody foresaw may quote a message; one of ours, or of the disk, does not.
+    text = str(error) if isinstance(error, PairloopError | OSError) else place_of(error)
     logger.error("cycle %d of %s failed while %s: %s", turn.cycle.number, turn.loop.name, turn.cycle.state, text)
 
     def commit(c: Connection) -> None:

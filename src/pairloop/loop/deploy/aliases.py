@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from pairloop.errors import ConflictError, NotFoundError
 from pairloop.loop.deploy.probe import answers, load
 from pairloop.policy.protocols import Policy
-from pairloop.store import Store, audit, canaries, duels, new_id, versions
+from pairloop.store import Store, audit, canaries, duels, new_id, removed, versions
 from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.versions import Promotion
 from pairloop.types import Alias, Duel, Version
@@ -97,8 +97,13 @@ def known(store: Store, policy_name: str, number: int) -> Version:
     """The version; NotFoundError where there is none of that number."""
     with store.reading() as c:
         version = versions.get(c, policy_name, number)
+        is_gone = version is not None and removed.is_removed(c, version.path)
     if version is None:
         raise NotFoundError(f"{policy_name} has no version {number}; `pairloop versions` names them", param="version")
+    if is_gone:
+        raise ConflictError(
+            f"the weights of {version.name} were removed by their age; `pairloop rebuild {number}` makes them again"
+        )
     return version
 
 

@@ -12,22 +12,23 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pairloop.config import Config
-from pairloop.errors import ConflictError, PairloopError
+from pairloop.errors import ConflictError, EngineError, PairloopError
 from pairloop.loop.deploy.aliases import known, promote, rollback
 from pairloop.loop.deploy.canary import Standing, canary_standing, champion_standing, duel_standing, stop_canary
 from pairloop.policy.protocols import Policy
-from pairloop.store import Store, canaries, duels
+from pairloop.store import Store, canaries, duels, traffic
 from pairloop.store.canaries import Canary
 
 logger = logging.getLogger(__name__)
 
 EVERY_S = 2.0
 AFTER_TROUBLE_S = 30.0
-REST = 20.0
+MINUTE = timedelta(minutes=1)
+REST = 50.0
 """Seconds of rest per second that a look took: looking must not take the time that answering needs."""
 
 
@@ -45,6 +46,7 @@ class Watch:
         self._config = config
         self._every_s = every_s
         self._stopping = threading.Event()
+        self._outage: tuple[int, datetime] | None = None  # of the engine: under which champion, and when it was last seen
         self._told: tuple[int, datetime] | None = None
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._on_alarm = on_alarm
@@ -62,9 +64,14 @@ class Watch:
     def look(self, now: datetime | None = None) -> None:
         """One look: withdraws or promotes a canary, or rolls the champion back, where that is due.
 
-        EngineError where the former champion cannot answer either: then the engine is at fault, and nothing is moved.
+        EngineError where the former champion cannot answer either: then the engine is at fault, and nothing is moved. The
+        champion's errors are forgiven, up to a minute later, for processes still write what they counted.
         """
         now, name = now or datetime.now(UTC), self._config.policy.name
+        if self._outage is not None and now >= self._outage[1] + 2 * MINUTE:
+            number, at = self._outage
+            self._store.write(lambda c: traffic.forgive(c, name, number, at + MINUTE))
+            self._outage = None
         with self._store.reading() as c:
             watched = champion_standing(c, self._config, now)
             canary, duel = canaries.current(c, name), duels.current(c, name)
@@ -72,8 +79,12 @@ class Watch:
             if canary is None and duel is not None:
                 trial = duel_standing(c, self._config, duel, now)
         self.alarm = trial is not None and (trial.broken is not None or trial.is_over)
-        if watched is not None and watched.broken is not None:
-            self._take_back(watched)
+        if watched is not None and watched.broken is not None and self._outage is None:
+            try:
+                self._take_back(watched)
+            except EngineError:
+                self._outage = (watched.version, now)
+                raise
         elif canary is not None and trial is not None:
             self._end_canary(canary, trial)
         if self.alarm:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 
 from pairloop.errors import ConflictError, InvalidRequestError, NotFoundError
 from pairloop.loop.feedback.values import checked_value
+from pairloop.redaction import Redactor
 from pairloop.store import Store, feedback, groups
 from pairloop.store.ids import new_id
 from pairloop.types import (
@@ -73,6 +74,8 @@ def record_outcome(
 
 def submit_outcome(store: Store, outcome: ConversationValue, *, dryrun: bool = False) -> Future[Applied]:
     """``record_outcome`` without the wait."""
+    if store.redactor is not None:
+        outcome = _redacted(store.redactor, outcome)
     value = _checked(outcome)
     feedback_id, now = outcome.feedback_id or new_id("feedback"), datetime.now(UTC)
 
@@ -101,6 +104,18 @@ def submit_outcome(store: Store, outcome: ConversationValue, *, dryrun: bool = F
         return Applied(rows, undecided, duplicate=False, dryrun=dryrun)
 
     return store.submit(write)
+
+
+def _redacted(redactor: Redactor, outcome: ConversationValue) -> ConversationValue:
+    """What is compared with what an earlier outcome of this id became."""
+    return replace(
+        outcome,
+        conversation_id=redactor.identifier(outcome.conversation_id),
+        value=redactor.text(outcome.value) if isinstance(outcome.value, str) else outcome.value,
+        comment=None if outcome.comment is None else redactor.text(outcome.comment),
+        rater_id=None if outcome.rater_id is None else redactor.identifier(outcome.rater_id),
+        tags=redactor.values(outcome.tags),
+    )
 
 
 def _checked(outcome: ConversationValue) -> bool | float | str:

@@ -70,7 +70,16 @@ class Draft:
         return Recorded(row, group, duplicate)
 
 
+def redacting(store: Store, rows_of: RowsOf) -> RowsOf:
+    """``rows_of``, without the personal data that this store does not keep."""
+    redactor = store.redactor
+    if redactor is None:
+        return rows_of
+    return lambda group: tuple(redactor.feedback(row) for row in rows_of(group))
+
+
 def submit(store: Store, draft: Draft) -> Future[Recorded]:
+    draft = replace(draft, rows_of=redacting(store, draft.rows_of))
     return store.submit(draft.write, together=None if draft.dryrun else Together(write_new, draft))
 
 

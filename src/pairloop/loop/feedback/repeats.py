@@ -10,10 +10,10 @@ from sqlalchemy import Connection
 
 from pairloop.errors import ConflictError, InvalidRequestError
 from pairloop.loop.feedback.picks import Pick, pick_rows
-from pairloop.loop.feedback.record import Recorded, pickable
+from pairloop.loop.feedback.record import Recorded, pickable, redacting
 from pairloop.store import Store, feedback
 from pairloop.store.ids import new_id
-from pairloop.types import PREFERENCE_METRIC, REPEAT_METRIC, Label, Source
+from pairloop.types import PREFERENCE_METRIC, REPEAT_METRIC, Feedback, Label, Source
 
 
 def submit_repeat(store: Store, pick: Pick, *, dryrun: bool = False) -> Future[Recorded]:
@@ -30,11 +30,12 @@ def submit_repeat(store: Store, pick: Pick, *, dryrun: bool = False) -> Future[R
     if pick.edited_text is not None:
         raise InvalidRequestError("a repeat takes no edited_text; send it with a pick", param="edited_text")
     feedback_id, now = pick.feedback_id or new_id("feedback"), datetime.now(UTC)
+    rows_of = redacting(store, lambda group: pick_rows(group, pick, feedback_id, now))
 
     def write(c: Connection) -> Recorded:
         group = pickable(c, pick.inference_id)
-        row = replace(pick_rows(group, pick, feedback_id, now)[0], metric=REPEAT_METRIC)
-        _check(c, pick, row.shown_order)
+        row = replace(rows_of(group)[0], metric=REPEAT_METRIC)
+        _check(c, row)
         if dryrun:
             return Recorded(row, group, duplicate=False, dryrun=True)
         stored, duplicate = feedback.insert(c, row)
@@ -43,15 +44,14 @@ def submit_repeat(store: Store, pick: Pick, *, dryrun: bool = False) -> Future[R
     return store.submit(write)
 
 
-def _check(c: Connection, pick: Pick, shown_order: tuple[int, ...]) -> None:
+def _check(c: Connection, repeat: Feedback) -> None:
     earlier = [
         row
-        for row in feedback.history(c, pick.inference_id)
-        if row.metric == PREFERENCE_METRIC and row.rater_id == pick.rater_id and row.revision == 0
+        for row in feedback.history(c, repeat.group_id)
+        if row.metric == PREFERENCE_METRIC and row.rater_id == repeat.rater_id and row.revision == 0
     ]
+    about = f"rater {repeat.rater_id!r}", repeat.group_id
     if not earlier or earlier[0].label not in (Label.A, Label.B):
-        raise ConflictError(f"rater {pick.rater_id!r} has not chosen between the answers of {pick.inference_id} before")
-    if (earlier[0].shown_order or (0, 1)) == shown_order:
-        raise ConflictError(
-            f"rater {pick.rater_id!r} was shown {pick.inference_id} in this order before; a repeat swaps the sides"
-        )
+        raise ConflictError(f"{about[0]} has not chosen between the answers of {about[1]} before")
+    if (earlier[0].shown_order or (0, 1)) == repeat.shown_order:
+        raise ConflictError(f"{about[0]} was shown {about[1]} in this order before; a repeat swaps the sides")

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from pairloop.config import duration_s
+from pairloop.errors import log_failure
 from pairloop.loop.cycle import Loop, is_gone
 from pairloop.loop.jobs.ownership import is_silent
 from pairloop.loop.jobs.validate import validate_next
@@ -52,8 +53,8 @@ class _Worker:
             try:
                 done = self._act()
                 failures, self.trouble = 0, None
-            except Exception as error:  # the supervisor: the queue outlives whatever a job ran into
-                logger.exception("a fine-tuning job broke")
+            except Exception as error:  # noqa: BLE001 - the supervisor: the queue outlives whatever a job ran into
+                log_failure(logger, error, "a fine-tuning job broke")
                 done, failures, self.trouble = False, failures + 1, f"{type(error).__name__}: {error}"
                 self._stopping.wait(min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** (failures - 1)))
             if not done:

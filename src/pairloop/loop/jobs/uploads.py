@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
 from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.errors import ConflictError, InvalidRequestError, NotFoundError
+from pairloop.redaction import Redactor
 from pairloop.store import Store, audit, files, jobs, new_wire_id
 from pairloop.store.audit import AuditAction
 from pairloop.store.files import FileStatus, Purpose, StoredFile
@@ -31,12 +35,28 @@ def upload(store: Store, config: Config, source: BinaryIO, *, filename: str, pur
             f"Invalid value for 'purpose': {purpose[:100]!r}; this server takes files for {Purpose.FINE_TUNE.value!r} only.",
             param="purpose",
         )
-    file = keep(store, source, filename=filename, purpose=Purpose.FINE_TUNE, limit=config.serve.max_file_bytes)
+    with redacted(store.redactor if config.privacy.redact_files else None, source) as kept:
+        file = keep(store, kept, filename=filename, purpose=Purpose.FINE_TUNE, limit=config.serve.max_file_bytes)
     if file.size == 0:
         store.artifacts.discard(file.path)
         raise InvalidRequestError("The file is empty; it needs at least one row of JSON.", param="file", code="empty_file")
     store.write(lambda c: files.insert(c, file))
     return file
+
+
+@contextmanager
+def redacted(redactor: Redactor | None, source: BinaryIO) -> Iterator[BinaryIO]:
+    """``source`` without what ``redactor`` takes out of the values of each line's JSON; a line that is none is a text."""
+    if redactor is None:
+        yield source
+        return
+    with TemporaryFile() as file:
+        for line in source:
+            text = line.decode("utf-8", "surrogateescape")
+            body = text.rstrip("\r\n")
+            file.write((redactor.json_text(body) + text[len(body) :]).encode("utf-8", "surrogateescape"))
+        file.seek(0)
+        yield file
 
 
 def keep(store: Store, source: BinaryIO, *, filename: str, purpose: Purpose, limit: int) -> StoredFile:

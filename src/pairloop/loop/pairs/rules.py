@@ -37,6 +37,7 @@ class Dropped(StrEnum):
     # what it was said about
     ABANDONED = "abandoned"
     DELETED = "deleted"
+    REDACTED = "redacted"
     DUEL = "duel"
     DUPLICATE_GROUP = "duplicate_group"
     EARLIER_ROUND = "earlier_round"

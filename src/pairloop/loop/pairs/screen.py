@@ -14,6 +14,7 @@ from pairloop.types import (
     DEMONSTRATION_METRIC,
     ERROR_METRIC,
     PREFERENCE_METRIC,
+    REDACTED_TAG,
     REPEAT_METRIC,
     SCORE_METRIC,
     THUMBS_METRIC,
@@ -62,6 +63,8 @@ def _refused_group(group: Group, rules: PairRules) -> Dropped | None:
         return Dropped.ABANDONED
     if group.is_erased:
         return Dropped.DELETED
+    if any(completion.is_redacted for completion in group.completions):
+        return Dropped.REDACTED  # a placeholder is nothing that the model should learn to write
     if rules.staleness is not None:
         for completion in group.completions:
             version = completion.version
@@ -127,6 +130,8 @@ def _refused_row(group: Group, row: Row, quota: _Quota, rules: PairRules) -> Dro
         return Dropped.OTHER_METRIC
     if not check(group, feedback):
         return Dropped.MALFORMED
+    if REDACTED_TAG in feedback.tags:
+        return Dropped.REDACTED
     if feedback.source is Source.HUMAN and feedback.rater_id in rules.quarantined:
         return Dropped.QUARANTINED
     is_person = feedback.source is Source.HUMAN and feedback.metric == PREFERENCE_METRIC

@@ -31,6 +31,8 @@ def next_item(store: Store, config: Config, rater_id: str, *, rng: random.Random
     New comparisons come from the rater's own pool, so that nobody who trains also judges. A repeat comes with chance
     ``feedback.repeat_share``; with ``repeats_only`` nothing else does.
     """
+    if store.redactor is not None:
+        rater_id = store.redactor.identifier(rater_id)
     with store.reading() as c:
         if rng.random() < config.feedback.repeat_share:
             item = _repeat(c, config, rater_id, rng)

@@ -87,10 +87,12 @@ class ChatRequest:
 class Plan:
     """The group to be (without completions) and the version that answers each index; ``keep`` are not to be evicted.
 
+    ``stored`` is the group as it is stored: without what is taken out of texts, and then as such a prompt is encoded.
     ``is_live``: the server chose the version, not the client. ``shadow``: the version that answers once more, unseen.
     """
 
     group: Group
+    stored: Group
     versions: tuple[int, ...]
     keep: frozenset[int]
     asked: ChatRequest
@@ -129,6 +131,7 @@ class Planner:
     def plan(self, request: ChatRequest) -> Plan:
         """Route, pick the predecessor and the pool, encode the prompt. InvalidRequestError, NotFoundError (model)."""
         self._check_abilities(request)
+        request = self._named(request)
         with self._store.reading() as c:
             routing = self._route(c, request.model)
             parent, parent_index = self._predecessor(c, request)
@@ -160,8 +163,34 @@ class Planner:
             metadata=dict(request.metadata),
         )
         return Plan(
-            group, answering, routing.keep, request, is_live=routing.pinned is None, shadow=self._shadow(routing, answering)
+            group,
+            self._as_stored(group),
+            answering,
+            routing.keep,
+            request,
+            is_live=routing.pinned is None,
+            shadow=self._shadow(routing, answering),
         )
+
+    def _named(self, request: ChatRequest) -> ChatRequest:
+        """The request with pseudonyms for ids that are personal data themselves, as people and conversations are stored."""
+        redactor = self._store.redactor
+        if redactor is None:
+            return request
+        user = None if request.user is None else redactor.identifier(request.user)
+        return replace(request, user=user, metadata=redactor.values(request.metadata, ids=(CONVERSATION_KEY,)))
+
+    def _as_stored(self, group: Group) -> Group:
+        """What is taken out of the prompt is not in its tokens either: it is encoded anew."""
+        if self._store.redactor is None:
+            return group
+        stored = self._store.redactor.group(group)
+        if stored.prompt == group.prompt or isinstance(stored.prompt, str):
+            return stored
+        try:
+            return replace(stored, prompt_token_ids=self._sampler.tokens.encode_prompt(stored.prompt))
+        except InvalidRequestError:  # a template that wants, say, another form of a call's arguments
+            return stored
 
     def _check_abilities(self, request: ChatRequest) -> None:
         """InvalidRequestError for what the model's template or its engine cannot do."""
@@ -227,6 +256,8 @@ class Planner:
     def _predecessor(self, c: Connection, request: ChatRequest) -> tuple[Group | None, int | None]:
         """The group that the conversation goes on from and the index of the branch that was taken."""
         last = next((m for m in reversed(request.messages) if m.role == "assistant"), None)
+        if last is not None and self._store.redactor is not None:  # as it was stored, so that it is found
+            last = replace(last, content=self._store.redactor.text(last.content))
         called = call_origin(last.tool_calls[0].id) if last is not None and last.tool_calls else None
         named = request.metadata.get(PARENT_KEY)
         if named is not None:
@@ -304,8 +335,11 @@ def shadow_of(plan: Plan, number: int) -> Plan:
 
     Its id follows from the group's, so that who deletes that one deletes this one, too.
     """
-    group = replace(plan.group, group_id=groups.shadow_id(plan.group.group_id), kind=GroupKind.SHADOW, duel_id=None)
-    return replace(plan, group=group, versions=(number,), asked=replace(plan.asked, top_logprobs=0), shadow=None)
+    group, stored = (
+        replace(one, group_id=groups.shadow_id(one.group_id), kind=GroupKind.SHADOW, duel_id=None)
+        for one in (plan.group, plan.stored)
+    )
+    return replace(plan, group=group, stored=stored, versions=(number,), asked=replace(plan.asked, top_logprobs=0), shadow=None)
 
 
 def _of_this_policy(c: Connection, version: Version, policy: str) -> str:

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from pairloop.config import DeploySection
 from pairloop.errors import InvalidRequestError
-from pairloop.policy.protocols import Sampler
+from pairloop.policy.protocols import ReplicaState, Sampler
 from pairloop.store import Store, new_id, traffic
 from pairloop.store.traffic import Counts
 from pairloop.types import Completion, FinishReason
@@ -57,7 +57,7 @@ class Recorder:
             error = future.exception()
             if error is None:
                 self._answered(number, who, future.result(), time.monotonic() - began)
-            elif number in self._sampler.loaded():  # else it was unloaded in between, and is asked again
+            elif number in self._sampler.loaded() and not self._is_engine_down():  # unloaded in between, it is asked again
                 self.failed(number, who, error)
 
         answer.add_done_callback(ended)
@@ -69,6 +69,10 @@ class Recorder:
                 counts = self._of(number, who)
                 if counts is not None:
                     counts.errors += 1
+
+    def _is_engine_down(self) -> bool:
+        replicas = self._sampler.replicas()
+        return bool(replicas) and not any(replica.state is ReplicaState.READY for replica in replicas)
 
     def flush(self) -> Future[None] | None:
         """Write what was counted since the last time; the future ends with the commit, None where there was nothing."""

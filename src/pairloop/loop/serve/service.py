@@ -19,9 +19,9 @@ from pairloop.errors import EngineError, NotFoundError, PairloopError
 from pairloop.loop.serve.plan import ChatRequest, Plan, Planner, shadow_of
 from pairloop.loop.serve.recorder import Recorder
 from pairloop.loop.serve.stopwatch import sampling
-from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Lockstep, Sink
+from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Lockstep, Sink, completions_as_stored
 from pairloop.policy.protocols import Sampler, SampleRequest
-from pairloop.store import Store, groups, stored, versions
+from pairloop.store import Store, groups, removed, stored, versions
 from pairloop.store.waiting import awaitable
 from pairloop.types import BASE_VERSION, Completion, GroupKind, Version
 
@@ -57,7 +57,7 @@ class ChatService:
         plan = await self.plan(request)
         events = Events(len(plan.versions))
         completions = await self._sample(plan, events, events.add if with_tokens else None)
-        group = replace(plan.group, completions=completions)
+        group = replace(plan.stored, completions=await completions_as_stored(self._store, plan, completions))
 
         def write(c: Connection) -> None:
             groups.insert(c, group)
@@ -65,7 +65,7 @@ class ChatService:
 
         await awaitable(self._store.submit(write))
         self._cast_shadow(plan)
-        return Answer(group, events.by_index())
+        return Answer(replace(plan.group, completions=completions), events.by_index())
 
     async def stream(self, request: ChatRequest) -> AnswerStream:
         """Store the group row, begin to sample, and give back a stream whose first tokens have arrived.
@@ -94,8 +94,11 @@ class ChatService:
     def _read_version(self, number: int) -> Version:
         with self._store.reading() as c:
             version = versions.get(c, self._config.policy.name, number)
+            is_gone = version is not None and removed.is_removed(c, version.path)
         if version is None:
             raise NotFoundError(f"no version {number} of {self._config.policy.name}", param="model")
+        if is_gone:
+            raise NotFoundError(f"the weights of {version.name} were removed (privacy.keep_versions)", param="model")
         return version
 
     # -- sampling ---------------------------------------------------------------------------------------------------------
@@ -173,7 +176,8 @@ class ChatService:
 
     async def _answer_unseen(self, plan: Plan) -> None:
         try:
-            group = replace(plan.group, completions=await self._sample(plan, Events(1), None))
+            completions = await completions_as_stored(self._store, plan, await self._sample(plan, Events(1), None))
+            group = replace(plan.stored, completions=completions)
             await asyncio.wrap_future(self._store.submit(lambda c: groups.insert(c, group)))
         except PairloopError as error:  # the recorder has counted it, and the request that cast this shadow is answered
             logger.info("no answer in the shadow by version %d: %s", plan.versions[0], error)

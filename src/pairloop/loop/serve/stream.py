@@ -109,7 +109,7 @@ class AnswerStream:
 
     async def open(self) -> None:
         """Commit the group row while sampling begins, and wait for the first tokens (or the failure) to come."""
-        row = awaitable(self._store.submit(lambda c: groups.insert(c, self.group)))
+        row = awaitable(self._store.submit(lambda c: groups.insert(c, self.plan.stored)))
         self._task = asyncio.create_task(self._sampling())
         self._task.add_done_callback(self._ended)
         try:
@@ -133,15 +133,15 @@ class AnswerStream:
         assert self._task is not None, "open() comes first"
         completions = await self._task
         self._closed = True  # from here on the group is whole, also when the client goes away before the last chunk
-        whole = replace(self.group, completions=completions)
+        kept = await completions_as_stored(self._store, self.plan, completions)
 
         def write(c: Connection) -> None:
-            groups.finish(c, whole.group_id, completions)
-            stored.insert(c, whole, is_listed=self.plan.asked.is_listed)
+            groups.finish(c, self.group.group_id, kept)
+            stored.insert(c, replace(self.plan.stored, completions=kept), is_listed=self.plan.asked.is_listed)
 
         await awaitable(self._store.submit(write, admitted=True))
         self._stored(self.plan)
-        return Answer(whole, self._events.by_index())
+        return Answer(replace(self.group, completions=completions), self._events.by_index())
 
     def abandon(self) -> None:
         """Stop sampling and record what was sampled so far as abandoned; does nothing after ``finish``."""
@@ -160,8 +160,11 @@ class AnswerStream:
             )
             for number, events in zip(self.plan.versions, self._events.by_index(), strict=True)
         )
-        row = self._store.submit(lambda c: groups.finish(c, self.group.group_id, completions), admitted=True)
-        row.add_done_callback(_log_failure)
+
+        def write(c: Connection) -> None:
+            groups.finish(c, self.group.group_id, _redacted(self._store, self.plan, completions))
+
+        self._store.submit(write, admitted=True).add_done_callback(_log_failure)
 
     async def _sampling(self) -> tuple[Completion, ...]:
         return await self._draw(self.plan, self._events, self._sink)
@@ -187,6 +190,21 @@ class AnswerStream:
             event = self._queue.get_nowait()
         self._queue.put_nowait(None)  # the end stays the end, also for the next call
         return batch
+
+
+async def completions_as_stored(store: Store, plan: Plan, completions: tuple[Completion, ...]) -> tuple[Completion, ...]:
+    """The answers without what is taken out of texts, and what of their tokens and log-probs is then still true."""
+    if store.redactor is None or store.redactor.is_quick:
+        return _redacted(store, plan, completions)
+    return await asyncio.to_thread(_redacted, store, plan, completions)
+
+
+def _redacted(store: Store, plan: Plan, completions: tuple[Completion, ...]) -> tuple[Completion, ...]:
+    redactor = store.redactor
+    if redactor is None:
+        return completions
+    other_prompt = plan.stored.prompt != plan.group.prompt
+    return tuple(redactor.completion(completion, other_prompt=other_prompt) for completion in completions)
 
 
 def _log_failure(future: Future[None]) -> None:

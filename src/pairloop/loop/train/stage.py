@@ -49,11 +49,13 @@ def run(
     owner: str,
     on_progress: OnProgress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    also_recorded: Mapping[str, Any] | None = None,
 ) -> TrainRecord:
     """Train ``parent`` on ``dataset`` and register the version; with a cycle, at most once for it, whatever happened before.
 
-    The caller holds the policy's lease. ``on_progress`` gets each metrics row; ``should_stop`` pauses the run. Raises
-    ConfigError where method and parent do not go together; every failure of the training itself is a record.
+    The caller holds the policy's lease. ``on_progress`` gets each metrics row; ``should_stop`` pauses the run; the version's
+    record holds ``also_recorded`` beside recipe and result. Raises ConfigError where method and parent do not go together;
+    every failure of the training itself is a record.
     """
     row = _take_up(store, config, dataset, parent, cycle_id, owner)
     if row.status is not RunStatus.RUNNING:
@@ -65,7 +67,7 @@ def run(
     result = attempt(job, folder, heart, should_stop)
     if result.status is TrainStatus.PAUSED:
         return TrainRecord(row.run_id, RunStatus.RUNNING, None, {})
-    version = _register(store, row, job, result)
+    version = _register(store, row, job, result, also_recorded)
     for name in ("out", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)
     return TrainRecord(row.run_id, _status(result), version, result.as_dict())
@@ -149,14 +151,17 @@ class _Heart(Listener):
             LOG.warning("run %s: the heartbeat could not be written: %s", self._row.run_id, error)
 
 
-def _register(store: Store, row: Run, job: TrainJob, result: TrainResult) -> Version | None:
+def _register(
+    store: Store, row: Run, job: TrainJob, result: TrainResult, also_recorded: Mapping[str, Any] | None
+) -> Version | None:
     """Publish the folder, then insert the version and end the run in one transaction."""
     now = datetime.now(UTC)
     if result.status is not TrainStatus.SUCCEEDED:
         message = result.error.message if result.error else None
         store.write(lambda c: runs.end(c, row.run_id, _status(result), result.as_dict(), message, now))
         return None
-    artifact = store.artifacts.publish(Path(job.out_dir), _manifest(row, job, result))
+    manifest = _manifest(row, job, result)
+    artifact = store.artifacts.publish(Path(job.out_dir), manifest)
 
     def register(c: Connection) -> Version:
         version = Version(
@@ -169,6 +174,8 @@ def _register(store: Store, row: Run, job: TrainJob, result: TrainResult) -> Ver
             dataset_id=row.dataset_id,
             run_id=row.run_id,
             created_at=now,
+            # The same weights may be there already, with another version's manifest.
+            record=None if also_recorded is None else {**manifest, **also_recorded},
         )
         versions.insert(c, version)
         runs.end(c, row.run_id, RunStatus.SUCCEEDED, result.as_dict(), None, now)
