@@ -73,7 +73,7 @@ class Backup:
     def live(self, copy: Path, fuse: int) -> None:
         with Store.open(self._config) as store:
             burn(fuse)
-            backup.take(store, copy, keep=2)
+            backup.take(store, copy, keep=2, actor="test")
 
     def tell(self, copy: Path) -> dict[str, Any]:
         before = [path.name for path in paths(self.first)]
@@ -95,7 +95,7 @@ class Restore:
     def prepare(self) -> None:
         make_store(self._config, "g", skills=2)
         with Store.open(self._config) as store:
-            backup.take(store, self._backups)
+            backup.take(store, self._backups, actor="test")
         make_store(Config(state_dir=self.first), "theirs", skills=1)
 
     def spoil(self, copy: Path) -> None:
@@ -104,7 +104,7 @@ class Restore:
     def live(self, copy: Path, fuse: int) -> None:
         archive = Archive.find(self._backups)
         burn(fuse)
-        restore(archive, Config(state_dir=copy), force=True, after=[self._after])
+        restore(archive, Config(state_dir=copy), force=True, after=[self._after], actor="test")
 
     def _after(self, store: Store, _: Config) -> None:
         store.write(partial(groups.erase, group_ids=["g"]))

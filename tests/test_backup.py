@@ -24,9 +24,9 @@ from tests.test_doctor import artifact_of, prepared, store, upload
 
 from pairloop.config import Config
 from pairloop.errors import ConflictError, NotFoundError, StoreError
-from pairloop.store import Store, backup, doctor, feedback, files, groups, jobs, leases, runs, versions
+from pairloop.store import Store, audit, backup, doctor, feedback, files, groups, jobs, leases, runs, versions
 from pairloop.store.archive import Archive, ArchivedFile, Manifest, paths
-from pairloop.store.contents import sha256
+from pairloop.store.artifacts import sha256_of
 from pairloop.store.database import alembic_config, writer_engine
 from pairloop.store.jobs import Job, JobStatus
 from pairloop.store.restore import restore
@@ -50,13 +50,13 @@ def only_sqlite(store: Store) -> None:
 
 def restored(archive: Archive, folder: Path) -> Store:
     config = Config(state_dir=folder)
-    assert restore(archive, config).problems == []
+    assert restore(archive, config, actor="test").problems == []
     return Store.open(config)
 
 
 def test_a_backup_restores_every_row_and_file(store: Store, tmp_path: Path) -> None:
     upload(store, b"rows")
-    taken = backup.take(store, tmp_path / "backups")
+    taken = backup.take(store, tmp_path / "backups", actor="test")
     assert (taken.copied, taken.found, taken.manifest.missing) == (3, 0, ())
     assert [path.name for path in paths(tmp_path / "backups")] == [taken.path.name]
     archive = Archive.find(tmp_path / "backups")
@@ -78,13 +78,13 @@ def test_a_backup_restores_every_row_and_file(store: Store, tmp_path: Path) -> N
 
 def test_the_next_backup_copies_only_what_is_new(store: Store, tmp_path: Path) -> None:
     folder = tmp_path / "backups"
-    backup.take(store, folder)
+    backup.take(store, folder, actor="test")
     upload(store, b"rows")
-    second = backup.take(store, folder)
+    second = backup.take(store, folder, actor="test")
     assert (second.copied, second.found) == (1, 2)
     rotten = folder / "artifacts" / artifact_of(store, "versions").name / "adapter.safetensors"
     rotten.write_text("rotten")
-    third = backup.take(store, folder)
+    third = backup.take(store, folder, actor="test")
     assert (third.copied, third.found) == (1, 2), "what rots on the backup's disk is copied anew"
     assert rotten.read_text() == "adapter.safetensors"
     assert [problem for path in paths(folder) for problem in Archive(path).problems()] == []
@@ -93,13 +93,13 @@ def test_the_next_backup_copies_only_what_is_new(store: Store, tmp_path: Path) -
 def test_keep_removes_older_backups_and_what_they_alone_need(store: Store, tmp_path: Path) -> None:
     folder = tmp_path / "backups"
     upload(store, b"rows")
-    first = backup.take(store, folder)
+    first = backup.take(store, folder, actor="test")
     store.write(partial(files.forget, file_ids=["file-1"], at=NOW))
     lone = artifact_of(store, "versions").name
     store.write(lambda c: c.exec_driver_sql("UPDATE versions SET kind = 'base', parent = NULL WHERE number = 1"))
-    second = backup.take(store, folder)
+    second = backup.take(store, folder, actor="test")
     assert (folder / "artifacts" / lone).exists()
-    third = backup.take(store, folder, keep=2)
+    third = backup.take(store, folder, keep=2, actor="test")
     assert third.pruned == [first.path.name]
     assert paths(folder) == [second.path, third.path]
     assert not (folder / "artifacts" / lone).exists()
@@ -109,7 +109,7 @@ def test_keep_removes_older_backups_and_what_they_alone_need(store: Store, tmp_p
 
 def test_every_flipped_bit_is_named(store: Store, tmp_path: Path) -> None:
     upload(store, b"rows")
-    taken, rng = backup.take(store, tmp_path / "backups"), random.Random(0)
+    taken, rng = backup.take(store, tmp_path / "backups", actor="test"), random.Random(0)
     ours = [path for path in (tmp_path / "backups").rglob("*") if path.is_file() and path.name != ".lock"]
     assert len(ours) == 8  # database, manifest; two artifacts of two files, one of them with an empty one; an upload
     for path in (path for path in ours if path.stat().st_size):
@@ -119,42 +119,45 @@ def test_every_flipped_bit_is_named(store: Store, tmp_path: Path) -> None:
             flipped[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
             path.write_bytes(flipped)
             with pytest.raises(StoreError, match=path.name):
-                restore(Archive(taken.path), Config(state_dir=tmp_path / "elsewhere"))
+                restore(Archive(taken.path), Config(state_dir=tmp_path / "elsewhere"), actor="test")
         path.unlink()
         with pytest.raises(StoreError, match=path.parent.name):
-            restore(Archive(taken.path), Config(state_dir=tmp_path / "elsewhere"))
+            restore(Archive(taken.path), Config(state_dir=tmp_path / "elsewhere"), actor="test")
         path.write_bytes(whole)
     assert not (tmp_path / "elsewhere").exists(), "nothing was restored"
 
 
 def test_what_is_broken_in_the_store_is_named_and_stops_nothing(store: Store, tmp_path: Path) -> None:
     (artifact_of(store, "versions") / "adapter.safetensors").write_text("rotten")
-    taken = backup.take(store, tmp_path / "backups")
+    taken = backup.take(store, tmp_path / "backups", actor="test")
     (missing,) = taken.manifest.missing
     assert missing.startswith("version bot@1: ")
     assert "adapter.safetensors: was changed" in missing
-    done = restore(Archive(taken.path), Config(state_dir=tmp_path / "elsewhere"))
+    done = restore(Archive(taken.path), Config(state_dir=tmp_path / "elsewhere"), actor="test")
     assert {problem.code for problem in done.problems} == {"missing_artifact", "unusable_alias"}
 
 
 def test_data_is_not_overwritten_and_force_moves_it_aside(store: Store, tmp_path: Path) -> None:
     only_sqlite(store)
-    taken = backup.take(store, tmp_path / "backups")
+    taken = backup.take(store, tmp_path / "backups", actor="test")
     config = Config(state_dir=tmp_path / "elsewhere")
     with Store.open(config) as other:
         put_groups(other, a_group("theirs"))
         archive = Archive(taken.path)
         for force in (False, True):
             with pytest.raises(ConflictError, match="a process has it open"):
-                restore(archive, config, force=force)
+                restore(archive, config, force=force, actor="test")
     before = rows_of(other.name)
     with pytest.raises(ConflictError, match="--force moves it aside"):
-        restore(archive, config)
+        restore(archive, config, actor="test")
     assert rows_of(other.name) == before
-    done = restore(archive, config, force=True)
+    done = restore(archive, config, force=True, actor="test")
     assert done.aside is not None
     assert rows_of(done.aside) == before
-    assert rows_of(other.name) == rows_of(store.name)
+    with Store.open(config) as copy:
+        assert contents_of(copy) == contents_of(store)
+        with copy.reading() as c:
+            assert [(one.action, one.actor) for one in audit.list_(c)] == [("restore", "test")]
     assert sorted(path.name for path in config.state_dir.iterdir()) == sorted(
         ["artifacts", "pairloop.sqlite", "pseudonyms.key", Path(done.aside).name]
     )
@@ -162,11 +165,11 @@ def test_data_is_not_overwritten_and_force_moves_it_aside(store: Store, tmp_path
 
 def test_a_damaged_database_is_moved_aside_too(store: Store, tmp_path: Path) -> None:
     only_sqlite(store)
-    taken = backup.take(store, tmp_path / "backups")
+    taken = backup.take(store, tmp_path / "backups", actor="test")
     config = Config(state_dir=tmp_path / "elsewhere")
     config.state_dir.mkdir()
     (config.state_dir / "pairloop.sqlite").write_bytes(b"what the disk left of it" * 100)
-    done = restore(Archive(taken.path), config, force=True)
+    done = restore(Archive(taken.path), config, force=True, actor="test")
     assert Path(str(done.aside)).read_bytes().startswith(b"what the disk left")
     assert done.problems == []
 
@@ -178,7 +181,7 @@ def test_cycles_and_jobs_go_on_at_once(store: Store, tmp_path: Path) -> None:
     store.write(partial(jobs.insert, job=job))
     store.write(partial(runs.insert, run=a_run()))
     store.write(partial(leases.acquire, name="cycle:bot", owner="gone:1/lease", now=datetime.now(UTC), ttl_s=3600.0))
-    backup.take(store, tmp_path / "backups")
+    backup.take(store, tmp_path / "backups", actor="test")
     with restored(Archive.find(tmp_path / "backups"), tmp_path / "elsewhere") as copy:
         token = copy.write(partial(leases.acquire, name="cycle:bot", owner="new", now=datetime.now(UTC), ttl_s=60.0))
         assert token == 2, "the former owner is fenced off"
@@ -188,7 +191,7 @@ def test_cycles_and_jobs_go_on_at_once(store: Store, tmp_path: Path) -> None:
 
 
 def test_what_must_hold_after_a_restore_is_done_before_anybody_sees_it(store: Store, tmp_path: Path) -> None:
-    taken = backup.take(store, tmp_path / "backups")
+    taken = backup.take(store, tmp_path / "backups", actor="test")
     config = Config(state_dir=tmp_path / "elsewhere")
 
     def erase(copy: Store, target: Config) -> None:
@@ -196,7 +199,7 @@ def test_what_must_hold_after_a_restore_is_done_before_anybody_sees_it(store: St
         assert not (config.state_dir / "pairloop.sqlite").exists()
         copy.write(partial(groups.erase, group_ids=["g"]))
 
-    restore(Archive(taken.path), config, after=[erase])
+    restore(Archive(taken.path), config, after=[erase], actor="test")
     with Store.open(config) as copy, copy.reading() as c:
         group = groups.get(c, "g")
     assert group is not None
@@ -204,7 +207,7 @@ def test_what_must_hold_after_a_restore_is_done_before_anybody_sees_it(store: St
 
 
 def test_an_older_schema_is_migrated_and_a_newer_one_refused(store: Store, tmp_path: Path) -> None:
-    taken = backup.take(store, tmp_path / "backups")
+    taken = backup.take(store, tmp_path / "backups", actor="test")
     old = taken.path.parent / "2020"
     old.mkdir()
     engine = writer_engine(make_url(f"sqlite:///{old / 'database.sqlite'}"), "off")
@@ -216,20 +219,20 @@ def test_an_older_schema_is_migrated_and_a_newer_one_refused(store: Store, tmp_p
         put_groups(copy, a_group("next"))
     seal(taken.manifest, old, revision="9999")
     with pytest.raises(StoreError, match=r"'9999'.*upgrade pairloop"):
-        restore(Archive(old), Config(state_dir=tmp_path / "newer"))
+        restore(Archive(old), Config(state_dir=tmp_path / "newer"), actor="test")
 
 
 def seal(like: Manifest, folder: Path, *, revision: str) -> None:
     """Write the manifest of an empty backup at another revision."""
     database = folder / "database.sqlite"
-    entry = ArchivedFile(sha256(database), database.stat().st_size)
+    entry = ArchivedFile(sha256_of(database), database.stat().st_size)
     manifest = replace(like, database=entry, revision=revision, artifacts={}, files={}, rows={})
     (folder / "manifest.json").write_text(manifest.as_text(), encoding="utf-8")
 
 
 def test_one_backup_at_a_time(store: Store, tmp_path: Path) -> None:
     with backup._alone(tmp_path), pytest.raises(ConflictError, match="another backup"):
-        backup.take(store, tmp_path)
+        backup.take(store, tmp_path, actor="test")
     with pytest.raises(NotFoundError, match="no backup"):
         Archive.find(tmp_path)
 
@@ -263,7 +266,7 @@ def test_picks_go_on_while_a_backup_is_taken_and_none_before_it_is_missing(store
     assert enough.wait(30)
     before = list(acknowledged)
     try:
-        taken = backup.take(store, tmp_path / "backups")
+        taken = backup.take(store, tmp_path / "backups", actor="test")
         during = len(acknowledged)
     finally:
         stop.set()

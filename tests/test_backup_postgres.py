@@ -30,9 +30,9 @@ def test_a_store_grows_from_sqlite_into_postgres_and_back(url: str, tmp_path: Pa
         rig.serve(60)
         assert cycle.run(rig.loop, trigger="test").state is CycleState.DUELLING
         before = contents_of(rig.store)
-        backup.take(rig.store, tmp_path / "backups")
+        backup.take(rig.store, tmp_path / "backups", actor="test")
     second = settings(tmp_path / "second", store={"database": url})
-    assert restore(Archive.find(tmp_path / "backups"), second).problems == []
+    assert restore(Archive.find(tmp_path / "backups"), second, actor="test").problems == []
     with open_rig(second, seed=1) as rig:
         assert contents_of(rig.store) == before
         done = cycle.run(rig.loop, trigger="test")
@@ -43,11 +43,11 @@ def test_a_store_grows_from_sqlite_into_postgres_and_back(url: str, tmp_path: Pa
         with rig.store.reading() as c:
             assert promotions(c, "bot")[-1].number == 1
         grown = contents_of(rig.store)
-        taken = backup.take(rig.store, tmp_path / "backups")
+        taken = backup.take(rig.store, tmp_path / "backups", actor="test")
         assert taken.manifest.source == "postgresql"
         assert Archive(taken.path).problems() == []
     third = settings(tmp_path / "third", store={"database": f"sqlite:///{tmp_path / 'third.sqlite'}"})
-    assert restore(Archive(taken.path), third).problems == []
+    assert restore(Archive(taken.path), third, actor="test").problems == []
     with Store.open(third) as store:
         assert contents_of(store) == grown
         assert doctor.check(store) == []
@@ -62,10 +62,10 @@ def test_sequence_numbers_go_on_and_the_former_tables_are_moved_aside(url: str, 
         put_groups(store, a_group("g"))
         put_picks(store, a_pick("g", "rita"), a_pick("g", "rosa"))
         store.write(lambda c: c.exec_driver_sql("DELETE FROM feedback WHERE rater_id = 'rosa'"))
-        taken = backup.take(store, tmp_path / "backups")
+        taken = backup.take(store, tmp_path / "backups", actor="test")
         put_groups(store, a_group("later"))
         later = contents_of(store)
-    done = restore(Archive(taken.path), config, force=True)
+    done = restore(Archive(taken.path), config, force=True, actor="test")
     assert done.aside is not None
     schema = done.aside.removeprefix("schema ")
     with Store.open(config) as store:

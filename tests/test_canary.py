@@ -328,7 +328,7 @@ def test_a_shadow_answers_unseen_and_leaves_no_trace_in_the_loop(tmp_path: Path)
             now = datetime.now(UTC)
             minutes = traffic.by_minute(c, POLICY, 1, now - timedelta(minutes=5), now + timedelta(minutes=1))
         assert sum(counts.answers for counts in minutes.values()) == 1
-        world.store.write(lambda c: groups.erase(c, group.group_id))
+        world.store.write(lambda c: groups.erase(c, [group.group_id]))
         assert world.group(unseen.group_id).is_erased
 
 

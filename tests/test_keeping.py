@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.store_rows import contents_of
+from tests.store_rows import a_group, a_pick, contents_of, put_groups, put_picks
 from tests.test_cli import run
 from tests.test_doctor import artifact_of, plant, prepared, store
 
 from pairloop.config import load_config
-from pairloop.store import Store
+from pairloop.store import Store, audit, feedback, groups
 
 __all__ = ["prepared", "store"]  # the fixtures
 
@@ -61,10 +61,9 @@ def test_backup_list_and_restore(store: Store, tmp_path: Path) -> None:
     assert "--force" in told(2, "restore", folder, "--config", elsewhere)["error"]["message"]
     assert told(0, "restore", folder, "--config", elsewhere, "--force")["aside"] is not None
     with Store.open(load_config(elsewhere, env={})) as copy:
-        restored = contents_of(copy)
-        (entry,) = restored.pop("audit")
-        assert "restore" in entry
-        assert restored == {table: rows for table, rows in contents_of(store).items() if table != "audit"}
+        assert contents_of(copy) == contents_of(store)
+        with copy.reading() as c:
+            assert [entry.action for entry in audit.list_(c)].count("restore") == 1
 
     rotten = folder / "artifacts" / artifact_of(store, "versions").name / "adapter.safetensors"
     rotten.write_text("rotten")
@@ -72,3 +71,19 @@ def test_backup_list_and_restore(store: Store, tmp_path: Path) -> None:
     assert str(rotten) in listed["problems"][0]
     refused = told(1, "restore", folder, "--config", elsewhere, "--force")["error"]
     assert (refused["type"], str(rotten) in refused["message"]) == ("StoreError", True)
+
+
+def test_who_was_erased_since_the_backup_does_not_come_back_with_it(tmp_path: Path) -> None:
+    config = configured(tmp_path / "bot")
+    with Store.open(load_config(config, env={})) as store:
+        put_groups(store, a_group("hers", user="jane"), a_group("his", user="joe"))
+        put_picks(store, a_pick("hers", rater="jane"))
+    told(0, "backup", tmp_path / "backups", "--config", config)
+    told(0, "erase", "--user", "jane", "--reason", "asked", "--config", config)
+    told(0, "restore", tmp_path / "backups", "--config", config, "--force")
+    with Store.open(load_config(config, env={})) as store, store.reading() as c:
+        hers, his = groups.get(c, "hers"), groups.get(c, "his")
+        assert hers is None or (hers.is_erased and hers.user is None)
+        assert his is not None
+        assert (his.is_erased, his.user) == (False, "joe")
+        assert feedback.history(c, "hers") == []

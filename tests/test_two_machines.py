@@ -197,7 +197,7 @@ def test_a_backup_holds_what_is_at_the_url_and_puts_it_back(tmp_path: Path) -> N
         files.pipe_file(f"{store['artifacts']}/{'0' * 32}/left", b"1")
         codes = {problem.code for problem in doctor.check(elsewhere)}
         assert codes == {"missing_artifact", "unusable_alias", "missing_file"}
-        mended = repair.mend(elsewhere, archive=Archive.find(tmp_path / "backups"))
+        mended = repair.mend(elsewhere, actor="tester", archive=Archive.find(tmp_path / "backups"))
         assert list(mended.problems) == []
         assert doctor.check(elsewhere, deep=True) == []
         assert elsewhere.artifacts.local(elsewhere.artifacts.root / "files" / kept.file_id).read_bytes() == pair_rows(8)

@@ -18,16 +18,14 @@ if TYPE_CHECKING:
     from pairloop.store.restore import AfterRestore
 
 
-def _audited(store: Store, config: Config) -> None:
-    """The audit trail came out of the backup, too; from here on it says so."""
-    from pairloop.cli.opening import actor
-    from pairloop.store.audit import AuditAction, record
+def _erased(store: Store, config: Config) -> None:
+    """Whoever was erased since the backup was taken is erased in what came back; nobody serves it yet."""
+    from pairloop.loop import privacy
 
-    subject, reason = config.policy.name, "by hand, from a backup"
-    store.write(lambda c: record(c, AuditAction.RESTORE, actor=actor(), subject=subject, reason=reason))
+    privacy.reapply(store, config, privacy.read(privacy.path_of(config)))
 
 
-AFTER_RESTORE: tuple[AfterRestore, ...] = (_audited,)
+AFTER_RESTORE: tuple[AfterRestore, ...] = (_erased,)
 """Told of a store that something came back to from a backup, before anybody uses it."""
 
 _backup_path = click.Path(path_type=Path, file_okay=False, exists=True)
@@ -61,7 +59,7 @@ def doctor(
     archive = None if backup_path is None else Archive.find(backup_path)
     with open_store(config_path) as (config, store):
         if is_repair and not dry_run:
-            mended = repair.mend(store, archive=archive, accept_loss=accept_loss, deep=deep, actor=actor())
+            mended = repair.mend(store, actor=actor(), archive=archive, accept_loss=accept_loss, deep=deep)
             if archive is not None:
                 for act in AFTER_RESTORE:
                     act(store, config)
@@ -90,11 +88,11 @@ def backup(folder: Path, config_path: Path, keep: int | None, as_json: bool) -> 
     A snapshot of the database, and the artifacts and uploads that it names; what an earlier backup in FOLDER has is not copied
     again. Exit code 1 where something is broken in the store itself: the backup is made without it, and says so.
     """
-    from pairloop.cli.opening import open_store
+    from pairloop.cli.opening import actor, open_store
     from pairloop.store import backup as backups
 
     with open_store(config_path) as (_, store):
-        taken = backups.take(store, folder, keep=keep)
+        taken = backups.take(store, folder, actor=actor(), keep=keep)
     lines = [
         f"{taken.path}: {sum(taken.manifest.rows.values())} rows, {taken.copied} artifacts and uploads copied, "
         f"{taken.found} there already"
@@ -145,11 +143,12 @@ def restore(backup_path: Path, config_path: Path, force: bool, as_json: bool) ->
     Into SQLite, or into a PostgreSQL database, whichever it was made of. Every hash is verified first, and an older schema is
     migrated; then the doctor looks at what was restored, with exit code 1 where something does not hold.
     """
+    from pairloop.cli.opening import actor
     from pairloop.config import load_config
     from pairloop.store.archive import Archive
     from pairloop.store.restore import restore as bring_back
 
-    done = bring_back(Archive.find(backup_path), load_config(config_path), force=force, after=AFTER_RESTORE)
+    done = bring_back(Archive.find(backup_path), load_config(config_path), actor=actor(), force=force, after=AFTER_RESTORE)
     rows = sum(done.manifest.rows.values())
     lines = [f"{done.path} is now {done.database}: {rows} rows, {done.copied} artifacts and uploads copied, {done.found} there"]
     lines += [f"the former database is {done.aside}"] if done.aside else []

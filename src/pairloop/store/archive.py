@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pairloop.errors import NotFoundError, StoreError
-from pairloop.store.artifacts import MANIFEST, Artifacts
-from pairloop.store.contents import sha256
+from pairloop.store.artifacts import MANIFEST, Artifacts, sha256_of
 
 DATABASE = "database.sqlite"
 SHARED = "artifacts"
@@ -141,7 +140,7 @@ class Archive:
 
     def _artifact_problems(self, name: str, manifest_sha256: str) -> list[str]:
         manifest = self.artifacts.path(name) / MANIFEST
-        if manifest.is_file() and sha256(manifest) != manifest_sha256:
+        if manifest.is_file() and sha256_of(manifest) != manifest_sha256:
             return [f"{manifest}: was changed since the backup"]  # it must not accuse the files that it names
         try:
             self.artifacts.verify(name)
@@ -160,7 +159,7 @@ def paths(folder: Path) -> list[Path]:
 def _changed(path: Path, entry: ArchivedFile) -> list[str]:
     if not path.is_file():
         return [f"{path}: is missing"]
-    if path.stat().st_size != entry.bytes or sha256(path) != entry.sha256:
+    if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
         return [f"{path}: was changed since the backup"]
     return []
 

@@ -104,7 +104,7 @@ class Artifacts:
                 (folder / MANIFEST).write_text(json.dumps(full, indent=2, sort_keys=True) + "\n", encoding="utf-8")
                 flush_tree(folder)
                 folder.rename(target)
-                _flush(self.root)
+                flush(self.root)
             return Artifact(artifact_hash, target, read_manifest(target))
 
     def keep_file(self, file_id: str, source: BinaryIO, *, limit: int) -> tuple[Path, int, str]:
@@ -125,7 +125,7 @@ class Artifacts:
                 file.flush()
                 os.fsync(file.fileno())
             (folder / file_id).rename(target)
-            _flush(target.parent)
+            flush(target.parent)
         return target, size, digest.hexdigest()
 
     def path(self, artifact_hash: str) -> Path:
@@ -181,7 +181,7 @@ class Artifacts:
         """Write an artifact's manifest anew, in one rename; no hash covers it."""
         with self.stage() as staged, _failing_as_store_error(self.root / path):
             (staged / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
-            _flush(staged / MANIFEST)
+            flush(staged / MANIFEST)
             (staged / MANIFEST).rename(self.root / path / MANIFEST)
 
     def has_folder(self, path: str | Path) -> bool:
@@ -233,14 +233,14 @@ class Artifacts:
         """Remove one of ``leftovers()``; ConflictError where it was finished meanwhile."""
         raise ValueError(f"{url}: is no leftover")
 
-    def unreferenced(
-        self, folders: Collection[str], uploads: Collection[str], *, older_than_s: float = STALE_AFTER_S
-    ) -> list[Path]:
-        """Published folders and uploaded files of other names than these; a younger one may get its row any moment."""
-        known, now = {*folders, "tmp", "files"}, time.time()
-        found = [path for path in sorted(self.root.iterdir()) if path.is_dir() and path.name not in known]
-        found += [path for path in sorted((self.root / "files").glob("*")) if path.name not in uploads]
-        return [path for path in found if now - path.stat().st_mtime > older_than_s]
+    def unreferenced(self, named: Collection[str], *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
+        """Published folders that are not among ``named``; a younger one may get its row any moment."""
+        known = {*named, "tmp", "files"}
+        return _old([path for path in self.root.iterdir() if path.is_dir() and path.name not in known], older_than_s)
+
+    def unreferenced_uploads(self, file_ids: Collection[str], *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
+        """Contents of uploaded files that are not among ``file_ids``."""
+        return _old([path for path in (self.root / "files").glob("*") if path.name not in file_ids], older_than_s)
 
     def set_aside(self, path: Path, why: str) -> None:
         """Move a published folder or an uploaded file to the temporary ones, which are removed after a day."""
@@ -310,17 +310,22 @@ def parse_manifest(content: bytes, path: str) -> dict[str, Any]:
 
 def flush_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _flush(path)
-    _flush(folder)
+        flush(path)
+    flush(folder)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """fsync of a file or of a folder's entries."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _old(paths: list[Path], older_than_s: float) -> list[Path]:
+    now = time.time()
+    return [path for path in sorted(paths) if now - path.stat().st_mtime > older_than_s]
 
 
 def _last_written(folder: Path) -> float:

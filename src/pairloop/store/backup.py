@@ -7,7 +7,6 @@ is on disk; a killed one leaves nothing that is listed, and what it copied alrea
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sqlite3
 import sys
@@ -19,9 +18,10 @@ from pathlib import Path
 
 from pairloop import __version__
 from pairloop.errors import ConflictError, StoreError
-from pairloop.store import contents, files, transfer
+from pairloop.store import audit, contents, files, transfer
 from pairloop.store.archive import DATABASE, SHARED, Archive, ArchivedFile, Manifest, paths
-from pairloop.store.artifacts import MANIFEST, ROOT_OPTION, Artifacts
+from pairloop.store.artifacts import MANIFEST, ROOT_OPTION, Artifacts, flush, sha256_of
+from pairloop.store.audit import AuditAction
 from pairloop.store.contents import NamedArtifact
 from pairloop.store.database import reader_engine, writer_engine
 from pairloop.store.files import StoredFile
@@ -43,8 +43,10 @@ class Taken:
     pruned: Sequence[str]
 
 
-def take(store: Store, folder: Path, *, keep: int | None = None) -> Taken:
+def take(store: Store, folder: Path, *, actor: str, keep: int | None = None) -> Taken:
     """Back the store up into ``folder``; with ``keep`` only so many of the newest backups stay there.
+
+    ``actor``: who asked for it, as in the audit trail, which tells of it once it is there.
 
     What is broken or gone in the store itself is named in the manifest as missing, and does not stop the backup. ConflictError
     while another backup into this folder runs; StoreError where something cannot be read or written: then no backup appears.
@@ -65,6 +67,10 @@ def take(store: Store, folder: Path, *, keep: int | None = None) -> Taken:
         finally:
             shutil.rmtree(making, ignore_errors=True)
         pruned = _prune(folder, keep) if keep is not None else []
+    details = {"missing": len(copies.missing), "pruned": pruned}
+    store.write(
+        lambda c: audit.record(c, AuditAction.BACKUP, actor=actor, subject=str(target), reason="by hand", details=details)
+    )
     return Taken(target, manifest, copies.copied, copies.found, pruned)
 
 
@@ -94,11 +100,11 @@ def _copy_contents(store: Store, database: Path, shared: Artifacts) -> _Copies:
             copies.missing.append(f"{artifact.owner}: {problem}")
             continue
         path = shared.path(artifact.hash)
-        copies.artifacts[path.name] = contents.sha256(path / MANIFEST)
+        copies.artifacts[path.name] = sha256_of(path / MANIFEST)
         copies.count(is_there=is_there)
     for upload in uploads:
         path = shared.root / "files" / upload.file_id
-        is_there = path.is_file() and contents.sha256(path) == upload.sha256
+        is_there = path.is_file() and sha256_of(path) == upload.sha256
         if not is_there and (problem := _copy_upload(store, upload, shared)) is not None:
             if not _deleted_meanwhile(store, upload, database):
                 copies.missing.append(f"file {upload.file_id}: {problem}")
@@ -175,7 +181,7 @@ def _manifest(store: Store, database: Path, copies: _Copies, taken_at: datetime)
         pairloop=__version__,
         revision=revision,
         source=store.url.get_backend_name(),
-        database=ArchivedFile(contents.sha256(database), database.stat().st_size),
+        database=ArchivedFile(sha256_of(database), database.stat().st_size),
         rows=rows,
         artifacts=copies.artifacts,
         files=copies.files,
@@ -229,15 +235,6 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     flush(path)
     flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """fsync of a file's content or a folder's entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +42,3 @@ def artifacts(c: Connection) -> list[NamedArtifact]:
         NamedArtifact("version", f"{row.policy}@{row.number}", Path(from_row(c, row.path)), row.artifact_hash)
         for row in c.execute(sa.select(versions).where(ours, ~gone[1]).order_by(versions.c.policy, versions.c.number))
     ]
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from pairloop.errors import StoreError
 from pairloop.store import contents, cycles, repairs
 from pairloop.store import files as store_files
 from pairloop.store import versions as store_versions
-from pairloop.store.artifacts import Artifacts
+from pairloop.store.artifacts import Artifacts, sha256_of
 from pairloop.store.contents import NamedArtifact
 from pairloop.store.database import broken_pages
 from pairloop.store.findings import FINDINGS
@@ -79,7 +79,7 @@ def check(store: Store, *, accepted: bool = False, deep: bool = False) -> list[P
     folders, file_ids = {store.artifacts.path(one.hash).name for one in named}, {one.file_id for one in uploads}
     problems += [
         Problem("unreferenced_artifact", f"{path}: no row names it", str(path))
-        for path in store.artifacts.unreferenced(folders, file_ids)
+        for path in (*store.artifacts.unreferenced(folders), *store.artifacts.unreferenced_uploads(file_ids))
     ]
     problems += [
         Problem("unfinished_upload", f"{url}: nobody finished it or sees it", url) for url in store.artifacts.leftovers()
@@ -182,7 +182,7 @@ def _upload(artifacts: Artifacts, file: store_files.StoredFile, *, deep: bool) -
     named, address = f"file {file.file_id} ({file.filename})", artifacts.address(file.path)
     if not artifacts.has_file(file.path, file.size):
         yield Problem("missing_file", f"{named}: {address} is not there whole", file.file_id)
-    elif (deep or not artifacts.is_far) and contents.sha256(artifacts.local(file.path)) != file.sha256:
+    elif (deep or not artifacts.is_far) and sha256_of(artifacts.local(file.path)) != file.sha256:
         yield Problem("broken_file", f"{named}: {address} is not what was uploaded", file.file_id)
 
 

@@ -31,7 +31,7 @@ FINDINGS = {
     ),
     "dangling_alias": Finding(
         "an alias names a version that does not exist",
-        "champion: the last promoted version that is whole, recorded as a rollback; challenger: cleared, its duel closed",
+        "champion: the last promoted version that is whole, recorded as a rollback; challenger and canary: cleared",
         "`pairloop promote N --reason …`",
     ),
     "unusable_alias": Finding(

@@ -190,14 +190,17 @@ class RemoteArtifacts(Artifacts):
             if not is_whole and at <= before
         ]
 
-    def unreferenced(
-        self, folders: Collection[str], uploads: Collection[str], *, older_than_s: float = STALE_AFTER_S
-    ) -> list[Path]:
+    def unreferenced(self, named: Collection[str], *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
         """See `Artifacts.unreferenced`: what is at the URL, as paths here."""
+        return [path for path in self._old(older_than_s) if path.parent == self.root and path.name not in named]
+
+    def unreferenced_uploads(self, file_ids: Collection[str], *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
+        return [path for path in self._old(older_than_s) if path.parent != self.root and path.name not in file_ids]
+
+    def _old(self, older_than_s: float) -> list[Path]:
+        """What is whole at the URL and was written so long ago, as paths here."""
         before = datetime.now(UTC) - timedelta(seconds=older_than_s)
-        named = {*folders, *(f"{FILES}/{name}" for name in uploads)}
-        found = self._bucket.entries()
-        return [self.root / name for name, (is_whole, at) in found.items() if is_whole and at <= before and name not in named]
+        return [self.root / name for name, (is_whole, at) in self._bucket.entries().items() if is_whole and at <= before]
 
     def set_aside(self, path: Path, why: str) -> None:
         """Move it to ``tmp/`` at the URL, a manifest first: it is absent from then on, and told of as a leftover."""

@@ -18,9 +18,8 @@ from sqlalchemy import Connection
 
 from pairloop.errors import ConflictError, RowsError
 from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE, read_rows
-from pairloop.store import audit, canaries, contents, datasets, doctor, duels, files, jobs, repairs, versions
+from pairloop.store import canaries, contents, datasets, doctor, duels, files, jobs, repairs, versions
 from pairloop.store.archive import Archive
-from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.backup import publish_copy
 from pairloop.store.contents import NamedArtifact
 from pairloop.store.datasets import PairLineage
@@ -64,10 +63,8 @@ class Mended:
     problems: Sequence[Problem]
 
 
-def mend(
-    store: Store, *, archive: Archive | None = None, accept_loss: bool = False, deep: bool = False, actor: str = SCHEDULER
-) -> Mended:
-    """Repair what can be, and check again; each repair is kept under ``actor`` in the audit trail."""
+def mend(store: Store, *, actor: str, archive: Archive | None = None, accept_loss: bool = False, deep: bool = False) -> Mended:
+    """Repair what can be, and check again. ``actor``: who asked for it, as in the audit trail."""
     done: list[RepairRecord] = []
     for _ in range(_ROUNDS):
         planned = plan(store, archive=archive, accept_loss=accept_loss, deep=deep)[1]
@@ -92,9 +89,7 @@ def _perform(store: Store, repair: Repair, actor: str) -> RepairRecord | None:
 
     def write(c: Connection) -> None:
         repair.in_rows(c)
-        repairs.record(c, record)
-        told = {"code": problem.code, "action": repair.action}
-        audit.record(c, AuditAction.REPAIR, actor=actor, subject=problem.subject, reason=problem.text, details=told)
+        repairs.record(c, record, actor=actor)
 
     try:
         repair.in_files()
@@ -177,7 +172,7 @@ class _Plan:
             action = f"alias {alias} of {policy} cleared, its duel closed"
             return Repair(problem, action, in_rows=lambda c: _clear_challenger(c, policy, now, problem.text))
         if alias == Alias.CANARY:
-            action = f"alias {alias} of {policy} cleared: the champion answers everybody"
+            action = f"alias {alias} of {policy} cleared, its canary withdrawn"
             return Repair(problem, action, in_rows=lambda c: _clear_canary(c, policy, now, problem.text))
         if target is None:
             return None
@@ -261,13 +256,6 @@ def _clear_canary(c: Connection, policy: str, found: int | None, why: str) -> No
     _end_canary(c, policy, why, datetime.now(UTC))
 
 
-def _end_canary(c: Connection, policy: str, why: str, at: datetime) -> None:
-    versions.set_alias(c, policy, Alias.CANARY, None)
-    canary = canaries.current(c, policy)
-    if canary is not None:
-        canaries.close(c, canary.canary_id, "withdrawn", f"doctor: {why}", at)
-
-
 def _refuse_moved(c: Connection, policy: str, alias: Alias, found: int | None) -> None:
     now = versions.alias(c, policy, alias)
     if now != found:
@@ -280,6 +268,14 @@ def _end_duel(c: Connection, policy: str, at: datetime) -> None:
     duel = duels.current(c, policy)
     if duel is not None:
         duels.close(c, duel.duel_id, at)
+
+
+def _end_canary(c: Connection, policy: str, why: str, at: datetime) -> None:
+    """No canary outlives a change of the champion whose place it takes for some."""
+    versions.set_alias(c, policy, Alias.CANARY, None)
+    canary = canaries.current(c, policy)
+    if canary is not None:
+        canaries.close(c, canary.canary_id, "withdrawn", f"doctor: {why}", at)
 
 
 def _read_lineage(folder: Path) -> list[PairLineage]:

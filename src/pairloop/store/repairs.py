@@ -1,14 +1,14 @@
-"""Repairs: what the doctor changed and why, and which losses it was told to accept. Rows are only appended."""
+"""Repairs in the audit trail: what the doctor changed and why, and which losses it was told to accept."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
 
-import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from pairloop.store.schema import repairs
+from pairloop.store import audit
+from pairloop.store.audit import AuditAction
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,21 +23,22 @@ class RepairRecord:
     created_at: datetime
 
 
-def record(c: Connection, row: RepairRecord) -> None:
-    values = {name: getattr(row, name) for name in ("code", "subject", "problem", "action", "is_loss", "created_at")}
-    c.execute(sa.insert(repairs), values)
+def record(c: Connection, row: RepairRecord, *, actor: str) -> None:
+    details = {"code": row.code, "action": row.action, "is_loss": row.is_loss}
+    audit.record(
+        c, AuditAction.REPAIR, actor=actor, subject=row.subject, reason=row.problem, details=details, at=row.created_at
+    )
 
 
 def list_(c: Connection) -> list[RepairRecord]:
     """Oldest first."""
     return [
-        RepairRecord(row.code, row.subject, row.problem, row.action, row.is_loss, row.created_at)
-        for row in c.execute(sa.select(repairs).order_by(repairs.c.seq))
+        RepairRecord(one.details["code"], one.subject, one.reason, one.details["action"], one.details["is_loss"], one.at)
+        for one in reversed(audit.list_(c, action=AuditAction.REPAIR))
     ]
 
 
 def losses(c: Connection) -> set[str]:
     """The subjects that were recorded as lost, and have not come back since."""
-    rows = c.execute(sa.select(repairs.c.subject, repairs.c.is_loss).order_by(repairs.c.seq))
-    last = {row.subject: row.is_loss for row in rows}
+    last = {row.subject: row.is_loss for row in list_(c)}
     return {subject for subject, is_loss in last.items() if is_loss}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -20,9 +21,11 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config, override
 from pairloop.errors import ConfigError, ConflictError, StoreError
-from pairloop.store import contents, doctor, transfer
+from pairloop.store import audit, doctor, transfer
 from pairloop.store.archive import Archive, Manifest
-from pairloop.store.backup import flush, publish_copy
+from pairloop.store.artifacts import flush, sha256_of
+from pairloop.store.audit import AuditAction
+from pairloop.store.backup import publish_copy
 from pairloop.store.database import describe, failing_as_store_error, parse_url, reader_engine
 from pairloop.store.doctor import Problem
 from pairloop.store.jobs import JobStatus
@@ -49,8 +52,12 @@ class Restored:
     problems: Sequence[Problem]
 
 
-def restore(archive: Archive, config: Config, *, force: bool = False, after: Sequence[AfterRestore] = ()) -> Restored:
+def restore(
+    archive: Archive, config: Config, *, actor: str, force: bool = False, after: Sequence[AfterRestore] = ()
+) -> Restored:
     """Put the backup in the place that ``config`` names; with ``force`` also where there is data, which is moved aside.
+
+    ``actor``: who asked for it, as in the audit trail.
 
     StoreError naming every file of the backup that was changed, or where a newer pairloop wrote it; ConflictError where the
     target has data, or a process that uses it. Then nothing was changed.
@@ -72,6 +79,7 @@ def restore(archive: Archive, config: Config, *, force: bool = False, after: Seq
         with Store.open(staging) as store:
             copied, found = _copy_contents(archive, store)
             store.write(_forget_owners)
+            store.write(partial(_record, archive=archive, actor=actor))
             for act in after:
                 act(store, config)
         transfer.as_one_file(_file_of(staging))
@@ -132,7 +140,7 @@ def _copy_contents(archive: Archive, store: Store) -> tuple[int, int]:
             copied += 1
     for file_id, entry in archive.manifest.files.items():
         path = store.artifacts.root / "files" / file_id
-        if store.artifacts.has_file(path, entry.bytes) and contents.sha256(store.artifacts.local(path)) == entry.sha256:
+        if store.artifacts.has_file(path, entry.bytes) and sha256_of(store.artifacts.local(path)) == entry.sha256:
             found += 1
         else:
             with archive.upload(file_id).open("rb") as source:
@@ -149,6 +157,11 @@ def _forget_owners(c: Connection) -> None:
     running = jobs.c.status == JobStatus.RUNNING.value
     c.execute(sa.update(jobs).where(running).values(status=JobStatus.QUEUED.value))
     c.execute(sa.update(jobs).where(jobs.c.owner.is_not(None)).values(owner=None, lease_expires_at=None))
+
+
+def _record(c: Connection, archive: Archive, actor: str) -> None:
+    details = {"taken_at": archive.manifest.taken_at.isoformat(), "pairloop": archive.manifest.pairloop}
+    audit.record(c, AuditAction.RESTORE, actor=actor, subject=archive.path.name, reason="by hand", details=details)
 
 
 def _put_in_place(staged: Path, config: Config, *, is_taken: bool) -> str | None:

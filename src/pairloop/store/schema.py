@@ -1,7 +1,7 @@
 """The tables. Portable SQL only; what SQLite alone needs is in database.py.
 
 Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts, quarantines,
-repairs, the audit trail) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, the
+the audit trail) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, the
 closing of a duel or canary, the traffic of a minute that is not over (an outage of the engine takes errors back), a key's last
 use and revocation, a fine-tuning job until it has ended, and what the wire shows of a group; and the texts of a group that was
 deleted, which is recorded. Stored replies are deleted after a day, traffic after a month.
@@ -374,20 +374,6 @@ job_events = Table(
     Column("created_at", UtcDateTime, nullable=False),
     UniqueConstraint("event_id"),
     Index(None, "job_id", "seq"),
-    sqlite_autoincrement=True,
-)
-
-# What `pairloop doctor --repair` changed, and which losses it was told to accept.
-repairs = Table(
-    "repairs",
-    metadata,
-    Column("seq", _Sequence, primary_key=True),
-    Column("code", String(32), nullable=False),
-    Column("subject", Text, nullable=False),
-    Column("problem", Text, nullable=False),
-    Column("action", Text, nullable=False),
-    Column("is_loss", Boolean, nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
     sqlite_autoincrement=True,
 )
 
