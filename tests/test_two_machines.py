@@ -192,7 +192,7 @@ def test_a_backup_holds_what_is_at_the_url_and_puts_it_back(tmp_path: Path) -> N
         assert cycle.run(rig.loop, trigger="test").state is CycleState.DUELLING
         kept = jobs.upload(rig.store, rig.loop.config, BytesIO(pair_rows(8)), filename="rows.jsonl", purpose="fine-tune")
     with Store.open(settings(tmp_path / "two", store=store)) as elsewhere:  # nothing of it is here yet
-        assert backup.take(elsewhere, tmp_path / "backups").copied == 3  # the dataset, the version, the upload
+        assert backup.take(elsewhere, tmp_path / "backups", actor="tester").copied == 3  # the dataset, the version, the upload
         files.rm(store["artifacts"], recursive=True)
         files.pipe_file(f"{store['artifacts']}/{'0' * 32}/left", b"1")
         codes = {problem.code for problem in doctor.check(elsewhere)}
