@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import Connection
 from tests.faulty_policy import ASK, FaultyPolicy, service
 from tests.loop_rig import Rig, open_rig, settings, worse
@@ -20,7 +21,7 @@ from pairloop.loop import cycle, deploy, pairs
 from pairloop.loop.cycle import ensure_base
 from pairloop.loop.feedback import MetricValue, record_metric
 from pairloop.loop.serve import ChatRequest, pool_of
-from pairloop.store import Store, audit, canaries, feedback, groups, stored, traffic, versions
+from pairloop.store import Store, audit, canaries, feedback, groups, schema, stored, traffic, versions
 from pairloop.store.canaries import Canary
 from pairloop.store.traffic import Counts, class_of
 from pairloop.types import Alias, Group, GroupKind, Pool
@@ -151,6 +152,8 @@ def test_the_watch_promotes_a_canary_that_lasted_and_withdraws_one_that_broke(tm
         assert aliases(world.store, POLICY) == (1 if is_good else 0, None)
         with world.store.reading() as c:
             acts = [(entry.action, entry.actor, entry.subject) for entry in audit.list_(c)]
+            told = set(c.execute(sa.select(schema.events.c.type)).scalars())
+        assert ("guard.broken" in told, "version.promoted" in told) == (not is_good, is_good)
         ended = "promote" if is_good else "canary_stop"
         assert acts == [(ended, "scheduler", f"{POLICY}@1"), ("canary_start", "scheduler", f"{POLICY}@1")]
 
@@ -228,6 +231,9 @@ def test_a_broken_guard_ends_a_duel(tmp_path: Path) -> None:
         done = cycle.run(rig.loop, trigger="test")
         assert done.state == "rejected"
         assert done.steps[-1].record["reason"].startswith("a live guard broke during the duel: errors: 60 of 60")
+        with rig.store.reading() as c:
+            told = list(c.execute(sa.select(schema.events.c.type).order_by(schema.events.c.seq)).scalars())
+        assert told == ["cycle.started", "duel.opened", "cycle.ended", "guard.broken"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -456,8 +456,9 @@ def test_a_training_process_that_dies_again_and_again_is_the_machines_fault(rig:
         while (failed := stored(rig.store, job)).status is not JobStatus.FAILED:
             assert time.monotonic() < deadline, failed
             for child in psutil.Process().children(recursive=True):
-                if "pairloop.learner" in child.cmdline():
-                    child.kill()
+                with suppress(psutil.NoSuchProcess):  # one that was killed a moment ago, and is not yet waited for
+                    if "pairloop.learner" in child.cmdline():
+                        child.kill()
             pause.wait(0.02)
     assert failed.error is not None
     assert (failed.error["code"], failed.error["kind"], failed.error["param"]) == ("child_died", "system_error", None)

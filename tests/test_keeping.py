@@ -61,7 +61,8 @@ def test_backup_list_and_restore(store: Store, tmp_path: Path) -> None:
     assert "--force" in told(2, "restore", folder, "--config", elsewhere)["error"]["message"]
     assert told(0, "restore", folder, "--config", elsewhere, "--force")["aside"] is not None
     with Store.open(load_config(elsewhere, env={})) as copy:
-        assert contents_of(copy) == contents_of(store)
+        now = contents_of(store)
+        assert contents_of(copy) == {**now, "events": now["events"][:-1]}, "but for what tells of the backup itself"
         with copy.reading() as c:
             assert [entry.action for entry in audit.list_(c)].count("restore") == 1
 

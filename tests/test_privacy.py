@@ -456,9 +456,14 @@ def test_the_verbs(tmp_path: Path) -> None:
     assert run_cli("erase", *where)[0] == 2
     code, text = run_cli("erase", "--user", JANE, "--dry-run", *where)
     assert (code, "would be erased" in text, version.name in text) == (0, True, True)
+    assert run_cli("backup", str(tmp_path / "kept"), *where)[0] == 0
     code, text = run_cli("erase", "--rater", JANE, "--json", *where)
     assert (code, json.loads(text)["effect"]["counts"]["groups"]) == (0, 1)
     assert "nothing of theirs is here" in run_cli("erase", "--user", JANE, *where)[1]
+    assert f"{ROWS} rows" in run_cli("versions", *where)[1]
+    assert run_cli("restore", str(tmp_path / "kept"), "--force", *where)[0] == 0
+    shutil.rmtree(tmp_path / "kept")
+    assert WORDS.encode() not in bytes_of(tmp_path), "a backup does not bring them back"
     assert f"{ROWS} rows" in run_cli("versions", *where)[1]
     code, text = run_cli("rebuild", str(version.number), *where)
     assert (code, "no manifest that says how it was trained" in text) == (2, True)

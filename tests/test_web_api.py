@@ -371,7 +371,8 @@ def test_a_bug_is_a_500_in_the_same_shape_and_is_logged(serve: Serve, caplog: py
     assert response.json()["error"]["type"] == "server_error"
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
     assert "a bug" not in response.text
-    assert response.headers["x-request-id"] in caplog.text
+    logged = {record.__dict__.get("fields", {}).get("request_id") for record in caplog.records if record.levelname == "ERROR"}
+    assert logged == {response.headers["x-request-id"]}
     assert server.http.get("/health").status_code == 200
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 from click.testing import CliRunner
 
 from pairloop.cli import pairloop
@@ -28,9 +30,15 @@ def test_a_worker_takes_up_imported_rows_by_itself_and_ends_on_request(tmp_path:
     rows.write_text("".join(json.dumps({"prompt": f"Q{n}", "chosen": "yes", "rejected": "no"}) + "\n" for n in range(40)))
     imported = CliRunner().invoke(pairloop, ["data", "import", str(rows), "--config", str(path)])
     assert imported.exit_code == 0, imported.output
-    worker = subprocess.Popen([sys.executable, "-m", "pairloop", "worker", "--config", str(path)], stdout=subprocess.PIPE)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "pairloop", "worker", "--config", str(path), "--metrics-port", str(port)]
+    worker = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert _state_of_first_cycle(path, worker) is CycleState.DUELLING
+        metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+        assert 'pairloop_cycle_state{state="duelling"} 1.0' in metrics
+        assert "pairloop_scheduler_running 1.0" in metrics
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(30) == 0
     finally:

@@ -26,6 +26,7 @@ from pairloop.cli import (
     serving,
     training,
     versions,
+    webhooks,
 )
 from pairloop.cli.output import EXIT_SYSTEM_FAILURE
 
@@ -39,7 +40,7 @@ def pairloop() -> None:
     """
 
 
-rooms = (serving, keeping, keys, loop, gate, raters, versions, privacy, audit, data, training, jobs, lab, bench)
+rooms = (serving, keeping, keys, loop, gate, raters, versions, privacy, audit, data, training, jobs, webhooks, lab, bench)
 for command in (command for room in rooms for command in room.COMMANDS):
     pairloop.add_command(command)
 lab.lab.add_command(comparing.compare)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pairloop.cli.output import EXIT_SYSTEM_FAILURE, config_option, show, table, verb
+from pairloop.cli.privacy import erase_again
+from pairloop.errors import StoreError
 
 if TYPE_CHECKING:
     from pairloop.config import Config
@@ -17,15 +20,7 @@ if TYPE_CHECKING:
     from pairloop.store.repair import Repair
     from pairloop.store.restore import AfterRestore
 
-
-def _erased(store: Store, config: Config) -> None:
-    """Whoever was erased since the backup was taken is erased in what came back; nobody serves it yet."""
-    from pairloop.loop import privacy
-
-    privacy.reapply(store, config, privacy.read(privacy.path_of(config)))
-
-
-AFTER_RESTORE: tuple[AfterRestore, ...] = (_erased,)
+AFTER_RESTORE: tuple[AfterRestore, ...] = (erase_again,)
 """Told of a store that something came back to from a backup, before anybody uses it."""
 
 _backup_path = click.Path(path_type=Path, file_okay=False, exists=True)
@@ -70,6 +65,9 @@ def doctor(
             problems, planned = repair.plan(store, archive=archive, accept_loss=accept_loss, deep=deep)
             document = {"plan": [_planned(one) for one in planned]} if dry_run else {}
             lines = [f"would repair: {one.problem.text}: {one.action}" for one in planned] if dry_run else []
+        if problems:
+            data = {"problems": len(problems), "codes": sorted({one.code for one in problems})}
+            _tell(store, config, "doctor.problem", data)
     document["problems"] = [_problem(one) for one in problems]
     lines.append(_listed(problems) if problems else "all is well")
     show(document, "\n".join(lines), as_json=as_json)
@@ -90,9 +88,12 @@ def backup(folder: Path, config_path: Path, keep: int | None, as_json: bool) -> 
     """
     from pairloop.cli.opening import actor, open_store
     from pairloop.store import backup as backups
+    from pairloop.store import events
 
-    with open_store(config_path) as (_, store):
+    with open_store(config_path) as (config, store):
         taken = backups.take(store, folder, actor=actor(), keep=keep)
+        told = {"rows": sum(taken.manifest.rows.values()), "missing": len(taken.manifest.missing)}
+        _tell(store, config, events.BACKUP, told)
     lines = [
         f"{taken.path}: {sum(taken.manifest.rows.values())} rows, {taken.copied} artifacts and uploads copied, "
         f"{taken.found} there already"
@@ -158,6 +159,16 @@ def restore(backup_path: Path, config_path: Path, force: bool, as_json: bool) ->
     show(document, "\n".join(lines), as_json=as_json)
     if done.problems:
         raise SystemExit(EXIT_SYSTEM_FAILURE)
+
+
+def _tell(store: Store, config: Config, kind: str, data: Mapping[str, Any]) -> None:
+    """Leave an event for webhooks and metrics; where that cannot be written, what the verb found matters more."""
+    from pairloop.store import events
+
+    try:
+        store.write(lambda c: events.put(c, kind, config.policy.name, data, datetime.now(UTC)))
+    except StoreError as error:
+        click.echo(f"not recorded for webhooks: {error}", err=True)
 
 
 def _planned(repair: Repair) -> dict[str, Any]:

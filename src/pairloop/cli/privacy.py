@@ -11,7 +11,9 @@ import click
 from pairloop.cli.output import config_option, show, table, verb
 
 if TYPE_CHECKING:
+    from pairloop.config import Config
     from pairloop.loop.privacy import Effect, Rebuilt, Swept
+    from pairloop.store import Store
 
 _dry_run = click.option("--dry-run", is_flag=True, help="Only say what would go.")
 
@@ -96,6 +98,13 @@ def retention(dry_run: bool, config_path: Path, as_json: bool) -> None:
         settings = config.privacy
     document = {"done": not dry_run, "swept": swept, "keep_days": settings.keep_days, "keep_versions": settings.keep_versions}
     show(document, _swept_text(swept, is_preview=dry_run), as_json=as_json)
+
+
+def erase_again(store: Store, config: Config) -> None:
+    """What the ledger says was erased must not come back with a backup."""
+    from pairloop.loop import privacy
+
+    privacy.reapply(store, config, privacy.read(privacy.path_of(config)))
 
 
 def _effect_text(effect: Effect, *, is_preview: bool) -> str:

@@ -48,33 +48,23 @@ def serve(
     config_path: Path | None, host: str | None, port: int | None, model: str | None, no_scheduler: bool, as_json: bool
 ) -> None:
     """Serve the model, ask for picks, and turn the loop: API, web page and scheduler in one process."""
+    from pairloop.telemetry import logs
     from pairloop.web.server import run
 
     config = _overridden(config_path, host=host, port=port, model=model, no_scheduler=no_scheduler)
+    logs.setup(config.log, background=True)
     run(config, say=(lambda text: emit({"message": text})) if as_json else click.echo)
 
 
 @click.command()
 @config_option
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics on this port; 0 is none.")
 @verb
-def worker(config_path: Path, as_json: bool) -> None:
+def worker(config_path: Path, metrics_port: int | None, as_json: bool) -> None:
     """Turn the loop without serving: for a server started with --no-scheduler on the same database and artifacts."""
-    import signal
-    from threading import Event
+    from pairloop.cli.working import work
 
-    from pairloop.cli.opening import open_loop
-    from pairloop.loop.schedule import Scheduler
-
-    stopped = Event()
-    with open_loop(config_path) as loop:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stopped.set())
-        scheduler = Scheduler(loop)
-        scheduler.start()
-        message = f"turning the loop of {loop.config.policy.name}"
-        show({"message": message}, message, as_json=as_json)
-        stopped.wait()
-        scheduler.stop()
+    work(config_path, metrics_port, say=lambda message: show({"message": message}, message, as_json=as_json))
 
 
 @click.command()

@@ -16,6 +16,8 @@ from pydantic import ValidationError, model_validator
 
 from pairloop.config.artifacts import folder_of
 from pairloop.config.deploy import DeploySection
+from pairloop.config.log import LogSection, MetricsSection
+from pairloop.config.otel import OtelSection
 from pairloop.config.privacy import PrivacySection
 from pairloop.config.section import Section, duration_s, is_loopback
 from pairloop.config.sections import (
@@ -32,6 +34,7 @@ from pairloop.config.sections import (
 )
 from pairloop.config.track import TrackSection
 from pairloop.config.train import TrainSection
+from pairloop.config.webhooks import WebhookEndpoint, WebhooksSection
 from pairloop.errors import ConfigError
 
 CONFIG_FILE = "pairloop.toml"
@@ -46,6 +49,9 @@ __all__ = [
     "FeedbackSection",
     "GateSection",
     "LabelSection",
+    "LogSection",
+    "MetricsSection",
+    "OtelSection",
     "PairsSection",
     "PolicySection",
     "PrivacySection",
@@ -55,10 +61,13 @@ __all__ = [
     "StoreSection",
     "TrackSection",
     "TrainSection",
+    "WebhookEndpoint",
+    "WebhooksSection",
     "child_env",
     "duration_s",
     "is_loopback",
     "load_config",
+    "log_of_child",
     "override",
     "parse_config",
     "secret",
@@ -81,6 +90,10 @@ class Config(Section):
     schedule: ScheduleSection = ScheduleSection()
     store: StoreSection = StoreSection()
     track: TrackSection = TrackSection()
+    log: LogSection = LogSection()
+    metrics: MetricsSection = MetricsSection()
+    otel: OtelSection = OtelSection()
+    webhooks: WebhooksSection = WebhooksSection()
     privacy: PrivacySection = PrivacySection()
 
     @model_validator(mode="after")
@@ -177,6 +190,13 @@ def secret(name: str) -> str:
 def child_env(**extra: str) -> dict[str, str]:
     """The environment for a child process of ours: this process's, plus ``extra``."""
     return {**os.environ, **extra}
+
+
+def log_of_child(env: Mapping[str, str] | None = None) -> LogSection:
+    """How a child process of ours logs: as its environment says, on its own standard error."""
+    data: dict[str, Any] = {}
+    _apply_env(data, os.environ if env is None else env)
+    return LogSection.model_validate({**data.get("log", {}), "file": None})
 
 
 def _reason(item: Mapping[str, Any]) -> str:

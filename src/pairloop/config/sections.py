@@ -142,12 +142,28 @@ class ServeSection(Section):
     then it is answered 408."""
     queue_limit: int = Field(default=1_024, ge=1)
     """Requests waiting for the sampler, and answers under way; one more is answered 503 with retry-after."""
+    drain: str = "20s"
+    """After SIGTERM, how long answers under way may take to end; then they end with an error."""
+    drain_delay: str = "0s"
+    """After SIGTERM, how long requests are still taken while ``/health/ready`` says 503, so that a load balancer sees it; 0s
+    where there is none."""
 
-    @field_validator("body_timeout")
+    @field_validator("body_timeout", "drain")
     @classmethod
     def _duration(cls, value: str) -> str:
         duration_s(value)
         return value
+
+    @field_validator("drain_delay")
+    @classmethod
+    def _delay(cls, value: str) -> str:
+        if value != "0s":
+            duration_s(value)
+        return value
+
+    @property
+    def drain_delay_s(self) -> float:
+        return 0.0 if self.drain_delay == "0s" else duration_s(self.drain_delay)
 
     @field_validator("allowed_origins")
     @classmethod

@@ -8,14 +8,15 @@ result file says which and why.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
 from pathlib import Path
 
+from pairloop.config import log_of_child
 from pairloop.learner import TrainJob, train
 from pairloop.learner.child import DIE_WITH_PARENT, WORKER, launcher, wait_for_parents_end
+from pairloop.telemetry import logs
 
 
 def main(arguments: list[str]) -> int:
@@ -27,12 +28,13 @@ def main(arguments: list[str]) -> int:
         os.execv(sys.executable, [sys.executable, *command])
     if DIE_WITH_PARENT in arguments:
         threading.Thread(target=_die_with_parent, daemon=True).start()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if WORKER not in arguments:
-        return train(job).exit_code
-    from pairloop.learner.supervise import work
+    logs.setup(log_of_child())
+    with logs.about(run=job.run_id):
+        if WORKER not in arguments:
+            return train(job).exit_code
+        from pairloop.learner.supervise import work
 
-    return work(job).exit_code
+        return work(job).exit_code
 
 
 def _die_with_parent() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pairloop
 from pairloop.config import TrainSection, child_env
+from pairloop.telemetry import logs
 
 DIE_WITH_PARENT = "--die-with-parent"
 WORKER = "--worker"
@@ -37,6 +38,7 @@ def started(job_path: Path, *, log_path: Path, threads: int) -> Iterator[subproc
         OMP_NUM_THREADS=str(threads),
         TOKENIZERS_PARALLELISM="false",
         HF_HUB_OFFLINE="1",
+        **logs.environment(),
     )
     with log_path.open("ab") as log:
         child = subprocess.Popen(

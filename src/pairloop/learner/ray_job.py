@@ -18,21 +18,22 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pairloop.config import child_env
+from pairloop.config import child_env, log_of_child
 from pairloop.errors import ConfigError, TrainingError
 from pairloop.learner.child import DIE_WITH_PARENT, LOG_TAIL, WORKER, wait_for_parents_end
 from pairloop.learner.job import TrainJob, TrainResult, TrainStatus
 from pairloop.learner.supervise import classify, work
+from pairloop.telemetry import logs
 
 if TYPE_CHECKING:
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("pairloop.learner.ray_job")  # run as a program, whose own name is no place in the tree
 
 POLL_S = 1.0
 UNANSWERED_S = 120.0
 """How long the job server may be silent before the run is given up here; the job itself may go on."""
-CARRIED = ("PYTHONPATH", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE")
+CARRIED = ("PYTHONPATH", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE", *logs.VARIABLES)
 """Environment that the job gets from this process."""
 
 
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or set(arguments[1:]) - {DIE_WITH_PARENT, WORKER}:
         print(__doc__, file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.setup(log_of_child())
     path = Path(arguments[0])
     job = TrainJob.load(path)
     if WORKER in arguments:

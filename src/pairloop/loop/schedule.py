@@ -109,6 +109,8 @@ class Scheduler:
         self._seen: _Look | None = None
         self._trouble: str | None = None
         self._new_pairs = (float("-inf"), 0)
+        self._counted: int | None = None
+        self._looked_at: datetime | None = None
         self._recount = False
         self._swept_at = float("-inf")
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -146,11 +148,13 @@ class Scheduler:
         self.notify()
 
     def status(self) -> dict[str, Any]:
-        """Whether the thread runs, and what last went wrong in it."""
+        """Whether the thread runs, what last went wrong in it, when it last looked, and the new pairs that it counted then."""
         return {
             "running": self._thread.is_alive() and not self._stopping.is_set(),
             "enabled": self._loop.config.schedule.enabled,
             "error": self._trouble or self._watch.trouble or (self._jobs.trouble if self._jobs is not None else None),
+            "looked_at": None if self._looked_at is None else self._looked_at.isoformat(),
+            "new_pairs": self._counted,
         }
 
     def _run(self) -> None:
@@ -159,7 +163,7 @@ class Scheduler:
             began = time.monotonic()
             try:
                 self._tick()
-                failures, self._trouble = 0, None
+                failures, self._trouble, self._looked_at = 0, None, datetime.now(UTC)
                 wait_s = min(self._poll_s, COUNT_EVERY_S) if self._recount else self._poll_s
             except ConflictError as error:  # another process turns this loop; its turn will end
                 logger.info("%s", error)
@@ -279,7 +283,7 @@ class Scheduler:
         self._recount = time.monotonic() - counted_at < COUNT_EVERY_S
         if not self._recount:
             found = pairs.count_new(self._loop.store, self._loop.config)
-            self._new_pairs = (time.monotonic(), found)
+            self._new_pairs, self._counted = (time.monotonic(), found), found
         return found
 
 

@@ -35,8 +35,11 @@ class Redactor:
     """Applies one hook to all that is stored. The same text always becomes the same, so that a conversation that goes on from
     an answer is found by what became of it. For any thread."""
 
-    def __init__(self, hook: Hook, key: bytes, *, is_quick: bool = True) -> None:
-        """``is_quick``: microseconds for an answer's text, so it need not leave the event loop."""
+    def __init__(self, hook: Hook, key: bytes | Path, *, is_quick: bool = True) -> None:
+        """``key`` of the pseudonyms, or the folder that keeps it, where it is drawn when the first one is needed.
+
+        ``is_quick``: microseconds for an answer's text, so it need not leave the event loop.
+        """
         self.text = hook
         self.is_quick = is_quick
         self._key = key
@@ -47,12 +50,14 @@ class Redactor:
         hook = hook_of(config.privacy)
         if hook is None:
             return None
-        return cls(hook, _key(config.state_dir), is_quick=config.privacy.redact in ("patterns", "off"))
+        return cls(hook, config.state_dir, is_quick=config.privacy.redact in ("patterns", "off"))
 
     def identifier(self, name: str) -> str:
         """A user's or conversation's id: as it is, or a pseudonym where it is itself personal data (an e-mail address, say)."""
         if name.startswith(PSEUDONYM) or self.text(name) == name:
             return name
+        if isinstance(self._key, Path):
+            self._key = _drawn(self._key)
         return PSEUDONYM + hmac.new(self._key, name.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
 
     def values(self, pairs: Mapping[str, str], *, ids: Sequence[str] = ()) -> dict[str, str]:
@@ -136,7 +141,7 @@ class Redactor:
         return value
 
 
-def _key(state_dir: Path) -> bytes:
+def _drawn(state_dir: Path) -> bytes:
     """The key of pseudonyms, drawn once per state directory: without it nobody can try out which address one stands for."""
     path = state_dir / KEY_FILE
     if not path.exists():

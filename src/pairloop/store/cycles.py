@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from pairloop.errors import ConflictError, NotFoundError
+from pairloop.store import events
 from pairloop.store.schema import cycle_steps, cycles, verdicts
 from pairloop.types import Cycle, CycleState, CycleStep
 
@@ -31,6 +32,7 @@ def insert(c: Connection, cycle: Cycle) -> None:
         },
     )
     c.execute(sa.insert(cycle_steps), [_step_row(cycle.cycle_id, position, step) for position, step in enumerate(cycle.steps)])
+    events.cycle_started(c, cycle)
 
 
 def step(c: Connection, cycle_id: str, step: CycleStep) -> None:
@@ -46,6 +48,7 @@ def step(c: Connection, cycle_id: str, step: CycleStep) -> None:
     if CycleState(last.state).is_terminal:
         raise ConflictError(f"cycle {cycle_id} has ended ({last.state}); it takes no step to {step.state}")
     c.execute(sa.insert(cycle_steps), _step_row(cycle_id, last.position + 1, step))
+    events.cycle_moved(c, cycle_id, step)
 
 
 def get(c: Connection, cycle_id: str) -> Cycle | None:

@@ -1,4 +1,7 @@
-"""Engines and migrations: everything that knows which database stands behind the store."""
+"""Engines and migrations: everything that knows which database stands behind the store.
+
+Errors hide the parameters of their statement: they are people's messages, and errors are logged.
+"""
 
 from __future__ import annotations
 
@@ -226,3 +229,13 @@ def broken_pages(connection: Connection) -> list[str]:
     if connection.dialect.name != "sqlite":
         return []
     return [line for (line,) in connection.exec_driver_sql("PRAGMA quick_check") if line != "ok"]
+
+
+def size_bytes(connection: Connection) -> int | None:
+    """How large the database is; None where its system does not tell."""
+    if connection.dialect.name == "sqlite":
+        pages, page = (connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("page_count", "page_size"))
+        return int(pages) * int(page)
+    if connection.dialect.name == "postgresql":
+        return int(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one())
+    return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from pairloop.errors import NotFoundError
+from pairloop.store.events import put as tell
 from pairloop.store.ids import new_wire_id
 from pairloop.store.schema import job_events, jobs
 
@@ -136,7 +137,11 @@ def update(c: Connection, job: Job, **values: Any) -> bool:
     owner = jobs.c.owner.is_(None) if job.owner is None else jobs.c.owner == job.owner
     same = (jobs.c.job_id == job.job_id, jobs.c.status == job.status.value, jobs.c.paused.is_(job.paused), owner)
     values = {name: _plain(value) for name, value in values.items()}
-    return c.execute(sa.update(jobs).where(*same).values(**values)).rowcount == 1
+    changed = c.execute(sa.update(jobs).where(*same).values(**values)).rowcount == 1
+    if changed and "status" in values and JobStatus(values["status"]).is_terminal:
+        at = values.get("finished_at") or datetime.now(UTC)
+        tell(c, f"fine_tuning.job.{values['status']}", job.policy, {"id": job.job_id}, at)
+    return changed
 
 
 def beat(c: Connection, job_id: str, owner: str, *, at: datetime, lease_expires_at: datetime, **values: Any) -> bool:

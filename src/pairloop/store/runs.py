@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from pairloop.errors import ConflictError, NotFoundError
+from pairloop.store import events
 from pairloop.store.schema import runs
 from pairloop.types import Run, RunStatus
 
@@ -60,6 +61,10 @@ def end(c: Connection, run_id: str, status: RunStatus, result: Mapping[str, Any]
     """Record how a run ended, once; ConflictError where it has ended already."""
     statement = sa.update(runs).where(runs.c.run_id == run_id, runs.c.status == RunStatus.RUNNING.value)
     _update_one(c, run_id, statement.values(status=status.value, result=dict(result), error=error, heartbeat_at=at))
+    if status in (RunStatus.USER_ERROR, RunStatus.SYSTEM_ERROR):
+        run = get(c, run_id)
+        assert run is not None, "it has just been changed"
+        events.run_failed(c, run, at)
 
 
 def list_(c: Connection, policy: str) -> list[Run]:

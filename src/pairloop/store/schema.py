@@ -1,10 +1,10 @@
 """The tables. Portable SQL only; what SQLite alone needs is in database.py.
 
 Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts, quarantines,
-the audit trail) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and end, the
-closing of a duel or canary, the traffic of a minute that is not over (an outage of the engine takes errors back), a key's last
-use and revocation, a fine-tuning job until it has ended, and what the wire shows of a group; and the texts of a group that was
-deleted, which is recorded. Stored replies are deleted after a day, traffic after a month.
+the audit trail, events) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and
+end, the closing of a duel or canary, the traffic of a minute that is not over (an outage of the engine takes errors back), a
+key's last use and revocation, a fine-tuning job until it has ended, a webhook's delivery, and what the wire shows of a group;
+and the texts of a group that was deleted, which is recorded. Stored replies are deleted after a day, traffic after a month.
 """
 
 from __future__ import annotations
@@ -375,6 +375,44 @@ job_events = Table(
     UniqueConstraint("event_id"),
     Index(None, "job_id", "seq"),
     sqlite_autoincrement=True,
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("event_id", String(64), nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("policy", String(64), nullable=False),
+    Column("data", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("event_id"),
+    sqlite_autoincrement=True,
+)
+
+webhook_cursors = Table(
+    "webhook_cursors",
+    metadata,
+    Column("policy", String(64), primary_key=True),
+    Column("endpoint", String(64), primary_key=True),
+    # What happened up to here is not told: it was before the endpoint was named.
+    Column("begin_seq", BigInteger, nullable=False),
+    Column("seen_seq", BigInteger, nullable=False),
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("policy", String(64), primary_key=True),
+    Column("endpoint", String(64), primary_key=True),
+    Column("event_id", String(64), ForeignKey("events.event_id"), primary_key=True),
+    Column("status", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", UtcDateTime, nullable=False),
+    Column("error", Text),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Index(None, "status", "next_at"),
 )
 
 leases = Table(

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from pairloop.errors import NotFoundError
-from pairloop.store import artifacts
+from pairloop.store import artifacts, events
 from pairloop.store.schema import aliases, removed_artifacts, versions
 from pairloop.store.schema import promotions as promotion_table
 from pairloop.types import BASE_VERSION, Alias, Version, VersionKind
@@ -155,6 +155,7 @@ def record_promotion(
             "created_at": at,
         },
     )
+    events.version_changed(c, policy, number=number, previous=previous, action=action, reason=reason, at=at)
 
 
 def promotions(c: Connection, policy: str) -> list[Promotion]:

@@ -57,8 +57,9 @@ EXPOSED = (
 
 def create_app(store: Store, policy: Policy, config: Config, scheduler: SchedulerLike | None) -> FastAPI:
     """The HTTP side of one serving process. Its lifespan starts and stops ``scheduler``; store and policy stay the caller's."""
-    metrics = Metrics(store, policy, config.policy.name)
-    board = StatusBoard(store, config, scheduler.status if scheduler is not None else dict)
+    scheduling = scheduler.status if scheduler is not None else dict
+    metrics = Metrics(store, policy, config, scheduling)
+    board = StatusBoard(store, config, scheduling)
     ring = KeyRing(store)
     context = Context(store, policy, config, scheduler, ChatService(store, policy, config), metrics, board, ring)
 
@@ -70,7 +71,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
         try:
             yield
         finally:
-            context.draining = True
+            context.drain()
             await context.service.shadows_cast()
             records.cancel()
             await asyncio.gather(records, return_exceptions=True)

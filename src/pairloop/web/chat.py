@@ -14,11 +14,13 @@ from fastapi.responses import StreamingResponse
 from pairloop.errors import NotFoundError, PairloopError, log_failure
 from pairloop.loop.serve import AnswerStream, version_called
 from pairloop.store import versions
+from pairloop.telemetry.traces import Span
 from pairloop.types import Group, Version
 from pairloop.web.chunks import Chunks
 from pairloop.web.context import Context, Here, context_of
-from pairloop.web.errors import error_response, from_error
+from pairloop.web.errors import ErrorResponse, error_response, from_error
 from pairloop.web.replies import JSON, Head, completion_body, head_of, may_name_version
+from pairloop.web.tracing import chat_span, tell_answer
 from pairloop.web.wire import PAIR_ALLOWED, ChatBody
 
 logger = logging.getLogger(__name__)
@@ -43,16 +45,23 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     """
     context = context_of(request)
     asked = body.as_request(pair_allowed=request.headers.get(PAIR_HEADER) == PAIR_ALLOWED)
-    if body.stream:
-        return await _streamed(context, body, await context.service.stream(asked))
-    answer = await context.service.answer(asked, with_tokens=bool(body.logprobs))
-    context.metrics.answered(answer.group)
-    head, headers = await head_and_headers(context, answer.group, answer.group.completions[0].version)
+    span = chat_span(request, asked, context.config, is_streamed=bool(body.stream))
+    try:
+        if body.stream:
+            return await _streamed(context, body, await context.service.stream(asked), span)
+        answer = await context.service.answer(asked, with_tokens=bool(body.logprobs))
+        context.metrics.answered(answer.group)
+        head, headers = await head_and_headers(context, answer.group, answer.group.completions[0].version)
+        tell_answer(span, answer.group, head.model)
+    except BaseException as error:
+        span.fail(type(error).__name__)
+        span.end()
+        raise
     whole = completion_body(head, answer, context.policy.tokens, with_logprobs=bool(body.logprobs))
     return json_response(whole, headers)
 
 
-async def _streamed(context: Context, body: ChatBody, stream: AnswerStream) -> Response:
+async def _streamed(context: Context, body: ChatBody, stream: AnswerStream, span: Span) -> Response:
     head, headers = await head_and_headers(context, stream.group, stream.plan.versions[0])
     chunks = Chunks(
         head,
@@ -63,10 +72,10 @@ async def _streamed(context: Context, body: ChatBody, stream: AnswerStream) -> R
         with_usage=bool(body.stream_options and body.stream_options.include_usage),
     )
     headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return StreamingResponse(_events(context, stream, chunks), media_type=SSE, headers=headers)
+    return StreamingResponse(_events(context, stream, chunks, span, head.model), media_type=SSE, headers=headers)
 
 
-async def _events(context: Context, stream: AnswerStream, chunks: Chunks) -> AsyncIterator[str]:
+async def _events(context: Context, stream: AnswerStream, chunks: Chunks, span: Span, model: str) -> AsyncIterator[str]:
     """The chunks of a reply; a client that goes away ends this generator early, and the group is abandoned."""
     try:
         yield chunks.opening()
@@ -76,18 +85,26 @@ async def _events(context: Context, stream: AnswerStream, chunks: Chunks) -> Asy
                 yield text
         answer = await stream.finish()
         context.metrics.answered(answer.group)
+        tell_answer(span, answer.group, model)
         yield chunks.closing(answer.group)
     except PairloopError as error:
+        span.fail(type(error).__name__)
         # The status line is gone already; the official client raises on a chunk that holds an error.
-        yield _error_event(from_error(error))
+        yield _error_event(context, from_error(error))
     except Exception as error:  # noqa: BLE001 - the supervisor's line: logged, told, and nothing else is lost by it
+        span.fail(type(error).__name__)
         log_failure(logger, error, "a stream of %s failed", stream.group.group_id)
-        yield _error_event(error_response(500, "Internal error while answering.", code="internal_error"))
+        yield _error_event(context, error_response(500, "Internal error while answering.", code="internal_error"))
+    except (asyncio.CancelledError, GeneratorExit):
+        span.fail("abandoned")
+        raise
     finally:
+        span.end()
         stream.abandon()
 
 
-def _error_event(reply: Response) -> str:
+def _error_event(context: Context, reply: ErrorResponse) -> str:
+    context.metrics.errors.labels(reply.code).inc()
     return f"data: {bytes(reply.body).decode()}\n\n"
 
 

@@ -49,6 +49,11 @@ class Context:
     def policy_name(self) -> str:
         return self.config.policy.name
 
+    def drain(self) -> None:
+        """From here on this process is about to stop, and says so."""
+        self.draining = True
+        self.metrics.draining.set(1)
+
     def notify(self) -> None:
         if self.scheduler is not None:
             self.scheduler.notify()

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from pairloop.errors import (
     ConflictError,
@@ -31,6 +32,8 @@ SERVER_ERROR = "server_error"
 UNREADABLE = "There was an error parsing the body"
 """What FastAPI says of a body that it could not read, for whatever reason."""
 RETRY_AFTER_S = "1"
+ERROR_CODE = "pairloop.error_code"
+"""Where the scope of a request holds the code of its error."""
 UNION_MEMBERS = frozenset({"bool", "float", "int", "str"})
 """What pydantic appends to a field's place where several types were tried."""
 
@@ -54,6 +57,18 @@ _SHOULD_RETRY = {408: "true", 409: "false", 429: "true", 503: "true"}
 """What the official clients obey; left to themselves they would send a conflict again, in vain."""
 
 
+class ErrorResponse(Response):
+    """A reply that leaves its code in the scope, for whoever counts errors."""
+
+    def __init__(self, body: Mapping[str, Any], status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(json.dumps(body), status_code=status, media_type="application/json", headers=dict(headers))
+        self.code = str(body["error"]["code"])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[ERROR_CODE] = self.code
+        await super().__call__(scope, receive, send)
+
+
 def error_body(
     message: str, *, kind: str = INVALID_REQUEST, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
@@ -68,7 +83,7 @@ def error_response(
     code: str | None = None,
     kind: str | None = None,
     headers: Mapping[str, str] | None = None,
-) -> Response:
+) -> ErrorResponse:
     """The reply to what went wrong; 503 carries retry-after, and what a client may try again, or should not, says so."""
     body = error_body(
         message,
@@ -78,10 +93,10 @@ def error_response(
     )
     sent = {"x-should-retry": _SHOULD_RETRY[status]} if status in _SHOULD_RETRY else {}
     sent |= {"retry-after": RETRY_AFTER_S} if status == 503 else {}
-    return Response(json.dumps(body), status_code=status, media_type="application/json", headers=sent | dict(headers or {}))
+    return ErrorResponse(body, status, sent | dict(headers or {}))
 
 
-def from_error(error: PairloopError) -> Response:
+def from_error(error: PairloopError) -> ErrorResponse:
     """The reply to an error of ours."""
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     param = getattr(error, "param", None)

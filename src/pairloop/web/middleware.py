@@ -16,14 +16,18 @@ from uuid_utils import uuid7
 
 from pairloop.errors import PairloopError, log_failure
 from pairloop.loop.serve.stopwatch import watch
-from pairloop.web.errors import error_response, from_error
+from pairloop.telemetry import logs
+from pairloop.web.access import CALLER
+from pairloop.web.errors import ERROR_CODE, error_response, from_error
 from pairloop.web.headers import header
 from pairloop.web.metrics import Metrics
 from pairloop.web.sites import site_of
+from pairloop.web.tracing import TRACE
 
 logger = logging.getLogger(__name__)
 
 UNMATCHED = "unmatched"
+LONGEST_PATH = 200
 DRAINED_BYTES = 128_000_000
 SLOWEST_BYTES_PER_S = 10_000
 UPLOADS = "/v1/files"
@@ -60,23 +64,25 @@ class Outermost:
                     (b"x-request-id", request_id.encode()),
                     (b"openai-processing-ms", str(round(elapsed_s * 1000)).encode()),
                 ]
+                overhead_s = max(0.0, elapsed_s - sampled.seconds)
                 if any(name == VERSION_HEADER for name, _ in headers):
-                    overhead_ms = 1000 * max(0.0, elapsed_s - sampled.seconds)
-                    headers.append((b"x-pairloop-overhead-ms", f"{overhead_ms:.2f}".encode()))
+                    headers.append((b"x-pairloop-overhead-ms", f"{1000 * overhead_s:.2f}".encode()))
                 self._count(scope, status, elapsed_s)
+                if sampled.has_run:
+                    self._metrics.sampled(message, elapsed_s, overhead_s)
                 if logger.isEnabledFor(logging.INFO):
-                    about = (request_id, scope["method"], scope["path"], status, 1000 * elapsed_s, trace_of(scope))
-                    logger.info("request %s (%s %s) answered %d after %.1f ms, trace %s", *about)
+                    _log_access(scope, status, elapsed_s)
             await send(message)
 
         try:
-            await self._app(scope, receive, send_signed)
+            with logs.about(request_id=request_id):
+                await self._app(scope, receive, send_signed)
         except PairloopError as error:  # of a layer around the routes, which have a handler of their own
             if not status:
                 await from_error(error)(scope, receive, send_signed)
         except Exception as error:  # noqa: BLE001 - the supervisor line: logged with its request id, answered with a 500
-            about = (request_id, scope["method"], scope["path"], trace_of(scope))
-            log_failure(logger, error, "request %s (%s %s) failed, trace %s", *about)
+            fields = logs.extra(request_id=request_id, trace_id=trace_of(scope))
+            log_failure(logger, error, "%s %s failed", scope["method"], _route(scope), extra=fields)
             if status:
                 return  # the response has begun; the client sees it end early
             response = error_response(
@@ -85,18 +91,46 @@ class Outermost:
             await response(scope, receive, send_signed)
 
     def _count(self, scope: Scope, status: int, elapsed_s: float) -> None:
-        route = getattr(scope.get("route"), "path", UNMATCHED)
+        route = _route(scope)
         self._metrics.requests.labels(route, scope["method"], str(status)).inc()
         self._metrics.latency.labels(route).observe(elapsed_s)
+        if ERROR_CODE in scope:
+            self._metrics.errors.labels(scope[ERROR_CODE]).inc()
         for name, value in scope["headers"]:
             if name == b"x-stainless-retry-count" and value.isdigit() and int(value[:9]):
                 self._metrics.retries.inc()
 
 
-def trace_of(scope: Scope) -> str:
-    """The trace id of a W3C ``traceparent``; ``-`` where there is none."""
+def _route(scope: Scope) -> str:
+    """The route's pattern, which holds no id: those in a path may be people's."""
+    path: str = getattr(scope.get("route"), "path", UNMATCHED)
+    return path
+
+
+def _log_access(scope: Scope, status: int, elapsed_s: float) -> None:
+    """One line a request: what was asked for and by which key, what came of it; nothing of what was said."""
+    kind, _, key = str(scope.get(CALLER, "")).partition(":")
+    method, route, ms = scope["method"], _route(scope), round(1000 * elapsed_s, 1)
+    fields = logs.extra(
+        method=method,
+        route=route,
+        path=scope["path"][:LONGEST_PATH] if route == UNMATCHED else None,
+        status=status,
+        ms=ms,
+        key=key if kind == "key" else None,
+        code=scope.get(ERROR_CODE),
+        trace_id=trace_of(scope),
+    )
+    logger.info("%s %s answered %d after %.1f ms", method, route, status, ms, extra=fields)
+
+
+def trace_of(scope: Scope) -> str | None:
+    """The id of the trace that a request is part of: its span's, else that of its W3C ``traceparent``."""
+    if TRACE in scope:
+        found: str = scope[TRACE]
+        return found
     match = _TRACE.fullmatch(header(scope, b"traceparent") or "")
-    return match["trace"] if match is not None else "-"
+    return match["trace"] if match is not None else None
 
 
 class Sites:

@@ -22,6 +22,7 @@ from pairloop.loop.feedback import (
     submit_repeat,
 )
 from pairloop.store.waiting import awaitable
+from pairloop.telemetry import traces
 from pairloop.types import ERROR_METRIC, Feedback, Source
 from pairloop.web.chat import version_name
 from pairloop.web.context import Context, Here
@@ -151,6 +152,7 @@ async def _take_preference(body: PreferenceBody, context: Context) -> Response:
     if not (recorded.duplicate or recorded.dryrun):
         context.notify()
         context.metrics.picks.labels(str(recorded.feedback.label or ERROR_METRIC)).inc()
+        traces.evaluated(recorded.feedback)
     return _reply(recorded)
 
 
@@ -194,6 +196,7 @@ def _count_values(context: Context, rows: Sequence[Feedback]) -> None:
     if rows:
         context.notify()
     for row in rows:
+        traces.evaluated(row)
         context.metrics.values.labels(row.metric if row.metric in WELL_KNOWN_METRICS else "other").inc()
 
 

@@ -6,26 +6,32 @@ import asyncio
 import errno
 import gc
 import ipaddress
+import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 import uvicorn
 from fastapi import FastAPI
 
-from pairloop.config import Config, is_loopback
+from pairloop.config import Config, duration_s, is_loopback
 from pairloop.errors import TEXTS, ConfigError
 from pairloop.loop.cycle import Loop, ensure_base
 from pairloop.loop.schedule import Scheduler
 from pairloop.policy.engine import open_policy
 from pairloop.store import Store, keys
+from pairloop.telemetry import logs, traces
 from pairloop.web.app import create_app
 from pairloop.web.context import Context
+from pairloop.webhooks import Sender
 
-DRAIN_S = 20
-"""How long requests in flight may take to end after a signal."""
+logger = logging.getLogger(__name__)
+
+CUT_S = 5.0
+"""How long requests that were cut off at the end of ``serve.drain`` may take to tell their clients."""
 
 
 def run(config: Config, *, say: Callable[[str], None] = print) -> None:
@@ -38,9 +44,16 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> None:
         store.artifacts.reach()
         policy = closers.enter_context(closing(open_policy(config, fetch=store.artifacts.hold)))
         ensure_base(store, policy, config)
-        scheduler = Scheduler(Loop(store, policy, config, owner=f"{socket.gethostname()}:{os.getpid()}"))
+        owner = f"{socket.gethostname()}:{os.getpid()}"
+        scheduler = Scheduler(Loop(store, policy, config, owner=owner))
+        traces.setup(config.otel)
+        closers.callback(traces.use, None)
         app = create_app(store, policy, config, scheduler)
+        sender = Sender(store, config, owner)
+        sender.start()
+        closers.callback(sender.stop)
         Server(app, lambda: say(f"pairloop is listening on {url_of(listener)}")).run(sockets=[listener])
+        logger.info("stopped")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -100,7 +113,11 @@ def freeze() -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn with our own signals: the first one drains and ends, the second one ends at once; none kills the process."""
+    """uvicorn with our own signals: the first one drains and ends, the second one ends at once.
+
+    Draining: ``/health/ready`` says 503, and requests are taken for ``serve.drain_delay``; then nobody can connect, answers
+    under way have ``serve.drain`` to end, and those that do not are told so. A training stops at its next step meanwhile.
+    """
 
     def __init__(self, app: FastAPI, listening: Callable[[], None]) -> None:
         super().__init__(
@@ -111,7 +128,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 lifespan="on",
-                timeout_graceful_shutdown=DRAIN_S,
+                timeout_graceful_shutdown=round(duration_s(app.state.context.config.serve.drain) + CUT_S),
                 server_header=False,
                 ws="none",
             )
@@ -137,6 +154,20 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _signalled(self) -> None:
-        self.force_exit = self.should_exit
+        context = self._context
+        if context.draining:
+            logs.end_at_once()
+        context.drain()
+        logger.info("draining")
+        if context.scheduler is not None:  # the step under way and a checkpoint take their time: they begin now
+            threading.Thread(target=context.scheduler.stop, name="stopping", daemon=True).start()
+        asyncio.get_running_loop().call_later(context.config.serve.drain_delay_s, self._close)
+
+    def _close(self) -> None:
         self.should_exit = True
-        self._context.draining = True
+        asyncio.get_running_loop().call_later(duration_s(self._context.config.serve.drain), self._cut)
+
+    def _cut(self) -> None:
+        cut = self._context.service.cut()
+        if cut:
+            logger.warning("%d answers had not ended within serve.drain, and were cut off", cut)

@@ -10,7 +10,8 @@ Run alone: ``pairloop cycle run``.
 from pairloop.loop.cycle.base import ensure_base, register_base
 from pairloop.loop.cycle.context import Loop, is_gone, owning, training
 from pairloop.loop.cycle.judging import standing
-from pairloop.loop.cycle.rounds import RoundStatus
+from pairloop.loop.cycle.looks import last_look
+from pairloop.loop.cycle.rounds import RoundStatus, round_of
 from pairloop.loop.cycle.stages import record_failure, run
 from pairloop.loop.cycle.status import (
     CanaryStatus,
@@ -33,10 +34,12 @@ __all__ = [
     "challenger_of",
     "ensure_base",
     "is_gone",
+    "last_look",
     "next_run_at",
     "owning",
     "record_failure",
     "register_base",
+    "round_of",
     "run",
     "run_json",
     "standing",

@@ -12,12 +12,13 @@ from sqlalchemy import Connection
 
 from pairloop.errors import NotFoundError, PairloopError, UserError, place_of
 from pairloop.loop import deploy, evaluate, gate, label, pairs
-from pairloop.loop.cycle import canary, smoothing, tracking
+from pairloop.loop.cycle import canary, looks, smoothing, tracking
 from pairloop.loop.cycle.context import CycleLease, Loop, training
 from pairloop.loop.cycle.judging import standing
 from pairloop.loop.cycle.turn import Turn
-from pairloop.store import audit, canaries, cycles, datasets, duels, new_id, triggers, verdicts, versions
+from pairloop.store import audit, canaries, cycles, datasets, duels, events, new_id, triggers, verdicts, versions
 from pairloop.store.audit import AuditAction
+from pairloop.telemetry import logs, traces
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, Duel, RunStatus, Verdict, VerdictKind, Version
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never, a
         while not cycle.state.is_terminal and not should_stop():
             turn = Turn(loop, lease, cycle, should_stop)
             try:
-                _STAGES[cycle.state](turn)
+                with logs.about(policy=loop.name, cycle=cycle.number):
+                    _STAGES[cycle.state](turn)
             except (PairloopError, OSError) as error:
                 if should_stop():  # the engine may be closed by now, and the stage failed of that
                     logger.info("cycle %d of %s stops while %s: %s", cycle.number, loop.name, cycle.state, error)
@@ -57,6 +59,7 @@ def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never, a
                 return moved
             cycle = moved
             tracking.moved(loop, cycle)
+            traces.cycle_moved(cycle)
             logger.info("cycle %d of %s: %s", cycle.number, loop.name, cycle.state)
         return cycle
 
@@ -204,6 +207,7 @@ def _duel(turn: Turn) -> None:
         assert duel is not None, "the step was recorded with its duel"
         verdict = standing(c, loop.config, duel, record["report"])
         watched = deploy.duel_standing(c, loop.config, duel, datetime.now(UTC))
+    looks.remember(loop.name, duel.duel_id, verdict)
     challenger, champion = turn.version(duel.challenger), turn.version(duel.champion)
     if duel.closed_at is not None or now_champion != duel.champion:
         _ended_by_hand(turn, challenger, now_champion)
@@ -268,8 +272,13 @@ def _ended_by_hand(turn: Turn, challenger: Version, now_champion: int | None) ->
 
 
 def _close(turn: Turn, challenger: Version, state: CycleState, record: Mapping[str, Any]) -> None:
-    step = {**record, "version": challenger.number}
-    _retire(turn, challenger, str(record["reason"]), lambda c: turn.record(c, state, step))
+    step, reason = {**record, "version": challenger.number}, str(record["reason"])
+
+    def also(c: Connection) -> None:
+        turn.record(c, state, step)
+        events.guard_broken(c, challenger.policy, challenger.number, record, reason, datetime.now(UTC))
+
+    _retire(turn, challenger, reason, also)
 
 
 def _retire(turn: Turn, challenger: Version, reason: str, also: Callable[[Connection], None]) -> None:

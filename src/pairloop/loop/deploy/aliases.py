@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from pairloop.errors import ConflictError, NotFoundError
 from pairloop.loop.deploy.probe import answers, load
 from pairloop.policy.protocols import Policy
-from pairloop.store import Store, audit, canaries, duels, new_id, removed, versions
+from pairloop.store import Store, audit, canaries, duels, events, new_id, removed, versions
 from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.versions import Promotion
 from pairloop.types import Alias, Duel, Version
@@ -165,6 +165,8 @@ def rollback(
         if replacing is not None and champion != replacing:
             raise ConflictError(f"{policy_name}@{replacing} is no longer the champion; that is version {champion}")
         target = _rollback_target(c, policy_name, number)
+        if champion is not None:
+            events.guard_broken(c, policy_name, champion, details or {}, reason, datetime.now(UTC))
         return _move(c, policy_name, target, "rollback", reason, actor=actor, details=details)
 
     return store.write(commit)

@@ -15,7 +15,7 @@ from pairloop.errors import ConflictError, NotFoundError
 from pairloop.loop.deploy.aliases import end_canary, end_duel, known, load_with_parent
 from pairloop.loop.deploy.guards import Seen, broken, look
 from pairloop.policy.protocols import Policy
-from pairloop.store import Store, audit, canaries, duels, new_id, traffic, versions
+from pairloop.store import Store, audit, canaries, duels, events, new_id, traffic, versions
 from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.canaries import Canary
 from pairloop.types import Alias, Duel, Reason
@@ -118,6 +118,7 @@ def stop_canary(
         )
         subject, told = f"{policy_name}@{canary.version}", {"canary_id": canary.canary_id, **(details or {})}
         audit.record(c, AuditAction.CANARY_STOP, actor=actor, subject=subject, reason=reason, details=told, at=at)
+        events.guard_broken(c, policy_name, canary.version, told, reason, at)
         also(c)
         return canary
 

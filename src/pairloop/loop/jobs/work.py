@@ -32,6 +32,7 @@ from pairloop.loop.jobs.validate import fail, here, source_of
 from pairloop.store import datasets, files, jobs, new_id, versions
 from pairloop.store.files import StoredFile
 from pairloop.store.jobs import Job, JobStatus
+from pairloop.telemetry import logs
 from pairloop.track import RunInfo, reporting, training_info
 from pairloop.types import Dataset, Version
 
@@ -52,7 +53,8 @@ def train_next(loop: Loop, should_stop: Callable[[], bool]) -> bool:
         if job is None:
             return False
         try:
-            _Work(loop, job, should_stop).run()
+            with logs.about(policy=job.policy, job=job.job_id):
+                _Work(loop, job, should_stop).run()
         except ConflictError as error:
             logger.warning("%s: %s", job.job_id, error)  # another worker has it: nothing of this was written
         except Exception as error:  # the supervisor: whatever it was, the job is tried again a few times, and says it

@@ -25,6 +25,7 @@ from pairloop.store import Store, groups, removed, stored, versions
 from pairloop.store.waiting import awaitable
 from pairloop.types import BASE_VERSION, Completion, GroupKind, Version
 
+STOPPING = "the server is stopping; send the request again"
 logger = logging.getLogger(__name__)
 
 SHADOW_ROOM = 4
@@ -43,6 +44,8 @@ class ChatService:
         self._used: dict[int, None] = {}  # loaded versions, least recently used first
         self._busy: Counter[int] = Counter()
         self._keep: frozenset[int] = frozenset({BASE_VERSION})
+        self._drawing: set[asyncio.Future[list[tuple[Completion, ...]]]] = set()
+        self._is_cut = False
         self.recorder = Recorder(store, sampler, config.policy.name, config.deploy)
         self._shadows: set[asyncio.Task[None]] = set()
         self._rows: dict[int, Version] = {}  # versions are immutable, so a row once read stays right
@@ -91,6 +94,13 @@ class ChatService:
             self._rows[number] = await asyncio.to_thread(self._read_version, number)
         return self._rows[number]
 
+    def cut(self) -> int:
+        """End all sampling: those who wait get an EngineError, and nothing is sampled any more. How many were cut off."""
+        self._is_cut = True
+        for drawn in self._drawing:
+            drawn.cancel()
+        return len(self._drawing)
+
     def _read_version(self, number: int) -> Version:
         with self._store.reading() as c:
             version = versions.get(c, self._config.policy.name, number)
@@ -135,6 +145,8 @@ class ChatService:
             plan.asked.top_logprobs,
             plan.asked.response_format,
         )
+        if self._is_cut:
+            raise EngineError(STOPPING)
         pending: list[Future[tuple[Completion, ...]]] = []
         try:
             if plan.group.kind is GroupKind.DUEL:
@@ -147,11 +159,24 @@ class ChatService:
             else:
                 pending.append(await self._submit(asked, plan))
             with sampling():
-                parts = await asyncio.gather(*map(asyncio.wrap_future, pending))
+                parts = await self._drawn(pending)
         finally:
             for future in pending:
                 future.cancel()  # does nothing where it is done; stops the sampling where the client or the other side is gone
         return tuple(completion for part in parts for completion in part)
+
+    async def _drawn(self, pending: Iterable[Future[tuple[Completion, ...]]]) -> list[tuple[Completion, ...]]:
+        drawn = asyncio.gather(*map(asyncio.wrap_future, pending))
+        self._drawing.add(drawn)
+        try:
+            return await drawn
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._is_cut and (task is None or not task.cancelling()):  # not its client that went away
+                raise EngineError(STOPPING) from None
+            raise
+        finally:
+            self._drawing.discard(drawn)
 
     async def _submit(self, request: SampleRequest, plan: Plan) -> Future[tuple[Completion, ...]]:
         """Queue it; a response format is compiled first, which would hold up the other requests here."""

@@ -15,8 +15,11 @@ class Stopwatch:
         self._spent = 0.0
         self._since = 0.0
         self._running = 0
+        self.has_run = False
+        """Whether anything was sampled at all."""
 
     def start(self) -> None:
+        self.has_run = True
         if not self._running:
             self._since = perf_counter()
         self._running += 1
