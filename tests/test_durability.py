@@ -284,8 +284,7 @@ def test_what_waited_too_long_is_refused_when_the_database_refuses(tmp_path: Pat
 def test_a_blocked_database_refuses_in_time_and_goes_on_afterwards(tmp_path: Path) -> None:
     config = fake_config(tmp_path, store={"max_waiting": 8, "max_wait": "200s"})
     with RunningServer(tmp_path / "state", config=config) as server, ThreadPoolExecutor(40) as clients:
-        (file,) = (tmp_path / "state").glob("store-*/memory.sqlite")
-        with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        with closing(sqlite3.connect(str(server.store.url.database), isolation_level=None)) as other:
             inference_id = server.chat(n=2, user="ann").json()["id"]
 
             def pick(rater: int) -> httpx.Response:
