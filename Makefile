@@ -32,12 +32,12 @@ test: setup  ## the default suite, under three minutes on two cores
 test-slow: setup  ## demo, crashes under load, browser, wheel
 	$(PY) -m pytest -m slow --timeout 1500
 
+test-faults: setup  ## kills at every labelled point and at random times, full disks, clocks that jump; under four minutes on two cores
+	$(PY) -m pytest -m faults -n 2 --dist worksteal
+
 test-postgres: setup  ## every test that opens a store on a PostgreSQL that the tests start, and what is PostgreSQL's own
 	$(PY) -m pytest --database postgres -n 2 --dist worksteal -r s
 	$(PY) -m pytest --database postgres -m postgres -r s --timeout 900
-
-test-faults: setup  ## kills at every labelled point and at random times, full disks, clocks that jump; under four minutes on two cores
-	$(PY) -m pytest -m faults -n 2 --dist worksteal
 
 test-ray: setup  ## runs as jobs of a Ray that the tests start (adds the extra; three minutes)
 	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]'

@@ -70,7 +70,7 @@ def settings(tmp_path: Path, **sections: dict[str, Any]) -> Config:
 @contextmanager
 def open_rig(config: Config, *, owner: str = "tester:0", seed: int = 0) -> Iterator[Rig]:
     with Store.open(config) as store:
-        policy = FakePolicy(seed)
+        policy = FakePolicy(seed, fetch=store.artifacts.hold)
         try:
             ensure_base(store, policy, config)
             yield Rig(Loop(store, policy, config, owner), random.Random(seed))

@@ -159,7 +159,7 @@ def test_data_is_not_overwritten_and_force_moves_it_aside(store: Store, tmp_path
         with copy.reading() as c:
             assert [(one.action, one.actor) for one in audit.list_(c)] == [("restore", "test")]
     assert sorted(path.name for path in config.state_dir.iterdir()) == sorted(
-        ["artifacts", "pairloop.sqlite", "pseudonyms.key", Path(done.aside).name]
+        ["artifacts", "pairloop.sqlite", Path(done.aside).name]
     )
 
 

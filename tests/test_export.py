@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,14 @@ Auto: Any = AutoModelForCausalLM
 class World:
     """A policy of a tiny model, whose version 1 was trained by a cycle: really trained, and published as training does it."""
 
-    def __init__(self, folder: Path, *, method: str = "lora", name: str = "bot") -> None:
+    def __init__(
+        self, folder: Path, *, method: str = "lora", name: str = "bot", store: Mapping[str, Any] | None = None
+    ) -> None:
         self.folder = folder
         self.base = write_model(folder / "base", tokenizer=byte_tokenizer())
         self.name = name
-        config = {"state_dir": folder / "state", "policy": {"name": self.name, "model": str(self.base), "method": method}}
-        self.config: Config = parse_config(config)
+        policy = {"name": self.name, "model": str(self.base), "method": method}
+        self.config: Config = parse_config({"state_dir": folder / "state", "policy": policy, "store": store or {}})
         self.store = Store.open(self.config)
         job = job_maker(folder, self.base)(text_pairs(8), method=method, recipe={"epochs": 1, "learning_rate": 0.05})
         result = train(job)

@@ -184,7 +184,7 @@ class BrokenOnce:
         self.inner = inner
         self.published = 0
         self.artifacts = self
-        self.root = inner.artifacts.root
+        self.hold = inner.artifacts.hold
 
     def publish(self, folder: Path, manifest: Mapping[str, Any]) -> Any:
         self.published += 1

@@ -61,4 +61,7 @@ def _render_keys(section: type[Section], values: Mapping[str, Any]) -> list[str]
 
 def toml_value(value: Any) -> str:
     """A value as TOML writes it; JSON's scalars, strings and arrays are TOML's too."""
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{json.dumps(str(key))} = {toml_value(item)}" for key, item in value.items())
+        return f"{{{inner}}}"
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)

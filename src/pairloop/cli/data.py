@@ -146,7 +146,7 @@ def data_export(
 
     with open_store(config_path) as (config, store):
         dataset = _dataset(store, config.policy.name, dataset_id)
-    rows = snapshot.read_rows(Path(dataset.path) / snapshot.TRAIN_FILE)
+        rows = snapshot.read_rows(store.artifacts.local(dataset.path) / snapshot.TRAIN_FILE)
     written = write_rows(out, rows, format_name, skip_refused=skip_refused)
     beside = describe(out, format_name)
     document = {

@@ -33,10 +33,11 @@ _backup_path = click.Path(path_type=Path, file_okay=False, exists=True)
 @click.option(
     "--from", "backup_path", type=_backup_path, help="A backup, or a folder of them: what is gone comes back from it."
 )
+@click.option("--deep", is_flag=True, help="Read also the artifacts that lie at a URL, not only their names and sizes.")
 @click.option("--accept-loss", is_flag=True, help="Record artifacts that no backup has as lost; they are no longer told.")
 @verb
 def doctor(
-    config_path: Path, is_repair: bool, dry_run: bool, backup_path: Path | None, accept_loss: bool, as_json: bool
+    config_path: Path, is_repair: bool, dry_run: bool, backup_path: Path | None, deep: bool, accept_loss: bool, as_json: bool
 ) -> None:
     """Check what must always hold: lineage, aliases, hashes. Exit code 1 where something does not.
 
@@ -53,7 +54,7 @@ def doctor(
     archive = None if backup_path is None else Archive.find(backup_path)
     with open_store(config_path) as (config, store):
         if is_repair and not dry_run:
-            mended = repair.mend(store, actor=actor(), archive=archive, accept_loss=accept_loss)
+            mended = repair.mend(store, actor=actor(), archive=archive, accept_loss=accept_loss, deep=deep)
             if archive is not None:
                 for act in AFTER_RESTORE:
                     act(store, config)
@@ -61,7 +62,7 @@ def doctor(
             document: dict[str, Any] = {"repairs": list(mended.repairs)}
             lines = [f"repaired: {one.problem}: {one.action}" for one in mended.repairs]
         else:
-            problems, planned = repair.plan(store, archive=archive, accept_loss=accept_loss)
+            problems, planned = repair.plan(store, archive=archive, accept_loss=accept_loss, deep=deep)
             document = {"plan": [_planned(one) for one in planned]} if dry_run else {}
             lines = [f"would repair: {one.problem.text}: {one.action}" for one in planned] if dry_run else []
         if problems:

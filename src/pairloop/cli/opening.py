@@ -49,7 +49,8 @@ def open_loop(config_path: Path) -> Iterator[Loop]:
     from pairloop.policy.engine import open_policy
 
     with open_store(config_path) as (config, store):
-        policy = open_policy(config)
+        store.artifacts.reach()
+        policy = open_policy(config, fetch=store.artifacts.hold)
         try:
             ensure_base(store, policy, config)
             yield Loop(store, policy, config, owner())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,7 @@ def _list(config_path: Path, *, as_json: bool) -> None:
         aliases = {rows_of.alias(c, name, alias): alias.value for alias in reversed(Alias)}
         history = rows_of.promotions(c, name)
         burdens = erasures.burdens(c, name)
+    found = [replace(version, path=store.artifacts.address(version.path)) for version in found]
     rows = [
         (
             version.number,

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError, model_validator
 
+from pairloop.config.artifacts import folder_of
 from pairloop.config.deploy import DeploySection
 from pairloop.config.log import LogSection, MetricsSection
 from pairloop.config.otel import OtelSection
@@ -127,7 +128,16 @@ class Config(Section):
 
     @property
     def artifacts_dir(self) -> Path:
-        return Path(self.store.artifacts) if self.store.artifacts else self.state_dir / "artifacts"
+        """Where artifacts lie on this machine: the folder of all, or of those that were fetched from ``artifacts_url``."""
+        if self.artifacts_url is not None:
+            return self.state_dir / "cache" / "artifacts"
+        return (folder_of(self.store.artifacts) if self.store.artifacts else None) or self.state_dir / "artifacts"
+
+    @property
+    def artifacts_url(self) -> str | None:
+        """Where artifacts lie for all machines; None where they lie in ``artifacts_dir`` alone."""
+        place = self.store.artifacts
+        return place.rstrip("/") if place and folder_of(place) is None else None
 
     @property
     def keep_warm(self) -> int:

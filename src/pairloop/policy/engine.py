@@ -9,7 +9,7 @@ from pathlib import Path
 from pairloop.config import Config
 from pairloop.errors import ModelError
 from pairloop.policy.fake import FakePolicy
-from pairloop.policy.protocols import Policy
+from pairloop.policy.protocols import Fetch, Policy
 from pairloop.starter import MODEL_DIR
 from pairloop.template import is_lfs_pointer
 
@@ -20,18 +20,21 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _WANTED = ["*.json", "*.safetensors", "*.jinja"]
 
 
-def open_policy(config: Config) -> Policy:
-    """The engine of the configured model: `FakePolicy` for ``fake``, else ``policy.engine``'s. ModelError with the reason."""
+def open_policy(config: Config, *, fetch: Fetch = Path) -> Policy:
+    """The engine of the configured model: `FakePolicy` for ``fake``, else ``policy.engine``'s. ModelError with the reason.
+
+    ``fetch`` brings a version's folder here before it is read, where it lies elsewhere.
+    """
     if config.policy.model == FAKE_MODEL:
-        return FakePolicy()
+        return FakePolicy(fetch=fetch)
     base_dir = resolve_model(config.policy.model)
     if config.policy.engine == "vllm":
         from pairloop.policy.remote.policy import open_remote
 
-        return open_remote(config, base_dir)
+        return open_remote(config, base_dir, fetch=fetch)
     from pairloop.policy.local import LocalPolicy  # torch: only where a model is opened
 
-    return LocalPolicy(base_dir, config.policy, max_context=config.serve.max_context)
+    return LocalPolicy(base_dir, config.policy, max_context=config.serve.max_context, fetch=fetch)
 
 
 def resolve_model(model: str) -> Path:

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from pairloop.errors import EngineError, InvalidRequestError, ModelError
-from pairloop.policy.protocols import TOP_LOGPROBS, ReplicaStatus, SampleRequest, TokenEvent, TokenSequence, TopToken
+from pairloop.policy.protocols import TOP_LOGPROBS, Fetch, ReplicaStatus, SampleRequest, TokenEvent, TokenSequence, TopToken
 from pairloop.types import BASE_VERSION, Completion, FinishReason, Message, Prompt, SamplingParams, Version, VersionKind
 
 EOS = 256
@@ -79,10 +79,13 @@ class FakePolicy:
     can be tested without a race.
     """
 
-    def __init__(self, seed: int = 0, *, max_context: int = 4_096, release: threading.Event | None = None) -> None:
+    def __init__(
+        self, seed: int = 0, *, max_context: int = 4_096, release: threading.Event | None = None, fetch: Fetch = Path
+    ) -> None:
         self._tokens = FakeTokens()
         self._max_context = max_context
         self._release = release
+        self._fetch = fetch
         self._rng = random.Random(seed)
         self._skills = {BASE_VERSION: 0}
         self._queued = 0
@@ -120,7 +123,7 @@ class FakePolicy:
     def load(self, version: Version) -> None:
         if version.kind is VersionKind.BASE:
             return
-        skill = read_skill(Path(version.path))
+        skill = read_skill(self._fetch(version.path))
         with self._lock:
             self._skills[version.number] = skill
 

@@ -14,6 +14,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +28,7 @@ from pairloop.policy.constrained import Formats, is_available
 from pairloop.policy.lane import Lane, Row, Ticket
 from pairloop.policy.mixed import Adapters
 from pairloop.policy.packed import takes_packed
-from pairloop.policy.protocols import RESPONSE_FORMAT, TOP_LOGPROBS, ReplicaStatus, SampleRequest, TokenSequence
+from pairloop.policy.protocols import RESPONSE_FORMAT, TOP_LOGPROBS, Fetch, ReplicaStatus, SampleRequest, TokenSequence
 from pairloop.policy.scoring import Traits, completion_logps, max_context, resolve_device, vocab_size
 from pairloop.policy.shelf import Shelf
 from pairloop.template import ChatTemplate
@@ -52,9 +53,10 @@ class LocalPolicy:
     ModelError where the directory cannot be used.
     """
 
-    def __init__(self, base_dir: Path, section: PolicySection, *, max_context: int = 0) -> None:
+    def __init__(self, base_dir: Path, section: PolicySection, *, max_context: int = 0, fetch: Fetch = Path) -> None:
         torch.set_num_threads(section.threads)
         self._section = section
+        self._fetch = fetch
         self._tokens = ChatTemplate.load(base_dir)
         self._formats = Formats(self._tokens)
         self._shelf = Shelf(base_dir, section, resolve_device(section.device))
@@ -120,6 +122,7 @@ class LocalPolicy:
                 self._retired.discard(number)
                 if number in self._lanes or version.kind is VersionKind.BASE:
                     return
+            version = replace(version, path=str(self._fetch(version.path)))
             if version.kind is VersionKind.FULL:
                 module = self._shelf.read_full(version)
                 if vocab_size(module) != self._vocab_size:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Protocol
 
 from pairloop.types import Completion, Prompt, SamplingParams, Version
@@ -33,6 +34,9 @@ class TokenEvent:
     text: str
     top: tuple[TopToken, ...] = ()
 
+
+Fetch = Callable[[str], Path]
+"""A version's folder on this machine, by the path that its row has: ``Path`` itself where artifacts lie in a folder."""
 
 TOP_LOGPROBS = "top_logprobs"
 RESPONSE_FORMAT = "response_format"

@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 STALE_AFTER_S = 86_400.0
 """A temporary folder in which nothing was written for so long belongs to a writer that is gone."""
 _NAME_LENGTH = 32
-_CHUNK = 1 << 18
+CHUNK = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,9 @@ def from_row(c: Connection, path: str) -> str:
 
 class Artifacts:
     """The folder of published artifacts."""
+
+    is_far = False
+    """Whether reading takes a network: then what can be told from names and sizes is."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -93,7 +96,7 @@ class Artifacts:
                 return self.publish(copy, manifest)
         with _failing_as_store_error(folder):
             files = _hash_files(folder)
-            artifact_hash = _hash_of(files)
+            artifact_hash = hash_of(files)
             target = self.path(artifact_hash)
             if self._take_existing(artifact_hash):
                 shutil.rmtree(folder)
@@ -101,12 +104,12 @@ class Artifacts:
                 full = {**manifest, "hash": artifact_hash, "files": files}
                 (folder / MANIFEST).write_text(json.dumps(full, indent=2, sort_keys=True) + "\n", encoding="utf-8")
                 faults.reach("artifact.before_flush")
-                _flush_tree(folder)
+                flush_tree(folder)
                 faults.reach("artifact.before_rename")
                 folder.rename(target)
                 faults.reach("artifact.after_rename")
                 flush(self.root)
-            return Artifact(artifact_hash, target, _read_manifest(target))
+            return Artifact(artifact_hash, target, read_manifest(target))
 
     def keep_file(self, file_id: str, source: BinaryIO, *, limit: int) -> tuple[Path, int, str]:
         """Copy ``source`` to ``root/files/<file_id>``, whole or not at all; its path, size in bytes and SHA-256.
@@ -117,7 +120,7 @@ class Artifacts:
         with self.stage() as folder, _failing_as_store_error(target):
             target.parent.mkdir(exist_ok=True)
             with (folder / file_id).open("wb") as file:
-                while chunk := source.read(_CHUNK):
+                while chunk := source.read(CHUNK):
                     size += len(chunk)
                     if size > limit:
                         raise ValueError(f"the file has more than {limit} bytes")
@@ -135,9 +138,57 @@ class Artifacts:
         """Where the artifact with this hash lies (or would lie)."""
         return self.root / artifact_hash[:_NAME_LENGTH]
 
+    def reach(self) -> None:
+        """StoreError where the place of the artifacts cannot be reached; asked once, when a process starts."""
+
     def local(self, path: str | Path) -> Path:
-        """The files of a version, a dataset or an upload, on this machine: to be called before they are read."""
+        """The files of a version, a dataset or an upload, on this machine: to be called before they are read.
+
+        ``path`` as rows' types have it; one that is not under the root (a base model) is given back as it is.
+        """
         return self.root / path
+
+    def hold(self, path: str | Path) -> Path:
+        """As `local`, for files that are read again and again: a training's data, a version that engines have loaded."""
+        return self.local(path)
+
+    def close(self) -> None:
+        """Let go of what was held; a second call does nothing."""
+
+    def address(self, path: str) -> str:
+        """Where the files lie for everybody, to be shown."""
+        return path
+
+    def discard(self, path: str | Path) -> None:
+        """Remove an uploaded file's content; nothing where it is gone."""
+        self.local(path).unlink(missing_ok=True)
+
+    def clear(self, path: str | Path, *, with_manifest: bool) -> bool:
+        """Remove an artifact's files for good, by an erasure or because of their age; False where there was nothing."""
+        folder = self.root / path
+        inside = [entry for entry in folder.iterdir() if with_manifest or entry.name != MANIFEST] if folder.is_dir() else []
+        for entry in inside:
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        if folder.is_dir() and with_manifest:
+            folder.rmdir()
+        return bool(inside)
+
+    def manifest_of(self, path: str | Path) -> dict[str, Any]:
+        """What an artifact says of itself, also where its files were removed; empty where nothing is left."""
+        try:
+            return read_manifest(self.root / path)
+        except StoreError:
+            return {}
+
+    def put_manifest(self, path: str | Path, manifest: Mapping[str, Any]) -> None:
+        """Write an artifact's manifest anew, in one rename; no hash covers it."""
+        with self.stage() as staged, _failing_as_store_error(self.root / path):
+            (staged / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
+            flush(staged / MANIFEST)
+            (staged / MANIFEST).rename(self.root / path / MANIFEST)
 
     def has_folder(self, path: str | Path) -> bool:
         """True where something of an artifact is there."""
@@ -148,11 +199,15 @@ class Artifacts:
         file = self.root / path
         return file.is_file() and file.stat().st_size == size
 
+    def inspect(self, artifact_hash: str, *, deep: bool = False) -> None:  # noqa: ARG002 - here hashing costs little
+        """What the doctor asks: StoreError where it is not what was published. ``deep``: reads also what is far away."""
+        self.verify(artifact_hash)
+
     def is_whole(self, artifact_hash: str) -> bool:
         """True where every file of the manifest is there in its size; cheap, reads the manifest only."""
         path = self.path(artifact_hash)
         try:
-            files = _read_manifest(path)["files"]
+            files = read_manifest(path)["files"]
             return all((path / name).stat().st_size == entry["bytes"] for name, entry in files.items())
         except (StoreError, OSError):
             return False
@@ -161,20 +216,28 @@ class Artifacts:
         """Reads every file; StoreError naming the first that is missing, new or changed. Takes a hash or a folder's name."""
         path = self.path(artifact_hash)
         with _failing_as_store_error(path):
-            manifest = _read_manifest(path)
+            manifest = read_manifest(path)
             found = _hash_files(path)
         for name in sorted(found.keys() | manifest["files"].keys()):
             listed, actual = manifest["files"].get(name), found.get(name)
             if listed is None or actual is None or listed["sha256"] != actual["sha256"]:
                 what = "is not in the manifest" if listed is None else "is missing" if actual is None else "was changed"
                 raise StoreError(f"{path / name}: {what}; the artifact is no longer what was published")
-        if not _hash_of(found).startswith(artifact_hash) or manifest["hash"] != _hash_of(found):
+        if not hash_of(found).startswith(artifact_hash) or manifest["hash"] != hash_of(found):
             raise StoreError(f"{path}: the content's hash is not the artifact's name; the artifact is not what was published")
 
     def stale(self, *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
         """Temporary folders of writers that are gone."""
         now = time.time()
         return [folder for folder in sorted(self._staging.iterdir()) if now - _last_written(folder) > older_than_s]
+
+    def leftovers(self, *, older_than_s: float = STALE_AFTER_S) -> list[str]:  # noqa: ARG002 - a rename leaves none
+        """Uploads that were not finished, which nobody sees; always empty for a folder."""
+        return []
+
+    def remove_leftover(self, url: str) -> None:
+        """Remove one of ``leftovers()``; ConflictError where it was finished meanwhile."""
+        raise ValueError(f"{url}: is no leftover")
 
     def unreferenced(self, named: Collection[str], *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
         """Published folders that are not among ``named``; a younger one may get its row any moment."""
@@ -217,7 +280,7 @@ def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def _hash_of(files: Mapping[str, Mapping[str, Any]]) -> str:
+def hash_of(files: Mapping[str, Mapping[str, Any]]) -> str:
     """The artifact's hash: over the sorted file list, so that neither manifest nor times count."""
     lines = "".join(f"{name}\0{entry['sha256']}\n" for name, entry in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -228,12 +291,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise StoreError(f"{path}: no such artifact, or its manifest is gone") from error
+
+
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+
+
+def parse_manifest(content: bytes, path: str) -> dict[str, Any]:
+    """A manifest that lies at ``path``; StoreError where it is none."""
+    try:
+        manifest = json.loads(content)
     except ValueError as error:
         raise StoreError(f"{path}: not valid JSON: {error}") from error
     if not (isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) and isinstance(manifest.get("hash"), str)):
@@ -241,7 +314,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _flush_tree(folder: Path) -> None:
+def flush_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
         flush(path)
     flush(folder)

@@ -56,10 +56,11 @@ class Problem:
         return FINDINGS[self.code].by_hand
 
 
-def check(store: Store, *, accepted: bool = False) -> list[Problem]:
-    """Every problem found; an empty list is a healthy store. Reads every artifact and every uploaded file.
+def check(store: Store, *, accepted: bool = False, deep: bool = False) -> list[Problem]:
+    """Every problem found; an empty list is a healthy store. Reads every artifact and every uploaded file of a folder.
 
-    With ``accepted`` also artifacts that were recorded as lost: a backup may still have them.
+    Of those at a URL their names and sizes; with ``deep`` the contents too. With ``accepted`` also artifacts that were
+    recorded as lost: a backup may still have them.
     """
     with store.reading() as c:
         problems = [Problem("damaged_database", f"{store.name}: {line}") for line in broken_pages(c)]
@@ -70,15 +71,18 @@ def check(store: Store, *, accepted: bool = False) -> list[Problem]:
     broken: list[Problem] = []
     for artifact in named:  # outside the transaction: hashing files takes its time
         if accepted or artifact.subject not in lost or artifact.subject in in_use:
-            broken += _artifact(store.artifacts, artifact)
+            broken += _artifact(store.artifacts, artifact, deep=deep)
     problems += broken
     problems += _unusable_aliases(broken, in_use)
     for upload in uploads:
-        problems += _upload(store.artifacts, upload)
+        problems += _upload(store.artifacts, upload, deep=deep)
     folders, file_ids = {store.artifacts.path(one.hash).name for one in named}, {one.file_id for one in uploads}
     problems += [
         Problem("unreferenced_artifact", f"{path}: no row names it", str(path))
         for path in (*store.artifacts.unreferenced(folders), *store.artifacts.unreferenced_uploads(file_ids))
+    ]
+    problems += [
+        Problem("unfinished_upload", f"{url}: nobody finished it or sees it", url) for url in store.artifacts.leftovers()
     ]
     return problems + [
         Problem("stale_folder", f"{path}: left by a writer that is gone", str(path)) for path in store.artifacts.stale()
@@ -174,19 +178,19 @@ def _unusable_aliases(broken: list[Problem], in_use: dict[str, list[str]]) -> It
             yield Problem("unusable_alias", f"{alias} names {problem.subject}, whose artifact is not whole", alias)
 
 
-def _upload(artifacts: Artifacts, file: store_files.StoredFile) -> Iterator[Problem]:
-    named = f"file {file.file_id} ({file.filename})"
+def _upload(artifacts: Artifacts, file: store_files.StoredFile, *, deep: bool) -> Iterator[Problem]:
+    named, address = f"file {file.file_id} ({file.filename})", artifacts.address(file.path)
     if not artifacts.has_file(file.path, file.size):
-        yield Problem("missing_file", f"{named}: {file.path} is not there whole", file.file_id)
-    elif sha256_of(artifacts.local(file.path)) != file.sha256:
-        yield Problem("broken_file", f"{named}: {file.path} is not what was uploaded", file.file_id)
+        yield Problem("missing_file", f"{named}: {address} is not there whole", file.file_id)
+    elif (deep or not artifacts.is_far) and sha256_of(artifacts.local(file.path)) != file.sha256:
+        yield Problem("broken_file", f"{named}: {address} is not what was uploaded", file.file_id)
 
 
-def _artifact(artifacts: Artifacts, named: NamedArtifact) -> Iterator[Problem]:
+def _artifact(artifacts: Artifacts, named: NamedArtifact, *, deep: bool) -> Iterator[Problem]:
     if not artifacts.has_folder(named.path):
-        yield Problem("missing_artifact", f"{named.owner}: no folder {named.path}", named.subject)
+        yield Problem("missing_artifact", f"{named.owner}: no folder {artifacts.address(str(named.path))}", named.subject)
         return
     try:
-        artifacts.verify(named.hash)
+        artifacts.inspect(named.hash, deep=deep)
     except StoreError as error:
         yield Problem("broken_artifact", f"{named.owner}: {error}", named.subject)

@@ -67,6 +67,9 @@ FINDINGS = {
         "it comes back from `--from BACKUP`, where its hash matches",
         _ACCEPT,
     ),
+    "unfinished_upload": Finding(
+        "a writer that is gone left an artifact without a manifest at the URL", "it is removed", "nothing"
+    ),
     "stale_folder": Finding("a writer that is gone left a temporary folder", "it is removed", "nothing"),
     "unreferenced_artifact": Finding(
         "an artifact or upload that no row names, older than a day: its writer died before the row, or who deleted it",

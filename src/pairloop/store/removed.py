@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import datetime
 from enum import StrEnum
-from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from pairloop.store import artifacts
-from pairloop.store.artifacts import MANIFEST
 from pairloop.store.schema import removed_artifacts
+from pairloop.store.store import Store
 
 
 class Why(StrEnum):
@@ -32,24 +30,17 @@ def is_removed(c: Connection, path: str) -> bool:
     return c.execute(_OF_PATH.where(removed_artifacts.c.path == artifacts.to_row(c, path))).first() is not None
 
 
-def sweep(c: Connection) -> int:
+def sweep(store: Store) -> int:
     """Delete the folders of all that are marked; again after a crash, nothing is left behind. How many there were.
 
     What goes by its age leaves its manifest: it holds no text, and weights can be made again from it.
     """
-    found = 0
-    for path, why in c.execute(sa.select(removed_artifacts.c.path, removed_artifacts.c.reason)):
-        folder, kept = Path(artifacts.from_row(c, path)), MANIFEST if why == Why.RETENTION else ""
-        inside = [entry for entry in folder.iterdir() if entry.name != kept] if folder.is_dir() else []
-        for entry in inside:
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-        if folder.is_dir() and not kept:
-            folder.rmdir()
-        found += bool(inside)
-    return found
+    with store.reading() as c:
+        marked = [
+            (artifacts.from_row(c, path), why)
+            for path, why in c.execute(sa.select(removed_artifacts.c.path, removed_artifacts.c.reason))
+        ]
+    return sum(store.artifacts.clear(path, with_manifest=why != Why.RETENTION) for path, why in marked)
 
 
 _OF_PATH = sa.select(removed_artifacts.c.path)

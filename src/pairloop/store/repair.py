@@ -63,23 +63,23 @@ class Mended:
     problems: Sequence[Problem]
 
 
-def mend(store: Store, *, actor: str, archive: Archive | None = None, accept_loss: bool = False) -> Mended:
+def mend(store: Store, *, actor: str, archive: Archive | None = None, accept_loss: bool = False, deep: bool = False) -> Mended:
     """Repair what can be, and check again. ``actor``: who asked for it, as in the audit trail."""
     done: list[RepairRecord] = []
     for _ in range(_ROUNDS):
-        planned = plan(store, archive=archive, accept_loss=accept_loss)[1]
+        planned = plan(store, archive=archive, accept_loss=accept_loss, deep=deep)[1]
         made = [record for repair in planned if (record := _perform(store, repair, actor)) is not None]
         done += made
         if not made:
             break
-    return Mended(done, doctor.check(store))
+    return Mended(done, doctor.check(store, deep=deep))
 
 
 def plan(
-    store: Store, *, archive: Archive | None = None, accept_loss: bool = False
+    store: Store, *, archive: Archive | None = None, accept_loss: bool = False, deep: bool = False
 ) -> tuple[Sequence[Problem], Sequence[Repair]]:
     """What is wrong now, and what ``mend`` would do about it first. Changes nothing."""
-    problems = doctor.check(store, accepted=archive is not None)
+    problems = doctor.check(store, accepted=archive is not None, deep=deep)
     return problems, list(_Plan(store, archive, problems, accept_loss=accept_loss).repairs())
 
 
@@ -141,6 +141,9 @@ class _Plan:
             case "stale_folder":
                 path = Path(problem.subject)
                 return Repair(problem, "removed", in_files=lambda: shutil.rmtree(path, ignore_errors=True))
+            case "unfinished_upload":
+                url = problem.subject
+                return Repair(problem, "removed", in_files=lambda: self._store.artifacts.remove_leftover(url))
             case "unreferenced_artifact":
                 return self._unreferenced(problem)
             case _:

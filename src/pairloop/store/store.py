@@ -1,4 +1,4 @@
-"""The store: one database of evidence and one folder of artifacts, many readers, one writer."""
+"""The store: one database of evidence and one place of artifacts, many readers, one writer."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from pairloop.store.database import (
     scrub,
     writer_engine,
 )
+from pairloop.store.opening import open_artifacts
 from pairloop.store.writer import MAX_BATCH, Committed, GroupCommitWriter, Limits, Together
 
 T = TypeVar("T")
@@ -61,12 +62,12 @@ class Writing:
 class Store:
     """Opens the database at head, and hands out connections: snapshots to readers, one transaction at a time to the writer."""
 
-    def __init__(self, url: URL, artifacts_dir: Path, writing: Writing | None = None) -> None:
+    def __init__(self, url: URL, artifacts: Path | Artifacts, writing: Writing | None = None) -> None:
         writing = writing or Writing()
         self.url = url
         self.name = describe(url)
         """The database in words, for messages."""
-        self.artifacts = Artifacts(artifacts_dir)
+        self.artifacts = artifacts if isinstance(artifacts, Artifacts) else Artifacts(artifacts)
         self.clock: Callable[[Connection], datetime] = shared_now
         """The time by which leases are judged."""
         self._fence: Fence | None = None
@@ -92,7 +93,7 @@ class Store:
             with failing_as_store_error(url.database):
                 Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         redactor = Redactor.of(config)
-        store = cls(url, config.artifacts_dir, Writing.of(config))
+        store = cls(url, open_artifacts(config), Writing.of(config))
         store.redactor = redactor
         return store
 
@@ -166,6 +167,7 @@ class Store:
         self._writer.close()
         self._reading.dispose()
         self._writing.dispose()
+        self.artifacts.close()
 
     def __enter__(self) -> Store:
         return self

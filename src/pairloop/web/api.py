@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -130,13 +129,13 @@ def run_cycle(context: Here, actor: Actor, body: CycleRequest | None = None) -> 
 def list_datasets(context: Here, limit: Limit = 20, after: After = None) -> Page[DatasetResource]:
     with context.store.reading() as c:
         found = datasets.list_(c, context.policy_name, after=after, limit=limit + 1)
-    return page([dataset_resource(dataset) for dataset in found], limit=limit)
+    return page([_dataset_resource(context, dataset) for dataset in found], limit=limit)
 
 
 @router.get("/v1/datasets/{dataset_id}", summary="One dataset: what was kept, and why the rest was not")
 def get_dataset(dataset_id: str, context: Here) -> DatasetResource:
     with context.store.reading() as c:
-        return dataset_resource(_dataset(c, dataset_id))
+        return _dataset_resource(context, _dataset(c, dataset_id))
 
 
 @router.post(
@@ -152,7 +151,7 @@ def export_dataset(
         dataset = datasets.current(c, _dataset(c, dataset_id).dataset_id)
     if dataset is None:
         raise NotFoundError(f"the rows of {dataset_id} were removed: privacy.keep_days is over", param="dataset_id")
-    path = Path(dataset.path) / snapshot.TRAIN_FILE
+    path = context.store.artifacts.local(dataset.path) / snapshot.TRAIN_FILE
 
     def lines(rows: Rows) -> Iterator[str]:
         return rows.lines(snapshot.read_rows(path))
@@ -289,6 +288,10 @@ def version_of(context: Context, c: Connection, wanted: str, *, param: str = "ve
     if found is None:
         raise NotFoundError(f"no version {wanted!r}", param=param)
     return found
+
+
+def _dataset_resource(context: Context, dataset: Dataset) -> DatasetResource:
+    return dataset_resource(dataset, context.store.artifacts.address(dataset.path))
 
 
 def _dataset(c: Connection, dataset_id: str) -> Dataset:

@@ -77,7 +77,7 @@ def list_set_aside(dataset_id: str, context: Here, limit: Limit = 100, after: Af
     if dataset is None:
         raise NotFoundError(f"no dataset {dataset_id!r}, or its rows were removed (privacy.keep_days)", param="dataset_id")
     try:
-        rows = set_aside_rows(dataset)
+        rows = set_aside_rows(context.store.artifacts.local(dataset.path))
         if after is not None:
             rows = dropwhile(lambda row: row[0] != after, rows)
             if next(rows, None) is None:

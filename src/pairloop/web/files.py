@@ -128,7 +128,7 @@ def delete_file(file_id: FileId, context: Here, actor: Actor) -> FileDeleted:
 def content(file_id: FileId, context: Here) -> FileResponse:
     with context.store.reading() as c:
         file = jobs.get_file(c, file_id)
-    return FileResponse(file.path, media_type=_MEDIA[file.purpose], filename=file.filename)
+    return FileResponse(context.store.artifacts.local(file.path), media_type=_MEDIA[file.purpose], filename=file.filename)
 
 
 def file_resource(file: StoredFile) -> FileResource:

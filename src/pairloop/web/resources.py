@@ -60,11 +60,12 @@ def cycle_resource(cycle: Cycle) -> CycleResource:
     )
 
 
-def dataset_resource(dataset: Dataset) -> DatasetResource:
+def dataset_resource(dataset: Dataset, address: str) -> DatasetResource:
+    """``address``: where the folder lies for everybody (`Artifacts.address`)."""
     return DatasetResource(
         id=dataset.dataset_id,
         policy=dataset.policy,
-        path=dataset.path,
+        path=address,
         n_train=dataset.n_train,
         n_heldout=dataset.n_heldout,
         counts=dict(dataset.counts),

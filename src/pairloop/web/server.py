@@ -44,7 +44,8 @@ def run(config: Config, *, turning: bool = True, say: Callable[[str], None] = pr
         listener = closers.enter_context(closing(listen(config.serve.host, config.serve.port)))
         store = closers.enter_context(Store.open(config))
         refuse_open_doors(store, config)
-        policy = closers.enter_context(closing(open_policy(config)))
+        store.artifacts.reach()
+        policy = closers.enter_context(closing(open_policy(config, fetch=store.artifacts.hold)))
         ensure_base(store, policy, config)
         owner = f"{socket.gethostname()}:{os.getpid()}"
         scheduler = Scheduler(Loop(store, policy, config, owner=owner)) if turning else None

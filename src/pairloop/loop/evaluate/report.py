@@ -114,7 +114,7 @@ def run(
         with _recorded(errors, SAMPLE_METRICS + KL_METRICS):
             metrics |= _sampled_metrics(policy, config, prompts, errors, challenger=challenger, champion=champion, base=base)
     if dataset is not None and dataset.n_heldout:
-        folder = store.artifacts.root / dataset.path
+        folder = store.artifacts.hold(dataset.path)
         with _recorded(errors, HELDOUT_METRICS):
             metrics |= _heldout_metrics(policy, config, folder, challenger=challenger, champion=champion, notes=notes)
     else:

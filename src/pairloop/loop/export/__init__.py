@@ -55,13 +55,14 @@ def run(
     if version.kind is VersionKind.BASE:
         raise UserError(f"{version.name} is the base model itself, which lies in {base_dir}; nothing was trained on it")
     store.artifacts.verify(version.artifact_hash)
+    source = store.artifacts.hold(version.path)
     facts = gather(store, version, base_name or _name_of_base(model, base_dir))
     form = "adapter" if version.kind is VersionKind.ADAPTER and not merged else "model"
     with whole_folder(out) as folder:
         if version.kind is VersionKind.ADAPTER and merged:
-            _merge(config, base_dir, version, folder)
+            _merge(config, base_dir, source, folder)
         else:
-            shutil.copytree(version.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+            shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         if form == "adapter":
             _name_base(folder / ADAPTER_CONFIG, facts)
         (folder / CARD_FILE).write_text(card(facts, form, base_dir), encoding="utf-8")
@@ -70,11 +71,11 @@ def run(
     return Exported(version.name, out, form, facts.base)
 
 
-def _merge(config: Config, base_dir: Path, version: Version, folder: Path) -> None:
+def _merge(config: Config, base_dir: Path, source: Path, folder: Path) -> None:
     from pairloop.learner.merge import merge  # torch: only where weights are folded
 
     policy = config.policy
-    merge(base_dir, Path(version.path), folder, dtype=policy.dtype, quantization=policy.quantization)
+    merge(base_dir, source, folder, dtype=policy.dtype, quantization=policy.quantization)
 
 
 def _name_base(path: Path, facts: Facts) -> None:

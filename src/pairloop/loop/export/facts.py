@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
 
 from pairloop.store import Store, cycles, datasets, runs, verdicts, versions
-from pairloop.store.artifacts import MANIFEST
 from pairloop.store.versions import Promotion
 from pairloop.types import Cycle, Dataset, Interval, Verdict, Version
 
@@ -36,7 +33,7 @@ class Facts:
 
 def gather(store: Store, version: Version, base: str) -> Facts:
     """The facts of a version, read in one transaction."""
-    manifest = version.record or _manifest(Path(version.path))
+    manifest = version.record or store.artifacts.manifest_of(version.path)
     with store.reading() as c:
         dataset = datasets.get(c, version.dataset_id) if version.dataset_id else None
         cycle = _cycle_of(c, version)
@@ -48,7 +45,7 @@ def gather(store: Store, version: Version, base: str) -> Facts:
         recipe=manifest.get("recipe", {}),
         result=manifest.get("result", {}),
         dataset=dataset,
-        data_hash=_manifest(Path(dataset.path)).get("hash") if dataset is not None else None,
+        data_hash=store.artifacts.manifest_of(dataset.path).get("hash") if dataset is not None else None,
         cycle=cycle,
         report=_report(cycle),
         verdict=given[-1][1] if given else None,
@@ -66,9 +63,3 @@ def _report(cycle: Cycle | None) -> dict[str, Interval]:
     steps = cycle.steps if cycle is not None else ()
     metrics: Mapping[str, Any] = next((step.record["report"]["metrics"] for step in steps if "report" in step.record), {})
     return {name: Interval(**value) for name, value in metrics.items()}
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -38,7 +38,7 @@ def upload(store: Store, config: Config, source: BinaryIO, *, filename: str, pur
     with redacted(store.redactor if config.privacy.redact_files else None, source) as kept:
         file = keep(store, kept, filename=filename, purpose=Purpose.FINE_TUNE, limit=config.serve.max_file_bytes)
     if file.size == 0:
-        Path(file.path).unlink()
+        store.artifacts.discard(file.path)
         raise InvalidRequestError("The file is empty; it needs at least one row of JSON.", param="file", code="empty_file")
     store.write(lambda c: files.insert(c, file))
     return file
@@ -98,8 +98,7 @@ def delete(store: Store, file_id: str, *, actor: str, reason: str) -> None:
         audit.record(c, AuditAction.FILE_DELETE, actor=actor, subject=file_id, reason=reason, details={"bytes": file.size})
         return file
 
-    with suppress(FileNotFoundError):
-        Path(store.write(mark).path).unlink()
+    store.artifacts.discard(store.write(mark).path)
 
 
 def get(c: Connection, file_id: str, *, param: str = "file_id") -> StoredFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -91,6 +92,11 @@ def source_of(c: Connection, job: Job, param: str) -> Source:
     return Source(file.path, file.filename, param)
 
 
+def here(store: Store, source: Source) -> Source:
+    """The source with its content on this machine, for as long as it is read; after the transaction that named it."""
+    return replace(source, path=str(store.artifacts.hold(source.path)))
+
+
 def _validate(loop: Loop, job: Job, should_stop: Callable[[], bool]) -> None:
     config = lineage_config(loop.config, job.policy, job.base_model)
     if job.base_model is not None:
@@ -99,6 +105,8 @@ def _validate(loop: Loop, job: Job, should_stop: Callable[[], bool]) -> None:
     with loop.store.reading() as c:
         training = source_of(c, job, "training_file")
         validation = source_of(c, job, "validation_file") if job.validation_file is not None else None
+    training = here(loop.store, training)
+    validation = None if validation is None else here(loop.store, validation)
     with loop.store.artifacts.stage() as folder:
         objective = None if by_verifier else methods.objective_of(job.method)
         found = read(Order(config, objective, training, validation, folder), should_stop)

@@ -31,7 +31,7 @@ from pairloop.loop.jobs.progress import Progress
 from pairloop.loop.jobs.reading import prompts_of
 from pairloop.loop.jobs.rollouts import roll_out
 from pairloop.loop.jobs.start import lineage_config
-from pairloop.loop.jobs.validate import fail, source_of
+from pairloop.loop.jobs.validate import fail, here, source_of
 from pairloop.store import datasets, files, jobs, new_id, versions
 from pairloop.store.files import StoredFile
 from pairloop.store.jobs import Job, JobStatus
@@ -122,7 +122,7 @@ class _Work:
         dataset = dataset or self._roll_out(parent)
         if dataset is None:
             return TrainResult(TrainStatus.PAUSED)
-        root, section = self._store.artifacts.root, methods.train_section(self._job, self._config)
+        hold, section = self._store.artifacts.hold, methods.train_section(self._job, self._config)
         with reporting(self._config, self._told(section, dataset, parent)) as report:
 
             def hear(row: Row) -> None:
@@ -132,8 +132,8 @@ class _Work:
             result = train.run_in(
                 self._folder,
                 self._config,
-                start=train.Start.of(self._config.policy.model, parent, root),
-                data=root / dataset.path,
+                start=train.Start.of(self._config.policy.model, parent, hold),
+                data=hold(dataset.path),
                 train=section,
                 run_id=self._job.job_id,
                 keep_epochs=True,
@@ -171,7 +171,7 @@ class _Work:
         """The dataset of a job with a verifier: sampled and scored now; None where the job is to stop meanwhile."""
         with self._store.reading() as c:
             source = source_of(c, self._job, "training_file")
-        prompts = prompts_of(self._config, source)
+        prompts = prompts_of(self._config, here(self._store, source))
 
         def tell(done: int) -> bool:
             self._progress.known["prompts"] = done

@@ -152,9 +152,9 @@ def count_new(store: Store, config: Config) -> int:
     return found
 
 
-def set_aside_rows(dataset: Dataset) -> Iterator[tuple[str, str]]:
-    """The id of each feedback row that the snapshot did not use, and its one reason."""
-    with (Path(dataset.path) / SET_ASIDE_FILE).open(encoding="utf-8") as lines:
+def set_aside_rows(folder: Path) -> Iterator[tuple[str, str]]:
+    """The id of each feedback row that the snapshot in ``folder`` did not use, and its one reason."""
+    with (folder / SET_ASIDE_FILE).open(encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
             yield row["feedback_id"], row["reason"]

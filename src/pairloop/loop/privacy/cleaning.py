@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
@@ -14,7 +13,6 @@ from sqlalchemy import Connection
 from pairloop.errors import StoreError
 from pairloop.formats import snapshot
 from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE
-from pairloop.learner.job import write_json
 from pairloop.loop.pairs.dataset import SET_ASIDE_FILE
 from pairloop.store import Store, datasets, versions
 from pairloop.store.artifacts import MANIFEST
@@ -29,7 +27,7 @@ def without(store: Store, dataset: Dataset, drop: Drop, *, feedback_ids: Collect
 
     ``feedback_ids`` go from the list of what was set aside. StoreError where the dataset's folder cannot be read.
     """
-    folder = Path(dataset.path)
+    folder = store.artifacts.local(dataset.path)
     try:
         parts = {name: list(snapshot.read_rows(folder / name)) for name in (TRAIN_FILE, HELDOUT_FILE)}
         aside = (folder / SET_ASIDE_FILE).read_text(encoding="utf-8") if (folder / SET_ASIDE_FILE).exists() else ""
@@ -63,12 +61,11 @@ def forget_quarantined(store: Store, people: Collection[str]) -> None:
     with store.reading() as c:
         found = [dataset for policy in versions.policies(c) for dataset in datasets.list_(c, policy)]
     for dataset in found:
-        path = Path(dataset.path) / MANIFEST
-        manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        manifest = store.artifacts.manifest_of(dataset.path)
         held = manifest.get("rules", {}).get("quarantined", [])
         if set(held) & set(people):
             manifest["rules"]["quarantined"] = [one for one in held if one not in people]
-            write_json(path, manifest)
+            store.artifacts.put_manifest(dataset.path, manifest)
 
 
 def _manifest(manifest: dict[str, Any], dataset: Dataset, dropped: int) -> dict[str, Any]:

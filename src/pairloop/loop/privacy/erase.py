@@ -153,8 +153,7 @@ def _erase(store: Store, config: Config, entry: Entry, subjects: Sequence[str], 
     _erase_rows(store, found)
     for run in trained:
         _clear_run(config, run)
-    with store.reading() as c:
-        removed.sweep(c)
+    removed.sweep(store)
     is_scrubbed = store.scrub()
     logger.info("erasure %s: %s", entry.erasure_id, dict(record.counts))  # never who
     return Effect(entry.erasure_id, record.counts, successors, _named(seen), is_scrubbed, entry.created_at)

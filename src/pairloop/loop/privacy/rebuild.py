@@ -6,13 +6,11 @@ who are left out. With nothing left out, the weights come out as they were, to t
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
@@ -24,7 +22,6 @@ from pairloop.loop.privacy import cleaning
 from pairloop.loop.privacy.erase import ids_of
 from pairloop.loop.train import OnProgress
 from pairloop.store import Store, audit, datasets, erasures, runs, versions
-from pairloop.store.artifacts import MANIFEST
 from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.erasures import hashed
 from pairloop.types import Dataset, RunStatus, Version, VersionKind
@@ -97,7 +94,7 @@ def _again(
     owner: str,
     on_progress: OnProgress | None,
 ) -> Rebuilt:
-    recipe = _recipe(version)
+    recipe = _recipe(store, version)
     dataset, left_out = _dataset(store, version, people)
     if not dataset.n_train:
         raise UserError(f"{version.name}: nothing is left to train on without them; its parent {parent.name} is that version")
@@ -171,12 +168,11 @@ def _dataset(store: Store, version: Version, people: Sequence[str]) -> tuple[Dat
     return cleaning.without(store, dataset, lambda row: row.row_id in found.pair_ids, feedback_ids=ids)
 
 
-def _recipe(version: Version) -> Mapping[str, Any]:
+def _recipe(store: Store, version: Version) -> Mapping[str, Any]:
     """How it was trained, from its own record, else from its folder's manifest."""
     record = version.record
     if record is None or "recipe" not in record:
-        path = Path(version.path) / MANIFEST
-        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        record = store.artifacts.manifest_of(version.path)
     recipe: Mapping[str, Any] | None = record.get("recipe")
     if recipe is None:
         raise UserError(f"{version.name} has no manifest that says how it was trained: it cannot be made again")

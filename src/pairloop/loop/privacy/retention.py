@@ -67,8 +67,7 @@ def sweep(store: Store, config: Config, *, actor: str = SCHEDULER, now: datetime
 
     if old or spare:
         store.write(mark)
-        with store.reading() as c:
-            removed.sweep(c)
+        removed.sweep(store)
     groups = 0
     while before is not None and (done := store.write(lambda c: _erase_some(c, before, now))):
         groups += done

@@ -27,6 +27,7 @@ from pairloop.learner.job import (
     rewind_metrics,
 )
 from pairloop.policy.engine import resolve_model
+from pairloop.policy.protocols import Fetch
 from pairloop.types import BASE_VERSION, Version, VersionKind
 
 LOG = logging.getLogger(__name__)
@@ -56,10 +57,10 @@ class Start:
     number: int = BASE_VERSION
 
     @classmethod
-    def of(cls, model: str, parent: Version, artifacts: Path) -> Start:
-        """From a version of ``model``, whose folder lies under ``artifacts``."""
+    def of(cls, model: str, parent: Version, fetch: Fetch) -> Start:
+        """From a version of ``model``, whose folder ``fetch`` brings here."""
         is_base = parent.kind is VersionKind.BASE
-        return cls(model, None if is_base else artifacts / parent.path, parent.kind, parent.number)
+        return cls(model, None if is_base else fetch(parent.path), parent.kind, parent.number)
 
 
 def run_in(

@@ -65,10 +65,10 @@ def run(
     if row.status is not RunStatus.RUNNING:
         _tidy(folder_of(config, row))
         return TrainRecord(row.run_id, row.status, _version_of(store, row), row.result)
-    folder, root = folder_of(config, row), store.artifacts.root
+    folder, hold = folder_of(config, row), store.artifacts.hold
     heart = _Heart(store, row, duration_s(config.schedule.lease), on_progress)
-    start = Start.of(config.policy.model, parent, root)
-    job = job_in(folder, config, start=start, data=root / dataset.path, train=config.train)
+    start = Start.of(config.policy.model, parent, hold)
+    job = job_in(folder, config, start=start, data=hold(dataset.path), train=config.train)
     result = attempt(job, folder, heart, should_stop)
     if result.status is TrainStatus.PAUSED:
         return TrainRecord(row.run_id, RunStatus.RUNNING, None, {})

@@ -24,6 +24,7 @@ from pairloop.policy.checks import room
 from pairloop.policy.protocols import (
     RESPONSE_FORMAT,
     TOP_LOGPROBS,
+    Fetch,
     Policy,
     ReplicaState,
     ReplicaStatus,
@@ -285,13 +286,13 @@ def adapter_name(version: Version) -> str:
     return f"{version.policy}--v{version.number}-{version.artifact_hash[:8]}"
 
 
-def open_remote(config: Config, base_dir: Path) -> RemotePolicy:
+def open_remote(config: Config, base_dir: Path, *, fetch: Fetch = Path) -> RemotePolicy:
     """The policy of ``config.policy.engine_urls``, scored by a `LocalPolicy` on ``base_dir``."""
     from pairloop.policy.local import LocalPolicy  # torch: only where a model is opened
 
     section = config.policy
     key = secret(section.engine_key_env) if section.engine_key_env is not None else None
-    scorer = LocalPolicy(base_dir, section)
+    scorer = LocalPolicy(base_dir, section, fetch=fetch)
     try:
         return RemotePolicy(
             section,
