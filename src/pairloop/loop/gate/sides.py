@@ -77,13 +77,17 @@ def adjusted(duel_votes: Sequence[DuelPick], *, is_required: bool) -> Reason | N
     rate, first, length = fitted.win_rate, fitted.first_place_odds, fitted.doubled_length_odds
     text = (
         f"win rate at equal length and side {rate.mean * 100:.0f} % (95 % interval {rate.lo * 100:.0f}–{rate.hi * 100:.0f} %); "
-        f"the first place multiplies the odds by {_odds(first)}, twice the length by {_odds(length)}"
+        f"the first place multiplies the odds by {_odds(first)}"
     )
+    if length.hi < _UNKNOWN * length.lo:
+        text += f", twice the length by {_odds(length)}"
     if not is_required:
         return Reason("adjusted_win_rate", True, text, rate.mean)
     return Reason("adjusted_win_rate", True if rate.lo > 0.5 else None, text, rate.lo, 0.5)
 
 
+_UNKNOWN = 1e6
+"""Where the interval spans this factor the answers' lengths hardly differ, and nothing is known of it."""
 _TOO_FEW = f"win rate at equal length and side: takes {MIN_VOTES} decisive votes whose side and length are known"
 
 
