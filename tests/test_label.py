@@ -112,7 +112,8 @@ def test_a_verifier_that_raises_is_an_error_with_its_reason_and_no_feedback(stor
     put(store, "a", "bb", group_id="good")
     record = label.run(store, configured(verifier=VERIFIER))
     assert (record.labelled, record.errors) == (1, 1)
-    assert record.reasons == {f"verifier {VERIFIER} raised RuntimeError (test_label.py:35)": 1}
+    ((reason, count),) = record.reasons.items()
+    assert (reason.rpartition(":")[0], count) == (f"verifier {VERIFIER} raised RuntimeError (test_label.py", 1)
     assert rows_of(store, "bad") == []
     with pytest.raises(ConfigError, match="cannot be imported"):
         label.run(store, configured(verifier="no_such_module:score"))

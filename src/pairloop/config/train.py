@@ -32,18 +32,17 @@ ObjectiveName = Literal[
 _STALE = {"importance", "max_importance"}
 _PAIRS = _STALE | {"nll_weight"}
 _RATIOS = {"length_normalized", "token_clip"}
-_FLIPS = {"label_smoothing", "measured_smoothing"}
-_DPO = _PAIRS | _RATIOS | _FLIPS
+_DPO = _PAIRS | _RATIOS | {"label_smoothing"}
 READ_BY: dict[str, set[str]] = {
     "dpo": _DPO,
     "cdpo": _DPO,
     "rdpo": _DPO,
-    "ipo": _DPO - _FLIPS,
+    "ipo": _DPO - {"label_smoothing"},
     "dpo_norm": _DPO - {"length_normalized"},
     "ld_dpo": _DPO | {"ld_alpha"},
     "dpop": _DPO | {"dpop_weight"},
     "dpo_nll": _DPO,
-    "simpo": _PAIRS | _FLIPS | {"simpo_margin"},
+    "simpo": _PAIRS | {"label_smoothing", "simpo_margin"},
     "orpo": _STALE,
     "kto": _STALE | _RATIOS | {"desirable_weight", "undesirable_weight"},
     "grpo": _STALE | {"advantage_std", "loss_mean", "clip_low", "clip_high", "kl_weight"},
@@ -185,6 +184,12 @@ class TrainSection(Section):
             names = [name for name, options in READ_BY.items() if set(unread) <= options]
             remedy = f"objectives that do: {', '.join(names)}" if names else "no objective reads them all"
             raise ValueError(f"objective {self.objective!r} does not read {', '.join(unread)}; leave it out ({remedy})")
+        return self
+
+    @model_validator(mode="after")
+    def _smoothing_is_read(self) -> Self:
+        if self.measured_smoothing and "label_smoothing" not in READ_BY.get(self.objective, OPTIONS):
+            raise ValueError(f"objective {self.objective!r} reads no label_smoothing: leave measured_smoothing out")
         return self
 
     @model_validator(mode="after")

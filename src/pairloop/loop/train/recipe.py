@@ -34,7 +34,7 @@ def train_settings(
         names = ", ".join(("supervised", *(name for name in get_args(ObjectiveName) if name != "sft")))
         raise InvalidRequestError(f"unknown method {method!r}; known are {names}", param="method.type")
     place = param or f"method.{method}.hyperparameters"
-    options = READ_BY.get(objective, set()) - {"measured_smoothing"}  # a cycle measures its own raters; a job has a file
+    options = READ_BY.get(objective, set())
     given = _given(method, hyperparameters, options | ({"beta"} if objective != "sft" else set()), place)
     base = with_objective(config.train, objective)
     resolved: dict[str, Any] = {
@@ -70,6 +70,8 @@ def with_objective(section: TrainSection, objective: str) -> TrainSection:
     if objective not in get_args(ObjectiveName):
         raise ConfigError(f"train.objective: there is no {objective!r}; known are {', '.join(get_args(ObjectiveName))}")
     unread = OPTIONS - READ_BY.get(objective, OPTIONS)
+    if "label_smoothing" in unread:
+        unread |= {"measured_smoothing"}
     kept = {key: value for key, value in section.model_dump().items() if key not in unread}
     return TrainSection.model_validate({**kept, "objective": objective})
 
