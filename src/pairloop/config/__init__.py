@@ -104,9 +104,9 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _canaries_have_a_file(self) -> Self:
-        if "canaries" in self.gate.require and self.evaluate.canaries is None:
-            raise ValueError('gate.require names "canaries": set evaluate.canaries to their file')
+    def _suite_has_a_file(self) -> Self:
+        if "suite" in self.gate.require and self.evaluate.suite is None:
+            raise ValueError('gate.require names "suite": set evaluate.suite to its file')
         return self
 
     @model_validator(mode="after")

@@ -245,12 +245,12 @@ class EvaluateSection(Section):
     """Recent prompts of the gate pool sampled from champion and challenger."""
     max_tokens: int = Field(default=256, ge=1)
     """Longest answer of the offline report."""
-    canaries: str | None = None
-    """File of canaries, from the state directory: JSON lines of ``messages`` and ``must_match``, ``must_not_match`` (regular
+    suite: str | None = None
+    """File of cases, from the state directory: JSON lines of ``messages`` and ``must_match``, ``must_not_match`` (regular
     expressions) or ``must_be_json``, which the greedy answer is checked against; ``name`` is what the report calls it."""
 
 
-Requirement = Literal["sides", "adjusted_win_rate", "worst_slice", "verifier", "seed_duel", "heldout_accuracy", "canaries"]
+Requirement = Literal["sides", "adjusted_win_rate", "worst_slice", "verifier", "seed_duel", "heldout_accuracy", "suite"]
 """What ``gate.require`` may name."""
 
 
@@ -294,8 +294,8 @@ class GateSection(Section):
     """What the verifier's mean score may lose to the champion's, in the verifier's own points."""
     min_seed_win_rate: Share = 0.5
     """Win rate against the base, by the verifier or judge on the offline report's samples."""
-    max_canaries_lost: int = Field(default=0, ge=0)
-    """Canaries (``evaluate.canaries``) that the champion passes and the challenger may fail."""
+    max_suite_lost: int = Field(default=0, ge=0)
+    """Cases of ``evaluate.suite`` that the champion passes and the challenger may fail."""
     min_heldout_accuracy: Share = 0.5
     """Share of held-out pairs that the challenger must get right, with the champion as reference."""
     max_judge_flips: Share = 0.5
@@ -308,7 +308,7 @@ class GateSection(Section):
     require: tuple[Requirement, ...] = ()
     """What must be shown besides the duel and the four limits above, else HOLD: ``sides`` (that they were a fair coin),
     ``adjusted_win_rate`` (a gain beyond side and length), ``worst_slice``, ``verifier``, ``seed_duel``, ``heldout_accuracy``,
-    ``canaries``.
+    ``suite``.
     Without it these can stop a version where they are known, and are not missed where they are not."""
     offline_prompts: int = Field(default=400, ge=1)
     """Prompts of the offline duel where a verifier or judge labels and there is no traffic to duel on."""

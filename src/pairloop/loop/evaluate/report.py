@@ -20,7 +20,7 @@ from pairloop.config import Config
 from pairloop.errors import NotFoundError, PairloopError, StoreError
 from pairloop.formats import snapshot
 from pairloop.formats.snapshot import HELDOUT_FILE
-from pairloop.loop.evaluate import anchors, canaries
+from pairloop.loop.evaluate import anchors, suite
 from pairloop.loop.evaluate.estimates import Estimate, difference, mean, ratio, shared
 from pairloop.loop.evaluate.sampling import prompt_token_ids, sample
 from pairloop.policy.protocols import Policy, TokenSequence
@@ -58,7 +58,7 @@ class Report:
     the champion's · ``kl_parent``, ``kl_base`` nats per answer · ``heldout_accuracy``, ``heldout_loss`` of held-out pairs
     with the champion as reference · ``d_chosen``, ``d_rejected`` log-ratio challenger to champion in nats per answer ·
     ``verifier_increase`` the verifier's mean score above the champion's · ``seed_win_rate`` share of prompts on which the
-    verifier or judge prefers the challenger's answer to the base's, ties half · ``canaries_lost`` those that the champion
+    verifier or judge prefers the challenger's answer to the base's, ties half · ``suite_lost`` cases that the champion
     passes and the challenger fails.
     """
 
@@ -119,9 +119,9 @@ def run(
             metrics |= _heldout_metrics(policy, config, folder, challenger=challenger, champion=champion, notes=notes)
     else:
         notes.append("no held-out pairs in this round")
-    if config.evaluate.canaries is not None:
-        with _recorded(errors, (canaries.METRIC,)):
-            lost, names = canaries.measure(policy, config, challenger=challenger, champion=champion)
+    if config.evaluate.suite is not None:
+        with _recorded(errors, (suite.METRIC,)):
+            lost, names = suite.measure(policy, config, challenger=challenger, champion=champion)
             metrics |= lost
             notes += names
     return Report(challenger.number, champion.number, len(prompts), str(prompts_from), n, metrics, errors, tuple(notes))

@@ -36,7 +36,7 @@ def guardrails(report: OfflineReport, config: GateSection) -> tuple[Reason, ...]
         _at_least(
             report, config, "heldout_accuracy", "heldout_accuracy", "held-out pairs got right", config.min_heldout_accuracy
         ),
-        _canaries(report, config),
+        _suite(report, config),
     )
     return (
         _between(report, "length_ratio", "answer length over the champion's", config.min_length_ratio, config.max_length_ratio),
@@ -98,12 +98,12 @@ def _at_least(report: OfflineReport, config: GateSection, rule: str, metric: str
     return Reason(rule, None if is_required else True, text, value.lo, limit)
 
 
-def _canaries(report: OfflineReport, config: GateSection) -> Reason | None:
+def _suite(report: OfflineReport, config: GateSection) -> Reason | None:
     """None where there are none; of those there are no more may be lost than allowed, and one that was not asked is HOLD."""
-    metric, what = "canaries_lost", "canaries that the champion passes and it fails"
-    value, limit = _value(report, metric), config.max_canaries_lost
+    metric, what = "suite_lost", "cases of the suite that the champion passes and it fails"
+    value, limit = _value(report, metric), config.max_suite_lost
     if value is None:
-        is_wanted = "canaries" in config.require or metric in report.errors
-        return _missing(report, metric, what, "canaries") if is_wanted else None
+        is_wanted = "suite" in config.require or metric in report.errors
+        return _missing(report, metric, what, "suite") if is_wanted else None
     text = f"{what}: {value.mean:.0f} of {value.n}, at most {limit}"
-    return Reason("canaries", value.mean <= limit, text, value.mean, limit)
+    return Reason("suite", value.mean <= limit, text, value.mean, limit)

@@ -1,4 +1,4 @@
-"""Canaries: questions with checks that an answer must pass, such as its format.
+"""The suite: cases, which are questions with checks that an answer must pass, such as its format.
 
 A version must not fail one that the champion passes.
 """
@@ -18,7 +18,7 @@ from pairloop.errors import ConfigError
 from pairloop.policy.protocols import Policy, SampleRequest
 from pairloop.types import Interval, Message, SamplingParams, Version
 
-METRIC = "canaries_lost"
+METRIC = "suite_lost"
 
 
 class _Turn(BaseModel):
@@ -27,7 +27,7 @@ class _Turn(BaseModel):
     content: str
 
 
-class Canary(BaseModel):
+class Case(BaseModel):
     """One line of the file: ``messages`` and at least one check of the greedy answer to them."""
 
     model_config = ConfigDict(extra="forbid")
@@ -68,46 +68,44 @@ class Canary(BaseModel):
         return not self.must_be_json or _is_json(answer)
 
 
-def read(path: Path) -> list[Canary]:
-    """The canaries of a file, one JSON object per line. ConfigError naming file, line and field."""
+def read(path: Path) -> list[Case]:
+    """The cases of a file, one JSON object per line. ConfigError naming file, line and field."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"evaluate.canaries: {path} cannot be read: {error}") from error
+        raise ConfigError(f"evaluate.suite: {path} cannot be read: {error}") from error
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                found.append(Canary.model_validate_json(line))
+                found.append(Case.model_validate_json(line))
             except ValidationError as error:
                 first = error.errors()[0]
                 field = ".".join(str(part) for part in first["loc"])
                 what = str(first["msg"]).removeprefix("Value error, ")
                 raise ConfigError(f"{path}:{number}: {field + ': ' if field else ''}{what}") from error
     if not found:
-        raise ConfigError(f"evaluate.canaries: {path} holds no line")
+        raise ConfigError(f"evaluate.suite: {path} holds no line")
     return found
 
 
 def measure(policy: Policy, config: Config, *, challenger: Version, champion: Version) -> tuple[dict[str, Interval], list[str]]:
-    """How many canaries that the champion passes the challenger fails, and a note for each. ``config`` names the file."""
-    assert config.evaluate.canaries is not None, "asked for only where there is a file"
-    canaries = read(config.state_dir / config.evaluate.canaries)
-    new, old = (_answers(policy, config, canaries, version) for version in (challenger, champion))
+    """How many cases that the champion passes the challenger fails, and a note for each. ``config`` names the file."""
+    assert config.evaluate.suite is not None, "asked for only where there is a file"
+    cases = read(config.state_dir / config.evaluate.suite)
+    new, old = (_answers(policy, config, cases, version) for version in (challenger, champion))
     lost = [
-        canary.label
-        for canary, ours, theirs in zip(canaries, new, old, strict=True)
-        if canary.passes(theirs) and not canary.passes(ours)
+        case.label for case, ours, theirs in zip(cases, new, old, strict=True) if case.passes(theirs) and not case.passes(ours)
     ]
     count = float(len(lost))
-    return {METRIC: Interval(count, count, count, len(canaries))}, [f"canary lost: {label}" for label in lost]
+    return {METRIC: Interval(count, count, count, len(cases))}, [f"case lost: {label}" for label in lost]
 
 
-def _answers(policy: Policy, config: Config, canaries: Sequence[Canary], version: Version) -> list[str]:
+def _answers(policy: Policy, config: Config, cases: Sequence[Case], version: Version) -> list[str]:
     """Greedy, so that the same version always answers the same."""
     policy.load(version)
     params = SamplingParams(max_tokens=config.evaluate.max_tokens, temperature=0.0, seed=0)
-    requests = [SampleRequest(policy.tokens.encode_prompt(canary.prompt), version.number, params=params) for canary in canaries]
+    requests = [SampleRequest(policy.tokens.encode_prompt(case.prompt), version.number, params=params) for case in cases]
     futures = [policy.sample(request) for request in requests]
     try:
         return [future.result()[0].text for future in futures]
