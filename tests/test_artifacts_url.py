@@ -370,6 +370,7 @@ def test_a_file_url_is_that_folder(tmp_path: Path) -> None:
 # -- the loop
 
 
+@pytest.mark.slow
 def test_a_cycle_trained_on_one_machine_is_judged_on_another(tmp_path: Path) -> None:
     """Two state directories that share database and URL: what one registers, the other one loads, trains from and exports."""
     shared = {"database": f"sqlite:///{tmp_path / 'shared.sqlite'}", "artifacts": f"memory://{tmp_path}"}

@@ -92,6 +92,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path, durability: 
     assert lost_by_a_kill(tmp_path, durability) == []
 
 
+@pytest.mark.slow
 def test_a_store_that_acknowledges_before_the_commit_is_found_out(tmp_path: Path) -> None:
     assert lost_by_a_kill(tmp_path, "early") != []
 

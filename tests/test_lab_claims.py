@@ -71,6 +71,7 @@ def test_borders_follow_the_configuration() -> None:
     assert int(lax.promote_N[60]) < int(table.promote_N[60])
 
 
+@pytest.mark.slow
 def test_a_rejected_duel_is_not_promoted_later() -> None:
     comeback = torch.tensor([[False] * 60 + [True] * 540])
     table = duels.borders(SHORT)
@@ -96,6 +97,7 @@ def r10() -> dict[str, Any]:
     return gate.simulate(1, SHORT, sizes, Settings())
 
 
+@pytest.mark.slow
 def test_r10_passes_and_tells_its_figures() -> None:
     outcome = gate.judge(r10())
     assert outcome.passed is True, outcome.result

@@ -61,6 +61,7 @@ class Exact(Quick):
         return float(super().score(problem, answer) > 0)
 
 
+@pytest.mark.slow
 def test_tied_groups_are_sampled_again_within_the_budget(cache: Path) -> None:
     plain, resampled = (run(ARMS[name], Exact(), 0, SMALL, cache) for name in ("grpo_2", "grpo_2_resampled"))
     assert 0.1 < plain.ties < 1

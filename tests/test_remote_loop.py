@@ -179,6 +179,7 @@ def kill_and_chat(server: RunningServer, engine: VllmServer, codes: list[int]) -
     engine.rise()
 
 
+@pytest.mark.slow
 def test_a_whole_cycle_over_two_servers_of_which_one_records_nothing(tmp_path: Path) -> None:
     config = settings(tmp_path)
     with fleet(2) as servers, Store.open(config) as store:

@@ -144,6 +144,7 @@ def test_a_cycle_is_one_run_with_its_training_report_and_verdict(tmp_path: Path)
     assert words(events, "version") == "bot@1"
 
 
+@pytest.mark.slow
 def test_weights_and_biases_hears_the_same(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason='needs the extra "wandb"')
     config = tracked(tmp_path, "wandb")

@@ -124,6 +124,7 @@ def test_models_of_other_families_are_divided_too(tmp_path: Path) -> None:
             torch.testing.assert_close(weights_of(divided)[name], weight, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_a_mean_in_place_of_the_sum_is_seen(make_job: MakeJob, base: Path, tmp_path: Path) -> None:
     runs = [jobs_of(make_job, base, case) for case in CASES[:2]]
     assert two_workers([divided for _, divided in runs], tmp_path / "store", mean_for_sum) == [0, 0]
