@@ -201,6 +201,8 @@ def attempt(job: TrainJob, folder: Path, listener: Listener, should_stop: Should
         if _reached(checkpoints) > reached:
             reached, attempts = _reached(checkpoints), 0
         LOG.warning("the training process ended with code %s at step %s, attempt %s", code, reached, attempts)
+        if should_stop():  # another worker took the run over meanwhile, say, and its folder is theirs
+            return _paused(job)
         if attempts >= MAX_ATTEMPTS:
             return TrainResult(TrainStatus.FAILED, error=_died(code, folder))
 
