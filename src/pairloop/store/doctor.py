@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, ForeignKeyConstraint, Table
 
 from pairloop.errors import StoreError
-from pairloop.store import contents, cycles, repairs
+from pairloop.store import contents, cycles, removed, repairs
 from pairloop.store import files as store_files
 from pairloop.store import versions as store_versions
 from pairloop.store.artifacts import Artifacts, sha256_of
@@ -134,9 +134,13 @@ def _datasets_without_pairs(c: Connection) -> Iterator[Problem]:
 
 def _aliases(c: Connection) -> Iterator[Problem]:
     for row in c.execute(sa.select(aliases).order_by(aliases.c.policy, aliases.c.alias)):
-        if store_versions.get(c, row.policy, row.number) is None:
+        version = store_versions.get(c, row.policy, row.number)
+        if version is None:
             text = f"alias {row.alias} of {row.policy} names version {row.number}, which does not exist"
             yield Problem("dangling_alias", text, f"{row.policy}@{row.alias}")
+        elif removed.is_removed(c, version.path):
+            text = f"alias {row.alias} of {row.policy} names version {row.number}, whose weights were removed"
+            yield Problem("unusable_alias", text, f"{row.policy}@{row.alias}")
     for policy in store_versions.policies(c):
         if store_versions.alias(c, policy, Alias.CHAMPION) is None:
             yield Problem("no_champion", f"policy {policy} has versions but no champion", f"{policy}@{Alias.CHAMPION}")

@@ -61,12 +61,16 @@ def sweep(store: Store, config: Config, *, actor: str = SCHEDULER, now: datetime
         old = [] if before is None else _old_datasets(c, before)
         spare = _spare_versions(c, config)
 
-    def mark(c: Connection) -> None:
+    def mark(c: Connection) -> tuple[list[Dataset], list[Version]]:
+        """Looked at again: what became needed meanwhile stays, and what is marked is refused from now on."""
+        old = [] if before is None else _old_datasets(c, before)
+        spare = _spare_versions(c, config)
         for path in [*(dataset.path for dataset in old), *(version.path for version in spare)]:
             removed.mark(c, path, Why.RETENTION, now)
+        return old, spare
 
     if old or spare:
-        store.write(mark)
+        old, spare = store.write(mark)
         removed.sweep(store)
     groups = 0
     while before is not None and (done := store.write(lambda c: _erase_some(c, before, now))):

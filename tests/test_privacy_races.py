@@ -1,0 +1,85 @@
+"""What else happens while someone is erased, or while what is old goes: neither takes from under the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from tests.loop_rig import Rig, open_rig, settings
+
+from pairloop.config import Config
+from pairloop.errors import ConflictError
+from pairloop.loop import deploy, privacy
+from pairloop.policy.fake import write_skill
+from pairloop.policy.protocols import Policy
+from pairloop.store import doctor, removed, repair, versions
+from pairloop.store.removed import Why
+from pairloop.types import Alias, Version, VersionKind
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with open_rig(settings(tmp_path / "state", privacy={"redact": "off", "keep_versions": 0})) as made:
+        yield made
+
+
+def add(rig: Rig, number: int, parent: int = 0, **values: Any) -> Version:
+    """A version with weights of its own."""
+    with rig.store.artifacts.stage() as folder:
+        write_skill(folder, number)
+        artifact = rig.store.artifacts.publish(folder, {})
+    at, path = datetime.now(UTC), str(artifact.path)
+    version = Version("bot", number, VersionKind.ADAPTER, path, artifact.hash, parent, None, None, at, **values)
+    rig.store.write(lambda c: versions.insert(c, version))
+    return version
+
+
+class Loading:
+    """A policy whose loading takes as long as ``meanwhile``."""
+
+    def __init__(self, policy: Policy, meanwhile: Callable[[], object]) -> None:
+        self._policy, self._meanwhile = policy, meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+    def load(self, version: Version) -> None:
+        self._policy.load(version)
+        if version.number:
+            self._meanwhile()
+
+
+def alias_of(rig: Rig, alias: Alias) -> int | None:
+    with rig.store.reading() as c:
+        return versions.alias(c, "bot", alias)
+
+
+def by_hand(rig: Rig, policy: Policy, _: Config) -> object:
+    return deploy.promote_by_hand(rig.store, policy, "bot", number=1, reason="test")
+
+
+def as_canary(rig: Rig, policy: Policy, config: Config) -> object:
+    return deploy.start_canary(rig.store, policy, config, number=1, reason="test")
+
+
+@pytest.mark.parametrize("name", [by_hand, as_canary])
+def test_weights_that_went_while_they_were_loaded_get_no_alias(rig: Rig, name: Callable[[Rig, Policy, Config], object]) -> None:
+    version, config = add(rig, 1), rig.loop.config
+    policy = cast(Policy, Loading(rig.policy, lambda: privacy.sweep(rig.store, config)))
+    with pytest.raises(ConflictError, match="pairloop rebuild 1"):
+        name(rig, policy, config)
+    assert (alias_of(rig, Alias.CHAMPION), alias_of(rig, Alias.CANARY)) == (0, None)
+    assert [path.name for path in Path(version.path).iterdir()] == ["manifest.json"]
+    assert doctor.check(rig.store) == []
+
+
+def test_an_alias_of_removed_weights_is_told_and_moved(rig: Rig) -> None:
+    version = add(rig, 1)
+    deploy.promote_by_hand(rig.store, rig.policy, "bot", number=1, reason="test")
+    rig.store.write(lambda c: removed.mark(c, version.path, Why.RETENTION, datetime.now(UTC)))
+    assert [(one.code, one.subject) for one in doctor.check(rig.store)] == [("unusable_alias", "bot@champion")]
+    assert repair.mend(rig.store, actor="tester").problems == []
+    assert alias_of(rig, Alias.CHAMPION) == 0
