@@ -9,13 +9,15 @@ from typing import Any, cast
 
 import pytest
 from tests.loop_rig import Rig, open_rig, settings
+from tests.test_privacy import JANE, WORDS, bytes_of, plant
 
 from pairloop.config import Config
 from pairloop.errors import ConflictError
-from pairloop.loop import deploy, privacy
+from pairloop.loop import cycle, deploy, privacy
+from pairloop.loop.cycle.context import CycleLease
 from pairloop.policy.fake import write_skill
 from pairloop.policy.protocols import Policy
-from pairloop.store import doctor, removed, repair, versions
+from pairloop.store import Store, doctor, removed, repair, versions
 from pairloop.store.removed import Why
 from pairloop.types import Alias, Version, VersionKind
 
@@ -83,3 +85,43 @@ def test_an_alias_of_removed_weights_is_told_and_moved(rig: Rig) -> None:
     assert [(one.code, one.subject) for one in doctor.check(rig.store)] == [("unusable_alias", "bot@champion")]
     assert repair.mend(rig.store, actor="tester").problems == []
     assert alias_of(rig, Alias.CHAMPION) == 0
+
+
+class Meanwhile:
+    """A store beside which ``act`` happens before each write."""
+
+    def __init__(self, store: Store, act: Callable[[], object]) -> None:
+        self._store, self._act = store, act
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def write(self, fn: Any) -> Any:
+        self._act()
+        return self._store.write(fn)
+
+
+def test_no_cycle_begins_while_someone_is_erased(rig: Rig) -> None:
+    rig.serve(30)
+    plant(rig)
+    refused = []
+
+    def begin() -> None:
+        with pytest.raises(ConflictError, match="cycle:bot is held by") as caught:
+            cycle.run(rig.loop, trigger="test", should_stop=lambda: True)
+        refused.append(caught.value)
+
+    store = cast(Store, Meanwhile(rig.store, begin))
+    assert privacy.erase(store, rig.loop.config, JANE, reason="asked").counts["groups"] == 1
+    assert len(refused) >= 3, "before lineage, groups and feedback"
+    assert WORDS.encode() not in bytes_of(rig.loop.config.state_dir)
+    assert cycle.run(rig.loop, trigger="test", should_stop=lambda: True).number == 1, "the lease was given back"
+
+
+def test_nobody_is_erased_while_a_cycle_moves(rig: Rig) -> None:
+    rig.serve(2)
+    plant(rig)
+    with CycleLease(rig.loop), pytest.raises(ConflictError, match="a cycle of bot is running already"):
+        privacy.erase(rig.store, rig.loop.config, JANE, reason="asked")
+    assert privacy.read(privacy.path_of(rig.loop.config)) == []
+    assert not privacy.preview(rig.store, JANE).is_empty

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.errors import ConflictError
-from pairloop.loop import train
+from pairloop.loop import cycle, train
 from pairloop.loop.privacy import cleaning, ledger
 from pairloop.loop.privacy.ledger import Entry
 from pairloop.store import Store, audit, cycles, datasets, erasures, removed, runs, stored, versions
@@ -69,17 +69,25 @@ def preview(store: Store, person: str) -> Effect:
 def erase(store: Store, config: Config, person: str, *, reason: str, actor: str = SCHEDULER) -> Effect:
     """Erase everything of ``person`` (a user, or a rater); see `Effect`. Without anything to erase nothing is recorded.
 
-    ConflictError while a cycle builds, trains or measures with their rows: nothing is changed then.
+    ConflictError while a cycle builds, trains or measures: nothing is changed then. No cycle begins meanwhile.
     """
     subjects = ids_of(store, person)
+    found, policies = _look(store, subjects)
+    if found.is_empty:
+        return Effect(None, _counts(found))
+    with cycle.standstill(store, config, policies):
+        found, _ = _look(store, subjects)  # what was compiled since
+        entry = ledger.entry_about(subjects, reason)
+        ledger.append(config, entry)
+        return _erase(store, config, entry, subjects, found, actor)
+
+
+def _look(store: Store, subjects: Sequence[str]) -> tuple[Found, list[str]]:
+    """What there is of them, and the policies that may work with it; ConflictError where one does."""
     with store.reading() as c:
         found = erasures.find(c, subjects)
         _refuse_while_in_use(c, found)
-    if found.is_empty:
-        return Effect(None, _counts(found))
-    entry = ledger.entry_about(subjects, reason)
-    ledger.append(config, entry)
-    return _erase(store, config, entry, subjects, found, actor)
+        return found, versions.policies(c)
 
 
 def reapply(store: Store, config: Config, entries: Sequence[Entry]) -> dict[str, int]:
@@ -171,13 +179,13 @@ def _erase_rows(store: Store, found: Found) -> None:
 def _refuse_while_in_use(c: Connection, found: Found) -> None:
     """A cycle that has read the rows would train on them after they are gone, and nothing would say so."""
     for policy in versions.policies(c):
-        cycle = cycles.current(c, policy)
-        if cycle is None or cycle.state not in _BUILDS:
+        current = cycles.current(c, policy)
+        if current is None or current.state not in _BUILDS:
             continue
-        record = cycle.record(CycleState.TRAINING)
+        record = current.record(CycleState.TRAINING)
         if record is None or record["dataset_id"] in found.dataset_ids:
             raise ConflictError(
-                f"cycle {cycle.number} of {policy} is {cycle.state} with rows of theirs; erase when it duels or has ended "
+                f"cycle {current.number} of {policy} is {current.state} with rows of theirs; erase when it duels or has ended "
                 "(`pairloop cycle status`)"
             )
     busy = [run for run in _runs_on(c, found.dataset_ids) if run.status is RunStatus.RUNNING]
