@@ -9,17 +9,18 @@ from typing import Any, cast
 
 import pytest
 from tests.loop_rig import Rig, open_rig, settings
-from tests.test_privacy import JANE, WORDS, bytes_of, plant
+from tests.test_privacy import JANE, WORDS, bytes_of, plant, registered
 
 from pairloop.config import Config
-from pairloop.errors import ConflictError
+from pairloop.errors import ConflictError, UnavailableError
 from pairloop.loop import cycle, deploy, privacy
 from pairloop.loop.cycle.context import CycleLease
+from pairloop.loop.train import folder_of
 from pairloop.policy.fake import write_skill
 from pairloop.policy.protocols import Policy
-from pairloop.store import Store, doctor, removed, repair, versions
+from pairloop.store import Store, doctor, removed, repair, runs, versions
 from pairloop.store.removed import Why
-from pairloop.types import Alias, Version, VersionKind
+from pairloop.types import Alias, Dataset, Run, RunStatus, Version, VersionKind
 
 
 @pytest.fixture
@@ -125,3 +126,61 @@ def test_nobody_is_erased_while_a_cycle_moves(rig: Rig) -> None:
         privacy.erase(rig.store, rig.loop.config, JANE, reason="asked")
     assert privacy.read(privacy.path_of(rig.loop.config)) == []
     assert not privacy.preview(rig.store, JANE).is_empty
+
+
+def has_run(rig: Rig, dataset: Dataset) -> Path:
+    """A run on the dataset that has ended; its log."""
+    now = datetime.now(UTC)
+    run = Run("run_1", "bot", None, dataset.dataset_id, 0, RunStatus.SUCCEEDED, "o", 1, now, now, {}, {}, None, now)
+    rig.store.write(lambda c: runs.insert(c, run))
+    log = folder_of(rig.loop.config, run) / "child.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(WORDS)
+    return log
+
+
+class Away:
+    """A store whose artifacts' place is away."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self.artifacts = store, self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name) if hasattr(self._store, name) else getattr(self._store.artifacts, name)
+
+    def clear(self, _path: object, *, with_manifest: bool) -> bool:
+        raise UnavailableError(f"away, {with_manifest=}")
+
+
+def again(rig: Rig) -> object:
+    return privacy.erase(rig.store, rig.loop.config, JANE, reason="again")
+
+
+def by_age(rig: Rig) -> object:
+    return privacy.sweep(rig.store, rig.loop.config)
+
+
+@pytest.mark.parametrize("finish", [again, by_age])
+def test_an_erasure_that_failed_on_its_folders_is_finished(rig: Rig, finish: Callable[[Rig], object]) -> None:
+    rig.serve(30)
+    plant(rig)
+    dataset, _ = registered(rig)
+    log = has_run(rig, dataset)
+    with pytest.raises(UnavailableError):
+        privacy.erase(cast(Store, Away(rig.store)), rig.loop.config, JANE, reason="asked")
+    assert Path(dataset.path).exists()
+    log.write_text(WORDS)  # as if it had been killed before this, or on another machine
+    finish(rig)
+    assert not Path(dataset.path).exists()
+    assert not log.exists()
+    assert doctor.check(rig.store) == []
+
+
+def test_a_folder_that_is_gone_is_not_visited_again(rig: Rig) -> None:
+    add(rig, 1)
+    assert privacy.sweep(rig.store, rig.loop.config).versions == ("bot@1",)
+    assert removed.sweep(cast(Store, Away(rig.store))) == 0
+    add(rig, 1 + 1)
+    with pytest.raises(UnavailableError):
+        privacy.sweep(cast(Store, Away(rig.store)), rig.loop.config)
+    assert removed.sweep(rig.store) == 1

@@ -7,7 +7,6 @@ folders and the database's free pages. What was found is told by counts; a secon
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,8 +16,8 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.errors import ConflictError
-from pairloop.loop import cycle, train
-from pairloop.loop.privacy import cleaning, ledger
+from pairloop.loop import cycle
+from pairloop.loop.privacy import cleaning, folders, ledger
 from pairloop.loop.privacy.ledger import Entry
 from pairloop.store import Store, audit, cycles, datasets, erasures, removed, runs, stored, versions
 from pairloop.store.audit import SCHEDULER, AuditAction
@@ -74,6 +73,7 @@ def erase(store: Store, config: Config, person: str, *, reason: str, actor: str 
     subjects = ids_of(store, person)
     found, policies = _look(store, subjects)
     if found.is_empty:
+        folders.clear(store, config)  # of an erasure that was killed after its rows
         return Effect(None, _counts(found))
     with cycle.standstill(store, config, policies):
         found, _ = _look(store, subjects)  # what was compiled since
@@ -133,7 +133,6 @@ def _erase(store: Store, config: Config, entry: Entry, subjects: Sequence[str], 
     with store.reading() as c:
         seen = erasures.rows_by_version(c, found.pair_ids)
         live = [dataset for name in found.dataset_ids if _is_live(c, name) and (dataset := datasets.get(c, name)) is not None]
-        trained = _runs_on(c, found.dataset_ids)
     if found.quarantines:
         cleaning.forget_quarantined(store, subjects)
     successors = {}
@@ -159,9 +158,7 @@ def _erase(store: Store, config: Config, entry: Entry, subjects: Sequence[str], 
 
     store.write(forget)
     _erase_rows(store, found)
-    for run in trained:
-        _clear_run(config, run)
-    removed.sweep(store)
+    folders.clear(store, config)
     is_scrubbed = store.scrub()
     logger.info("erasure %s: %s", entry.erasure_id, dict(record.counts))  # never who
     return Effect(entry.erasure_id, record.counts, successors, _named(seen), is_scrubbed, entry.created_at)
@@ -196,14 +193,6 @@ def _refuse_while_in_use(c: Connection, found: Found) -> None:
 def _runs_on(c: Connection, dataset_ids: Collection[str]) -> list[Run]:
     ids = c.execute(sa.select(run_table.c.run_id).where(run_table.c.dataset_id.in_(dataset_ids))).scalars().all()
     return [run for run_id in ids if (run := runs.get(c, run_id)) is not None]
-
-
-def _clear_run(config: Config, run: Run) -> None:
-    """Checkpoints hold the optimiser's memory of the rows, and a log may quote one; the figures stay."""
-    folder = train.folder_of(config, run)
-    for name in ("checkpoints", "out", "epochs", "data"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / "child.log").unlink(missing_ok=True)
 
 
 def _is_live(c: Connection, dataset_id: str) -> bool:

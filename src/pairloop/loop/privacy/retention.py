@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from pairloop.config import Config
+from pairloop.loop.privacy import folders
 from pairloop.store import Store, audit, cycles, datasets, removed, stored, versions
 from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.groups import ERASED_HASH
@@ -71,7 +72,7 @@ def sweep(store: Store, config: Config, *, actor: str = SCHEDULER, now: datetime
 
     if old or spare:
         old, spare = store.write(mark)
-        removed.sweep(store)
+    folders.clear(store, config)  # also what a call that was killed has left
     groups = 0
     while before is not None and (done := store.write(lambda c: _erase_some(c, before, now))):
         groups += done
