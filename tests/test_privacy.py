@@ -21,10 +21,10 @@ from pairloop.cli import pairloop
 from pairloop.config import Config
 from pairloop.errors import ConflictError, UserError
 from pairloop.formats import snapshot
-from pairloop.loop import deploy, pairs, privacy, train
+from pairloop.loop import deploy, pairs, privacy, raters, train
 from pairloop.policy.fake import write_skill
-from pairloop.store import Store, datasets, doctor, erasures, feedback, groups, quarantines, removed, replies, stored, versions
-from pairloop.store.quarantines import Action, Quarantine
+from pairloop.store import Store, audit, datasets, doctor, erasures, feedback, groups, removed, replies, stored, versions
+from pairloop.store.quarantines import Action
 from pairloop.store.replies import StoredReply
 from pairloop.types import (
     COMMENT_METRIC,
@@ -278,13 +278,14 @@ def test_nobody_is_erased_under_a_cycle_that_works_with_their_rows(rig: Rig) -> 
     assert not privacy.preview(loop.store, JANE).is_empty
 
 
-def test_a_quarantined_rater_is_not_in_any_manifest(rig: Rig) -> None:
+def test_a_quarantined_rater_is_in_no_manifest_and_not_in_the_audit_trail(rig: Rig) -> None:
     rig.serve(30)
     plant(rig)
-    decision = Quarantine(JANE, Action.QUARANTINE, "odd", datetime.now(UTC))
-    rig.store.write(lambda c: quarantines.insert(c, "bot", decision))
+    raters.decide(rig.store, rig.loop.config, JANE, Action.QUARANTINE, "odd", actor="cli:ada")
     dataset, _ = compiled(rig)
     assert JANE in (Path(dataset.path) / "manifest.json").read_text()
+    with rig.store.reading() as c:
+        assert [one.subject for one in audit.list_(c)] == [f"rater:{JANE}"]
     privacy.erase(rig.store, rig.loop.config, JANE, reason="asked")
     assert JANE.encode() not in bytes_of(rig.loop.config.state_dir)
     assert doctor.check(rig.store) == []
