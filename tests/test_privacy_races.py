@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -184,3 +185,11 @@ def test_a_folder_that_is_gone_is_not_visited_again(rig: Rig) -> None:
     with pytest.raises(UnavailableError):
         privacy.sweep(cast(Store, Away(rig.store)), rig.loop.config)
     assert removed.sweep(rig.store) == 1
+
+
+def test_the_manifest_that_is_left_of_removed_weights_is_no_stray(rig: Rig) -> None:
+    version = add(rig, 1)
+    privacy.sweep(rig.store, rig.loop.config)
+    os.utime(version.path, (0, 0))  # long ago
+    assert doctor.check(rig.store) == []
+    assert rig.store.artifacts.manifest_of(version.path)

@@ -67,7 +67,7 @@ def check(store: Store, *, accepted: bool = False, deep: bool = False) -> list[P
         for finder in (_orphans, _pairs_without_lineage, _datasets_without_pairs, _aliases, _duels, _jobs):
             problems += finder(c)
         named, uploads, lost = contents.artifacts(c), store_files.list_(c), repairs.losses(c)
-        in_use = aliased(c)
+        in_use, kept = aliased(c), contents.manifests(c)
     broken: list[Problem] = []
     for artifact in named:  # outside the transaction: hashing files takes its time
         if accepted or artifact.subject not in lost or artifact.subject in in_use:
@@ -76,7 +76,7 @@ def check(store: Store, *, accepted: bool = False, deep: bool = False) -> list[P
     problems += _unusable_aliases(broken, in_use)
     for upload in uploads:
         problems += _upload(store.artifacts, upload, deep=deep)
-    folders, file_ids = {store.artifacts.path(one.hash).name for one in named}, {one.file_id for one in uploads}
+    folders, file_ids = {store.artifacts.path(one.hash).name for one in named} | kept, {one.file_id for one in uploads}
     problems += [
         Problem("unreferenced_artifact", f"{path}: no row names it", str(path))
         for path in (*store.artifacts.unreferenced(folders), *store.artifacts.unreferenced_uploads(file_ids))

@@ -223,7 +223,7 @@ class _Plan:
 
         def move(c: Connection) -> None:
             is_upload = path.parent.name == "files"
-            named = is_upload and files.get(c, path.name) is not None
+            named = (is_upload and files.get(c, path.name) is not None) or path.name in contents.manifests(c)
             if named or any(self._store.artifacts.path(one.hash) == path for one in contents.artifacts(c)):
                 raise ConflictError("a row names it by now")
             self._store.artifacts.set_aside(path, "unreferenced")
