@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -13,13 +14,15 @@ from tests.loop_rig import Rig, open_rig, settings
 from tests.test_privacy import JANE, WORDS, bytes_of, plant, registered
 
 from pairloop.config import Config
-from pairloop.errors import ConflictError, UnavailableError
+from pairloop.errors import ConflictError, UnavailableError, UserError
 from pairloop.loop import cycle, deploy, privacy
 from pairloop.loop.cycle.context import CycleLease
 from pairloop.loop.train import folder_of
 from pairloop.policy.fake import write_skill
 from pairloop.policy.protocols import Policy
-from pairloop.store import Store, doctor, removed, repair, runs, versions
+from pairloop.store import Store, datasets, doctor, files, jobs, removed, repair, runs, versions
+from pairloop.store.files import FileStatus, Purpose, StoredFile
+from pairloop.store.jobs import Job, JobStatus
 from pairloop.store.removed import Why
 from pairloop.types import Alias, Dataset, Run, RunStatus, Version, VersionKind
 
@@ -193,3 +196,28 @@ def test_the_manifest_that_is_left_of_removed_weights_is_no_stray(rig: Rig) -> N
     os.utime(version.path, (0, 0))  # long ago
     assert doctor.check(rig.store) == []
     assert rig.store.artifacts.manifest_of(version.path)
+
+
+def test_what_models_and_trainings_rest_on_stays(rig: Rig) -> None:
+    now, config = datetime.now(UTC), rig.loop.config
+    for number in (1, 2, 4, 5, 6):
+        add(rig, number)
+    job = Job("ftjob-1", JobStatus.SUCCEEDED, "bot", "bot", 1, "file-1", {}, 0, now)
+    file = StoredFile("file-1", "rows.jsonl", Purpose.FINE_TUNE, 1, "0" * 64, "rows", FileStatus.PROCESSED, None, now)
+    rig.store.write(lambda c: files.insert(c, file))
+    rig.store.write(lambda c: jobs.insert(c, job))
+    rig.store.write(lambda c: jobs.insert(c, replace(job, job_id="ftjob-2", status=JobStatus.QUEUED, parent=4)))
+    run = Run("run_1", "bot", None, "dataset_1", 5, RunStatus.RUNNING, "o", 1, now, now, {}, {}, None, now)
+    dataset = Dataset("dataset_1", "bot", str(config.artifacts_dir / "d"), 1, 1, {}, {}, now)
+    rig.store.write(lambda c: datasets.insert(c, dataset, feedback_seq=0, cycle_id=None, pairs=[]))
+    rig.store.write(lambda c: runs.insert(c, run))
+    add(rig, 3, parent=2, job_id="ftjob-1", model_name="ft:bot:x")
+    assert privacy.due(rig.store, config).versions == ("bot@1", "bot@6"), "nobody starts from version 1 any more"
+
+
+def test_what_was_trained_on_removed_weights_waits_for_them(rig: Rig) -> None:
+    add(rig, 1)
+    add(rig, 2, parent=1)
+    assert privacy.sweep(rig.store, rig.loop.config).versions == ("bot@1", "bot@2")
+    with pytest.raises(UserError, match="`pairloop rebuild 1` first"):
+        privacy.rebuild(rig.store, rig.loop.config, 2, owner="t:0")

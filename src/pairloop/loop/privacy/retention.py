@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.loop.privacy import folders
-from pairloop.store import Store, audit, cycles, datasets, removed, stored, versions
+from pairloop.store import Store, audit, cycles, datasets, jobs, removed, runs, stored, versions
 from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.groups import ERASED_HASH
 from pairloop.store.removed import Why
@@ -144,12 +144,14 @@ def _spare_versions(c: Connection, config: Config) -> list[Version]:
 
 
 def _needed(c: Connection, policy: str, found: Collection[Version]) -> set[int]:
-    """The base, what the aliases name, whatever was champion once (a rollback may want it), an open cycle's own, and the
-    ancestors of all of these."""
+    """The base, what the aliases name, whatever was champion once (a rollback may want it), an open cycle's own, fine-tuned
+    models, what somebody trains on or is to train on, and the ancestors of all of these."""
     needed: set[int | None] = {BASE_VERSION, *(versions.alias(c, policy, alias) for alias in Alias)}
     needed |= {
         number for move in versions.promotions(c, policy) if move.action != "retire" for number in (move.number, move.previous)
     }
+    needed |= {version.number for version in found if version.job_id is not None}
+    needed |= jobs.parents(c, policy) | runs.parents(c, policy)
     cycle = cycles.current(c, policy)
     if cycle is not None:
         needed |= {cycle.parent, *(step.record.get("version") for step in cycle.steps)}
