@@ -34,7 +34,8 @@ CONVERSATION = "conversation:"
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """One erasure; ``subject_hash`` is SHA-256 over salt and id. ``counts``: what went, by its noun."""
+    """One erasure; ``subject_hash`` is SHA-256 over salt and id, or the pseudonym that stands for it. ``counts``: what went, by
+    its noun."""
 
     erasure_id: str
     salt: str

@@ -141,7 +141,7 @@ def _erase(store: Store, config: Config, entry: Entry, subjects: Sequence[str], 
             store, dataset, lambda row: row.row_id in found.pair_ids, feedback_ids=frozenset(found.feedback_ids)
         )
         successors[dataset.dataset_id] = left.dataset_id
-    record = Erasure(entry.erasure_id, entry.salt, entry.hashes[0], entry.reason, _counts(found), entry.created_at)
+    record = Erasure(entry.erasure_id, entry.salt, entry.hashes[-1], entry.reason, _counts(found), entry.created_at)
 
     def forget(c: Connection) -> None:
         erasures.insert(c, record)
