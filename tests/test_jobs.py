@@ -267,7 +267,7 @@ def test_a_machine_trains_a_job_or_a_cycle_and_neither_starves(tmp_path: Path) -
 def _training_elsewhere(rig: Rig) -> Iterator[None]:
     import socket
 
-    with Lease(replace(rig.loop, owner=f"{rig.loop.owner}"), f"training:{socket.gethostname()}", "a training"):
+    with Lease(rig.store, rig.loop.config, rig.loop.owner, f"training:{socket.gethostname()}", "a training"):
         yield
 
 

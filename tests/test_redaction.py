@@ -125,11 +125,37 @@ def test_our_own_ids_stay() -> None:
         assert PATTERNS(name) == name
 
 
+UNLUCKY = "chatcmpl-01a21d91-86a3-778e-be45-fd26ff6f5460"
+"""A group's id that ends like a Belgian account, with its checksum."""
+
+
+def test_an_id_of_ours_that_looks_like_an_account_stays() -> None:
+    account = UNLUCKY.removeprefix("chatcmpl-01a21d91-86a3-778e-")
+    assert PATTERNS(account) == "[IBAN]", "the premise"
+    assert PATTERNS(f"about {UNLUCKY}, pay to {account}") == f"about {UNLUCKY}, pay to [IBAN]"
+    assert PATTERNS(f"{UNLUCKY}x {account}") == "chatcmpl-01a21d91-86a3-778e-be45-fd26ff6f5460x [IBAN]"
+    assert "[IBAN]" in PATTERNS(f"x-01a21d91-86a3-478e-{account}"), "no id of ours: another version of UUIDs"
+
+
 def test_no_text_takes_longer_than_it_is_long() -> None:
     """Texts built to be slow: each finder is linear."""
     import time
 
-    for bad in ("@", "1", "4 ", "ab:", "a@a.", "+1", "://a:", "eyJaaaaaaaa", "password: ", "DE12 ", "0171 ", "1.1."):
+    for bad in (
+        "@",
+        "1",
+        "4 ",
+        "ab:",
+        "a@a.",
+        "+1",
+        "://a:",
+        "eyJaaaaaaaa",
+        "password: ",
+        "DE12 ",
+        "0171 ",
+        "1.1.",
+        f"{UNLUCKY} ",
+    ):
         text = bad * (50_000 // len(bad))
         begun = time.process_time()
         PATTERNS(text)
@@ -234,6 +260,13 @@ def test_a_pseudonym_is_the_same_for_ever_and_only_here(redactor: Redactor, tmp_
     assert again.identifier("jane@mail.example") == name == again.identifier(name)
     assert elsewhere.identifier("jane@mail.example") != name
     assert (tmp_path / "pseudonyms.key").stat().st_mode & 0o077 == 0
+
+
+def test_ids_of_ours_stay_whatever_the_hook_finds_in_them(tmp_path: Path) -> None:
+    strict = Redactor(lambda _: "[GONE]", tmp_path)
+    assert strict.values({"parent": UNLUCKY, "note": "x"}) == {"parent": UNLUCKY, "note": "[GONE]"}
+    assert strict.identifier(UNLUCKY) == UNLUCKY
+    assert UNLUCKY.encode() in strict.reply(json.dumps({"id": UNLUCKY}).encode())
 
 
 def test_arguments_of_calls_stay_json(redactor: Redactor) -> None:

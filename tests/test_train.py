@@ -117,6 +117,8 @@ def test_a_dataset_becomes_a_version(world: World) -> None:
     assert (version.number, version.parent, version.kind) == (1, 0, VersionKind.ADAPTER)
     assert (version.dataset_id, version.run_id) == ("dataset_1", record.run_id)
     assert world.versions() == [world.base, version]
+    assert version.record is not None
+    assert version.record["recipe"] == world.store.artifacts.manifest_of(version.path)["recipe"], "also without its folder"
     world.store.artifacts.verify(version.artifact_hash)
     assert json.loads(Path(version.path, "fake.json").read_text()) == {"skill": 1}
     manifest = json.loads(Path(version.path, "manifest.json").read_text())

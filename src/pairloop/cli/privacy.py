@@ -101,10 +101,15 @@ def retention(dry_run: bool, config_path: Path, as_json: bool) -> None:
 
 
 def erase_again(store: Store, config: Config) -> None:
-    """What the ledger says was erased must not come back with a backup."""
+    """What was erased must not come back with a backup: by the ledger, and by the database that it replaces, whose rows tell
+    also of erasures on other machines."""
     from pairloop.loop import privacy
+    from pairloop.store.restore import known_erasures
 
-    privacy.reapply(store, config, privacy.read(privacy.path_of(config)))
+    entries = privacy.read(privacy.path_of(config))
+    listed = {entry.erasure_id for entry in entries}
+    entries += [privacy.entry_of(one) for one in known_erasures(config) if one.erasure_id not in listed]
+    privacy.reapply(store, config, entries)
 
 
 def _effect_text(effect: Effect, *, is_preview: bool) -> str:

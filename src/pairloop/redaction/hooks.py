@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from pairloop.config import PrivacySection
 from pairloop.errors import ConfigError, SystemFailure
-from pairloop.redaction.patterns import FINDERS, Finder
+from pairloop.redaction.patterns import FINDERS, OUR_ID, Finder, Span
 
 Hook = Callable[[str], str]
 
@@ -35,7 +36,7 @@ def _by_finders(finders: Iterable[tuple[str, Finder]], keep: Iterable[str]) -> H
     def hook(text: str) -> str:
         for name, find in listed:
             spans = [span for span in find(text) if not is_kept(text[slice(*span)])]
-            text = replaced(text, spans, f"[{name}]")
+            text = replaced(text, _outside_ids(text, spans) if spans else spans, f"[{name}]")
         return text
 
     def is_kept(found: str) -> bool:
@@ -43,6 +44,18 @@ def _by_finders(finders: Iterable[tuple[str, Finder]], keep: Iterable[str]) -> H
         return folded in exempt or (bool(endings) and folded.endswith(endings))
 
     return hook
+
+
+def _outside_ids(text: str, spans: list[Span]) -> list[Span]:
+    """Without those that begin in the midst of an id of ours."""
+    ids = [match.span() for match in OUR_ID.finditer(text)]
+    starts = [start for start, _ in ids]
+
+    def is_inside(place: int) -> bool:
+        before = bisect_left(starts, place)
+        return before > 0 and place < ids[before - 1][1]
+
+    return [span for span in spans if not is_inside(span[0])]
 
 
 def replaced(text: str, spans: Iterable[tuple[int, int]], placeholder: str) -> str:

@@ -11,6 +11,13 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator
 
+OUR_ID = re.compile(
+    r"(?<![A-Za-z0-9])(?!sk[-_])[A-Za-z]{2,24}[-_]"
+    r"(?:[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}|[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})"
+    r"(?![A-Za-z0-9])"
+)
+"""An id that a store has drawn (``store.ids``): one in some ten thousand holds what could be an account or a card."""
+
 Span = tuple[int, int]
 Finder = Callable[[str], Iterator[Span]]
 

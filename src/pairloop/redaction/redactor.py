@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from pairloop.config import Config
 from pairloop.redaction.hooks import Hook, hook_of
+from pairloop.redaction.patterns import OUR_ID
 from pairloop.types import (
     DEMONSTRATION_METRIC,
     REDACTED_TAG,
@@ -54,15 +55,15 @@ class Redactor:
 
     def identifier(self, name: str) -> str:
         """A user's or conversation's id: as it is, or a pseudonym where it is itself personal data (an e-mail address, say)."""
-        if name.startswith(PSEUDONYM) or self.text(name) == name:
+        if name.startswith(PSEUDONYM) or _is_ours(name) or self.text(name) == name:
             return name
         if isinstance(self._key, Path):
             self._key = _drawn(self._key)
         return PSEUDONYM + hmac.new(self._key, name.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
 
     def values(self, pairs: Mapping[str, str], *, ids: Sequence[str] = ()) -> dict[str, str]:
-        """Metadata or tags; the keys stay, and the values of ``ids`` are identifiers."""
-        return {key: self.identifier(value) if key in ids else self.text(value) for key, value in pairs.items()}
+        """Metadata or tags; the keys stay, ids of ours (a parent's, say) too, and the values of ``ids`` are identifiers."""
+        return {key: self.identifier(value) if key in ids else self._value(value) for key, value in pairs.items()}
 
     def prompt(self, prompt: Prompt) -> Prompt:
         """The conversation; equal to the one given where nothing was taken out."""
@@ -128,9 +129,12 @@ class Redactor:
         calls = tuple(ToolCall(call.id, call.name, self.json_text(call.arguments)) for call in turn.tool_calls)
         return replace(turn, content=content, tool_calls=calls)
 
+    def _value(self, value: str) -> str:
+        return value if _is_ours(value) else self.text(value)
+
     def _json(self, value: Any) -> Any:
         if isinstance(value, str):
-            return self.text(value)
+            return self._value(value)
         if isinstance(value, int) and not isinstance(value, bool):
             text = str(value)
             return value if self.text(text) == text else self.text(text)
@@ -139,6 +143,11 @@ class Redactor:
         if isinstance(value, dict):
             return {self.text(key): self._json(item) for key, item in value.items()}
         return value
+
+
+def _is_ours(text: str) -> bool:
+    """Whether it is an id of the store, whatever a hook would find in it."""
+    return OUR_ID.fullmatch(text) is not None
 
 
 def _drawn(state_dir: Path) -> bytes:

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from pairloop.store.artifacts import from_row
+from pairloop.store.removed import Why
 from pairloop.store.schema import datasets, removed_artifacts, versions
 from pairloop.types import VersionKind
 
@@ -25,6 +26,12 @@ class NamedArtifact:
     @property
     def owner(self) -> str:
         return f"{self.noun} {self.subject}"
+
+
+def manifests(c: Connection) -> set[str]:
+    """Names of the folders of which only the manifest is left: their files went by their age."""
+    kept = sa.select(removed_artifacts.c.path).where(removed_artifacts.c.reason == Why.RETENTION.value)
+    return {Path(path).name for path in c.execute(kept).scalars()}
 
 
 def artifacts(c: Connection) -> list[NamedArtifact]:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, ForeignKeyConstraint, Table
 
 from pairloop.errors import StoreError
-from pairloop.store import contents, cycles, repairs
+from pairloop.store import contents, cycles, removed, repairs
 from pairloop.store import files as store_files
 from pairloop.store import versions as store_versions
 from pairloop.store.artifacts import Artifacts, sha256_of
@@ -67,7 +67,7 @@ def check(store: Store, *, accepted: bool = False, deep: bool = False) -> list[P
         for finder in (_orphans, _pairs_without_lineage, _datasets_without_pairs, _aliases, _duels, _jobs):
             problems += finder(c)
         named, uploads, lost = contents.artifacts(c), store_files.list_(c), repairs.losses(c)
-        in_use = aliased(c)
+        in_use, kept = aliased(c), contents.manifests(c)
     broken: list[Problem] = []
     for artifact in named:  # outside the transaction: hashing files takes its time
         if accepted or artifact.subject not in lost or artifact.subject in in_use:
@@ -76,7 +76,7 @@ def check(store: Store, *, accepted: bool = False, deep: bool = False) -> list[P
     problems += _unusable_aliases(broken, in_use)
     for upload in uploads:
         problems += _upload(store.artifacts, upload, deep=deep)
-    folders, file_ids = {store.artifacts.path(one.hash).name for one in named}, {one.file_id for one in uploads}
+    folders, file_ids = {store.artifacts.path(one.hash).name for one in named} | kept, {one.file_id for one in uploads}
     problems += [
         Problem("unreferenced_artifact", f"{path}: no row names it", str(path))
         for path in (*store.artifacts.unreferenced(folders), *store.artifacts.unreferenced_uploads(file_ids))
@@ -134,9 +134,13 @@ def _datasets_without_pairs(c: Connection) -> Iterator[Problem]:
 
 def _aliases(c: Connection) -> Iterator[Problem]:
     for row in c.execute(sa.select(aliases).order_by(aliases.c.policy, aliases.c.alias)):
-        if store_versions.get(c, row.policy, row.number) is None:
+        version = store_versions.get(c, row.policy, row.number)
+        if version is None:
             text = f"alias {row.alias} of {row.policy} names version {row.number}, which does not exist"
             yield Problem("dangling_alias", text, f"{row.policy}@{row.alias}")
+        elif removed.is_removed(c, version.path):
+            text = f"alias {row.alias} of {row.policy} names version {row.number}, whose weights were removed"
+            yield Problem("unusable_alias", text, f"{row.policy}@{row.alias}")
     for policy in store_versions.policies(c):
         if store_versions.alias(c, policy, Alias.CHAMPION) is None:
             yield Problem("no_champion", f"policy {policy} has versions but no champion", f"{policy}@{Alias.CHAMPION}")

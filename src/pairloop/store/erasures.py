@@ -26,13 +26,16 @@ from pairloop.store.schema import (
     versions,
 )
 
+RATER = "rater:"
+"""What the subject of the audit trail begins with where it is about a rater."""
 CONVERSATION = "conversation:"
 """What the rater id begins with of those who asked without saying who they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """One erasure; ``subject_hash`` is SHA-256 over salt and id. ``counts``: what went, by its noun."""
+    """One erasure; ``subject_hash`` is SHA-256 over salt and id, or the pseudonym that stands for it. ``counts``: what went, by
+    its noun."""
 
     erasure_id: str
     salt: str
@@ -128,7 +131,8 @@ def erase_feedback(c: Connection, feedback_ids: Sequence[str]) -> None:
 def forget_quarantines(c: Connection, subjects: Collection[str]) -> None:
     """Decisions about someone go, and the audit trail tells of them without the name."""
     c.execute(sa.delete(quarantines).where(quarantines.c.rater_id.in_(subjects)))
-    c.execute(sa.update(audit).where(audit.c.subject.in_(subjects)).values(subject="erased"))
+    named = [*subjects, *(f"{RATER}{subject}" for subject in subjects)]
+    c.execute(sa.update(audit).where(audit.c.subject.in_(named)).values(subject="erased"))
 
 
 def people(c: Connection) -> Iterator[str]:

@@ -35,7 +35,7 @@ FINDINGS = {
         "`pairloop promote N --reason …`",
     ),
     "unusable_alias": Finding(
-        "an alias names a version whose artifact is missing or broken",
+        "an alias names a version whose artifact is missing, broken or removed",
         "as `dangling_alias`, where the artifact does not come back from `--from BACKUP`",
         "`pairloop promote N --reason …`",
     ),

@@ -124,6 +124,12 @@ def using_file(c: Connection, file_id: str) -> Job | None:
     return None if row is None else _job(row)
 
 
+def parents(c: Connection, policy: str) -> set[int]:
+    """Versions that jobs start from which have not ended."""
+    statement = sa.select(jobs.c.parent).where(jobs.c.policy == policy, jobs.c.status.in_(_OPEN))
+    return set(c.execute(statement).scalars())
+
+
 def position(c: Connection, job: Job) -> int | None:
     """How many jobs are trained before this one; None where it does not wait."""
     if job.status is not JobStatus.QUEUED or job.paused:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 
 import sqlalchemy as sa
@@ -31,16 +31,19 @@ def is_removed(c: Connection, path: str) -> bool:
 
 
 def sweep(store: Store) -> int:
-    """Delete the folders of all that are marked; again after a crash, nothing is left behind. How many there were.
+    """Delete the folders of those that are marked and not cleared yet, as after a crash. How many there were.
 
     What goes by its age leaves its manifest: it holds no text, and weights can be made again from it.
     """
     with store.reading() as c:
-        marked = [
-            (artifacts.from_row(c, path), why)
-            for path, why in c.execute(sa.select(removed_artifacts.c.path, removed_artifacts.c.reason))
-        ]
-    return sum(store.artifacts.clear(path, with_manifest=why != Why.RETENTION) for path, why in marked)
+        left = sa.select(removed_artifacts).where(removed_artifacts.c.cleared_at.is_(None))
+        marked = [(row.path, artifacts.from_row(c, row.path), row.reason) for row in c.execute(left)]
+    found = 0
+    for name, path, why in marked:
+        found += store.artifacts.clear(path, with_manifest=why != Why.RETENTION)
+        this = sa.update(removed_artifacts).where(removed_artifacts.c.path == name)
+        store.write(lambda c, this=this: c.execute(this.values(cleared_at=datetime.now(UTC))))  # type: ignore[misc]
+    return found
 
 
 _OF_PATH = sa.select(removed_artifacts.c.path)

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from pairloop.errors import ConflictError, RowsError
 from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE, read_rows
-from pairloop.store import canaries, contents, datasets, doctor, duels, files, jobs, repairs, versions
+from pairloop.store import canaries, contents, datasets, doctor, duels, files, jobs, removed, repairs, versions
 from pairloop.store.archive import Archive
 from pairloop.store.backup import publish_copy
 from pairloop.store.contents import NamedArtifact
@@ -182,7 +182,9 @@ class _Plan:
     def _last_whole(self, c: Connection, policy: str) -> int | None:
         for number in reversed(versions.past_champions(versions.promotions(c, policy))):
             version = versions.get(c, policy, number)
-            if version is not None and (version.kind is VersionKind.BASE or version.name not in self._broken):
+            if version is None or removed.is_removed(c, version.path):
+                continue
+            if version.kind is VersionKind.BASE or version.name not in self._broken:
                 return number
         return None
 
@@ -221,7 +223,7 @@ class _Plan:
 
         def move(c: Connection) -> None:
             is_upload = path.parent.name == "files"
-            named = is_upload and files.get(c, path.name) is not None
+            named = (is_upload and files.get(c, path.name) is not None) or path.name in contents.manifests(c)
             if named or any(self._store.artifacts.path(one.hash) == path for one in contents.artifacts(c)):
                 raise ConflictError("a row names it by now")
             self._store.artifacts.set_aside(path, "unreferenced")

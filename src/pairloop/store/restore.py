@@ -18,16 +18,18 @@ from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from pairloop.config import Config, override
 from pairloop.errors import ConfigError, ConflictError, StoreError
-from pairloop.store import audit, doctor, transfer
+from pairloop.store import audit, doctor, erasures, transfer
 from pairloop.store.archive import Archive, Manifest
 from pairloop.store.artifacts import flush, sha256_of
 from pairloop.store.audit import AuditAction
 from pairloop.store.backup import publish_copy
 from pairloop.store.database import describe, failing_as_store_error, parse_url, reader_engine
 from pairloop.store.doctor import Problem
+from pairloop.store.erasures import Erasure
 from pairloop.store.jobs import JobStatus
 from pairloop.store.schema import jobs, leases, runs
 from pairloop.store.store import Store
@@ -87,6 +89,20 @@ def restore(
     with Store.open(config) as store:
         left = doctor.check(store)
     return Restored(archive.path, archive.manifest, describe(url), aside, copied, found, left)
+
+
+def known_erasures(config: Config) -> list[Erasure]:
+    """Those that the database in the configured place tells of, which a restore is about to replace; none where it cannot."""
+    if _is_sqlite(config) and not _file_of(config).exists():
+        return []
+    engine = reader_engine(parse_url(config.database_url))
+    try:
+        with engine.connect() as c:
+            return erasures.list_(c)
+    except SQLAlchemyError:  # damaged, or older than erasures
+        return []
+    finally:
+        engine.dispose()
 
 
 def _refuse_newer(archive: Archive) -> None:

@@ -73,6 +73,12 @@ def list_(c: Connection, policy: str) -> list[Run]:
     return [_run(row) for row in c.execute(statement)]
 
 
+def parents(c: Connection, policy: str) -> set[int]:
+    """Versions that runs train on which have not ended."""
+    statement = sa.select(runs.c.parent).where(runs.c.policy == policy, runs.c.status == RunStatus.RUNNING.value)
+    return set(c.execute(statement).scalars())
+
+
 def _update_one(c: Connection, run_id: str, statement: sa.Update) -> None:
     if c.execute(statement).rowcount == 1:
         return

@@ -477,6 +477,7 @@ removed_artifacts = Table(
     Column("reason", String(32), nullable=False),
     Column("successor", String(64), ForeignKey("datasets.dataset_id")),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("cleared_at", UtcDateTime),  # when the folder's files were gone
 )
 
 # What was done to the loop, by whom and why.

@@ -42,7 +42,7 @@ def erase(body: ErasureBody, context: Here, actor: Actor) -> ErasureResource:
     """Groups they asked for lose their texts, what they said of any answer is deleted, datasets lose the rows that rest on
     either, and versions that had been trained on these are marked. `dryrun` says what it would take.
 
-    409 while a cycle builds, trains or measures with rows of theirs. Later requests of theirs are served as anybody's.
+    409 while a cycle builds, trains or measures. Later requests of theirs are served as anybody's.
     """
     person = body.user or body.rater or ""
     if body.dryrun:

@@ -8,7 +8,7 @@ Run alone: ``pairloop cycle run``.
 """
 
 from pairloop.loop.cycle.base import ensure_base, register_base
-from pairloop.loop.cycle.context import Loop, is_gone, owning, training
+from pairloop.loop.cycle.context import Loop, is_gone, owning, standstill, training
 from pairloop.loop.cycle.judging import standing
 from pairloop.loop.cycle.looks import last_look
 from pairloop.loop.cycle.rounds import RoundStatus, round_of
@@ -43,6 +43,7 @@ __all__ = [
     "run",
     "run_json",
     "standing",
+    "standstill",
     "status",
     "training",
 ]

@@ -6,8 +6,9 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 WAIT_S = 0.2
 """Seconds between two tries to begin a training while another one is on."""
+STANDSTILL_S = 2.0
+"""Seconds for which `standstill` waits for a cycle that moves."""
 
 _held_here: set[str] = set()
 """Lease owners of this process. A lease under our own process id that is not among them outlived its process."""
@@ -52,12 +55,12 @@ class Lease:
     from then on is refused.
     """
 
-    def __init__(self, loop: Loop, name: str, what: str) -> None:
-        self._store = loop.store.fenced(None)  # a lease is its own fence
+    def __init__(self, store: Store, config: Config, owner: str, name: str, what: str) -> None:
+        self._store = store.fenced(None)  # a lease is its own fence
         self._name = name
         self._what = what
-        self._owner = f"{loop.owner}/{new_id('lease')}"
-        self._ttl_s = duration_s(loop.config.schedule.lease)
+        self._owner = f"{owner}/{new_id('lease')}"
+        self._ttl_s = duration_s(config.schedule.lease)
         self._token: int | None = None
         self._done, self._lost = threading.Event(), threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -128,7 +131,32 @@ class CycleLease(Lease):
     """Held while a cycle of the policy moves."""
 
     def __init__(self, loop: Loop) -> None:
-        super().__init__(loop, f"cycle:{loop.name}", "a cycle of this policy")
+        super().__init__(loop.store, loop.config, loop.owner, _cycle_lease(loop.name), "a cycle of this policy")
+
+
+def _cycle_lease(policy: str) -> str:
+    return f"cycle:{policy}"
+
+
+@contextmanager
+def standstill(store: Store, config: Config, policies: Sequence[str]) -> Iterator[None]:
+    """No cycle of these policies begins or moves while the block runs; a short look at a duel is waited for.
+
+    ConflictError where a cycle still moves after `STANDSTILL_S` seconds.
+    """
+    owner, until = f"{socket.gethostname()}:{os.getpid()}", time.monotonic() + STANDSTILL_S
+    pause = threading.Event()
+    with ExitStack() as held:
+        for policy in sorted(policies):  # two of these take them in the same order
+            while True:
+                try:
+                    held.enter_context(Lease(store, config, owner, _cycle_lease(policy), f"a cycle of {policy}"))
+                    break
+                except ConflictError:
+                    if time.monotonic() >= until:
+                        raise
+                pause.wait(WAIT_S)
+        yield
 
 
 @contextmanager
@@ -137,7 +165,8 @@ def training(loop: Loop, should_stop: Callable[[], bool]) -> Iterator[bool]:
 
     Waits while another one is on; False where ``should_stop`` said so before its turn came.
     """
-    lease, pause = Lease(loop, f"training:{socket.gethostname()}", "a training on this machine"), threading.Event()
+    name, pause = f"training:{socket.gethostname()}", threading.Event()
+    lease = Lease(loop.store, loop.config, loop.owner, name, "a training on this machine")
     while not should_stop():
         try:
             lease.__enter__()

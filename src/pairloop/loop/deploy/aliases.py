@@ -45,6 +45,7 @@ def open_duel(
     faults.reach("duel.before_open")
 
     def commit(c: Connection) -> None:
+        refuse_removed(c, duel.policy, duel.challenger)
         versions.set_alias(c, duel.policy, Alias.CHALLENGER, duel.challenger)
         duels.open(c, duel)
         also(c, duel)
@@ -105,14 +106,19 @@ def known(store: Store, policy_name: str, number: int) -> Version:
     """The version; NotFoundError where there is none of that number."""
     with store.reading() as c:
         version = versions.get(c, policy_name, number)
-        is_gone = version is not None and removed.is_removed(c, version.path)
+        refuse_removed(c, policy_name, number)
     if version is None:
         raise NotFoundError(f"{policy_name} has no version {number}; `pairloop versions` names them", param="version")
-    if is_gone:
+    return version
+
+
+def refuse_removed(c: Connection, policy_name: str, number: int) -> None:
+    """Asked in the transaction that names a version, too: its weights may have gone by their age since it was loaded."""
+    version = versions.get(c, policy_name, number)
+    if version is not None and removed.is_removed(c, version.path):
         raise ConflictError(
             f"the weights of {version.name} were removed by their age; `pairloop rebuild {number}` makes them again"
         )
-    return version
 
 
 def retire(
@@ -218,6 +224,7 @@ def _move(
     previous = versions.alias(c, policy_name, Alias.CHAMPION)
     if previous == number:
         raise ConflictError(f"{policy_name}@{number} is the champion already")
+    refuse_removed(c, policy_name, number)
     versions.set_alias(c, policy_name, Alias.CHAMPION, number)
     faults.reach("alias.moved_in_transaction")
     end_duel(c, policy_name, at)

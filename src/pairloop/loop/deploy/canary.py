@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.errors import ConflictError, NotFoundError
-from pairloop.loop.deploy.aliases import end_canary, end_duel, known, load_with_parent
+from pairloop.loop.deploy.aliases import end_canary, end_duel, known, load_with_parent, refuse_removed
 from pairloop.loop.deploy.guards import Seen, broken, look
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store, audit, canaries, duels, events, new_id, traffic, versions
@@ -64,6 +64,7 @@ def start_canary(
             raise NotFoundError(f"no policy {version.policy}: `pairloop serve` registers its base", param="policy")
         if champion == number:
             raise ConflictError(f"{version.name} is the champion already")
+        refuse_removed(c, version.policy, number)
         if replacing is not None and champion != replacing:
             raise ConflictError(
                 f"{version.policy}@{replacing} is no longer the champion; {version.name} was measured against it"

@@ -5,7 +5,7 @@ dataset without some of its rows, ``rebuild`` trains a version again from its ma
 """
 
 from pairloop.loop.privacy.erase import Effect, delete_completion, erase, ids_of, preview, reapply
-from pairloop.loop.privacy.ledger import Entry, path_of, read
+from pairloop.loop.privacy.ledger import Entry, entry_of, path_of, read
 from pairloop.loop.privacy.rebuild import Rebuilt, rebuild
 from pairloop.loop.privacy.retention import Swept, due, sweep
 
@@ -16,6 +16,7 @@ __all__ = [
     "Swept",
     "delete_completion",
     "due",
+    "entry_of",
     "erase",
     "ids_of",
     "path_of",

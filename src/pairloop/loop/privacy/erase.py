@@ -7,7 +7,6 @@ folders and the database's free pages. What was found is told by counts; a secon
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,8 +16,8 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.errors import ConflictError
-from pairloop.loop import train
-from pairloop.loop.privacy import cleaning, ledger
+from pairloop.loop import cycle
+from pairloop.loop.privacy import cleaning, folders, ledger
 from pairloop.loop.privacy.ledger import Entry
 from pairloop.store import Store, audit, cycles, datasets, erasures, removed, runs, stored, versions
 from pairloop.store.audit import SCHEDULER, AuditAction
@@ -69,17 +68,26 @@ def preview(store: Store, person: str) -> Effect:
 def erase(store: Store, config: Config, person: str, *, reason: str, actor: str = SCHEDULER) -> Effect:
     """Erase everything of ``person`` (a user, or a rater); see `Effect`. Without anything to erase nothing is recorded.
 
-    ConflictError while a cycle builds, trains or measures with their rows: nothing is changed then.
+    ConflictError while a cycle builds, trains or measures: nothing is changed then. No cycle begins meanwhile.
     """
     subjects = ids_of(store, person)
+    found, policies = _look(store, subjects)
+    if found.is_empty:
+        folders.clear(store, config)  # of an erasure that was killed after its rows
+        return Effect(None, _counts(found))
+    with cycle.standstill(store, config, policies):
+        found, _ = _look(store, subjects)  # what was compiled since
+        entry = ledger.entry_about(subjects, reason)
+        ledger.append(config, entry)
+        return _erase(store, config, entry, subjects, found, actor)
+
+
+def _look(store: Store, subjects: Sequence[str]) -> tuple[Found, list[str]]:
+    """What there is of them, and the policies that may work with it; ConflictError where one does."""
     with store.reading() as c:
         found = erasures.find(c, subjects)
         _refuse_while_in_use(c, found)
-    if found.is_empty:
-        return Effect(None, _counts(found))
-    entry = ledger.entry_about(subjects, reason)
-    ledger.append(config, entry)
-    return _erase(store, config, entry, subjects, found, actor)
+        return found, versions.policies(c)
 
 
 def reapply(store: Store, config: Config, entries: Sequence[Entry]) -> dict[str, int]:
@@ -125,7 +133,6 @@ def _erase(store: Store, config: Config, entry: Entry, subjects: Sequence[str], 
     with store.reading() as c:
         seen = erasures.rows_by_version(c, found.pair_ids)
         live = [dataset for name in found.dataset_ids if _is_live(c, name) and (dataset := datasets.get(c, name)) is not None]
-        trained = _runs_on(c, found.dataset_ids)
     if found.quarantines:
         cleaning.forget_quarantined(store, subjects)
     successors = {}
@@ -134,7 +141,7 @@ def _erase(store: Store, config: Config, entry: Entry, subjects: Sequence[str], 
             store, dataset, lambda row: row.row_id in found.pair_ids, feedback_ids=frozenset(found.feedback_ids)
         )
         successors[dataset.dataset_id] = left.dataset_id
-    record = Erasure(entry.erasure_id, entry.salt, entry.hashes[0], entry.reason, _counts(found), entry.created_at)
+    record = Erasure(entry.erasure_id, entry.salt, entry.hashes[-1], entry.reason, _counts(found), entry.created_at)
 
     def forget(c: Connection) -> None:
         erasures.insert(c, record)
@@ -151,9 +158,7 @@ def _erase(store: Store, config: Config, entry: Entry, subjects: Sequence[str], 
 
     store.write(forget)
     _erase_rows(store, found)
-    for run in trained:
-        _clear_run(config, run)
-    removed.sweep(store)
+    folders.clear(store, config)
     is_scrubbed = store.scrub()
     logger.info("erasure %s: %s", entry.erasure_id, dict(record.counts))  # never who
     return Effect(entry.erasure_id, record.counts, successors, _named(seen), is_scrubbed, entry.created_at)
@@ -171,13 +176,13 @@ def _erase_rows(store: Store, found: Found) -> None:
 def _refuse_while_in_use(c: Connection, found: Found) -> None:
     """A cycle that has read the rows would train on them after they are gone, and nothing would say so."""
     for policy in versions.policies(c):
-        cycle = cycles.current(c, policy)
-        if cycle is None or cycle.state not in _BUILDS:
+        current = cycles.current(c, policy)
+        if current is None or current.state not in _BUILDS:
             continue
-        record = cycle.record(CycleState.TRAINING)
+        record = current.record(CycleState.TRAINING)
         if record is None or record["dataset_id"] in found.dataset_ids:
             raise ConflictError(
-                f"cycle {cycle.number} of {policy} is {cycle.state} with rows of theirs; erase when it duels or has ended "
+                f"cycle {current.number} of {policy} is {current.state} with rows of theirs; erase when it duels or has ended "
                 "(`pairloop cycle status`)"
             )
     busy = [run for run in _runs_on(c, found.dataset_ids) if run.status is RunStatus.RUNNING]
@@ -188,14 +193,6 @@ def _refuse_while_in_use(c: Connection, found: Found) -> None:
 def _runs_on(c: Connection, dataset_ids: Collection[str]) -> list[Run]:
     ids = c.execute(sa.select(run_table.c.run_id).where(run_table.c.dataset_id.in_(dataset_ids))).scalars().all()
     return [run for run_id in ids if (run := runs.get(c, run_id)) is not None]
-
-
-def _clear_run(config: Config, run: Run) -> None:
-    """Checkpoints hold the optimiser's memory of the rows, and a log may quote one; the figures stay."""
-    folder = train.folder_of(config, run)
-    for name in ("checkpoints", "out", "epochs", "data"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / "child.log").unlink(missing_ok=True)
 
 
 def _is_live(c: Connection, dataset_id: str) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from pairloop.config import Config
 from pairloop.errors import StoreError
 from pairloop.store import new_id
-from pairloop.store.erasures import hashed
+from pairloop.store.erasures import Erasure, hashed
 
 FILE = "erasures.jsonl"
 
@@ -51,6 +51,12 @@ def entry_about(subjects: Sequence[str], reason: str) -> Entry:
 def entry_about_completion(group_id: str) -> Entry:
     """A new entry about a stored completion that its client deleted."""
     return Entry(new_id("erasure"), "", (), group_id, "deleted by a client", datetime.now(UTC))
+
+
+def entry_of(erasure: Erasure) -> Entry:
+    """The entry as far as a database's row tells of it."""
+    one = erasure
+    return Entry(one.erasure_id, one.salt, (one.subject_hash,), None, one.reason, one.created_at)
 
 
 def append(config: Config, entry: Entry) -> None:

@@ -21,7 +21,7 @@ from pairloop.loop import train
 from pairloop.loop.privacy import cleaning
 from pairloop.loop.privacy.erase import ids_of
 from pairloop.loop.train import OnProgress
-from pairloop.store import Store, audit, datasets, erasures, runs, versions
+from pairloop.store import Store, audit, datasets, erasures, removed, runs, versions
 from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.erasures import hashed
 from pairloop.types import Dataset, RunStatus, Version, VersionKind
@@ -149,8 +149,14 @@ def _refuse_beside(c: Connection, policy: str) -> None:
 def _parent_of(store: Store, version: Version) -> Version:
     with store.reading() as c:
         parent = None if version.parent is None else versions.get(c, version.policy, version.parent)
+        is_gone = parent is not None and removed.is_removed(c, parent.path)
     if parent is None:
         raise UserError(f"{version.name} has no parent in the store: it cannot be made again")
+    if is_gone:
+        raise UserError(
+            f"{version.name} was trained on {parent.name}, whose weights were removed by their age: "
+            f"`pairloop rebuild {parent.number}` first"
+        )
     return parent
 
 

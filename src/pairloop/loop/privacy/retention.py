@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from pairloop.config import Config
-from pairloop.store import Store, audit, cycles, datasets, removed, stored, versions
+from pairloop.loop.privacy import folders
+from pairloop.store import Store, audit, cycles, datasets, jobs, removed, runs, stored, versions
 from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.groups import ERASED_HASH
 from pairloop.store.removed import Why
@@ -61,13 +62,17 @@ def sweep(store: Store, config: Config, *, actor: str = SCHEDULER, now: datetime
         old = [] if before is None else _old_datasets(c, before)
         spare = _spare_versions(c, config)
 
-    def mark(c: Connection) -> None:
+    def mark(c: Connection) -> tuple[list[Dataset], list[Version]]:
+        """Looked at again: what became needed meanwhile stays, and what is marked is refused from now on."""
+        old = [] if before is None else _old_datasets(c, before)
+        spare = _spare_versions(c, config)
         for path in [*(dataset.path for dataset in old), *(version.path for version in spare)]:
             removed.mark(c, path, Why.RETENTION, now)
+        return old, spare
 
     if old or spare:
-        store.write(mark)
-        removed.sweep(store)
+        old, spare = store.write(mark)
+    folders.clear(store, config)  # also what a call that was killed has left
     groups = 0
     while before is not None and (done := store.write(lambda c: _erase_some(c, before, now))):
         groups += done
@@ -139,12 +144,14 @@ def _spare_versions(c: Connection, config: Config) -> list[Version]:
 
 
 def _needed(c: Connection, policy: str, found: Collection[Version]) -> set[int]:
-    """The base, what the aliases name, whatever was champion once (a rollback may want it), an open cycle's own, and the
-    ancestors of all of these."""
+    """The base, what the aliases name, whatever was champion once (a rollback may want it), an open cycle's own, fine-tuned
+    models, what somebody trains on or is to train on, and the ancestors of all of these."""
     needed: set[int | None] = {BASE_VERSION, *(versions.alias(c, policy, alias) for alias in Alias)}
     needed |= {
         number for move in versions.promotions(c, policy) if move.action != "retire" for number in (move.number, move.previous)
     }
+    needed |= {version.number for version in found if version.job_id is not None}
+    needed |= jobs.parents(c, policy) | runs.parents(c, policy)
     cycle = cycles.current(c, policy)
     if cycle is not None:
         needed |= {cycle.parent, *(step.record.get("version") for step in cycle.steps)}

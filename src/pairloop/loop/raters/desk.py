@@ -18,6 +18,7 @@ from pairloop.loop.raters.checks import Checked, Observed, check
 from pairloop.loop.raters.flips import FlipRate, flip_rate
 from pairloop.store import Store, audit, duels, feedback, quarantines, versions
 from pairloop.store.audit import AuditAction
+from pairloop.store.erasures import RATER
 from pairloop.store.quarantines import Action, Quarantine
 from pairloop.store.schema import feedback as feedback_table
 from pairloop.store.schema import groups as group_table
@@ -109,7 +110,7 @@ def decide(store: Store, config: Config, rater_id: str, action: Action, reason: 
     def commit(c: Connection) -> None:
         quarantines.insert(c, config.policy.name, decision)
         done = AuditAction(action.value)
-        audit.record(c, done, actor=actor, subject=f"rater:{rater_id}", reason=reason, details=details)
+        audit.record(c, done, actor=actor, subject=f"{RATER}{rater_id}", reason=reason, details=details)
 
     store.write(commit)
     return effect

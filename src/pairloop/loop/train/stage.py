@@ -188,8 +188,8 @@ def _register(
             dataset_id=row.dataset_id,
             run_id=row.run_id,
             created_at=now,
-            # The same weights may be there already, with another version's manifest.
-            record=None if also_recorded is None else {**manifest, **also_recorded},
+            # Not only in the folder: its files may go by their age, and the same weights may be another version's.
+            record={**manifest, **(also_recorded or {})},
         )
         versions.insert(c, version)
         runs.end(c, row.run_id, RunStatus.SUCCEEDED, result.as_dict(), None, now)

@@ -41,6 +41,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.String(32), nullable=False),
         sa.Column("successor", sa.String(64), nullable=True),
         sa.Column("created_at", sa.String(27), nullable=False),
+        sa.Column("cleared_at", sa.String(27), nullable=True),
         sa.PrimaryKeyConstraint("path", name="pk_removed_artifacts"),
         sa.ForeignKeyConstraint(["successor"], ["datasets.dataset_id"], name="fk_removed_artifacts_successor"),
     )

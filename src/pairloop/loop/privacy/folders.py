@@ -1,0 +1,43 @@
+"""Folders that are to go: datasets and weights that are marked as removed, and what runs keep of such datasets."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from pairloop.config import Config
+from pairloop.loop import train
+from pairloop.store import Store, removed, runs
+from pairloop.store.schema import datasets, removed_artifacts
+from pairloop.store.schema import runs as run_table
+from pairloop.types import Run, RunStatus
+
+
+def clear(store: Store, config: Config) -> None:
+    """Delete them, on whichever machine asks: runs lie on the one that trained. Nothing is left of a call that was killed."""
+    with store.reading() as c:
+        trained = _runs_on_removed(c)
+    for run in trained:
+        _clear_run(config, run)
+    removed.sweep(store)
+
+
+def _runs_on_removed(c: Connection) -> list[Run]:
+    ids = c.execute(
+        sa.select(run_table.c.run_id)
+        .join(datasets, datasets.c.dataset_id == run_table.c.dataset_id)
+        .join(removed_artifacts, removed_artifacts.c.path == datasets.c.path)
+    ).scalars()
+    found = [run for run_id in ids.all() if (run := runs.get(c, run_id)) is not None]
+    return [run for run in found if run.status is not RunStatus.RUNNING or run.lease_expires_at < datetime.now(UTC)]
+
+
+def _clear_run(config: Config, run: Run) -> None:
+    """Checkpoints hold the optimiser's memory of the rows, and a log may quote one; the figures stay."""
+    folder = train.folder_of(config, run)
+    for name in ("checkpoints", "out", "epochs", "data"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "child.log").unlink(missing_ok=True)
