@@ -13,8 +13,10 @@ import pytest
 from tests.store_rows import BOT, NOW, a_cycle, a_version, contents_of
 from tests.test_doctor import artifact_of, plant, prepared, publish, store, upload
 
+from pairloop.errors import UnavailableError
 from pairloop.store import Store, backup, cycles, doctor, duels, files, jobs, repair, repairs, versions
-from pairloop.store.archive import Archive
+from pairloop.store.archive import Archive, paths
+from pairloop.store.artifacts import Artifacts
 from pairloop.store.jobs import Job, JobStatus
 from pairloop.types import Alias, CycleState, CycleStep, Duel
 
@@ -171,6 +173,30 @@ def test_a_damaged_backup_gives_nothing_back(store: Store, tmp_path: Path) -> No
     shutil.rmtree(artifact_of(store, "datasets"))
     mended = repair.mend(store, archive=archive, actor="test")
     assert ([one.code for one in mended.problems], mended.repairs) == (["missing_artifact"], [])
+
+
+class Unreadable(Artifacts):
+    """Artifacts on a disk that gives none of their files."""
+
+    def verify(self, artifact_hash: str) -> None:
+        raise UnavailableError(f"{self.path(artifact_hash)}: Permission denied")
+
+
+def test_what_cannot_be_read_now_is_no_damage(store: Store, tmp_path: Path) -> None:
+    """The champion does not go back for it, and a backup does not appear without it."""
+    store.artifacts, whole = Unreadable(store.artifacts.root), store.artifacts
+    before = dump(store)
+    for act in (
+        doctor.check,
+        partial(repair.mend, actor="test"),
+        partial(backup.take, folder=tmp_path / "backups", actor="test"),
+    ):
+        with pytest.raises(UnavailableError, match="Permission denied"):
+            act(store)
+    assert dump(store) == before
+    assert paths(tmp_path / "backups") == []
+    store.artifacts = whole
+    assert doctor.check(store) == []
 
 
 def test_a_file_that_a_job_needs_is_not_given_up(store: Store) -> None:
