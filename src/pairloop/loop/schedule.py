@@ -174,14 +174,14 @@ class Scheduler:
             except UnavailableError as error:  # says nothing about the cycle, which goes on when the store is back
                 logger.warning("the store is not to be had: %s", error)
                 self._trouble, self._seen = f"{type(error).__name__}: {error}", None
-                wait_s = min(LONGEST_RETURN_S, FIRST_RETURN_S * 2.0**failures)
+                wait_s = min(LONGEST_RETURN_S, FIRST_RETURN_S * 2.0 ** min(failures, 20))
                 failures += 1
             except Exception as error:  # noqa: BLE001 - the supervisor: the loop outlives whatever a cycle ran into
                 log_failure(logger, error, "the cycle broke")
                 self._trouble, self._seen = f"{type(error).__name__}: {error}", None
                 if not self._stopping.is_set():  # what stops may fail of that, and goes on at the next start
                     self._record(error)
-                wait_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0**failures)
+                wait_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures, 20))
                 failures += 1
             # A look at a duel reads all its picks: looking must not take the time that answering needs.
             spent_s = time.monotonic() - began
