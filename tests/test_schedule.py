@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from tests.loop_rig import Rig, better, open_rig, settings
+from tests.test_deploy import add_version
 
 from pairloop.config import ScheduleSection
 from pairloop.errors import UnavailableError
-from pairloop.loop import cycle, schedule
+from pairloop.loop import cycle, deploy, schedule
 from pairloop.loop.cycle.context import CycleLease
 from pairloop.loop.jobs import queue
 from pairloop.loop.schedule import Scheduler, backoff, due
@@ -322,6 +323,34 @@ def test_an_error_that_comes_while_stopping_leaves_the_cycle_to_the_next_start(t
             assert cycles.list_(c, "bot")[0].state is CycleState.CHECKING
         policy.close()
         assert cycle.run(rig.loop, trigger="test").state is CycleState.DUELLING
+
+
+def test_a_cycle_that_waits_for_the_end_of_a_canary_is_left_alone_until_the_next_poll(tmp_path: Path) -> None:
+    woken, slept = list[bool](), threading.Event()
+
+    class Sleeps(Scheduler):
+        def _sleep(self, wait_s: float, *, patient: bool) -> None:  # noqa: ARG002
+            woken.append(self._woken)
+            slept.set()
+            self._stopping.wait()
+
+    with open_rig(settings(tmp_path)) as rig:
+        for number in (1, 2):
+            add_version(rig, number)
+        deploy.start_canary(rig.store, rig.policy, rig.loop.config, number=1, share=0.2, reason="try it")
+        records = {CycleState.BUILDING: {}, CycleState.TRAINING: {"dataset_id": "gone"}, CycleState.CHECKING: {"version": 2}}
+        steps = tuple(CycleStep(state, record, T0) for state, record in records.items())
+        rig.store.write(lambda c: cycles.insert(c, Cycle("cycle_1", "bot", 1, 0, "test", T0, steps)))
+        scheduler = Sleeps(rig.loop)
+        scheduler._thread.start()
+        try:
+            assert slept.wait(20)
+        finally:
+            scheduler.stop()
+        assert woken == [False]
+        with rig.store.reading() as c:
+            assert cycles.list_(c, "bot")[0].state is CycleState.CHECKING
+        assert scheduler.status()["error"] is None
 
 
 MANY = 1_100

@@ -212,13 +212,13 @@ class Scheduler:
         if current is None:
             reason = self._due()
             if reason is not None:
-                self._turn(reason)
+                self._turn(reason, current)
         elif not current.state.is_waiting:
-            self._turn(current.trigger)
+            self._turn(current.trigger, current)
         else:
             self._keep_trigger()
             if self._worth_a_look(current):
-                self._turn(current.trigger)
+                self._turn(current.trigger, current)
 
     def _sweep(self) -> None:
         """Retention, between cycles: what is due goes in small batches. A cycle does not fail of it."""
@@ -233,11 +233,12 @@ class Scheduler:
         if not swept.is_empty:
             logger.info("retention: %d groups, datasets %s, versions %s", swept.groups, swept.datasets, swept.versions)
 
-    def _turn(self, reason: str) -> None:
+    def _turn(self, reason: str, current: Cycle | None) -> None:
         done = cycle_stage.run(self._loop, trigger=reason, should_stop=self._stopping.is_set)
         logger.info("cycle %d of %s is %s", done.number, self._loop.name, done.state)
         self._new_pairs = (float("-inf"), 0)
-        self.notify()  # a trigger may have been kept meanwhile
+        if current is None or len(done.steps) > len(current.steps):  # one that waits for a canary's end did not move
+            self.notify()  # a trigger may have been kept meanwhile
 
     def _due(self) -> str | None:
         loop, now = self._loop, datetime.now(UTC)
