@@ -199,6 +199,34 @@ def test_what_cannot_be_read_now_is_no_damage(store: Store, tmp_path: Path) -> N
     assert doctor.check(store) == []
 
 
+class Far(Artifacts):
+    """Artifacts at a URL to which moving takes its time, and which is away for one of them."""
+
+    def __init__(self, store: Store, lost: Path) -> None:
+        super().__init__(store.artifacts.root)
+        self._store, self._lost = store, lost
+
+    def set_aside(self, path: Path, why: str) -> None:
+        if path == self._lost:
+            raise UnavailableError(f"{path}: the URL cannot be reached")
+        self._store.write(lambda _: None)  # others write meanwhile
+        super().set_aside(path, why)
+
+
+def test_moving_aside_holds_up_no_write_and_failing_of_it_no_other_repair(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = [publish(store, name).path for name in "abc"]
+    for path in left:
+        os.utime(path, (0, 0))
+    store.artifacts = Far(store, left[1])
+    mended = repair.mend(store, actor="test")
+    assert sorted(one.subject for one in mended.repairs) == sorted(map(str, (left[0], left[2])))
+    assert [one.subject for one in mended.problems] == [str(left[1])]
+    assert "not repaired: " in caplog.text
+    assert [path.exists() for path in left] == [False, True, False]
+
+
 def test_a_file_that_a_job_needs_is_not_given_up(store: Store) -> None:
     lose_an_upload(store)
     job = Job("job-1", JobStatus.QUEUED, BOT, BOT, 1, "file-1", {"type": "dpo"}, 0, NOW)
