@@ -82,7 +82,16 @@ def test_every_cycle_of_a_soak_is_counted(tmp_path: Path) -> None:
 def test_growth_is_measured_after_the_first_tenth_and_told_as_measured(rss_mb: list[float], growth: int) -> None:
     first, last = trust_soak.thirds(rss_mb)
     assert last - first == growth
-    found = {"minutes": 30.0, "requests": 9, "failed": 0, "cycles": 1, "ends": {}, "rss_mb": rss_mb, "p99_ms": [], "problems": []}
+    found = {
+        "minutes": 30.0,
+        "requests": 9,
+        "failed": 0,
+        "cycles": 1,
+        "ends": {},
+        "rss_mb": rss_mb,
+        "p99_ms": [],
+        "problems": [],
+    }
     assert f"{first:.1f} → {last:.1f}" in trust_soak.rows(found)[0]
 
 

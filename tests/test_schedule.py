@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.loop_rig import Rig, better, open_rig, settings
@@ -338,7 +339,11 @@ def test_a_cycle_that_waits_for_the_end_of_a_canary_is_left_alone_until_the_next
         for number in (1, 2):
             add_version(rig, number)
         deploy.start_canary(rig.store, rig.policy, rig.loop.config, number=1, share=0.2, reason="try it")
-        records = {CycleState.BUILDING: {}, CycleState.TRAINING: {"dataset_id": "gone"}, CycleState.CHECKING: {"version": 2}}
+        records: dict[CycleState, dict[str, Any]] = {
+            CycleState.BUILDING: {},
+            CycleState.TRAINING: {"dataset_id": "gone"},
+            CycleState.CHECKING: {"version": 2},
+        }
         steps = tuple(CycleStep(state, record, T0) for state, record in records.items())
         rig.store.write(lambda c: cycles.insert(c, Cycle("cycle_1", "bot", 1, 0, "test", T0, steps)))
         scheduler = Sleeps(rig.loop)

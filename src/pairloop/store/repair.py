@@ -219,7 +219,7 @@ class _Plan:
         return Repair(problem, "marked as deleted", in_rows=lambda c: files.forget(c, [problem.subject], datetime.now(UTC)))
 
     def _unreferenced(self, problem: Problem) -> Repair:
-        """Into the temporary folder, which is emptied of what is older than a day. At a URL that copies it: no transaction waits.
+        """Into the temporary folder, which is emptied of what is older than a day. No transaction waits for a URL.
 
         It is a day old, so hardly anybody is about to name it; a row that comes in between is what the next check finds.
         """
