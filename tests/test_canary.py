@@ -24,7 +24,7 @@ from pairloop.loop.serve import ChatRequest, pool_of
 from pairloop.store import Store, audit, canaries, feedback, groups, schema, stored, traffic, versions
 from pairloop.store.canaries import Canary
 from pairloop.store.traffic import Counts, class_of
-from pairloop.types import Alias, Group, GroupKind, Pool
+from pairloop.types import Alias, Group, GroupKind, Pool, Version
 
 SHARE = 0.3
 
@@ -156,6 +156,34 @@ def test_the_watch_promotes_a_canary_that_lasted_and_withdraws_one_that_broke(tm
         assert ("guard.broken" in told, "version.promoted" in told) == (not is_good, is_good)
         ended = "promote" if is_good else "canary_stop"
         assert acts == [(ended, "scheduler", f"{POLICY}@1"), ("canary_start", "scheduler", f"{POLICY}@1")]
+
+
+class WithdrawingPolicy(FaultyPolicy):
+    """Withdraws the canary of ``store`` while version 1 is loaded, as somebody by hand does in that time."""
+
+    store: Store | None = None
+
+    def load(self, version: Version) -> None:
+        super().load(version)
+        store, self.store = self.store, None
+        if store is not None and version.number == 1:
+            deploy.stop_canary(store, version.policy, reason="an odd tone", actor="cli:ada")
+
+
+def test_a_canary_that_is_withdrawn_while_it_is_probed_is_not_promoted(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, deploy={"canary_hours": 0.5, "canary_requests": 50})
+    policy = WithdrawingPolicy()
+    with World(tmp_path / "world", config=config, policy=policy) as world:
+        world.add_version(1)
+        canary = start(world)
+        world.store.write(lambda c: seen(healthy(300))(c, 0, POLICY))
+        world.store.write(lambda c: seen(healthy(60))(c, 1, POLICY))
+        policy.store = world.store
+        with pytest.raises(ConflictError, match=rf"no longer on as canary \({canary.canary_id}\)"):
+            deploy.Watch(world.store, policy, config).look(datetime.now(UTC) + timedelta(minutes=31))
+        assert aliases(world.store, POLICY) == (0, None)
+        with world.store.reading() as c:
+            assert [(entry.action, entry.actor) for entry in audit.list_(c)][0] == ("canary_stop", "cli:ada")
 
 
 def aliases(store: Store, policy: str) -> tuple[int | None, int | None]:

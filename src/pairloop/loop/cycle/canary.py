@@ -69,6 +69,7 @@ def look(turn: Turn) -> None:
             turn.version(canary.version),
             reason=reason,
             replacing=canary.champion,
+            canary_id=canary_id,
             cycle_id=cycle.cycle_id,
             also=lambda c: turn.record(c, CycleState.PROMOTED, {"reason": reason, **step}),
         )
