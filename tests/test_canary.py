@@ -158,6 +158,22 @@ def test_the_watch_promotes_a_canary_that_lasted_and_withdraws_one_that_broke(tm
         assert acts == [(ended, "scheduler", f"{POLICY}@1"), ("canary_start", "scheduler", f"{POLICY}@1")]
 
 
+@pytest.mark.parametrize("counts", [healthy(60), failing(60)])
+def test_a_canary_that_nobody_could_compare_goes_on(tmp_path: Path, counts: Counts) -> None:
+    config = fake_config(tmp_path, deploy={"canary_hours": 0.5, "canary_requests": 50})
+    with World(tmp_path / "world", config=config) as world:
+        world.add_version(1)
+        start(world)
+        world.store.write(lambda c: seen(healthy(3))(c, 0, POLICY))  # the champion's answers are too few
+        world.store.write(lambda c: seen(counts)(c, 1, POLICY))
+        watch, late = deploy.Watch(world.store, world.policy, config), datetime.now(UTC) + timedelta(minutes=31)
+        watch.look(late)
+        assert aliases(world.store, POLICY) == (0, 1)
+        world.store.write(lambda c: seen(healthy(300))(c, 0, POLICY))
+        watch.look(late)
+        assert aliases(world.store, POLICY) == ((1, None) if counts.answers else (0, None))
+
+
 class WithdrawingPolicy(FaultyPolicy):
     """Withdraws the canary of ``store`` while version 1 is loaded, as somebody by hand does in that time."""
 
@@ -213,6 +229,7 @@ def test_a_cycle_ends_its_canary_as_the_guards_say(tmp_path: Path) -> None:
         assert (status.state, status.canary.version, status.canary.answers) == ("canary", 1, 0)
         assert "version 1 is the canary of 20% of the users, 0 of 50 requests answered" in status.text
         rig.store.write(lambda c: seen(healthy(60))(c, 1, "bot"))
+        rig.store.write(lambda c: seen(healthy(300))(c, 0, "bot"))
         done = cycle.run(rig.loop, trigger="test")
         assert (done.state, rig.champion) == ("promoted", 1)
         assert done.steps[-1].record["reason"].endswith("60 requests as canary broke no guard")

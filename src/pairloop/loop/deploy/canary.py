@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from pairloop.config import Config
 from pairloop.errors import ConflictError, NotFoundError
 from pairloop.loop.deploy.aliases import end_canary, end_duel, known, load_with_parent
-from pairloop.loop.deploy.guards import Seen, broken, look
+from pairloop.loop.deploy.guards import Seen, broken, is_known, look
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store, audit, canaries, duels, events, new_id, traffic, versions
 from pairloop.store.audit import SCHEDULER, AuditAction
@@ -129,7 +129,7 @@ def canary_standing(c: Connection, config: Config, canary: Canary, now: datetime
     """The canary's answers so far beside the champion's of the same time."""
     found = _compared(c, config, canary.version, canary.champion, canary.opened_at, now)
     is_late = now - canary.opened_at >= timedelta(hours=config.deploy.canary_hours)
-    is_over = found.broken is None and is_late and found.answers >= config.deploy.canary_requests
+    is_over = found.broken is None and is_late and found.answers >= config.deploy.canary_requests and is_known(found.reasons)
     return Standing(found.version, found.former, found.since, found.answers, found.reasons, found.broken, is_over)
 
 

@@ -22,6 +22,8 @@ from pairloop.store.traffic import Counts, class_of, minute_of
 from pairloop.types import Reason
 
 GUARDS = 6
+FED_BY_ALL = frozenset({"errors", "latency", "refusal"})
+"""Not the thumbs, which nobody need give, nor the lengths, which clients may set."""
 QUICK_MS = 5.0
 """Milliseconds per token below which nothing is slow: 200 tokens a second."""
 
@@ -66,6 +68,11 @@ def look(new: Seen, former: Seen, section: DeploySection, opened_at: datetime) -
 def broken(reasons: Sequence[Reason]) -> str | None:
     """What broke, in words; None where nothing did."""
     return "; ".join(reason.text for reason in reasons if reason.passed is False) or None
+
+
+def is_known(reasons: Sequence[Reason]) -> bool:
+    """True where the guards that any traffic feeds had enough of both versions: silence is no proof of health."""
+    return all(reason.passed is not None for reason in reasons if reason.rule in FED_BY_ALL)
 
 
 def _gather(seen: Seen, windows_of: Callable[[datetime], list[_Window]]) -> None:
