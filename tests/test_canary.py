@@ -199,7 +199,7 @@ def test_a_canary_that_is_withdrawn_while_it_is_probed_is_not_promoted(tmp_path:
             deploy.Watch(world.store, policy, config).look(datetime.now(UTC) + timedelta(minutes=31))
         assert aliases(world.store, POLICY) == (0, None)
         with world.store.reading() as c:
-            assert [(entry.action, entry.actor) for entry in audit.list_(c)][0] == ("canary_stop", "cli:ada")
+            assert next((entry.action, entry.actor) for entry in audit.list_(c)) == ("canary_stop", "cli:ada")
 
 
 def aliases(store: Store, policy: str) -> tuple[int | None, int | None]:

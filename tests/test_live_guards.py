@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ from pairloop.loop.serve import Answer
 from pairloop.statistics import STAKES, at_most, log_excess
 from pairloop.store import audit, traffic, versions
 from pairloop.store.traffic import Counts, class_of
-from pairloop.types import Alias
+from pairloop.types import Alias, SamplingParams
 
 T0 = datetime(2026, 1, 5, tzinfo=UTC)
 SECTION = DeploySection()
@@ -139,6 +140,31 @@ def test_one_user_cannot_break_a_guard(tmp_path: Path) -> None:
         assert not any(isinstance(reply, Answer) for reply in replies)
         deploy.Watch(world.store, world.policy, world.config).look()
         assert champion(world) == 1
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 2}, {"params": SamplingParams(stop=("a",))}])
+def test_a_limit_of_the_clients_own_says_nothing_of_the_version(tmp_path: Path, fields: dict[str, Any]) -> None:
+    with promoted(tmp_path, FaultyPolicy()) as world:
+        replies = ask(world, BROKEN, first=1_000, **fields)
+        assert all(isinstance(reply, Answer) for reply in replies)
+        deploy.Watch(world.store, world.policy, world.config).look()
+        assert champion(world) == 1
+        with world.store.reading() as c:
+            found = deploy.standing(c, world.config, datetime.now(UTC))
+        assert found is not None
+        assert found.answers == BROKEN  # they count, as answers that did not fail
+
+
+def test_those_who_do_not_say_who_they_are_count_as_one_caller(tmp_path: Path) -> None:
+    with promoted(tmp_path, FaultyPolicy(1)) as world:
+        chat = service(world)
+        ask(world, BROKEN, chat=chat, user=None, caller="key:1")
+        deploy.Watch(world.store, world.policy, world.config).look()
+        assert champion(world) == 1
+        for i in range(2, 6):
+            ask(world, BROKEN, chat=chat, user=None, caller=f"key:{i}")
+        deploy.Watch(world.store, world.policy, world.config).look()
+        assert champion(world) == 0
 
 
 def test_a_canary_of_all_or_a_bad_pattern_is_refused(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from pairloop.store.traffic import Counts, class_of, minute_of
 from pairloop.types import Reason
 
 GUARDS = 6
-FED_BY_ALL = frozenset({"errors", "latency", "refusal"})
-"""Not the thumbs, which nobody need give, nor the lengths, which clients may set."""
+FED_BY_ALL = frozenset({"errors", "refusal"})
+"""Not the thumbs, which nobody need give, nor latency and lengths, which clients may set by what they ask for."""
 QUICK_MS = 5.0
 """Milliseconds per token below which nothing is slow: 200 tokens a second."""
 

@@ -98,9 +98,7 @@ class Watch:
         elif standing.is_over and canary.cycle_id is None:  # a cycle promotes its own, with its record
             version = known(self._store, canary.policy, canary.version)
             reason = f"{canary.reason}; {standing.answers} requests as canary broke no guard"
-            promote(
-                self._store, self._policy, version, reason=reason, replacing=canary.champion, canary_id=canary.canary_id
-            )
+            promote(self._store, self._policy, version, reason=reason, replacing=canary.champion, canary_id=canary.canary_id)
 
     def _take_back(self, standing: Standing) -> None:
         name, told = self._config.policy.name, (standing.version, standing.since)
