@@ -133,6 +133,20 @@ def test_an_engine_that_fails_for_everybody_is_not_the_versions_fault(tmp_path: 
         assert champion(world) == 0
 
 
+def test_an_outage_is_forgiven_for_every_process_and_after_a_restart(tmp_path: Path) -> None:
+    with promoted(tmp_path, FaultyPolicy(1)) as world:
+        chat = service(world)
+        ask(world, BROKEN, chat=chat, first=1_000)
+        engine, now = FaultyPolicy(0), datetime.now(UTC)
+        with pytest.raises(EngineError, match="kernel"):
+            deploy.Watch(world.store, engine, world.config).look(now)
+        ask(world, 1, chat=chat, first=2_000)  # the serving process writes its whole minute once more
+        engine.broken = None
+        for minutes in (0, 3):
+            deploy.Watch(world.store, engine, world.config).look(now + timedelta(minutes=minutes))
+            assert champion(world) == 1
+
+
 def test_one_user_cannot_break_a_guard(tmp_path: Path) -> None:
     with promoted(tmp_path, FaultyPolicy(1)) as world:
         chat = service(world)

@@ -16,6 +16,8 @@ from pairloop.store.schema import feedback as feedback_table
 from pairloop.types import THUMBS_METRIC
 
 KEPT = timedelta(days=30)
+FORGIVEN = "forgiven"
+"""In place of a process: the row says that the errors up to its minute do not count."""
 
 
 @dataclass(slots=True)
@@ -55,12 +57,14 @@ def put(c: Connection, policy: str, version: int, minute: datetime, process: str
 
 
 def by_minute(c: Connection, policy: str, version: int, since: datetime, until: datetime) -> dict[datetime, Counts]:
-    """The counts of all processes together, by minute; ``since`` is taken down to its minute."""
+    """The counts of all processes together, by minute, without forgiven errors; ``since`` is taken down to its minute."""
     wanted = (traffic.c.policy == policy, traffic.c.version == version)
-    when = (traffic.c.minute >= minute_of(since), traffic.c.minute < until)
+    forgiven = c.execute(sa.select(sa.func.max(traffic.c.minute)).where(*wanted, traffic.c.process == FORGIVEN)).scalar()
+    when = (traffic.c.minute >= minute_of(since), traffic.c.minute < until, traffic.c.process != FORGIVEN)
     found: dict[datetime, Counts] = {}
     for row in c.execute(sa.select(traffic).where(*wanted, *when).order_by(traffic.c.minute)):
-        counts = Counts(row.answers, row.errors, row.refusals, _counter(row.latency), _counter(row.length))
+        errors = 0 if forgiven is not None and row.minute <= forgiven else row.errors
+        counts = Counts(row.answers, errors, row.refusals, _counter(row.latency), _counter(row.length))
         found.setdefault(row.minute, Counts()).add(counts)
     return found
 
@@ -91,9 +95,9 @@ def thumbs(c: Connection, policy: str, version: int, since: datetime, until: dat
 
 
 def forgive(c: Connection, policy: str, version: int, until: datetime) -> None:
-    """Take back the errors counted up to then: the engine failed, not the version."""
-    this = (traffic.c.policy == policy, traffic.c.version == version, traffic.c.minute <= until)
-    c.execute(sa.update(traffic).where(*this).values(errors=0))
+    """Take back the errors of all minutes up to then, also what processes have yet to write: the engine failed, not the
+    version."""
+    put(c, policy, version, minute_of(until), FORGIVEN, Counts())
 
 
 def prune(c: Connection, now: datetime) -> None:
