@@ -18,12 +18,14 @@ from tests.server import POLICY, RunningServer, World, fake_config
 
 from pairloop.config import DeploySection
 from pairloop.errors import ConfigError, EngineError
-from pairloop.loop import deploy
+from pairloop.loop import deploy, raters
 from pairloop.loop.deploy import guards
 from pairloop.loop.deploy.guards import Seen
+from pairloop.loop.feedback import MetricValue, record_metric
 from pairloop.loop.serve import Answer
 from pairloop.statistics import STAKES, at_most, log_excess
 from pairloop.store import audit, traffic, versions
+from pairloop.store.quarantines import Action
 from pairloop.store.traffic import Counts, class_of
 from pairloop.types import Alias, SamplingParams
 
@@ -179,6 +181,34 @@ def test_those_who_do_not_say_who_they_are_count_as_one_caller(tmp_path: Path) -
             ask(world, BROKEN, chat=chat, user=None, caller=f"key:{i}")
         deploy.Watch(world.store, world.policy, world.config).look()
         assert champion(world) == 0
+
+
+def test_thumbs_of_raters_in_quarantine_break_no_guard(tmp_path: Path) -> None:
+    with World(tmp_path / "world", config=fake_config(tmp_path)) as world:
+
+        def thumbs_of(who: str, n: int, *, up: bool) -> None:
+            for reply in ask(world, n, user=f"{who}-{{}}"):
+                assert isinstance(reply, Answer)
+                thumb = MetricValue(reply.group.group_id, "thumbs", value=up, choice_index=0)
+                record_metric(world.store, thumb)
+
+        thumbs_of("good", 40, up=True)
+        deploy.promote(world.store, world.policy, world.add_version(1), reason="won")
+        thumbs_of("hostile", 20, up=False)
+
+        def is_broken() -> bool:
+            with world.store.reading() as c:
+                found = deploy.standing(c, world.config, datetime.now(UTC))
+            assert found is not None
+            return found.broken is not None
+
+        assert is_broken()
+        for i in range(20):
+            raters.decide(world.store, world.config, f"hostile-{i}", Action.QUARANTINE, "one campaign", actor="cli:ada")
+        assert not is_broken()
+        for i in range(20):
+            raters.decide(world.store, world.config, f"hostile-{i}", Action.RELEASE, "a mistake", actor="cli:ada")
+        assert is_broken()
 
 
 def test_a_canary_of_all_or_a_bad_pattern_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from pairloop.store import quarantines
 from pairloop.store.schema import completions, groups, traffic
 from pairloop.store.schema import feedback as feedback_table
 from pairloop.types import THUMBS_METRIC
@@ -70,7 +71,8 @@ def by_minute(c: Connection, policy: str, version: int, since: datetime, until: 
 
 
 def thumbs(c: Connection, policy: str, version: int, since: datetime, until: datetime) -> dict[datetime, tuple[int, int]]:
-    """(thumbs, of them down) on the version's answers, by minute of the answer; of each rater the first one counts."""
+    """(thumbs, of them down) on the version's answers, by minute of the answer; of each rater the first one counts, and of
+    those in quarantine none."""
     at, value, rater = groups.c.created_at, feedback_table.c.value, feedback_table.c.rater_id
     statement = (
         sa.select(at, value, rater)
@@ -85,7 +87,7 @@ def thumbs(c: Connection, policy: str, version: int, since: datetime, until: dat
         .order_by(feedback_table.c.seq)
     )
     found: dict[datetime, tuple[int, int]] = {}
-    seen: set[str] = set()
+    seen = set(quarantines.current(c, policy))
     for row in c.execute(statement):
         if row.rater_id not in seen:
             seen.add(row.rater_id)
