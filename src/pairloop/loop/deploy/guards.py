@@ -62,7 +62,7 @@ def look(new: Seen, former: Seen, section: DeploySection, opened_at: datetime) -
     start = minute_of(opened_at)
     _gather(new, lambda at: [whole, hours.setdefault(int((at - start).total_seconds() // 3600), _Window(Counts()))])
     level = section.alpha / GUARDS
-    return [_judge(guard, whole, hours, level / 4) for guard in _guards(reference, section, level / 2)]
+    return [_judge(guard, whole, hours, reference, level / 4) for guard in _guards(reference, section, level / 2)]
 
 
 def broken(reasons: Sequence[Reason]) -> str | None:
@@ -126,7 +126,7 @@ def _guards(former: _Window, section: DeploySection, level: float) -> list[_Guar
     ]
 
 
-def _judge(guard: _Guard, whole: _Window, hours: Mapping[int, _Window], level: float) -> Reason:
+def _judge(guard: _Guard, whole: _Window, hours: Mapping[int, _Window], reference: _Window, level: float) -> Reason:
     """``level``: what all answers together may spend, and the single hours once more."""
     k, n = guard.share(whole)
     if guard.limit is None:
@@ -140,6 +140,10 @@ def _judge(guard: _Guard, whole: _Window, hours: Mapping[int, _Window], level: f
     k, n = guard.share(whole)
     if n < guard.least:
         return Reason(guard.rule, None, f"{guard.rule}: {n} of {guard.least} answers", None, guard.limit)
+    had = guard.share(reference)[1]
+    if had < guard.least:  # so few that a limit from them lets nearly everything pass
+        text = f"{guard.rule}: the former champion has {had} of {guard.least} answers to compare with"
+        return Reason(guard.rule, None, text, k / n, guard.limit)
     return Reason(guard.rule, True, _text(guard, k, n, "not shown to be more than"), k / n, guard.limit)
 
 
