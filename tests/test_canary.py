@@ -158,7 +158,7 @@ def test_the_watch_promotes_a_canary_that_lasted_and_withdraws_one_that_broke(tm
         assert acts == [(ended, "scheduler", f"{POLICY}@1"), ("canary_start", "scheduler", f"{POLICY}@1")]
 
 
-@pytest.mark.parametrize("counts", [healthy(60), failing(60)])
+@pytest.mark.parametrize("counts", [healthy(60), failing(60), Counts(30, 60, 0)])
 def test_a_canary_that_nobody_could_compare_goes_on(tmp_path: Path, counts: Counts) -> None:
     config = fake_config(tmp_path, deploy={"canary_hours": 0.5, "canary_requests": 50})
     with World(tmp_path / "world", config=config) as world:
@@ -171,7 +171,7 @@ def test_a_canary_that_nobody_could_compare_goes_on(tmp_path: Path, counts: Coun
         assert aliases(world.store, POLICY) == (0, 1)
         world.store.write(lambda c: seen(healthy(300))(c, 0, POLICY))
         watch.look(late)
-        assert aliases(world.store, POLICY) == ((1, None) if counts.answers else (0, None))
+        assert aliases(world.store, POLICY) == ((0, None) if counts.errors else (1, None))
 
 
 class WithdrawingPolicy(FaultyPolicy):
@@ -378,7 +378,10 @@ def test_a_shadow_answers_unseen_and_leaves_no_trace_in_the_loop(tmp_path: Path)
         with world.store.reading() as c:
             now = datetime.now(UTC)
             minutes = traffic.by_minute(c, POLICY, 1, now - timedelta(minutes=5), now + timedelta(minutes=1))
-        assert sum(counts.answers for counts in minutes.values()) == 1
+            found = deploy.standing(c, config, now)
+        assert [(counts.answers, counts.shown) for counts in minutes.values()] == [(1, 0)]
+        assert found is not None
+        assert (found.version, found.answers) == (1, 0)  # answers that nobody was shown are none of the canary_requests
         world.store.write(lambda c: groups.erase(c, [group.group_id]))
         assert world.group(unseen.group_id).is_erased
 

@@ -25,7 +25,8 @@ FORGIVEN = "forgiven"
 class Counts:
     """Live answers of one version; ``latency`` and ``length``: by class (`class_of`) of milliseconds per token and of tokens.
 
-    ``errors`` are not among ``answers``; ``refusals`` are, with empty answers.
+    ``errors`` are not among ``answers``; ``refusals`` are, with empty answers. ``unseen``: of answers and errors together,
+    those in the shadow.
     """
 
     answers: int = 0
@@ -33,6 +34,12 @@ class Counts:
     refusals: int = 0
     latency: Counter[int] = field(default_factory=Counter)
     length: Counter[int] = field(default_factory=Counter)
+    unseen: int = 0
+
+    @property
+    def shown(self) -> int:
+        """Requests that somebody sent to the version, answered or failed."""
+        return self.answers + self.errors - self.unseen
 
     def add(self, other: Counts) -> None:
         self.answers += other.answers
@@ -40,6 +47,7 @@ class Counts:
         self.refusals += other.refusals
         self.latency.update(other.latency)
         self.length.update(other.length)
+        self.unseen += other.unseen
 
 
 def put(c: Connection, policy: str, version: int, minute: datetime, process: str, counts: Counts) -> None:
@@ -50,6 +58,7 @@ def put(c: Connection, policy: str, version: int, minute: datetime, process: str
         "refusals": counts.refusals,
         "latency": {str(key): n for key, n in counts.latency.items()},
         "length": {str(key): n for key, n in counts.length.items()},
+        "unseen": counts.unseen,
     }
     this = (traffic.c.policy == policy, traffic.c.version == version, traffic.c.minute == minute, traffic.c.process == process)
     if c.execute(sa.update(traffic).where(*this).values(**values)).rowcount == 0:
@@ -65,7 +74,8 @@ def by_minute(c: Connection, policy: str, version: int, since: datetime, until: 
     found: dict[datetime, Counts] = {}
     for row in c.execute(sa.select(traffic).where(*wanted, *when).order_by(traffic.c.minute)):
         errors = 0 if forgiven is not None and row.minute <= forgiven else row.errors
-        counts = Counts(row.answers, errors, row.refusals, _counter(row.latency), _counter(row.length))
+        unseen = min(row.unseen or 0, row.answers + errors)
+        counts = Counts(row.answers, errors, row.refusals, _counter(row.latency), _counter(row.length), unseen)
         found.setdefault(row.minute, Counts()).add(counts)
     return found
 

@@ -23,7 +23,11 @@ from pairloop.types import Alias, Duel, Reason
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a version under watch does. ``broken``: what broke, in words. ``is_over``: a canary has lasted long enough."""
+    """How a version under watch does.
+
+    ``answers``: requests sent to it, answered or failed; none of the shadow. ``broken``: what broke, in words. ``is_over``: a
+    canary has lasted long enough.
+    """
 
     version: int
     former: int
@@ -178,5 +182,5 @@ def _compared(
     )
     theirs = Seen(traffic.by_minute(c, name, former, begin, end), traffic.thumbs(c, name, former, begin, end))
     reasons = look(mine, theirs, config.deploy, since)
-    answers = sum(counts.answers + counts.errors for counts in mine.minutes.values())
+    answers = sum(counts.shown for counts in mine.minutes.values())
     return Standing(new, former, since, answers, tuple(reasons), broken(reasons))

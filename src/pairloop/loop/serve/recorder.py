@@ -56,10 +56,12 @@ class Recorder:
         *,
         is_short: bool = False,
         has_stop: bool = False,
+        is_unseen: bool = False,
     ) -> None:
         """Count an answer of version ``number`` to ``who`` when it has come, or failed; one that its client left counts not.
 
-        ``is_short``: it has less room than the server gives by itself; ``has_stop``: the client named strings that end it.
+        ``is_short``: it has less room than the server gives by itself; ``has_stop``: the client named strings that end it;
+        ``is_unseen``: it is in the shadow.
         """
         began = time.monotonic()
         ends = ((is_short, FinishReason.LENGTH), (has_stop, FinishReason.STOP))
@@ -70,19 +72,20 @@ class Recorder:
                 return
             error = future.exception()
             if error is None:
-                self._answered(number, who, future.result(), time.monotonic() - began, by_client)
+                self._answered(number, who, future.result(), time.monotonic() - began, by_client, is_unseen=is_unseen)
             elif number in self._sampler.loaded() and not self._is_engine_down():  # unloaded in between, it is asked again
-                self.failed(number, who, error)
+                self.failed(number, who, error, is_unseen=is_unseen)
 
         answer.add_done_callback(ended)
 
-    def failed(self, number: int, who: str, error: BaseException) -> None:
+    def failed(self, number: int, who: str, error: BaseException, *, is_unseen: bool = False) -> None:
         """Count an error of version ``number``; a request that could not be answered is not the version's fault."""
         if not isinstance(error, InvalidRequestError):
             with self._lock:
                 counts = self._of(number, who)
                 if counts is not None:
                     counts.errors += 1
+                    counts.unseen += is_unseen
 
     def _is_engine_down(self) -> bool:
         replicas = self._sampler.replicas()
@@ -125,7 +128,14 @@ class Recorder:
                 logger.exception("what the versions' answers were like could not be written")
 
     def _answered(
-        self, number: int, who: str, answers: tuple[Completion, ...], spent_s: float, by_client: Set[FinishReason]
+        self,
+        number: int,
+        who: str,
+        answers: tuple[Completion, ...],
+        spent_s: float,
+        by_client: Set[FinishReason],
+        *,
+        is_unseen: bool,
     ) -> None:
         """Of a comparison's answers the first one counts: they are of one prompt.
 
@@ -142,6 +152,7 @@ class Recorder:
             counts = self._of(number, who)
             if counts is not None:
                 counts.answers += 1
+                counts.unseen += is_unseen
                 counts.refusals += is_bad
                 if is_whole:
                     counts.latency[traffic.class_of(1000 * spent_s / max(1, longest))] += 1
@@ -162,4 +173,5 @@ class Recorder:
 
 
 def _copy(counts: Counts) -> Counts:
-    return Counts(counts.answers, counts.errors, counts.refusals, counts.latency.copy(), counts.length.copy())
+    latency, length = counts.latency.copy(), counts.length.copy()
+    return Counts(counts.answers, counts.errors, counts.refusals, latency, length, counts.unseen)

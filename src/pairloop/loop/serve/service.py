@@ -191,6 +191,7 @@ class ChatService:
                 answer,
                 is_short=request.params.max_tokens < self._config.serve.max_tokens,
                 has_stop=bool(plan.asked.params.stop),
+                is_unseen=plan.group.kind is GroupKind.SHADOW,
             )
         return answer
 
@@ -220,7 +221,7 @@ class ChatService:
         except PairloopError as error:
             if of.is_live:
                 for number in set(numbers) - self._sampler.loaded():
-                    self.recorder.failed(number, of.witness, error)
+                    self.recorder.failed(number, of.witness, error, is_unseen=of.group.kind is GroupKind.SHADOW)
             raise
 
     async def _load(self, numbers: tuple[int, ...]) -> None:
