@@ -91,7 +91,8 @@ def test_acts_over_the_api_are_kept_under_their_key(tmp_path: Path) -> None:
         stopped = http.post(f"/v1/policies/{POLICY}/canary/stop", json={"reason": "seen enough"})
         assert (stopped.status_code, stopped.json()["action"]) == (200, "canary_stop")
         assert http.post(f"/v1/policies/{POLICY}/canary/stop").status_code == 409
-        assert http.post(f"/v1/versions/{POLICY}@1/promote", json={"canary_share": 2.0}).status_code == 400
+        for share in (0.0, 1.0, 2.0):
+            assert http.post(f"/v1/versions/{POLICY}@1/promote", json={"canary_share": share}).status_code == 400
         assert http.post(f"/v1/versions/{POLICY}@1/promote").status_code == 200
         assert http.post(f"/v1/policies/{POLICY}/rollback", json={"reason": "odd"}).status_code == 200
         assert http.post("/v1/cycles").status_code == 202
@@ -140,4 +141,6 @@ def test_the_command_line_shows_it(tmp_path: Path) -> None:
     assert (code, "neither a duration such as 7d nor a date" in text) == (2, True)
     code, text = run("canary", "stop", "--reason", "odd")
     assert (code, "no canary" in text) == (2, True)
+    code, text = run("promote", "0", "--reason", "all", "--canary", "1")
+    assert (code, "is not in the range 0<x<1" in text) == (2, True)
     assert run("guards") == (0, "no version is under watch\n")

@@ -6,14 +6,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.store_rows import a_group, a_pick, put_groups, put_picks
+from sqlalchemy import Connection
+from tests.store_rows import NOW, a_cycle, a_group, a_pick, put_groups, put_picks
 
-from pairloop.bench import trust_kills, trust_loops, trust_swap
+from pairloop.bench import trust_kills, trust_loops, trust_soak, trust_swap
 from pairloop.bench.trust import PARTS, TrustSettings, part
 from pairloop.config import parse_config
 from pairloop.statistics import binomial_tail
-from pairloop.store import Store, groups
-from pairloop.types import Completion, FinishReason, Group, GroupKind
+from pairloop.store import Store, cycles, groups
+from pairloop.types import Completion, CycleState, CycleStep, FinishReason, Group, GroupKind
 
 
 def quick(folder: Path) -> TrustSettings:
@@ -61,6 +62,37 @@ def test_planted_fault_picks_that_are_lost_doubled_or_changed_are_counted(tmp_pa
     found = trust_kills.count(config, trust_kills.Tally(told))
     assert (found["acknowledged"], found["lost"], found["doubled"], found["changed"]) == (3, 1, 1, 1)
     assert len(trust_kills.rows({**found, "kills": 1, "sent_again": 0})[0]) == len(trust_kills.HEADERS)
+
+
+def test_every_cycle_of_a_soak_is_counted(tmp_path: Path) -> None:
+    config = parse_config({"state_dir": tmp_path, "policy": {"model": "fake", "method": "full"}})
+    with Store.open(config) as store:
+
+        def many(c: Connection) -> None:
+            for number in range(1, 131):
+                cycles.insert(c, a_cycle(number, "bot"))
+                cycles.step(c, f"cycle_bot_{number}", CycleStep(CycleState.PROMOTED, {}, NOW))
+            cycles.insert(c, a_cycle(131, "bot"))
+
+        store.write(many)
+        assert trust_soak.ends_of_cycles(store, "bot") == {"promoted": 130, "building": 1}
+
+
+@pytest.mark.parametrize(("rss_mb", "growth"), [([60.0] + 9 * [100.0], 0), ([60.0 + 2 * n for n in range(10)], 12)])
+def test_growth_is_measured_after_the_first_tenth_and_told_as_measured(rss_mb: list[float], growth: int) -> None:
+    first, last = trust_soak.thirds(rss_mb)
+    assert last - first == growth
+    found = {
+        "minutes": 30.0,
+        "requests": 9,
+        "failed": 0,
+        "cycles": 1,
+        "ends": {},
+        "rss_mb": rss_mb,
+        "p99_ms": [],
+        "problems": [],
+    }
+    assert f"{first:.1f} → {last:.1f}" in trust_soak.rows(found)[0]
 
 
 def _group(group_id: str, kind: GroupKind, versions: tuple[int, int]) -> Group:

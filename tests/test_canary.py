@@ -16,6 +16,7 @@ from tests.loop_rig import Rig, open_rig, settings, worse
 from tests.server import POLICY, World, fake_config, user_of
 from tests.test_deploy import add_version
 
+from pairloop.config import Config
 from pairloop.errors import ConflictError, InvalidRequestError, NotFoundError
 from pairloop.loop import cycle, deploy, pairs
 from pairloop.loop.cycle import ensure_base
@@ -237,7 +238,7 @@ def test_a_cycle_ends_its_canary_as_the_guards_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["guard", *(pytest.param(how, marks=pytest.mark.slow) for how in ("duel", "by hand", "promoted by hand"))]
+    "how", [pytest.param(how, marks=pytest.mark.slow) for how in ("guard", "duel", "by hand", "promoted by hand")]
 )
 def test_how_else_a_cycles_canary_ends(tmp_path: Path, how: str) -> None:
     config = settings(tmp_path, deploy={"canary_share": 0.2})
@@ -264,6 +265,34 @@ def test_how_else_a_cycles_canary_ends(tmp_path: Path, how: str) -> None:
         assert (done.state, rig.champion) == (("promoted", 1) if is_promoted else ("rejected", 0))
         with rig.store.reading() as c:
             assert audit.list_(c)[0].action == ("promote" if is_promoted else "canary_stop")
+
+
+@pytest.mark.parametrize("is_broken", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_canary_that_is_closed_during_a_look_ends_its_cycle_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_broken: bool
+) -> None:
+    """By the watch on a guard that broke, or by hand on one that lasted: the look has found it open."""
+    config = settings(tmp_path, deploy={"canary_share": 0.2, "canary_hours": 1e-9, "canary_requests": 50})
+    with open_rig(config) as rig:
+        in_canary(rig)
+        rig.store.write(lambda c: seen(healthy(300))(c, 0, "bot"))
+        rig.store.write(lambda c: seen((failing if is_broken else healthy)(60))(c, 1, "bot"))
+        stand = deploy.canary_standing
+
+        def and_then_closed(c: Connection, config: Config, canary: Canary, now: datetime) -> deploy.Standing:
+            found = stand(c, config, canary, now)
+            monkeypatch.undo()
+            if is_broken:
+                deploy.Watch(rig.store, rig.policy, config).look()
+            else:
+                deploy.stop_canary(rig.store, "bot", reason="an odd tone", actor="cli:ada")
+            return found
+
+        monkeypatch.setattr(deploy, "canary_standing", and_then_closed)
+        done = cycle.run(rig.loop, trigger="test")
+        assert (done.state, rig.champion) == ("rejected", 0)
+        assert ("errors: 60 of 60" if is_broken else "an odd tone") in done.steps[-1].record["reason"]
+        assert aliases(rig.store, "bot") == (0, None)
 
 
 @pytest.mark.slow

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
+import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ from pairloop.statistics import STAKES, at_most, log_excess
 from pairloop.store import audit, traffic, versions
 from pairloop.store.quarantines import Action
 from pairloop.store.traffic import Counts, class_of
-from pairloop.types import Alias, SamplingParams
+from pairloop.types import Alias, Completion, FinishReason, SamplingParams
 
 T0 = datetime(2026, 1, 5, tzinfo=UTC)
 SECTION = DeploySection()
@@ -209,6 +212,45 @@ def test_thumbs_of_raters_in_quarantine_break_no_guard(tmp_path: Path) -> None:
         for i in range(20):
             raters.decide(world.store, world.config, f"hostile-{i}", Action.RELEASE, "a mistake", actor="cli:ada")
         assert is_broken()
+
+
+def test_a_busy_store_blinds_the_guards_only_for_its_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What was counted meanwhile is written once the store takes it, and counting goes on."""
+    config = fake_config(tmp_path, store={"max_waiting": 1})
+    with World(tmp_path / "world", config=config) as world:
+        recorder, start = service(world).recorder, datetime.now(UTC) - timedelta(minutes=2)
+
+        def answered(who: str) -> None:
+            answer: Future[tuple[Completion, ...]] = Future()
+            recorder.follow(0, who, answer)
+            answer.set_result((Completion("hi", (1,), (-0.5,), 0, FinishReason.STOP),))
+
+        def written() -> int:
+            with world.store.reading() as c:
+                found = traffic.by_minute(c, POLICY, 0, start, datetime.now(UTC) + timedelta(minutes=2))
+            return sum(counts.answers for counts in found.values())
+
+        async def once(holds: Callable[[], bool]) -> None:
+            async with asyncio.timeout(20):
+                while not holds():
+                    await asyncio.sleep(0.01)
+
+        async def through_a_busy_moment() -> None:
+            flushing, held = asyncio.create_task(recorder.keep_flushing(every_s=0.01)), threading.Event()
+            world.store.submit(lambda _: held.wait(20))
+            answered("ann")
+            try:
+                await once(lambda: flushing.done() or "is written later" in caplog.text)
+            finally:
+                held.set()
+            await once(lambda: flushing.done() or written() == 1)
+            answered("bob")
+            await once(lambda: flushing.done() or written() == 2)
+            flushing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await flushing
+
+        asyncio.run(through_a_busy_moment())
 
 
 def test_a_canary_of_all_or_a_bad_pattern_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pairloop.policy.protocols import SampleRequest, TokenEvent
 from pairloop.policy.remote.assembly import Assembly
 from pairloop.policy.remote.breaker import FAILURES, Breaker, Circuit
 from pairloop.policy.remote.probe import measure, verdict
-from pairloop.policy.remote.wire import GarbageError, Piece, Token, UnavailableError, read_chunk, read_models
+from pairloop.policy.remote.wire import GarbageError, Piece, ReplicaUnavailableError, Token, read_chunk, read_models
 from pairloop.starter import MODEL_DIR
 from pairloop.template import ChatTemplate
 from pairloop.types import Completion, FinishReason, SamplingParams
@@ -100,7 +100,7 @@ def test_errors_inside_a_stream_say_whose_fault_it_is() -> None:
     for name in ("bad_schema", "bad_token"):
         with pytest.raises(InvalidRequestError, match=r"the engine refuses the request: .*(nonsense|99999)"):
             read_chunk(recorded_events(name)[0], request_of(name), n=1, vocab_size=VOCAB)
-    with pytest.raises(UnavailableError, match="broke off: the engine core died"):
+    with pytest.raises(ReplicaUnavailableError, match="broke off: the engine core died"):
         read_chunk('{"error": {"message": "the engine core died", "code": 500}}', request_of("two"), n=2, vocab_size=VOCAB)
 
 
@@ -189,7 +189,7 @@ def test_a_completion_is_whole_or_refused() -> None:
         assembly.add(Piece(0, (Token(5, -1.0),), None))
     with pytest.raises(GarbageError, match="ended without a token"):
         assembly.add(Piece(1, (), "length"))
-    with pytest.raises(UnavailableError, match=r"gave the request up \(abort\)"):
+    with pytest.raises(ReplicaUnavailableError, match=r"gave the request up \(abort\)"):
         assembly.add(Piece(1, (), "abort"))
 
 

@@ -13,8 +13,10 @@ import pytest
 from tests.store_rows import BOT, NOW, a_cycle, a_version, contents_of
 from tests.test_doctor import artifact_of, plant, prepared, publish, store, upload
 
+from pairloop.errors import UnavailableError
 from pairloop.store import Store, backup, cycles, doctor, duels, files, jobs, repair, repairs, versions
-from pairloop.store.archive import Archive
+from pairloop.store.archive import Archive, paths
+from pairloop.store.artifacts import Artifacts
 from pairloop.store.jobs import Job, JobStatus
 from pairloop.types import Alias, CycleState, CycleStep, Duel
 
@@ -171,6 +173,58 @@ def test_a_damaged_backup_gives_nothing_back(store: Store, tmp_path: Path) -> No
     shutil.rmtree(artifact_of(store, "datasets"))
     mended = repair.mend(store, archive=archive, actor="test")
     assert ([one.code for one in mended.problems], mended.repairs) == (["missing_artifact"], [])
+
+
+class Unreadable(Artifacts):
+    """Artifacts on a disk that gives none of their files."""
+
+    def verify(self, artifact_hash: str) -> None:
+        raise UnavailableError(f"{self.path(artifact_hash)}: Permission denied")
+
+
+def test_what_cannot_be_read_now_is_no_damage(store: Store, tmp_path: Path) -> None:
+    """The champion does not go back for it, and a backup does not appear without it."""
+    store.artifacts, whole = Unreadable(store.artifacts.root), store.artifacts
+    before = dump(store)
+    for act in (
+        doctor.check,
+        partial(repair.mend, actor="test"),
+        partial(backup.take, folder=tmp_path / "backups", actor="test"),
+    ):
+        with pytest.raises(UnavailableError, match="Permission denied"):
+            act(store)
+    assert dump(store) == before
+    assert paths(tmp_path / "backups") == []
+    store.artifacts = whole
+    assert doctor.check(store) == []
+
+
+class Far(Artifacts):
+    """Artifacts at a URL to which moving takes its time, and which is away for one of them."""
+
+    def __init__(self, store: Store, lost: Path) -> None:
+        super().__init__(store.artifacts.root)
+        self._store, self._lost = store, lost
+
+    def set_aside(self, path: Path, why: str) -> None:
+        if path == self._lost:
+            raise UnavailableError(f"{path}: the URL cannot be reached")
+        self._store.write(lambda _: None)  # others write meanwhile
+        super().set_aside(path, why)
+
+
+def test_moving_aside_holds_up_no_write_and_failing_of_it_no_other_repair(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = [publish(store, name).path for name in "abc"]
+    for path in left:
+        os.utime(path, (0, 0))
+    store.artifacts = Far(store, left[1])
+    mended = repair.mend(store, actor="test")
+    assert sorted(one.subject for one in mended.repairs) == sorted(map(str, (left[0], left[2])))
+    assert [one.subject for one in mended.problems] == [str(left[1])]
+    assert "not repaired: " in caplog.text
+    assert [path.exists() for path in left] == [False, True, False]
 
 
 def test_a_file_that_a_job_needs_is_not_given_up(store: Store) -> None:

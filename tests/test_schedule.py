@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.loop_rig import Rig, better, open_rig, settings
+from tests.test_deploy import add_version
 
 from pairloop.config import ScheduleSection
-from pairloop.loop import cycle
+from pairloop.errors import UnavailableError
+from pairloop.loop import cycle, deploy, schedule
 from pairloop.loop.cycle.context import CycleLease
+from pairloop.loop.jobs import queue
 from pairloop.loop.schedule import Scheduler, backoff, due
 from pairloop.policy.fake import FakePolicy
 from pairloop.store import cycles, runs, triggers
@@ -318,6 +324,89 @@ def test_an_error_that_comes_while_stopping_leaves_the_cycle_to_the_next_start(t
             assert cycles.list_(c, "bot")[0].state is CycleState.CHECKING
         policy.close()
         assert cycle.run(rig.loop, trigger="test").state is CycleState.DUELLING
+
+
+def test_a_cycle_that_waits_for_the_end_of_a_canary_is_left_alone_until_the_next_poll(tmp_path: Path) -> None:
+    woken, slept = list[bool](), threading.Event()
+
+    class Sleeps(Scheduler):
+        def _sleep(self, wait_s: float, *, patient: bool) -> None:  # noqa: ARG002
+            woken.append(self._woken)
+            slept.set()
+            self._stopping.wait()
+
+    with open_rig(settings(tmp_path)) as rig:
+        for number in (1, 2):
+            add_version(rig, number)
+        deploy.start_canary(rig.store, rig.policy, rig.loop.config, number=1, share=0.2, reason="try it")
+        records: dict[CycleState, dict[str, Any]] = {
+            CycleState.BUILDING: {},
+            CycleState.TRAINING: {"dataset_id": "gone"},
+            CycleState.CHECKING: {"version": 2},
+        }
+        steps = tuple(CycleStep(state, record, T0) for state, record in records.items())
+        rig.store.write(lambda c: cycles.insert(c, Cycle("cycle_1", "bot", 1, 0, "test", T0, steps)))
+        scheduler = Sleeps(rig.loop)
+        scheduler._thread.start()
+        try:
+            assert slept.wait(20)
+        finally:
+            scheduler.stop()
+        assert woken == [False]
+        with rig.store.reading() as c:
+            assert cycles.list_(c, "bot")[0].state is CycleState.CHECKING
+        assert scheduler.status()["error"] is None
+
+
+MANY = 1_100
+"""Failures in a row, one after the other: more than a float can be doubled."""
+
+
+@pytest.mark.parametrize("error", [UnavailableError, ValueError])
+def test_the_thread_outlives_many_failures_in_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    for name in ("FIRST_RETURN_S", "FIRST_RETRY_S", "LOOK_EVERY_S", "LONGEST_REST_S"):
+        monkeypatch.setattr(schedule, name, 0.0)
+    monkeypatch.setattr(logging.getLogger("pairloop.loop.schedule"), "disabled", True)
+    failed, reached = count(1), threading.Event()
+
+    class FailsAlways(Scheduler):
+        def _tick(self) -> None:
+            if next(failed) > MANY:
+                reached.set()
+                self._stopping.wait()
+            raise error("again")
+
+        def _record(self, error: Exception) -> None:
+            """There is no cycle."""
+
+    with open_rig(settings(tmp_path)) as rig:
+        scheduler = FailsAlways(rig.loop)
+        scheduler._thread.start()
+        try:
+            assert reached.wait(20)
+        finally:
+            scheduler.stop()
+
+
+def test_the_jobs_thread_outlives_many_failures_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "FIRST_RETRY_S", 0.0)
+    monkeypatch.setattr(logging.getLogger("pairloop.loop.jobs.queue"), "disabled", True)
+    failed, reached = count(1), threading.Event()
+
+    def fail() -> bool:
+        if next(failed) > MANY:
+            reached.set()
+        raise ValueError("a bug")
+
+    worker = queue._Worker("jobs-test", fail, 0.0)
+    worker.start()
+    try:
+        assert reached.wait(20)
+    finally:
+        worker.stop()
+        worker.join()
 
 
 def test_a_scheduler_that_was_never_started_can_be_stopped(tmp_path: Path) -> None:

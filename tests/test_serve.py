@@ -359,6 +359,26 @@ def test_a_full_queue_and_a_closed_engine_are_engine_errors(tmp_path: Path) -> N
             answer(world)
 
 
+def test_what_was_sampled_is_not_refused_by_a_store_that_became_busy(tmp_path: Path) -> None:
+    gate, held = threading.Event(), threading.Event()
+    config = fake_config(tmp_path, store={"max_waiting": 1})
+    with World(tmp_path / "world", config=config, policy=FakePolicy(release=gate)) as world:
+
+        async def in_between() -> Group:
+            answering = asyncio.create_task(service(world).answer(request()))
+            while world.policy.queued() < 1:
+                await asyncio.sleep(0)
+            world.store.submit(lambda _: held.wait(20))
+            gate.set()
+            while not answering.done() and world.store.waiting < 2:
+                await asyncio.sleep(0)
+            held.set()
+            return (await answering).group
+
+        group = asyncio.run(in_between())
+        assert world.group(group.group_id) == as_stored(group)
+
+
 def test_a_stream_stores_the_group_first_and_its_completions_before_the_end(world: World) -> None:
     async def play() -> None:
         stream = await service(world).stream(request(n=2, user=user_of(Pool.TRAIN)))

@@ -106,7 +106,10 @@ async def _cycles(url: str) -> list[dict[str, Any]]:
 
 
 async def _when(http: httpx.AsyncClient, *, after: int, seen: int = 0) -> dict[str, Any]:
-    """The newest cycle once it waits for picks (of the last ``seen`` ones the gate has had a look) or has ended."""
+    """The newest cycle once it waits for picks or has ended; once its duel has had all its picks, only when that has ended.
+
+    ``seen``: picks that its duel was given; the gate may not have looked at the last of them yet.
+    """
     until = monotonic() + PATIENCE_S
     while monotonic() < until:
         found = (await http.get("/v1/cycles", params={"limit": 1})).raise_for_status().json()["data"]

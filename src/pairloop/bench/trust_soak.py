@@ -9,6 +9,7 @@ import asyncio
 import json
 import random
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, quantiles
@@ -23,7 +24,7 @@ from pairloop.config import load_config
 from pairloop.demo.server import start_server
 from pairloop.policy.fake import quality
 from pairloop.scaffold import write_config
-from pairloop.store import Store, doctor
+from pairloop.store import Store, cycles, doctor
 
 HEADERS = (
     "minutes",
@@ -31,7 +32,7 @@ HEADERS = (
     "failed",
     "cycles",
     "promoted",
-    "MB, first → last third",
+    "MB after a tenth, first → last third",
     "p99 of a chat, ms",
     "doctor",
 )
@@ -66,32 +67,46 @@ def measure(settings: TrustSettings) -> dict[str, Any]:
     folder = settings.folder / "soak"
     shutil.rmtree(folder, ignore_errors=True)
     path = write_config(folder, CONFIG)
+    config = load_config(path, env={})
     server = start_server(path, log=folder / "server.log")
     try:
-        seen, cycles = asyncio.run(_run(Server(server.process.pid, server.url), 60 * minutes, settings))
+        seen = asyncio.run(_run(Server(server.process.pid, server.url), 60 * minutes, settings))
     finally:
         server.stop()
-    with Store.open(load_config(path, env={})) as store:
+    with Store.open(config) as store:
+        ends = ends_of_cycles(store, config.policy.name)
         problems = [f"{one.code}: {one.text}" for one in doctor.check(store)]
-    third = max(1, len(seen.rss_mb) // 3)
+    first_mb, last_mb = thirds(seen.rss_mb)
     return {
         "minutes": minutes,
         "requests": seen.requests,
         "failed": len(seen.failures),
         "failures": seen.failures[:10],
-        "cycles": sum(cycles.values()),
-        "ends": cycles,
+        "cycles": sum(ends.values()),
+        "ends": ends,
         "rss_mb": seen.rss_mb,
-        "rss_growth_mb": round(fmean(seen.rss_mb[-third:]) - fmean(seen.rss_mb[third : 2 * third]), 2),
+        "rss_growth_mb": round(last_mb - first_mb, 2),
         "p99_ms": [round(1000 * quantiles(one, n=100)[98], 1) for one in seen.chat_s if len(one) > 1],
         "problems": problems,
     }
 
 
+def ends_of_cycles(store: Store, policy: str) -> dict[str, int]:
+    """How many cycles are in each state."""
+    with store.reading() as c:
+        return dict(Counter(str(one.state) for one in cycles.list_(c, policy, cycles.next_number(c, policy))))
+
+
+def thirds(rss_mb: Sequence[float]) -> tuple[float, float]:
+    """Megabytes in the first and in the last third of what follows the first tenth, in which the server fills its caches."""
+    settled = rss_mb[len(rss_mb) // TENTHS :]
+    third = max(1, len(settled) // 3)
+    return fmean(settled[:third]), fmean(settled[-third:])
+
+
 def rows(found: Mapping[str, Any]) -> Sequence[Sequence[str]]:
     """The table of ``measure``, below `HEADERS`."""
-    third = max(1, len(found["rss_mb"]) // 3)
-    first, last = fmean(found["rss_mb"][:third]), fmean(found["rss_mb"][-third:])
+    first, last = thirds(found["rss_mb"])
     return [
         (
             f"{found['minutes']:g}",
@@ -106,7 +121,7 @@ def rows(found: Mapping[str, Any]) -> Sequence[Sequence[str]]:
     ]
 
 
-async def _run(server: Server, seconds: float, settings: TrustSettings) -> tuple[_Seen, dict[str, int]]:
+async def _run(server: Server, seconds: float, settings: TrustSettings) -> _Seen:
     seen, stop = _Seen(), asyncio.Event()
     async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as http:
         clients = [asyncio.create_task(_client(http, number, seen, stop)) for number in range(CLIENTS)]
@@ -118,10 +133,7 @@ async def _run(server: Server, seconds: float, settings: TrustSettings) -> tuple
             settings.on_step("soak", tenth, TENTHS)
         stop.set()
         await asyncio.gather(*clients)
-        ends: dict[str, int] = {}
-        for cycle in (await http.get("/v1/cycles", params={"limit": 100})).json()["data"]:
-            ends[cycle["state"]] = ends.get(cycle["state"], 0) + 1
-    return seen, ends
+    return seen
 
 
 async def _client(http: httpx.AsyncClient, number: int, seen: _Seen, stop: asyncio.Event) -> None:

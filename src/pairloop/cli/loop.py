@@ -96,7 +96,7 @@ def evaluate(config_path: Path, number: int, as_json: bool) -> None:
 @click.option(
     "--canary",
     "canary_share",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Have it answer this share of the users first, and be promoted if no live guard breaks.",
 )
 @verb

@@ -174,14 +174,14 @@ class Scheduler:
             except UnavailableError as error:  # says nothing about the cycle, which goes on when the store is back
                 logger.warning("the store is not to be had: %s", error)
                 self._trouble, self._seen = f"{type(error).__name__}: {error}", None
-                wait_s = min(LONGEST_RETURN_S, FIRST_RETURN_S * 2.0**failures)
+                wait_s = min(LONGEST_RETURN_S, FIRST_RETURN_S * 2.0 ** min(failures, 20))
                 failures += 1
             except Exception as error:  # noqa: BLE001 - the supervisor: the loop outlives whatever a cycle ran into
                 log_failure(logger, error, "the cycle broke")
                 self._trouble, self._seen = f"{type(error).__name__}: {error}", None
                 if not self._stopping.is_set():  # what stops may fail of that, and goes on at the next start
                     self._record(error)
-                wait_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0**failures)
+                wait_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures, 20))
                 failures += 1
             # A look at a duel reads all its picks: looking must not take the time that answering needs.
             spent_s = time.monotonic() - began
@@ -212,13 +212,13 @@ class Scheduler:
         if current is None:
             reason = self._due()
             if reason is not None:
-                self._turn(reason)
+                self._turn(reason, current)
         elif not current.state.is_waiting:
-            self._turn(current.trigger)
+            self._turn(current.trigger, current)
         else:
             self._keep_trigger()
             if self._worth_a_look(current):
-                self._turn(current.trigger)
+                self._turn(current.trigger, current)
 
     def _sweep(self) -> None:
         """Retention, between cycles: what is due goes in small batches. A cycle does not fail of it."""
@@ -233,11 +233,12 @@ class Scheduler:
         if not swept.is_empty:
             logger.info("retention: %d groups, datasets %s, versions %s", swept.groups, swept.datasets, swept.versions)
 
-    def _turn(self, reason: str) -> None:
+    def _turn(self, reason: str, current: Cycle | None) -> None:
         done = cycle_stage.run(self._loop, trigger=reason, should_stop=self._stopping.is_set)
         logger.info("cycle %d of %s is %s", done.number, self._loop.name, done.state)
         self._new_pairs = (float("-inf"), 0)
-        self.notify()  # a trigger may have been kept meanwhile
+        if current is None or len(done.steps) > len(current.steps):  # one that waits for a canary's end did not move
+            self.notify()  # a trigger may have been kept meanwhile
 
     def _due(self) -> str | None:
         loop, now = self._loop, datetime.now(UTC)

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pairloop import __version__
-from pairloop.errors import ConflictError, StoreError
+from pairloop.errors import ConflictError, StoreError, UnavailableError
 from pairloop.store import audit, contents, files, transfer
 from pairloop.store.archive import DATABASE, SHARED, Archive, ArchivedFile, Manifest, paths
 from pairloop.store.artifacts import MANIFEST, ROOT_OPTION, Artifacts, flush, sha256_of
@@ -118,6 +118,8 @@ def _has(shared: Artifacts, artifact_hash: str) -> bool:
     """True where an earlier backup has it, unchanged since: what rots on the backup's disk is copied anew."""
     try:
         shared.verify(artifact_hash)
+    except UnavailableError:
+        raise
     except StoreError:
         return False
     return True
@@ -130,6 +132,8 @@ def _copy_artifact(store: Store, artifact: NamedArtifact, shared: Artifacts) -> 
         return f"{artifact.path} is not among the store's artifacts"
     try:
         store.artifacts.verify(artifact.hash)
+    except UnavailableError:  # an outage: a backup without it would pass for a whole one
+        raise
     except StoreError as error:
         return str(error)
     publish_copy(store.artifacts.local(source), shared)

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, ForeignKeyConstraint, Table
 
-from pairloop.errors import StoreError
+from pairloop.errors import StoreError, UnavailableError
 from pairloop.store import contents, cycles, repairs
 from pairloop.store import files as store_files
 from pairloop.store import versions as store_versions
@@ -60,7 +60,8 @@ def check(store: Store, *, accepted: bool = False, deep: bool = False) -> list[P
     """Every problem found; an empty list is a healthy store. Reads every artifact and every uploaded file of a folder.
 
     Of those at a URL their names and sizes; with ``deep`` the contents too. With ``accepted`` also artifacts that were
-    recorded as lost: a backup may still have them.
+    recorded as lost: a backup may still have them. UnavailableError where something cannot be read now (no network, no right):
+    that is no finding.
     """
     with store.reading() as c:
         problems = [Problem("damaged_database", f"{store.name}: {line}") for line in broken_pages(c)]
@@ -192,5 +193,7 @@ def _artifact(artifacts: Artifacts, named: NamedArtifact, *, deep: bool) -> Iter
         return
     try:
         artifacts.inspect(named.hash, deep=deep)
+    except UnavailableError:  # says nothing about the artifact, and a repair would move the champion for it
+        raise
     except StoreError as error:
         yield Problem("broken_artifact", f"{named.owner}: {error}", named.subject)

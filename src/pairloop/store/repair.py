@@ -16,7 +16,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from pairloop.errors import ConflictError, RowsError
+from pairloop.errors import ConflictError, RowsError, StoreError
 from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE, read_rows
 from pairloop.store import canaries, contents, datasets, doctor, duels, files, jobs, repairs, versions
 from pairloop.store.archive import Archive
@@ -64,7 +64,10 @@ class Mended:
 
 
 def mend(store: Store, *, actor: str, archive: Archive | None = None, accept_loss: bool = False, deep: bool = False) -> Mended:
-    """Repair what can be, and check again. ``actor``: who asked for it, as in the audit trail."""
+    """Repair what can be, and check again; a repair that fails is told of in the log, and its problem stays.
+
+    ``actor``: who asked for it, as in the audit trail.
+    """
     done: list[RepairRecord] = []
     for _ in range(_ROUNDS):
         planned = plan(store, archive=archive, accept_loss=accept_loss, deep=deep)[1]
@@ -94,7 +97,7 @@ def _perform(store: Store, repair: Repair, actor: str) -> RepairRecord | None:
     try:
         repair.in_files()
         store.write(write)
-    except ConflictError as error:
+    except (ConflictError, StoreError, OSError) as error:  # the other repairs may well succeed
         logger.warning("doctor: %s: not repaired: %s", problem.text, error)
         return None
     logger.warning("doctor: %s: %s", problem.text, repair.action)
@@ -216,17 +219,21 @@ class _Plan:
         return Repair(problem, "marked as deleted", in_rows=lambda c: files.forget(c, [problem.subject], datetime.now(UTC)))
 
     def _unreferenced(self, problem: Problem) -> Repair:
-        """Into the temporary folder, which is emptied of what is older than a day."""
+        """Into the temporary folder, which is emptied of what is older than a day. No transaction waits for a URL.
+
+        It is a day old, so hardly anybody is about to name it; a row that comes in between is what the next check finds.
+        """
         path = Path(problem.subject)
 
-        def move(c: Connection) -> None:
-            is_upload = path.parent.name == "files"
-            named = is_upload and files.get(c, path.name) is not None
-            if named or any(self._store.artifacts.path(one.hash) == path for one in contents.artifacts(c)):
+        def move() -> None:
+            with self._store.reading() as c:
+                named = path.parent.name == "files" and files.get(c, path.name) is not None
+                named = named or any(self._store.artifacts.path(one.hash) == path for one in contents.artifacts(c))
+            if named:
                 raise ConflictError("a row names it by now")
             self._store.artifacts.set_aside(path, "unreferenced")
 
-        return Repair(problem, "moved to tmp/ beside the artifacts, where it is removed a day later", in_rows=move)
+        return Repair(problem, "moved to tmp/ beside the artifacts, where it is removed a day later", in_files=move)
 
 
 def _move_champion(c: Connection, policy: str, found: int | None, target: int, why: str) -> None:

@@ -27,9 +27,9 @@ class MoveRequest(Body):
 
 
 class PromoteRequest(MoveRequest):
-    """``canary_share``: of the users whom the version answers before it may answer all."""
+    """``canary_share``: of the users whom the version answers before it may answer all; 1 leaves nobody to compare."""
 
-    canary_share: float | None = Field(default=None, gt=0, le=1, examples=[0.1])
+    canary_share: float | None = Field(default=None, gt=0, lt=1, examples=[0.1])
 
 
 class RollbackRequest(MoveRequest):

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from pairloop.errors import ConflictError
 from pairloop.loop import deploy
 from pairloop.loop.cycle.judging import turning
 from pairloop.loop.cycle.turn import Turn
@@ -39,25 +40,39 @@ def begin(
 
 def look(turn: Turn) -> None:
     """One look at the canary: it goes on, has lasted long enough, or was ended by a guard or by hand."""
-    loop, cycle = turn.loop, turn.cycle
-    canary_id = turn.recorded(CycleState.CANARY)["canary_id"]
-    with loop.store.reading() as c:
-        canary = canaries.get(c, canary_id)
-        assert canary is not None, "the step was recorded with its canary"
-        watched = deploy.canary_standing(c, loop.config, canary, datetime.now(UTC))
-        turned = turning(c, loop.config, canary)
-    step = {"version": canary.version}
-    broken = watched.broken or (turned if canary.closed_at is None else None)
-    if canary.closed_at is not None:
+    canary = _canary(turn)
+    if canary.closed_at is None:
+        try:
+            _judge(turn, canary)
+        except ConflictError:
+            canary = _canary(turn)
+            if canary.closed_at is None:
+                raise
+    if canary.closed_at is not None:  # by the watch or by hand, perhaps during this look
         state = CycleState.PROMOTED if canary.outcome == "promoted" else CycleState.REJECTED
-        turn.enter(state, {"reason": canary.outcome_reason, **step})
-    elif broken is not None:
+        turn.enter(state, {"reason": canary.outcome_reason, "version": canary.version})
+
+
+def _canary(turn: Turn) -> Canary:
+    with turn.loop.store.reading() as c:
+        canary = canaries.get(c, turn.recorded(CycleState.CANARY)["canary_id"])
+    assert canary is not None, "the step was recorded with its canary"
+    return canary
+
+
+def _judge(turn: Turn, canary: Canary) -> None:
+    """Withdraw or promote an open canary where that is due. ConflictError where it is on no more."""
+    loop, step = turn.loop, {"version": canary.version}
+    with loop.store.reading() as c:
+        watched = deploy.canary_standing(c, loop.config, canary, datetime.now(UTC))
+        broken = watched.broken or turning(c, loop.config, canary)
+    if broken is not None:
         told = {"reason": f"a live guard broke: {broken}", **step, **deploy.evidence(watched)}
         deploy.stop_canary(
             loop.store,
             loop.name,
             reason=told["reason"],
-            canary_id=canary_id,
+            canary_id=canary.canary_id,
             details=deploy.evidence(watched),
             also=lambda c: turn.record(c, CycleState.REJECTED, told),
         )
@@ -69,7 +84,7 @@ def look(turn: Turn) -> None:
             turn.version(canary.version),
             reason=reason,
             replacing=canary.champion,
-            canary_id=canary_id,
-            cycle_id=cycle.cycle_id,
+            canary_id=canary.canary_id,
+            cycle_id=turn.cycle.cycle_id,
             also=lambda c: turn.record(c, CycleState.PROMOTED, {"reason": reason, **step}),
         )

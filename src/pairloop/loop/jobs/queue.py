@@ -56,7 +56,7 @@ class _Worker:
             except Exception as error:  # noqa: BLE001 - the supervisor: the queue outlives whatever a job ran into
                 log_failure(logger, error, "a fine-tuning job broke")
                 done, failures, self.trouble = False, failures + 1, f"{type(error).__name__}: {error}"
-                self._stopping.wait(min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** (failures - 1)))
+                self._stopping.wait(min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures - 1, 20)))
             if not done:
                 self._wake.wait(self._poll_s)
                 self._wake.clear()

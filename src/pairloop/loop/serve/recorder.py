@@ -10,14 +10,14 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from concurrent.futures import Future
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 
 from pairloop.config import DeploySection
-from pairloop.errors import InvalidRequestError
+from pairloop.errors import InvalidRequestError, StoreError
 from pairloop.policy.protocols import ReplicaState, Sampler
 from pairloop.store import Store, new_id, traffic
 from pairloop.store.traffic import Counts
@@ -92,13 +92,16 @@ class Recorder:
         return bool(replicas) and not any(replica.state is ReplicaState.READY for replica in replicas)
 
     def flush(self) -> Future[None] | None:
-        """Write what was counted since the last time; the future ends with the commit, None where there was nothing."""
+        """Write what was counted since the last time; the future ends with the commit, None where there was nothing.
+
+        What is not stored, because StoreBusyError is raised or the future fails, is written the next time.
+        """
         now = datetime.now(UTC)
         with self._lock:
+            for key in [key for key in self._counts.keys() - self._changed if key[1] < traffic.minute_of(now)]:
+                del self._counts[key]
             rows = [(key, _copy(self._counts[key])) for key in self._changed]
             self._changed.clear()
-            for key in [key for key in self._counts if key[1] < traffic.minute_of(now)]:
-                del self._counts[key]
         if not rows:
             return None
 
@@ -108,24 +111,37 @@ class Recorder:
             if now.minute == 0:
                 traffic.prune(c, now)
 
-        return self._store.submit(write)
+        try:
+            written = self._store.submit(write)
+        except StoreError:
+            self._put_back(rows)
+            raise
+        written.add_done_callback(lambda done: self._put_back(rows) if done.cancelled() or done.exception() else None)
+        return written
 
-    async def keep_flushing(self) -> None:
-        """`flush` every `FLUSH_S` until cancelled, and once more then."""
+    def _put_back(self, rows: Sequence[tuple[tuple[int, datetime], Counts]]) -> None:
+        """What was not stored is written the next time."""
+        with self._lock:
+            self._changed.update(key for key, _ in rows)
+
+    async def keep_flushing(self, *, every_s: float = FLUSH_S) -> None:
+        """`flush` again and again until cancelled, and once more then."""
         try:
             while True:
-                await asyncio.sleep(FLUSH_S)
+                await asyncio.sleep(every_s)
                 await self._flushed()
         finally:
             await self._flushed()
 
     async def _flushed(self) -> None:
-        written = self.flush()
-        if written is not None:
-            try:
+        try:
+            written = self.flush()
+            if written is not None:
                 await asyncio.wrap_future(written)
-            except Exception:  # figures of two seconds are lost, and answering goes on
-                logger.exception("what the versions' answers were like could not be written")
+        except StoreError as error:
+            logger.warning("what the versions' answers were like is written later: %s", error)
+        except Exception:  # answering goes on
+            logger.exception("what the versions' answers were like could not be written")
 
     def _answered(
         self,

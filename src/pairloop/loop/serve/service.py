@@ -66,7 +66,7 @@ class ChatService:
             groups.insert(c, group)
             stored.insert(c, group, is_listed=plan.asked.is_listed)
 
-        await awaitable(self._store.submit(write))
+        await awaitable(self._store.submit(write, admitted=True))  # it was let in before it was sampled
         self._cast_shadow(plan)
         return Answer(replace(plan.group, completions=completions), events.by_index())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pairloop.policy.protocols import SampleRequest, TokenEvent, Tokens, TopToken
-from pairloop.policy.remote.wire import GarbageError, Piece, Token, UnavailableError
+from pairloop.policy.remote.wire import GarbageError, Piece, ReplicaUnavailableError, Token
 from pairloop.policy.text import TextStream
 from pairloop.types import Completion, FinishReason
 
@@ -47,10 +47,13 @@ class Assembly:
         return all(row.reason is not None for row in self._rows)
 
     def add(self, piece: Piece) -> None:
-        """Take what a chunk adds. GarbageError where a completion goes on after its end, UnavailableError where it was cut."""
+        """Take what a chunk adds.
+
+        GarbageError where a completion goes on after its end, ReplicaUnavailableError where it was cut.
+        """
         row = self._rows[piece.index]
         if piece.finish is not None and piece.finish not in _REASONS:
-            raise UnavailableError(f"the engine gave the request up ({piece.finish})")
+            raise ReplicaUnavailableError(f"the engine gave the request up ({piece.finish})")
         if row.reason is not None:
             if piece.tokens and not row.is_stopped:
                 raise GarbageError(f"completion {piece.index} goes on after its end")

@@ -12,7 +12,7 @@ from pairloop.errors import EngineError, InvalidRequestError
 from pairloop.policy.protocols import RESPONSE_FORMAT, ReplicaState, SampleRequest, Tokens
 from pairloop.policy.remote.assembly import Assembly
 from pairloop.policy.remote.replica import Adapter, Replica
-from pairloop.policy.remote.wire import GarbageError, MissingAdapterError, UnavailableError, completion_body, read_chunk
+from pairloop.policy.remote.wire import GarbageError, MissingAdapterError, ReplicaUnavailableError, completion_body, read_chunk
 from pairloop.types import BASE_VERSION, Completion
 
 ATTEMPTS = 4
@@ -101,7 +101,7 @@ class Fleet:
                 replica.move(ReplicaState.JOINING, str(error))
             replica.look_now.set()
             raise
-        except (UnavailableError, GarbageError) as error:
+        except (ReplicaUnavailableError, GarbageError) as error:
             replica.failed(error)
             replica.look_now.set()
             raise

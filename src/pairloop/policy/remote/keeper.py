@@ -17,7 +17,7 @@ from pairloop.policy.remote import probe
 from pairloop.policy.remote.assembly import Assembly
 from pairloop.policy.remote.fleet import Fleet
 from pairloop.policy.remote.replica import Adapter, Replica
-from pairloop.policy.remote.wire import GarbageError, MissingAdapterError, Served, UnavailableError
+from pairloop.policy.remote.wire import GarbageError, MissingAdapterError, ReplicaUnavailableError, Served
 from pairloop.types import BASE_VERSION, Completion
 
 LONGEST_LOOK_S = 60.0
@@ -53,7 +53,7 @@ class Keeper:
             ready = [replica for replica in self._fleet.replicas if replica.state is ReplicaState.READY]
             problems = await asyncio.gather(*(self._try(self._put(replica, adapter)) for replica in ready))
             for replica, problem in zip(ready, problems, strict=True):
-                if isinstance(problem, UnavailableError) and problem.gone:
+                if isinstance(problem, ReplicaUnavailableError) and problem.gone:
                     replica.failed(problem)
                     replica.look_now.set()
             fatal = next((p for p in problems if p is not None and not getattr(p, "gone", False)), None)
@@ -90,7 +90,7 @@ class Keeper:
     async def _probe(self, replica: Replica, adapter: Adapter) -> None:
         report = replica.agreement
         if report is None:
-            raise UnavailableError(f"{replica.name} went away", gone=True)
+            raise ReplicaUnavailableError(f"{replica.name} went away", gone=True)
         request = probe.probe_request(self._tokens, adapter.number)
         (answer,) = await self._ask(replica, request, adapter)
         known = [TokenSequence(request.prompt_token_ids, answer.token_ids)]
@@ -142,7 +142,7 @@ class Keeper:
                 served = await replica.look()  # an adapter may have been loaded between the first look and now
                 if replica.state is not ReplicaState.READY or not self._is_whole(served):
                     await self._admit(replica, served)
-        except (UnavailableError, GarbageError, MissingAdapterError) as error:
+        except (ReplicaUnavailableError, GarbageError, MissingAdapterError) as error:
             replica.move(ReplicaState.DOWN, str(error))
         except PairloopError as error:
             replica.move(ReplicaState.REFUSED, str(error))
@@ -168,7 +168,7 @@ class Keeper:
         if not self.max_context:
             self.max_context = served.max_model_len
         if replica.state is not ReplicaState.JOINING:
-            raise UnavailableError(f"{replica.name} went away while it joined", gone=True)
+            raise ReplicaUnavailableError(f"{replica.name} went away while it joined", gone=True)
         replica.breaker.reset()
         replica.move(ReplicaState.READY)
 

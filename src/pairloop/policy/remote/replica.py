@@ -19,8 +19,8 @@ from pairloop.policy.remote.wire import (
     DONE,
     GarbageError,
     MissingAdapterError,
+    ReplicaUnavailableError,
     Served,
-    UnavailableError,
     error_text,
     read_models,
     refusal,
@@ -103,7 +103,7 @@ class Replica:
     def failed(self, error: EngineError) -> None:
         """A request failed here: gone replicas are out at once, others after a few failures in a row."""
         self.breaker.failed()
-        if isinstance(error, UnavailableError) and error.gone:
+        if isinstance(error, ReplicaUnavailableError) and error.gone:
             self.move(ReplicaState.DOWN, str(error))
 
     def status(self) -> ReplicaStatus:
@@ -186,7 +186,7 @@ class Replica:
     def _problem(self, status: int, text: str) -> EngineError:
         if status in (401, 403):
             text = f"{text}; put its key into the environment variable that policy.engine_key_env names"
-        return UnavailableError(f"{self.name} answers {status}: {text}")
+        return ReplicaUnavailableError(f"{self.name} answers {status}: {text}")
 
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None, *, timeout_s: float) -> httpx.Response:
         with _Failing(self):
@@ -210,9 +210,9 @@ class _Failing:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
-            raise UnavailableError(f"{self._name} was silent for too long") from error
+            raise ReplicaUnavailableError(f"{self._name} was silent for too long") from error
         if isinstance(error, httpx.DecodingError | httpx.InvalidURL):
             raise GarbageError(f"{self._name}: {error}") from error
         if isinstance(error, httpx.HTTPError):
             reason = str(error) or type(error).__name__
-            raise UnavailableError(f"{self._name} cannot be reached: {reason}", gone=True) from error
+            raise ReplicaUnavailableError(f"{self._name} cannot be reached: {reason}", gone=True) from error

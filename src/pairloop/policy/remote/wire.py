@@ -22,7 +22,7 @@ _PREFIX = "token_id:"
 _SEEDS = 2**63
 
 
-class UnavailableError(EngineError):
+class ReplicaUnavailableError(EngineError):
     """A replica that does not answer, or answers with a 5xx; ``gone`` where the connection itself failed."""
 
     def __init__(self, message: str, *, gone: bool = False) -> None:
@@ -101,13 +101,15 @@ def read_chunk(data: str, request: SampleRequest, *, n: int, vocab_size: int) ->
     """The pieces of one streamed chunk; GarbageError names what is wrong with it.
 
     The engine's own errors come as chunks too: InvalidRequestError where the request is at fault (a schema that it cannot
-    follow, say), which it only finds after it began to answer, else UnavailableError.
+    follow, say), which it only finds after it began to answer, else ReplicaUnavailableError.
     """
     chunk = _object(_json(data), "a chunk")
     if "error" in chunk:
         code = chunk["error"].get("code") if isinstance(chunk["error"], Mapping) else None
         raise (
-            refusal(error_message(chunk)) if code in BAD_REQUEST else UnavailableError(f"it broke off: {error_message(chunk)}")
+            refusal(error_message(chunk))
+            if code in BAD_REQUEST
+            else ReplicaUnavailableError(f"it broke off: {error_message(chunk)}")
         )
     choices = chunk.get("choices")
     if not isinstance(choices, list):
