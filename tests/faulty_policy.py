@@ -65,11 +65,14 @@ def service(world: World) -> ChatService:
 
 
 def ask(
-    world: World, n: int, *, chat: ChatService | None = None, first: int = 0, **fields: object
+    world: World, n: int, *, chat: ChatService | None = None, first: int = 0, user: str | None = "user-{}", **fields: object
 ) -> list[Answer | BaseException]:
-    """One request of each of ``n`` users, all at once; what the versions' answers were like is in the store on return."""
+    """One request of each of ``n`` users, all at once; what the versions' answers were like is in the store on return.
+
+    ``user`` None: they do not say who they are.
+    """
     chat = chat or service(world)
-    asked = [ChatRequest(POLICY, ASK, user=f"user-{first + i}", **fields) for i in range(n)]  # type: ignore[arg-type]
+    asked = [ChatRequest(POLICY, ASK, user=user and user.format(first + i), **fields) for i in range(n)]  # type: ignore[arg-type]
 
     async def all_of_them() -> list[Answer | BaseException]:
         return await asyncio.gather(*map(chat.answer, asked), return_exceptions=True)

@@ -25,7 +25,7 @@ from pairloop.loop.serve import ChatRequest, pool_of
 from pairloop.store import Store, audit, canaries, feedback, groups, schema, stored, traffic, versions
 from pairloop.store.canaries import Canary
 from pairloop.store.traffic import Counts, class_of
-from pairloop.types import Alias, Group, GroupKind, Pool
+from pairloop.types import Alias, Group, GroupKind, Pool, Version
 
 SHARE = 0.3
 
@@ -159,6 +159,50 @@ def test_the_watch_promotes_a_canary_that_lasted_and_withdraws_one_that_broke(tm
         assert acts == [(ended, "scheduler", f"{POLICY}@1"), ("canary_start", "scheduler", f"{POLICY}@1")]
 
 
+@pytest.mark.parametrize("counts", [healthy(60), failing(60), Counts(30, 60, 0)])
+def test_a_canary_that_nobody_could_compare_goes_on(tmp_path: Path, counts: Counts) -> None:
+    config = fake_config(tmp_path, deploy={"canary_hours": 0.5, "canary_requests": 50})
+    with World(tmp_path / "world", config=config) as world:
+        world.add_version(1)
+        start(world)
+        world.store.write(lambda c: seen(healthy(3))(c, 0, POLICY))  # the champion's answers are too few
+        world.store.write(lambda c: seen(counts)(c, 1, POLICY))
+        watch, late = deploy.Watch(world.store, world.policy, config), datetime.now(UTC) + timedelta(minutes=31)
+        watch.look(late)
+        assert aliases(world.store, POLICY) == (0, 1)
+        world.store.write(lambda c: seen(healthy(300))(c, 0, POLICY))
+        watch.look(late)
+        assert aliases(world.store, POLICY) == ((0, None) if counts.errors else (1, None))
+
+
+class WithdrawingPolicy(FaultyPolicy):
+    """Withdraws the canary of ``store`` while version 1 is loaded, as somebody by hand does in that time."""
+
+    store: Store | None = None
+
+    def load(self, version: Version) -> None:
+        super().load(version)
+        store, self.store = self.store, None
+        if store is not None and version.number == 1:
+            deploy.stop_canary(store, version.policy, reason="an odd tone", actor="cli:ada")
+
+
+def test_a_canary_that_is_withdrawn_while_it_is_probed_is_not_promoted(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, deploy={"canary_hours": 0.5, "canary_requests": 50})
+    policy = WithdrawingPolicy()
+    with World(tmp_path / "world", config=config, policy=policy) as world:
+        world.add_version(1)
+        canary = start(world)
+        world.store.write(lambda c: seen(healthy(300))(c, 0, POLICY))
+        world.store.write(lambda c: seen(healthy(60))(c, 1, POLICY))
+        policy.store = world.store
+        with pytest.raises(ConflictError, match=rf"no longer on as canary \({canary.canary_id}\)"):
+            deploy.Watch(world.store, policy, config).look(datetime.now(UTC) + timedelta(minutes=31))
+        assert aliases(world.store, POLICY) == (0, None)
+        with world.store.reading() as c:
+            assert next((entry.action, entry.actor) for entry in audit.list_(c)) == ("canary_stop", "cli:ada")
+
+
 def aliases(store: Store, policy: str) -> tuple[int | None, int | None]:
     with store.reading() as c:
         return versions.alias(c, policy, Alias.CHAMPION), versions.alias(c, policy, Alias.CANARY)
@@ -186,6 +230,7 @@ def test_a_cycle_ends_its_canary_as_the_guards_say(tmp_path: Path) -> None:
         assert (status.state, status.canary.version, status.canary.answers) == ("canary", 1, 0)
         assert "version 1 is the canary of 20% of the users, 0 of 50 requests answered" in status.text
         rig.store.write(lambda c: seen(healthy(60))(c, 1, "bot"))
+        rig.store.write(lambda c: seen(healthy(300))(c, 0, "bot"))
         done = cycle.run(rig.loop, trigger="test")
         assert (done.state, rig.champion) == ("promoted", 1)
         assert done.steps[-1].record["reason"].endswith("60 requests as canary broke no guard")
@@ -362,7 +407,10 @@ def test_a_shadow_answers_unseen_and_leaves_no_trace_in_the_loop(tmp_path: Path)
         with world.store.reading() as c:
             now = datetime.now(UTC)
             minutes = traffic.by_minute(c, POLICY, 1, now - timedelta(minutes=5), now + timedelta(minutes=1))
-        assert sum(counts.answers for counts in minutes.values()) == 1
+            found = deploy.standing(c, config, now)
+        assert [(counts.answers, counts.shown) for counts in minutes.values()] == [(1, 0)]
+        assert found is not None
+        assert (found.version, found.answers) == (1, 0)  # answers that nobody was shown are none of the canary_requests
         world.store.write(lambda c: groups.erase(c, [group.group_id]))
         assert world.group(unseen.group_id).is_erased
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,14 +21,16 @@ from tests.server import POLICY, RunningServer, World, fake_config
 
 from pairloop.config import DeploySection
 from pairloop.errors import ConfigError, EngineError
-from pairloop.loop import deploy
+from pairloop.loop import deploy, raters
 from pairloop.loop.deploy import guards
 from pairloop.loop.deploy.guards import Seen
+from pairloop.loop.feedback import MetricValue, record_metric
 from pairloop.loop.serve import Answer
 from pairloop.statistics import STAKES, at_most, log_excess
 from pairloop.store import audit, traffic, versions
+from pairloop.store.quarantines import Action
 from pairloop.store.traffic import Counts, class_of
-from pairloop.types import Alias, Completion, FinishReason
+from pairloop.types import Alias, Completion, FinishReason, SamplingParams
 
 T0 = datetime(2026, 1, 5, tzinfo=UTC)
 SECTION = DeploySection()
@@ -135,6 +138,20 @@ def test_an_engine_that_fails_for_everybody_is_not_the_versions_fault(tmp_path: 
         assert champion(world) == 0
 
 
+def test_an_outage_is_forgiven_for_every_process_and_after_a_restart(tmp_path: Path) -> None:
+    with promoted(tmp_path, FaultyPolicy(1)) as world:
+        chat = service(world)
+        ask(world, BROKEN, chat=chat, first=1_000)
+        engine, now = FaultyPolicy(0), datetime.now(UTC)
+        with pytest.raises(EngineError, match="kernel"):
+            deploy.Watch(world.store, engine, world.config).look(now)
+        ask(world, 1, chat=chat, first=2_000)  # the serving process writes its whole minute once more
+        engine.broken = None
+        for minutes in (0, 3):
+            deploy.Watch(world.store, engine, world.config).look(now + timedelta(minutes=minutes))
+            assert champion(world) == 1
+
+
 def test_one_user_cannot_break_a_guard(tmp_path: Path) -> None:
     with promoted(tmp_path, FaultyPolicy(1)) as world:
         chat = service(world)
@@ -142,6 +159,59 @@ def test_one_user_cannot_break_a_guard(tmp_path: Path) -> None:
         assert not any(isinstance(reply, Answer) for reply in replies)
         deploy.Watch(world.store, world.policy, world.config).look()
         assert champion(world) == 1
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 2}, {"params": SamplingParams(stop=("a",))}])
+def test_a_limit_of_the_clients_own_says_nothing_of_the_version(tmp_path: Path, fields: dict[str, Any]) -> None:
+    with promoted(tmp_path, FaultyPolicy()) as world:
+        replies = ask(world, BROKEN, first=1_000, **fields)
+        assert all(isinstance(reply, Answer) for reply in replies)
+        deploy.Watch(world.store, world.policy, world.config).look()
+        assert champion(world) == 1
+        with world.store.reading() as c:
+            found = deploy.standing(c, world.config, datetime.now(UTC))
+        assert found is not None
+        assert found.answers == BROKEN  # they count, as answers that did not fail
+
+
+def test_those_who_do_not_say_who_they_are_count_as_one_caller(tmp_path: Path) -> None:
+    with promoted(tmp_path, FaultyPolicy(1)) as world:
+        chat = service(world)
+        ask(world, BROKEN, chat=chat, user=None, caller="key:1")
+        deploy.Watch(world.store, world.policy, world.config).look()
+        assert champion(world) == 1
+        for i in range(2, 6):
+            ask(world, BROKEN, chat=chat, user=None, caller=f"key:{i}")
+        deploy.Watch(world.store, world.policy, world.config).look()
+        assert champion(world) == 0
+
+
+def test_thumbs_of_raters_in_quarantine_break_no_guard(tmp_path: Path) -> None:
+    with World(tmp_path / "world", config=fake_config(tmp_path)) as world:
+
+        def thumbs_of(who: str, n: int, *, up: bool) -> None:
+            for reply in ask(world, n, user=f"{who}-{{}}"):
+                assert isinstance(reply, Answer)
+                thumb = MetricValue(reply.group.group_id, "thumbs", value=up, choice_index=0)
+                record_metric(world.store, thumb)
+
+        thumbs_of("good", 40, up=True)
+        deploy.promote(world.store, world.policy, world.add_version(1), reason="won")
+        thumbs_of("hostile", 20, up=False)
+
+        def is_broken() -> bool:
+            with world.store.reading() as c:
+                found = deploy.standing(c, world.config, datetime.now(UTC))
+            assert found is not None
+            return found.broken is not None
+
+        assert is_broken()
+        for i in range(20):
+            raters.decide(world.store, world.config, f"hostile-{i}", Action.QUARANTINE, "one campaign", actor="cli:ada")
+        assert not is_broken()
+        for i in range(20):
+            raters.decide(world.store, world.config, f"hostile-{i}", Action.RELEASE, "a mistake", actor="cli:ada")
+        assert is_broken()
 
 
 def test_a_busy_store_blinds_the_guards_only_for_its_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -29,7 +29,7 @@ class DeploySection(Section):
     canary_hours: Positive = 1.0
     """Hours a canary lasts at least."""
     canary_requests: int = Field(default=200, ge=0)
-    """Requests it must have answered before it may answer everybody."""
+    """Requests it must have answered before it may answer everybody; the guards must have enough to compare, too."""
     shadow_share: Share = 0.0
     """Share of ordinary requests that the challenger or canary answers, too, unseen, once the client has its answer and where
     the sampler has room. Such answers are kept and watched; they never train, never duel, and nobody is shown one."""

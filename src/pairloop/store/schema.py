@@ -527,6 +527,7 @@ traffic = Table(
     Column("answers", Integer, nullable=False),
     Column("errors", Integer, nullable=False),
     Column("refusals", Integer, nullable=False),
+    Column("unseen", Integer),  # NULL before this was told apart
     # Counts by class of a logarithmic scale: milliseconds per token, and tokens per answer.
     Column("latency", JSON, nullable=False),
     Column("length", JSON, nullable=False),

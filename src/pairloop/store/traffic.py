@@ -11,18 +11,22 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from pairloop.store import quarantines
 from pairloop.store.schema import completions, groups, traffic
 from pairloop.store.schema import feedback as feedback_table
 from pairloop.types import THUMBS_METRIC
 
 KEPT = timedelta(days=30)
+FORGIVEN = "forgiven"
+"""In place of a process: the row says that the errors up to its minute do not count."""
 
 
 @dataclass(slots=True)
 class Counts:
     """Live answers of one version; ``latency`` and ``length``: by class (`class_of`) of milliseconds per token and of tokens.
 
-    ``errors`` are not among ``answers``; ``refusals`` are, with empty answers.
+    ``errors`` are not among ``answers``; ``refusals`` are, with empty answers. ``unseen``: of answers and errors together,
+    those in the shadow.
     """
 
     answers: int = 0
@@ -30,6 +34,12 @@ class Counts:
     refusals: int = 0
     latency: Counter[int] = field(default_factory=Counter)
     length: Counter[int] = field(default_factory=Counter)
+    unseen: int = 0
+
+    @property
+    def shown(self) -> int:
+        """Requests that somebody sent to the version, answered or failed."""
+        return self.answers + self.errors - self.unseen
 
     def add(self, other: Counts) -> None:
         self.answers += other.answers
@@ -37,6 +47,7 @@ class Counts:
         self.refusals += other.refusals
         self.latency.update(other.latency)
         self.length.update(other.length)
+        self.unseen += other.unseen
 
 
 def put(c: Connection, policy: str, version: int, minute: datetime, process: str, counts: Counts) -> None:
@@ -47,6 +58,7 @@ def put(c: Connection, policy: str, version: int, minute: datetime, process: str
         "refusals": counts.refusals,
         "latency": {str(key): n for key, n in counts.latency.items()},
         "length": {str(key): n for key, n in counts.length.items()},
+        "unseen": counts.unseen,
     }
     this = (traffic.c.policy == policy, traffic.c.version == version, traffic.c.minute == minute, traffic.c.process == process)
     if c.execute(sa.update(traffic).where(*this).values(**values)).rowcount == 0:
@@ -55,18 +67,22 @@ def put(c: Connection, policy: str, version: int, minute: datetime, process: str
 
 
 def by_minute(c: Connection, policy: str, version: int, since: datetime, until: datetime) -> dict[datetime, Counts]:
-    """The counts of all processes together, by minute; ``since`` is taken down to its minute."""
+    """The counts of all processes together, by minute, without forgiven errors; ``since`` is taken down to its minute."""
     wanted = (traffic.c.policy == policy, traffic.c.version == version)
-    when = (traffic.c.minute >= minute_of(since), traffic.c.minute < until)
+    forgiven = c.execute(sa.select(sa.func.max(traffic.c.minute)).where(*wanted, traffic.c.process == FORGIVEN)).scalar()
+    when = (traffic.c.minute >= minute_of(since), traffic.c.minute < until, traffic.c.process != FORGIVEN)
     found: dict[datetime, Counts] = {}
     for row in c.execute(sa.select(traffic).where(*wanted, *when).order_by(traffic.c.minute)):
-        counts = Counts(row.answers, row.errors, row.refusals, _counter(row.latency), _counter(row.length))
+        errors = 0 if forgiven is not None and row.minute <= forgiven else row.errors
+        unseen = min(row.unseen or 0, row.answers + errors)
+        counts = Counts(row.answers, errors, row.refusals, _counter(row.latency), _counter(row.length), unseen)
         found.setdefault(row.minute, Counts()).add(counts)
     return found
 
 
 def thumbs(c: Connection, policy: str, version: int, since: datetime, until: datetime) -> dict[datetime, tuple[int, int]]:
-    """(thumbs, of them down) on the version's answers, by minute of the answer; of each rater the first one counts."""
+    """(thumbs, of them down) on the version's answers, by minute of the answer; of each rater the first one counts, and of
+    those in quarantine none."""
     at, value, rater = groups.c.created_at, feedback_table.c.value, feedback_table.c.rater_id
     statement = (
         sa.select(at, value, rater)
@@ -81,7 +97,7 @@ def thumbs(c: Connection, policy: str, version: int, since: datetime, until: dat
         .order_by(feedback_table.c.seq)
     )
     found: dict[datetime, tuple[int, int]] = {}
-    seen: set[str] = set()
+    seen = set(quarantines.current(c, policy))
     for row in c.execute(statement):
         if row.rater_id not in seen:
             seen.add(row.rater_id)
@@ -91,9 +107,9 @@ def thumbs(c: Connection, policy: str, version: int, since: datetime, until: dat
 
 
 def forgive(c: Connection, policy: str, version: int, until: datetime) -> None:
-    """Take back the errors counted up to then: the engine failed, not the version."""
-    this = (traffic.c.policy == policy, traffic.c.version == version, traffic.c.minute <= until)
-    c.execute(sa.update(traffic).where(*this).values(errors=0))
+    """Take back the errors of all minutes up to then, also what processes have yet to write: the engine failed, not the
+    version."""
+    put(c, policy, version, minute_of(until), FORGIVEN, Counts())
 
 
 def prune(c: Connection, now: datetime) -> None:

@@ -16,6 +16,7 @@ from pairloop.loop.serve import AnswerStream, version_called
 from pairloop.store import versions
 from pairloop.telemetry.traces import Span
 from pairloop.types import Group, Version
+from pairloop.web.audit import actor_of
 from pairloop.web.chunks import Chunks
 from pairloop.web.context import Context, Here, context_of
 from pairloop.web.errors import ErrorResponse, error_response, from_error
@@ -44,7 +45,8 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     `top_logprobs` work where the engine can; what it cannot do is a 400 that names the field.
     """
     context = context_of(request)
-    asked = body.as_request(pair_allowed=request.headers.get(PAIR_HEADER) == PAIR_ALLOWED)
+    pair_allowed = request.headers.get(PAIR_HEADER) == PAIR_ALLOWED
+    asked = body.as_request(pair_allowed=pair_allowed, caller=actor_of(request))
     span = chat_span(request, asked, context.config, is_streamed=bool(body.stream))
     try:
         if body.stream:

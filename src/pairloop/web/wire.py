@@ -243,7 +243,7 @@ class ChatBody(Body):
             return []
         return [tool.model_dump(exclude_unset=True) for tool in self.tools or ()]
 
-    def as_request(self, *, pair_allowed: bool) -> ChatRequest:
+    def as_request(self, *, pair_allowed: bool, caller: str) -> ChatRequest:
         """The request in the loop's own words."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         metadata = self.metadata or {}
@@ -261,6 +261,7 @@ class ChatBody(Body):
             max_tokens=self.max_completion_tokens or self.max_tokens,
             user=self.user or self.safety_identifier or None,
             metadata=metadata,
+            caller=caller,
             pair_allowed=pair_allowed or metadata.get(PAIR_KEY) == PAIR_ALLOWED,
             is_listed=self.store is not False,
             one_call=self.parallel_tool_calls is False,

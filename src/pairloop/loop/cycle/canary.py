@@ -78,19 +78,13 @@ def _judge(turn: Turn, canary: Canary) -> None:
         )
     elif watched.is_over:
         reason = f"{canary.reason}; {watched.answers} requests as canary broke no guard"
-
-        def also(c: Connection) -> None:
-            now = canaries.get(c, canary.canary_id)
-            if now is None or now.outcome != "promoted":
-                raise ConflictError(f"{canary.policy}@{canary.version} was withdrawn as canary meanwhile")
-            turn.record(c, CycleState.PROMOTED, {"reason": reason, **step})
-
         deploy.promote(
             loop.store,
             loop.policy,
             turn.version(canary.version),
             reason=reason,
             replacing=canary.champion,
+            canary_id=canary.canary_id,
             cycle_id=turn.cycle.cycle_id,
-            also=also,
+            also=lambda c: turn.record(c, CycleState.PROMOTED, {"reason": reason, **step}),
         )

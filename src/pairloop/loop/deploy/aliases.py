@@ -63,18 +63,22 @@ def promote(
     reason: str,
     actor: str = SCHEDULER,
     replacing: int | None = None,
+    canary_id: str | None = None,
     cycle_id: str | None = None,
     also: Also = _nothing,
 ) -> Promotion:
     """Make ``version`` the champion: one alias write, its record, and the end of duel and canary.
 
-    ConflictError where it is the champion already, or where ``replacing`` is no longer.
+    ConflictError where it is the champion already, where ``replacing`` is no longer, or where ``canary_id`` has ended.
     """
     faults.reach("promote.before_load")
     load_with_parent(store, policy, version)
     faults.reach("promote.after_probe")
 
     def commit(c: Connection) -> Promotion:
+        canary = canaries.current(c, version.policy)
+        if canary_id is not None and (canary is None or canary.canary_id != canary_id):  # ended while it was loaded and probed
+            raise ConflictError(f"{version.name} is no longer on as canary ({canary_id}): it is not promoted")
         promotion = _move(c, version.policy, version.number, "promote", reason, actor=actor, cycle_id=cycle_id)
         if replacing is not None and promotion.previous != replacing:
             raise ConflictError(

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from pairloop.config import Config
 from pairloop.errors import ConflictError, NotFoundError
 from pairloop.loop.deploy.aliases import end_canary, end_duel, known, load_with_parent, refuse_removed
-from pairloop.loop.deploy.guards import Seen, broken, look
+from pairloop.loop.deploy.guards import Seen, broken, is_known, look
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store, audit, canaries, duels, events, new_id, traffic, versions
 from pairloop.store.audit import SCHEDULER, AuditAction
@@ -23,7 +23,11 @@ from pairloop.types import Alias, Duel, Reason
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a version under watch does. ``broken``: what broke, in words. ``is_over``: a canary has lasted long enough."""
+    """How a version under watch does.
+
+    ``answers``: requests sent to it, answered or failed; none of the shadow. ``broken``: what broke, in words. ``is_over``: a
+    canary has lasted long enough.
+    """
 
     version: int
     former: int
@@ -130,7 +134,7 @@ def canary_standing(c: Connection, config: Config, canary: Canary, now: datetime
     """The canary's answers so far beside the champion's of the same time."""
     found = _compared(c, config, canary.version, canary.champion, canary.opened_at, now)
     is_late = now - canary.opened_at >= timedelta(hours=config.deploy.canary_hours)
-    is_over = found.broken is None and is_late and found.answers >= config.deploy.canary_requests
+    is_over = found.broken is None and is_late and found.answers >= config.deploy.canary_requests and is_known(found.reasons)
     return Standing(found.version, found.former, found.since, found.answers, found.reasons, found.broken, is_over)
 
 
@@ -179,5 +183,5 @@ def _compared(
     )
     theirs = Seen(traffic.by_minute(c, name, former, begin, end), traffic.thumbs(c, name, former, begin, end))
     reasons = look(mine, theirs, config.deploy, since)
-    answers = sum(counts.answers + counts.errors for counts in mine.minutes.values())
+    answers = sum(counts.shown for counts in mine.minutes.values())
     return Standing(new, former, since, answers, tuple(reasons), broken(reasons))

@@ -22,6 +22,8 @@ from pairloop.store.traffic import Counts, class_of, minute_of
 from pairloop.types import Reason
 
 GUARDS = 6
+FED_BY_ALL = frozenset({"errors", "refusal"})
+"""Not the thumbs, which nobody need give, nor latency and lengths, which clients may set by what they ask for."""
 QUICK_MS = 5.0
 """Milliseconds per token below which nothing is slow: 200 tokens a second."""
 
@@ -60,12 +62,17 @@ def look(new: Seen, former: Seen, section: DeploySection, opened_at: datetime) -
     start = minute_of(opened_at)
     _gather(new, lambda at: [whole, hours.setdefault(int((at - start).total_seconds() // 3600), _Window(Counts()))])
     level = section.alpha / GUARDS
-    return [_judge(guard, whole, hours, level / 4) for guard in _guards(reference, section, level / 2)]
+    return [_judge(guard, whole, hours, reference, level / 4) for guard in _guards(reference, section, level / 2)]
 
 
 def broken(reasons: Sequence[Reason]) -> str | None:
     """What broke, in words; None where nothing did."""
     return "; ".join(reason.text for reason in reasons if reason.passed is False) or None
+
+
+def is_known(reasons: Sequence[Reason]) -> bool:
+    """True where the guards that any traffic feeds had enough of both versions: silence is no proof of health."""
+    return all(reason.passed is not None for reason in reasons if reason.rule in FED_BY_ALL)
 
 
 def _gather(seen: Seen, windows_of: Callable[[datetime], list[_Window]]) -> None:
@@ -119,7 +126,7 @@ def _guards(former: _Window, section: DeploySection, level: float) -> list[_Guar
     ]
 
 
-def _judge(guard: _Guard, whole: _Window, hours: Mapping[int, _Window], level: float) -> Reason:
+def _judge(guard: _Guard, whole: _Window, hours: Mapping[int, _Window], reference: _Window, level: float) -> Reason:
     """``level``: what all answers together may spend, and the single hours once more."""
     k, n = guard.share(whole)
     if guard.limit is None:
@@ -133,6 +140,10 @@ def _judge(guard: _Guard, whole: _Window, hours: Mapping[int, _Window], level: f
     k, n = guard.share(whole)
     if n < guard.least:
         return Reason(guard.rule, None, f"{guard.rule}: {n} of {guard.least} answers", None, guard.limit)
+    had = guard.share(reference)[1]
+    if had < guard.least:  # so few that a limit from them lets nearly everything pass
+        text = f"{guard.rule}: the former champion has {had} of {guard.least} answers to compare with"
+        return Reason(guard.rule, None, text, k / n, guard.limit)
     return Reason(guard.rule, True, _text(guard, k, n, "not shown to be more than"), k / n, guard.limit)
 
 

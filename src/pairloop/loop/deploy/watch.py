@@ -46,7 +46,6 @@ class Watch:
         self._config = config
         self._every_s = every_s
         self._stopping = threading.Event()
-        self._outage: tuple[int, datetime] | None = None  # of the engine: under which champion, and when it was last seen
         self._told: tuple[int, datetime] | None = None
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._on_alarm = on_alarm
@@ -65,13 +64,9 @@ class Watch:
         """One look: withdraws or promotes a canary, or rolls the champion back, where that is due.
 
         EngineError where the former champion cannot answer either: then the engine is at fault, and nothing is moved. The
-        champion's errors are forgiven, up to a minute later, for processes still write what they counted.
+        champion's errors are forgiven up to a minute later, in the store: another process or a later one sees no more of them.
         """
         now, name = now or datetime.now(UTC), self._config.policy.name
-        if self._outage is not None and now >= self._outage[1] + 2 * MINUTE:
-            number, at = self._outage
-            self._store.write(lambda c: traffic.forgive(c, name, number, at + MINUTE))
-            self._outage = None
         with self._store.reading() as c:
             watched = champion_standing(c, self._config, now)
             canary, duel = canaries.current(c, name), duels.current(c, name)
@@ -79,11 +74,12 @@ class Watch:
             if canary is None and duel is not None:
                 trial = duel_standing(c, self._config, duel, now)
         self.alarm = trial is not None and (trial.broken is not None or trial.is_over)
-        if watched is not None and watched.broken is not None and self._outage is None:
+        if watched is not None and watched.broken is not None:
             try:
                 self._take_back(watched)
             except EngineError:
-                self._outage = (watched.version, now)
+                number = watched.version
+                self._store.write(lambda c: traffic.forgive(c, name, number, now + MINUTE))
                 raise
         elif canary is not None and trial is not None:
             self._end_canary(canary, trial)
@@ -98,7 +94,7 @@ class Watch:
         elif standing.is_over and canary.cycle_id is None:  # a cycle promotes its own, with its record
             version = known(self._store, canary.policy, canary.version)
             reason = f"{canary.reason}; {standing.answers} requests as canary broke no guard"
-            promote(self._store, self._policy, version, reason=reason, replacing=canary.champion)
+            promote(self._store, self._policy, version, reason=reason, replacing=canary.champion, canary_id=canary.canary_id)
 
     def _take_back(self, standing: Standing) -> None:
         name, told = self._config.policy.name, (standing.version, standing.since)

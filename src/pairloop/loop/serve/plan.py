@@ -54,8 +54,8 @@ def share_of(key: str) -> float:
 class ChatRequest:
     """What a client asks for; ``pair_allowed`` means it sent no n but takes two answers. ``max_tokens`` None: the default.
 
-    ``is_listed`` False keeps the answer out of the listing of stored completions, not out of the loop; ``one_call`` ends an
-    answer with its first tool call.
+    ``caller``: who sent it, as a key or address. ``is_listed`` False keeps the answer out of the listing of stored completions,
+    not out of the loop; ``one_call`` ends an answer with its first tool call.
     """
 
     model: str
@@ -66,6 +66,7 @@ class ChatRequest:
     user: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     pair_allowed: bool = False
+    caller: str | None = None
     is_listed: bool = True
     one_call: bool = False
     with_logprobs: bool = False
@@ -98,6 +99,11 @@ class Plan:
     asked: ChatRequest
     is_live: bool = True
     shadow: int | None = None
+
+    @property
+    def witness(self) -> str:
+        """Whose experience an answer is: the user's, else the caller's. A client names a new conversation whenever it likes."""
+        return self.group.user or self.asked.caller or "anybody"
 
 
 @dataclass(frozen=True, slots=True)

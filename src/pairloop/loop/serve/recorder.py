@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import Future
 from datetime import UTC, datetime
 
@@ -48,28 +48,44 @@ class Recorder:
         self._heard: Counter[tuple[int, str]] = Counter()
         self._hour = -1
 
-    def follow(self, number: int, who: str, answer: Future[tuple[Completion, ...]]) -> None:
-        """Count an answer of version ``number`` to ``who`` when it has come, or failed; one that its client left counts not."""
+    def follow(
+        self,
+        number: int,
+        who: str,
+        answer: Future[tuple[Completion, ...]],
+        *,
+        is_short: bool = False,
+        has_stop: bool = False,
+        is_unseen: bool = False,
+    ) -> None:
+        """Count an answer of version ``number`` to ``who`` when it has come, or failed; one that its client left counts not.
+
+        ``is_short``: it has less room than the server gives by itself; ``has_stop``: the client named strings that end it;
+        ``is_unseen``: it is in the shadow.
+        """
         began = time.monotonic()
+        ends = ((is_short, FinishReason.LENGTH), (has_stop, FinishReason.STOP))
+        by_client = frozenset(reason for holds, reason in ends if holds)
 
         def ended(future: Future[tuple[Completion, ...]]) -> None:
             if future.cancelled():
                 return
             error = future.exception()
             if error is None:
-                self._answered(number, who, future.result(), time.monotonic() - began)
+                self._answered(number, who, future.result(), time.monotonic() - began, by_client, is_unseen=is_unseen)
             elif number in self._sampler.loaded() and not self._is_engine_down():  # unloaded in between, it is asked again
-                self.failed(number, who, error)
+                self.failed(number, who, error, is_unseen=is_unseen)
 
         answer.add_done_callback(ended)
 
-    def failed(self, number: int, who: str, error: BaseException) -> None:
+    def failed(self, number: int, who: str, error: BaseException, *, is_unseen: bool = False) -> None:
         """Count an error of version ``number``; a request that could not be answered is not the version's fault."""
         if not isinstance(error, InvalidRequestError):
             with self._lock:
                 counts = self._of(number, who)
                 if counts is not None:
                     counts.errors += 1
+                    counts.unseen += is_unseen
 
     def _is_engine_down(self) -> bool:
         replicas = self._sampler.replicas()
@@ -127,20 +143,36 @@ class Recorder:
         except Exception:  # answering goes on
             logger.exception("what the versions' answers were like could not be written")
 
-    def _answered(self, number: int, who: str, answers: tuple[Completion, ...], spent_s: float) -> None:
-        """Of a comparison's answers the first one counts: they are of one prompt."""
+    def _answered(
+        self,
+        number: int,
+        who: str,
+        answers: tuple[Completion, ...],
+        spent_s: float,
+        by_client: Set[FinishReason],
+        *,
+        is_unseen: bool,
+    ) -> None:
+        """Of a comparison's answers the first one counts: they are of one prompt.
+
+        Where it ended as its client may have wanted (``by_client``), how much there is of it tells nothing of the version.
+        """
         if not answers:
             return
         first, longest = answers[0], max(len(answer.token_ids) for answer in answers)
         opening = first.text[:OPENING_CHARS]
-        is_bad = first.finish_reason is FinishReason.LENGTH or not opening.strip() or bool(self._refusal.search(opening))
+        is_whole = first.finish_reason not in by_client
+        is_lacking = first.finish_reason is FinishReason.LENGTH or not opening.strip()
+        is_bad = (is_whole and is_lacking) or bool(self._refusal.search(opening))
         with self._lock:
             counts = self._of(number, who)
             if counts is not None:
                 counts.answers += 1
+                counts.unseen += is_unseen
                 counts.refusals += is_bad
-                counts.latency[traffic.class_of(1000 * spent_s / max(1, longest))] += 1
-                counts.length[traffic.class_of(max(1, len(first.token_ids)))] += 1
+                if is_whole:
+                    counts.latency[traffic.class_of(1000 * spent_s / max(1, longest))] += 1
+                    counts.length[traffic.class_of(max(1, len(first.token_ids)))] += 1
 
     def _of(self, number: int, who: str) -> Counts | None:
         """The counts of this minute; None for someone who was heard often enough."""
@@ -157,4 +189,5 @@ class Recorder:
 
 
 def _copy(counts: Counts) -> Counts:
-    return Counts(counts.answers, counts.errors, counts.refusals, counts.latency.copy(), counts.length.copy())
+    latency, length = counts.latency.copy(), counts.length.copy()
+    return Counts(counts.answers, counts.errors, counts.refusals, latency, length, counts.unseen)

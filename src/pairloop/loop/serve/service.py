@@ -185,7 +185,14 @@ class ChatService:
         else:
             answer = await asyncio.to_thread(self._sampler.sample, request)
         if plan.is_live:
-            self.recorder.follow(request.version, plan.group.rater_id, answer)
+            self.recorder.follow(
+                request.version,
+                plan.witness,
+                answer,
+                is_short=request.params.max_tokens < self._config.serve.max_tokens,
+                has_stop=bool(plan.asked.params.stop),
+                is_unseen=plan.group.kind is GroupKind.SHADOW,
+            )
         return answer
 
     def _cast_shadow(self, plan: Plan) -> None:
@@ -214,7 +221,7 @@ class ChatService:
         except PairloopError as error:
             if of.is_live:
                 for number in set(numbers) - self._sampler.loaded():
-                    self.recorder.failed(number, of.group.rater_id, error)
+                    self.recorder.failed(number, of.witness, error, is_unseen=of.group.kind is GroupKind.SHADOW)
             raise
 
     async def _load(self, numbers: tuple[int, ...]) -> None:
