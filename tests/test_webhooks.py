@@ -29,7 +29,7 @@ from pairloop.config import Config, load_config
 from pairloop.errors import ConfigError
 from pairloop.loop.cycle import register_base
 from pairloop.scaffold import write_config
-from pairloop.store import Store, cycles, deliveries, events, files, jobs, schema, versions
+from pairloop.store import Store, cycles, deliveries, events, files, jobs, leases, schema, versions
 from pairloop.store.deliveries import DeliveryStatus
 from pairloop.store.events import Event
 from pairloop.store.files import FileStatus, Purpose, StoredFile
@@ -283,6 +283,25 @@ def test_a_filter_holds_and_two_processes_tell_once(tmp_path: Path, receiver: Re
         ids = [headers["webhook-id"] for headers, _ in receiver.came]
     assert set(receiver.types()) == {"version.promoted"}
     assert len(ids) == len(set(ids)) == 30
+
+
+def test_who_has_nothing_to_tell_holds_no_lease(tmp_path: Path, receiver: Receiver) -> None:
+    config = config_to(tmp_path, receiver)
+    with World(tmp_path / "world", config=config) as world, sending(world.store, config):
+        lease = f"webhooks:{POLICY}"
+        for number in (1, 2):
+            world.store.write(promote)
+            status_of(world.store, all_are(DeliveryStatus.DELIVERED, number))
+            pause, waited = threading.Event(), 0.0
+            while holder_of(world.store, lease) is not None:
+                assert waited < 2, "it would look stale once it runs out"
+                pause.wait(0.02)
+                waited += 0.02
+
+
+def holder_of(store: Store, lease: str) -> str | None:
+    with store.reading() as c:
+        return leases.holder(c, lease)
 
 
 def test_waits_grow_to_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ class Sender:
         if self._thread.ident is not None:
             self._thread.join()
             try:
-                self._store.write(lambda c: leases.release(c, self._lease, self._owner))
+                self._store.write(self._release)
             except PairloopError as error:  # it runs out by itself
                 logger.warning("%s could not be given back: %s", self._lease, error)
         self._client.close()
@@ -85,8 +85,12 @@ class Sender:
                     self._disk.look()
                     is_due = self._is_due()
                     # Once more after the last event: on PostgreSQL one with a lower number may become visible only now.
-                    if (is_due or was_due) and self._store.write(self._plan):
-                        list(pool.map(self._tell, self._endpoints))
+                    if is_due or was_due:
+                        was_due = True
+                        if self._store.write(self._plan):
+                            list(pool.map(self._tell, self._endpoints))
+                        if not is_due:  # a lease that is kept and not renewed would look as if its holder were dead
+                            self._store.write(self._release)
                     was_due = is_due
                 except PairloopError as error:  # the store, say: what is planned is kept, and tried again
                     logger.warning("webhooks wait: %s", error)
@@ -116,6 +120,9 @@ class Sender:
             return False
         leases.release(c, self._lease, holder)
         return leases.acquire(c, self._lease, self._owner, now=now, ttl_s=self._lease_s) is not None
+
+    def _release(self, c: Connection) -> None:
+        leases.release(c, self._lease, self._owner)
 
     def _tell(self, endpoint: WebhookEndpoint) -> None:
         """Send what is due to one receiver, until it fails: then the rest waits, too."""
