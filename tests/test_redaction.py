@@ -114,10 +114,23 @@ def test_each_kind_becomes_its_own_placeholder() -> None:
         "12:30:45, std::vector, v1.2.3, 127.0.0.1, https://shop.example/a:b@c, chapter 10.2.1",
         "card 4111 1111 1111 1112 and IBAN DE88370400440532013000 have the wrong check digits",
         "the password is forgotten; [EMAIL] and [CREDIT_CARD] were taken out",
+        "For your phone, order 20261127 was shipped. Your fax order from 2026-11-27; Handy bestellt am 27.11.2026",
+        "I bought a mobile, invoice 4500123456; mobile plan 2026-2027; Galaxy phone S21 1234567890; phone nobody 1234567890",
+        "call me on 27.11.2026, or call me on 2026-11-27",
     ],
 )
 def test_ordinary_texts_stay(text: str) -> None:
     assert PATTERNS(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["my phone number is 5551234567", "Tel.: 5551234567", "mobile (5551234567)", "Handy Nr. 55 51 23 45 67", "call me at 5551234567",
+     "Telefon: 5551234567", '"phone": "5551234567"', "fax no. 5551234567", "My cell is: 555.123.4567", "WhatsApp #5551234567"],
+)  # fmt: skip
+def test_a_bare_number_behind_a_word_for_it_is_a_phone(text: str) -> None:
+    assert "[PHONE]" in PATTERNS(text)
+    assert not any(character.isdigit() for character in PATTERNS(text))
 
 
 def test_our_own_ids_stay() -> None:
@@ -129,7 +142,7 @@ def test_no_text_takes_longer_than_it_is_long() -> None:
     """Texts built to be slow: each finder is linear."""
     import time
 
-    for bad in ("@", "1", "4 ", "ab:", "a@a.", "+1", "://a:", "eyJaaaaaaaa", "password: ", "DE12 ", "0171 ", "1.1."):
+    for bad in ("@", "1", "4 ", "ab:", "a@a.", "+1", "://a:", "eyJaaaaaaaa", "password: ", "DE12 ", "0171 ", "1.1.", "phone ", "phone:" + " " * 99):
         text = bad * (50_000 // len(bad))
         begun = time.process_time()
         PATTERNS(text)

@@ -64,8 +64,13 @@ _DATE = re.compile(
 )
 _NAMED_PHONE = re.compile(
     r"(?i)\b(?:phone|tele(?:ph|f)on\w{0,4}|tel|mobile|mobil|cell|handy|fax|whatsapp|call me (?:at|on)|reach me (?:at|on)|"
-    r"text me (?:at|on))\b\.?[^\d+\n]{0,24}(?P<value>\+?\(?\d(?:[ .\-/()]{0,2}\d){6,14})(?!\w)"
+    r"text me (?:at|on))\b\.?"
+    # only what introduces its number may stand between: in "for your phone, order 20261127" the number is another one
+    r"(?:[^\S\n]{0,4}(?:numbers?|nr\.?|no\.?|nummer|is|ist|lautet|[:=#)\"'-])){0,4}[^\S\n]{0,4}"
+    r"(?<!\w)(?P<value>\+?\(?\d(?:[ .\-/()]{0,2}\d){6,14})(?!\w)"
 )
+_PHONE_WORDS = ("phone", "tel", "mobil", "cell", "handy", "fax", "whatsapp", "me at", "me on")
+_ISO_DATE = re.compile(r"(?:19|20)\d{2}[-./](?:0[1-9]|1[0-2])[-./](?:0[1-9]|[12]\d|3[01])(?!\d)")
 
 _IBAN_LENGTHS = {
     code: int(length)
@@ -137,6 +142,15 @@ def _phones(text: str) -> Iterator[Span]:
             yield match.span()
 
 
+def _named_phones(text: str) -> Iterator[Span]:
+    """A bare number behind a word for a phone, which is no date."""
+    folded = text.lower()
+    if any(word in folded for word in _PHONE_WORDS):
+        for match in _NAMED_PHONE.finditer(text):
+            if not (_DATE.match(match["value"]) or _ISO_DATE.match(match["value"])):
+                yield match.span("value")
+
+
 def _addresses_v4(text: str) -> Iterator[Span]:
     """All that are addresses, but for those that name nobody: loopback and 0.0.0.0."""
     for match in _IPV4.finditer(text):
@@ -178,6 +192,6 @@ FINDERS: tuple[tuple[str, Finder], ...] = (
     ("IP_ADDRESS", _addresses_v6),
     ("IP_ADDRESS", _addresses_v4),
     ("PHONE", _phones),
-    ("PHONE", _all(_NAMED_PHONE, "phone", "tel", "mobil", "cell", "handy", "fax", "whatsapp", "me at", "me on")),
+    ("PHONE", _named_phones),
 )
 """Placeholder and what finds it, in the order in which they are tried."""
