@@ -127,8 +127,9 @@ def test_ordinary_texts_stay(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["my phone number is 5551234567", "Tel.: 5551234567", "mobile (5551234567)", "Handy Nr. 55 51 23 45 67", "Telefon: 5551234567",
-     "call me at 5551234567", '"phone": "5551234567"', "fax no. 5551234567", "My cell is: 555.123.4567", "WhatsApp #5551234567"],
+    ["my phone number is 5551234567", "Tel.: 5551234567", "mobile (5551234567)", "Handy Nr. 55 51 23 45 67",
+     "Telefon: 5551234567", "call me at 5551234567", '"phone": "5551234567"', "fax no. 5551234567",
+     "My cell is: 555.123.4567", "WhatsApp #5551234567"],
 )  # fmt: skip
 def test_a_bare_number_behind_a_word_for_it_is_a_phone(text: str) -> None:
     assert "[PHONE]" in PATTERNS(text)

@@ -156,6 +156,9 @@ def test_a_servers_log_tells_who_asked_what_and_no_word_of_it(serve: Serve, tmp_
     pick = {"inference_id": reply.json()["id"], "chosen_index": 0, "reason": WORDS, "rater_id": WORDS}
     assert server.http.post("/v1/preferences", json=pick, headers=headers).status_code == 201
     assert server.http.get(f"/v1/raters/{WORDS}", headers=headers).status_code in (200, 404, 405)
+    assert server.http.get(f"/v1/raters/{WORDS}").status_code == 401, "before a route is looked for"
+    assert server.http.delete(f"/v1/raters/{WORDS}", headers=headers).status_code == 405
+    assert server.http.get(f"/v1/nowhere/{WORDS}", headers=headers).status_code == 404
     server.store.write(lambda c: c.execute(sa.text("DROP TABLE stored_metadata")))
     server.http.post("/v1/chat/completions", json=body | {"metadata": {"a": WORDS}, "store": True}, headers=headers)
     assert logs._installed is not None
@@ -166,6 +169,7 @@ def test_a_servers_log_tells_who_asked_what_and_no_word_of_it(serve: Serve, tmp_
     wanted = {"route": "/v1/chat/completions", "method": "POST", "status": 200, "key": key.key_id, "trace_id": "ab" * 16}
     assert asked.items() >= wanted.items()
     assert asked["ms"] > 0
+    assert {"/v1/raters", "/v1/nowhere"} <= {line.get("path") for line in lines}
     assert WORDS not in text
     assert token.rsplit("-", 1)[1] not in text
 
