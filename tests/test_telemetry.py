@@ -83,6 +83,20 @@ def test_a_text_line_is_one_line_and_keys_are_taken_out() -> None:
     assert line == "2026-05-04T03:02:01.123Z INFO pairloop.test: a\n    b [policy=bot]"
 
 
+@settings(max_examples=40)
+@given(st.text(st.characters(categories=["Cc", "Zl", "Zp", "Lu"])), st.text(st.characters(categories=["Cc", "Zl", "Zp", "Lu"])))
+def test_no_text_makes_a_line_of_its_own(message: str, value: str) -> None:
+    """Nor in what is read as lines elsewhere: a form feed, say, or an escape of a terminal."""
+    lines = logs.TextFormatter().format(record(message, path=value)).splitlines()
+    assert [line for line in lines if not line.startswith("    ")] == lines[:1]
+    assert not any(character < " " and character != "\t" for line in lines for character in line)
+
+
+def test_fields_of_a_text_line_cannot_forge_another() -> None:
+    line = logs.TextFormatter().format(record("asked", path="/v1/x\n2026-05-04T03:02:01.123Z ERROR pairloop: all is lost"))
+    assert line.endswith("asked [path=/v1/x\\n2026-05-04T03:02:01.123Z ERROR pairloop: all is lost]")
+
+
 @pytest.mark.usefixtures("restored")
 def test_lines_say_what_they_are_about_also_in_tasks_and_what_was_raised(tmp_path: Path) -> None:
     logs.setup(LogSection(format="json", file=str(tmp_path / "log")), background=True)
