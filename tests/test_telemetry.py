@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -24,8 +26,10 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.server import POLICY, RunningServer, World, chat_body, user_of
 
+from pairloop.cli.working import work
 from pairloop.config import LogSection, OtelSection, log_of_child
-from pairloop.errors import ConfigError, StoreError
+from pairloop.errors import TEXTS, ConfigError, StoreError
+from pairloop.scaffold import write_config
 from pairloop.store import keys
 from pairloop.store.keys import Scope
 from pairloop.telemetry import logs, traces
@@ -186,6 +190,26 @@ def test_a_servers_log_tells_who_asked_what_and_no_word_of_it(serve: Serve, tmp_
     assert {"/v1/raters", "/v1/nowhere"} <= {line.get("path") for line in lines}
     assert WORDS not in text
     assert token.rsplit("-", 1)[1] not in text
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("texts", [True, False])
+def test_a_worker_minds_what_the_log_may_say(tmp_path: Path, texts: bool) -> None:
+    path = write_config(tmp_path / "bot", {"policy": {"model": "fake"}, "privacy": {"log_texts": texts}})
+    heard: list[bool] = []
+
+    def say(_: str) -> None:
+        heard.append(not TEXTS.disabled)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        work(path, None, say=say)
+    finally:
+        TEXTS.disabled = True
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert heard == [texts]
 
 
 def test_what_a_database_refuses_is_not_quoted(tmp_path: Path) -> None:

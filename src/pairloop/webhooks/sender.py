@@ -19,7 +19,7 @@ import httpx
 from sqlalchemy import Connection
 
 from pairloop.config import Config, WebhookEndpoint, duration_s
-from pairloop.errors import NotFoundError, PairloopError
+from pairloop.errors import NotFoundError, PairloopError, log_failure
 from pairloop.loop.cycle import is_gone, owning
 from pairloop.store import Store, deliveries, events, leases, new_id
 from pairloop.store.deliveries import Delivery, DeliveryStatus
@@ -94,8 +94,8 @@ class Sender:
                     was_due = is_due
                 except PairloopError as error:  # the store, say: what is planned is kept, and tried again
                     logger.warning("webhooks wait: %s", error)
-                except Exception:  # the supervisor: receivers are told later, the loop goes on
-                    logger.exception("webhooks broke")
+                except Exception as error:  # noqa: BLE001 - the supervisor: receivers are told later, the loop goes on
+                    log_failure(logger, error, "webhooks broke")
                 self._stopping.wait(POLL_S)
 
     def _is_due(self) -> bool:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection
 
 from pairloop.config import DeploySection
-from pairloop.errors import InvalidRequestError
+from pairloop.errors import InvalidRequestError, log_failure
 from pairloop.policy.protocols import ReplicaState, Sampler
 from pairloop.store import Store, new_id, traffic
 from pairloop.store.traffic import Counts
@@ -107,8 +107,8 @@ class Recorder:
         if written is not None:
             try:
                 await asyncio.wrap_future(written)
-            except Exception:  # figures of two seconds are lost, and answering goes on
-                logger.exception("what the versions' answers were like could not be written")
+            except Exception as error:  # noqa: BLE001 - figures of two seconds are lost, and answering goes on
+                log_failure(logger, error, "what the versions' answers were like could not be written")
 
     def _answered(self, number: int, who: str, answers: tuple[Completion, ...], spent_s: float) -> None:
         """Of a comparison's answers the first one counts: they are of one prompt."""
