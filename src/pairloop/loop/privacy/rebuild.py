@@ -141,7 +141,7 @@ def _affected(c: Connection, policy: str, people: Collection[str]) -> set[int]:
 
 
 def _refuse_strangers(store: Store, c: Connection, lineage: Sequence[Version], without: Sequence[str]) -> None:
-    """UserError for a name of whom nothing is in what any of these was trained on: a typo would train the same version again."""
+    """UserError for a name of whom nothing is in what any of these was trained on: a typo would train the same again."""
     ours = {(version.policy, version.number) for version in lineage}
     for person in without:
         if ours.isdisjoint(erasures.rows_by_version(c, erasures.find(c, ids_of(store, person)).pair_ids)):
