@@ -304,6 +304,18 @@ def holder_of(store: Store, lease: str) -> str | None:
         return leases.holder(c, lease)
 
 
+def test_who_left_the_configuration_is_waited_for_no_longer(tmp_path: Path) -> None:
+    with receiving() as gone:
+        config = config_to(tmp_path, gone)
+    with World(tmp_path / "world", config=config) as world:
+        with sending(world.store, config):
+            world.store.write(promote)
+            status_of(world.store, lambda found: bool(found) and found[0].attempts > 0)
+        with sending(world.store, fake_config(tmp_path)):
+            (one,) = status_of(world.store, all_are(DeliveryStatus.FAILED, 1))
+    assert one.error == "the endpoint left the configuration"
+
+
 def test_waits_grow_to_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender, "FIRST_RETRY_S", 5.0)
     middles = [sender.retry_s(attempt, _Middle()) for attempt in (1, 2, 3, 12, 2_000)]
@@ -355,6 +367,7 @@ def test_the_verbs_list_test_and_redeliver(tmp_path: Path, receiver: Receiver) -
     assert ask("list")["endpoints"][0]["name"] == "ops"
     assert KEY not in run.invoke(pairloop, ["webhooks", "list", "--config", str(path)]).stdout
     assert ask("redeliver")["pending"] == 0
+    assert ask("redeliver", "--endpoint", "nobody")["error"]["message"] == "no webhook 'nobody'; the configuration has: ops"
     assert "no delivery of 'evt_x'" in ask("redeliver", "evt_x")["error"]["message"]
 
 
@@ -377,6 +390,9 @@ def test_a_missing_or_broken_key_is_refused_at_start(
     with World(tmp_path / "world", config=config) as world:
         monkeypatch.setenv("HOOK_KEY", "whsec_not base64")
         with pytest.raises(ConfigError, match="HOOK_KEY begins with whsec_"):
+            Sender(world.store, config, "here:0")
+        monkeypatch.setenv("HOOK_KEY", "whsec_")
+        with pytest.raises(ConfigError, match="HOOK_KEY begins with whsec_, but nothing follows"):
             Sender(world.store, config, "here:0")
         monkeypatch.delenv("HOOK_KEY")
         with pytest.raises(ConfigError, match="HOOK_KEY is not set"):

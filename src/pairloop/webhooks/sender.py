@@ -55,11 +55,10 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
 
     def start(self) -> None:
-        """From here on what happens is told; does nothing where nobody is to be told."""
-        if not self._endpoints:
-            return
+        """From here on what happens is told, where anybody is to be told."""
         self._store.write(self._begin)
-        self._thread.start()
+        if self._endpoints:
+            self._thread.start()
 
     def stop(self) -> None:
         """Finish the request under way, and let another process go on."""
@@ -75,6 +74,9 @@ class Sender:
     def _begin(self, c: Connection) -> None:
         for endpoint in self._endpoints:
             deliveries.begin(c, self._policy, endpoint.name)
+        left = deliveries.give_up_others(c, self._policy, [endpoint.name for endpoint in self._endpoints], datetime.now(UTC))
+        if left:
+            logger.warning("%d deliveries to webhooks that left the configuration are given up", left)
 
     def _run(self) -> None:
         pool = ThreadPoolExecutor(max_workers=min(8, len(self._endpoints)), thread_name_prefix="webhook")
