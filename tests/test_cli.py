@@ -66,6 +66,7 @@ def test_a_fresh_folder_has_nothing_and_says_so(bot: Path) -> None:
     nothing = ("number", "progress", "run", "duel", "last_verdict")
     assert {key: standing[key] for key in nothing} == dict.fromkeys(nothing)
     assert "state: idle" in run("cycle", "status", "--config", str(bot)).stdout.splitlines()
+    assert "no cycle yet of support-bot" in run("gate", "explain", "--config", str(bot)).output
     assert run_json("doctor", "--config", str(bot)) == {"problems": []}
     assert run_json("pairs", "build", "--config", str(bot))["dataset"] is None
     assert "no new feedback" in run("pairs", "build", "--config", str(bot)).output

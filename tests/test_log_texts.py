@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -11,16 +14,20 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from tests.loop_rig import open_rig, settings
-from tests.server import RunningServer, fake_config
+from tests.server import RunningServer, World, fake_config
 
 from pairloop.config import PrivacySection, override
 from pairloop.errors import TEXTS, place_of, trace_of
 from pairloop.loop import label
+from pairloop.loop.deploy.watch import Watch
 from pairloop.loop.schedule import Scheduler
+from pairloop.loop.serve.recorder import Recorder
 from pairloop.policy.fake import FakePolicy
 from pairloop.policy.protocols import SampleRequest
 from pairloop.redaction import Redactor, hook_of
+from pairloop.store.writer import GroupCommitWriter
 from pairloop.types import Completion
+from pairloop.webhooks import Sender
 
 S = "sentinel-of-the-log"
 
@@ -148,6 +155,44 @@ def test_a_labeller_and_a_cycle_that_fail_do_not_quote_either(tmp_path: Path, lo
         while not any("the cycle broke" in line for line in log.lines):
             scheduler.notify()
         scheduler.stop()
+    assert [line for line in log.lines if S in line] == []
+
+
+def test_what_works_in_the_background_and_fails_does_not_quote_either(
+    tmp_path: Path, log: Everything, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise ValueError(S)
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", S)
+
+    def told(text: str) -> bool:
+        return any(text in line and "Error" in line for line in log.lines)
+
+    monkeypatch.setenv("HOOK_KEY", "key")
+    endpoint = {"name": "ops", "url": "http://127.0.0.1:1", "secret_env": "HOOK_KEY"}
+    config = fake_config(tmp_path, webhooks={"endpoints": [endpoint]})
+    with World(tmp_path / "world", config=config) as world:
+        sender, watch = Sender(world.store, config, "here:1"), Watch(world.store, world.policy, config, every_s=0.01)
+        monkeypatch.setattr(sender, "_is_due", fails)
+        monkeypatch.setattr(watch, "look", fails)
+        sender.start()
+        watch.start()
+        recorder = Recorder(world.store, world.policy, config.policy.name, config.deploy)
+        monkeypatch.setattr(recorder, "flush", lambda: world.store.submit(fails))
+        asyncio.run(recorder._flushed())
+        writer = GroupCommitWriter(world.store._writing, "picks", flush=full)
+        writer.submit(lambda _: None).result()
+        writer.close()
+        pause, waited = threading.Event(), 0.0
+        wanted = ("webhooks broke", "live guards failed", "could not be written", "to the disk (No space left on device)")
+        while not all(map(told, wanted)):
+            assert waited < 10, [text for text in wanted if not told(text)]
+            pause.wait(0.01)
+            waited += 0.01
+        sender.stop()
+        watch.stop()
     assert [line for line in log.lines if S in line] == []
 
 

@@ -194,6 +194,23 @@ def test_every_alarm_asks_for_metrics_that_exist_and_has_a_runbook(names: set[st
     assert set(re.findall(r"^\| `(Pairloop\w+)` \|", runbook, re.M)) == {rule["alert"] for rule in rules()}
 
 
+def test_what_an_alarm_counts_is_there_before_it_happens_and_what_it_joins_matches(tmp_path: Path) -> None:
+    """A series that begins at 1 has no increase, and `and` pairs only what has the same labels."""
+    endpoint = {"name": "ops", "url": "http://127.0.0.1:1", "secret_env": "HOOK_KEY"}
+    config = fake_config(tmp_path, webhooks={"endpoints": [endpoint]})
+    with World(tmp_path / "world", config=config) as world:
+        found = samples(Metrics(world.store, world.policy, config, dict).render().decode())
+    selected = r'(pairloop_\w+)\{(\w+)="(\w+)"\}'
+    counted = [match for rule in rules() for match in re.findall(rf"(?:increase|delta)\({selected}", rule["expr"])]
+    assert len(counted) >= 4
+    for name, label, wanted in counted:
+        assert any(which == name and (label, wanted) in labels for which, labels in found), f"{name} {label}={wanted}"
+    for rule in rules():
+        chosen = re.findall(selected, rule["expr"])
+        if len(set(chosen)) > 1 and re.search(r" (?:and|unless) ", rule["expr"]):
+            assert re.search(r" (?:and|unless) on \(", rule["expr"]), rule["alert"]
+
+
 def test_every_metric_is_documented(names: set[str]) -> None:
     documented = set(re.findall(r"^\| `(pairloop_\w+)`", (DOCS / "metrics.md").read_text(), re.M))
     series = {re.sub(r"_(bucket|count|sum)$", "", name) for name in names}

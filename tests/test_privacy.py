@@ -354,6 +354,17 @@ def test_what_cannot_be_made_again_says_why(rig: Rig) -> None:
         privacy.rebuild(rig.store, rig.loop.config, 7, owner="t:0")
 
 
+def test_a_name_of_whom_nothing_was_learned_is_refused_before_it_trains(rig: Rig) -> None:
+    rig.serve(20)
+    plant(rig)
+    _, version = registered(rig)
+    for people in (["jannet"], [JANE, "jannet"]):
+        with pytest.raises(UserError, match="nothing of 'jannet' is in what bot@1 and its ancestors"):
+            privacy.rebuild(rig.store, rig.loop.config, version.number, without=people, owner="t:0")
+    with pytest.raises(UserError, match="no manifest that says how"):  # it was never trained; of her there is something
+        privacy.rebuild(rig.store, rig.loop.config, version.number, without=[JANE], owner="t:0")
+
+
 # --- by age
 
 

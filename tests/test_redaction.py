@@ -9,12 +9,13 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.loop_rig import open_rig
 from tests.loop_rig import settings as loop_settings
-from tests.server import RunningServer, fake_config
+from tests.server import POLICY, RunningServer, chat_body, fake_config
 from tests.test_real_data import DATA
 
 from pairloop.config import Config, PrivacySection, parse_config
@@ -22,7 +23,7 @@ from pairloop.errors import ConfigError, SystemFailure
 from pairloop.loop import pairs
 from pairloop.redaction import Redactor, hook_of, presidio_hook
 from pairloop.redaction.hooks import Hook
-from pairloop.store import feedback, new_group_id, new_id
+from pairloop.store import feedback, groups, new_group_id, new_id
 from pairloop.types import Completion, Message, ToolCall
 
 PATTERNS = cast(Hook, hook_of(PrivacySection()))
@@ -114,10 +115,25 @@ def test_each_kind_becomes_its_own_placeholder() -> None:
         "12:30:45, std::vector, v1.2.3, 127.0.0.1, https://shop.example/a:b@c, chapter 10.2.1",
         "card 4111 1111 1111 1112 and IBAN DE88370400440532013000 have the wrong check digits",
         "the password is forgotten; [EMAIL] and [CREDIT_CARD] were taken out",
+        "For your phone, order 20261127 was shipped. Your fax order from 2026-11-27; Handy bestellt am 27.11.2026",
+        "I bought a mobile, invoice 4500123456; mobile plan 2026-2027; Galaxy phone S21 1234567890; phone nobody 1234567890",
+        "chatcmpl-01a21d9b-94e7-7405-be41-ffbe72963f42 has the end of a Belgian IBAN",
+        "call me on 27.11.2026, or call me on 2026-11-27",
     ],
 )
 def test_ordinary_texts_stay(text: str) -> None:
     assert PATTERNS(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["my phone number is 5551234567", "Tel.: 5551234567", "mobile (5551234567)", "Handy Nr. 55 51 23 45 67",
+     "Telefon: 5551234567", "call me at 5551234567", '"phone": "5551234567"', "fax no. 5551234567",
+     "My cell is: 555.123.4567", "WhatsApp #5551234567"],
+)  # fmt: skip
+def test_a_bare_number_behind_a_word_for_it_is_a_phone(text: str) -> None:
+    assert "[PHONE]" in PATTERNS(text)
+    assert not any(character.isdigit() for character in PATTERNS(text))
 
 
 def test_our_own_ids_stay() -> None:
@@ -155,6 +171,8 @@ def test_no_text_takes_longer_than_it_is_long() -> None:
         "0171 ",
         "1.1.",
         f"{UNLUCKY} ",
+        "phone ",
+        "phone:" + " " * 99,
     ):
         text = bad * (50_000 // len(bad))
         begun = time.process_time()
@@ -365,6 +383,27 @@ def test_no_raw_value_is_anywhere_in_the_state_directory(server: RunningServer) 
     assert group.user == server.store.redactor.identifier(s["user"])  # type: ignore[union-attr]
     assert group.prompt_token_ids == server.policy.tokens.encode_prompt(group.prompt)
     assert all(not completion.logps for completion in group.completions), "they were of another prompt"
+
+
+def test_an_answer_that_would_be_kept_with_placeholders_is_not_told_again(tmp_path: Path) -> None:
+    with RunningServer(tmp_path) as server:
+        server.store.redactor = Redactor(lambda text: text.replace("answer", "[IBAN]"), b"key")
+
+        def ask(**body: Any) -> httpx.Response:
+            return server.http.post("/v1/chat/completions", json=chat_body(**body), headers={"idempotency-key": "one"})
+
+        first, again, other = ask(n=2), ask(n=2), ask(n=1)
+        name = first.json()["id"]
+        assert "answer" in first.json()["choices"][0]["message"]["content"], "the client gets what was sampled"
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "reply_not_kept")
+        assert name in again.json()["error"]["message"]
+        assert (again.headers["x-should-retry"], again.headers["idempotent-replayed"]) == ("false", "true")
+        assert other.json()["error"]["code"] == "idempotency_key_reused"
+        with server.store.reading() as c:
+            assert groups.count(c, POLICY) == 1
+        pick = {"inference_id": name, "chosen_index": 0, "reason": "the answer is right"}
+        picked = [server.http.post("/v1/preferences", json=pick, headers={"idempotency-key": "two"}) for _ in range(2)]
+        assert [reply.status_code for reply in picked] == [201, 201], "nothing in it that anybody acts on"
 
 
 def test_a_conversation_goes_on_from_an_answer_that_was_redacted(tmp_path: Path) -> None:

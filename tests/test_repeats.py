@@ -15,7 +15,8 @@ from tests.server import RunningServer, fake_config, user_of
 from pairloop.loop import cycle, pairs, raters, train
 from pairloop.loop.feedback import Pick, submit_repeat
 from pairloop.loop.raters.flips import MIN_REPEATS
-from pairloop.store import datasets, feedback, runs
+from pairloop.redaction import Redactor
+from pairloop.store import audit, datasets, feedback, runs
 from pairloop.store.quarantines import Action
 from pairloop.types import CycleState, GroupKind, Pool
 
@@ -116,6 +117,23 @@ def test_quarantine_over_http_says_first_what_it_changes(server: RunningServer) 
     assert server.http.post(f"{path}/release", json={}).json()["error"]["param"] == "reason"
     assert server.http.post(f"{path}/release", json={"reason": "a broken mouse"}).json()["pairs"] == 3
     assert pairs.count_new(server.store, server.config) == 3
+
+
+def test_a_rater_who_is_an_address_is_found_and_quarantined_by_it(server: RunningServer) -> None:
+    server.store.redactor = Redactor(lambda text: text.replace("@", "[AT]"), b"key")
+    who = "jane@mail.example"
+    stored = server.store.redactor.identifier(who)
+    group = asked(server)["id"]
+    assert pick(server, group, rater_id=who).status_code == 201
+    for name in (who, stored):
+        assert server.http.get(f"/v1/raters/{name}").json()["id"] == stored
+    done = server.http.post(f"/v1/raters/{who}/quarantine", json={"reason": "always left"})
+    assert (done.status_code, done.json()["rater_id"], done.json()["pairs"]) == (200, stored, 1)
+    assert server.http.get(f"/v1/raters/{who}").json()["quarantine"]["reason"] == "always left"
+    with server.store.reading() as c:
+        (entry,) = audit.list_(c)
+    assert entry.subject == f"rater:{stored}"
+    assert server.http.post(f"/v1/raters/{stored}/release", json={"reason": "a broken mouse"}).status_code == 200
 
 
 # --- label smoothing

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -24,8 +26,10 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.server import POLICY, RunningServer, World, chat_body, user_of
 
+from pairloop.cli.working import work
 from pairloop.config import LogSection, OtelSection, log_of_child
-from pairloop.errors import ConfigError, StoreError
+from pairloop.errors import TEXTS, ConfigError, StoreError
+from pairloop.scaffold import write_config
 from pairloop.store import keys
 from pairloop.store.keys import Scope
 from pairloop.telemetry import logs, traces
@@ -81,6 +85,20 @@ def test_a_text_line_is_one_line_and_keys_are_taken_out() -> None:
         assert token.rsplit("-", 1)[1] not in line
     line = logs.TextFormatter().format(record("a\nb", policy="bot", cycle=None))
     assert line == "2026-05-04T03:02:01.123Z INFO pairloop.test: a\n    b [policy=bot]"
+
+
+@settings(max_examples=40)
+@given(st.text(st.characters(categories=["Cc", "Zl", "Zp", "Lu"])), st.text(st.characters(categories=["Cc", "Zl", "Zp", "Lu"])))
+def test_no_text_makes_a_line_of_its_own(message: str, value: str) -> None:
+    """Nor in what is read as lines elsewhere: a form feed, say, or an escape of a terminal."""
+    lines = logs.TextFormatter().format(record(message, path=value)).splitlines()
+    assert [line for line in lines if not line.startswith("    ")] == lines[:1]
+    assert not any(character < " " and character != "\t" for line in lines for character in line)
+
+
+def test_fields_of_a_text_line_cannot_forge_another() -> None:
+    line = logs.TextFormatter().format(record("asked", path="/v1/x\n2026-05-04T03:02:01.123Z ERROR pairloop: all is lost"))
+    assert line.endswith("asked [path=/v1/x\\n2026-05-04T03:02:01.123Z ERROR pairloop: all is lost]")
 
 
 @pytest.mark.usefixtures("restored")
@@ -156,6 +174,9 @@ def test_a_servers_log_tells_who_asked_what_and_no_word_of_it(serve: Serve, tmp_
     pick = {"inference_id": reply.json()["id"], "chosen_index": 0, "reason": WORDS, "rater_id": WORDS}
     assert server.http.post("/v1/preferences", json=pick, headers=headers).status_code == 201
     assert server.http.get(f"/v1/raters/{WORDS}", headers=headers).status_code in (200, 404, 405)
+    assert server.http.get(f"/v1/raters/{WORDS}").status_code == 401, "before a route is looked for"
+    assert server.http.delete(f"/v1/raters/{WORDS}", headers=headers).status_code == 405
+    assert server.http.get(f"/v1/nowhere/{WORDS}", headers=headers).status_code == 404
     server.store.write(lambda c: c.execute(sa.text("DROP TABLE stored_metadata")))
     server.http.post("/v1/chat/completions", json=body | {"metadata": {"a": WORDS}, "store": True}, headers=headers)
     assert logs._installed is not None
@@ -166,8 +187,29 @@ def test_a_servers_log_tells_who_asked_what_and_no_word_of_it(serve: Serve, tmp_
     wanted = {"route": "/v1/chat/completions", "method": "POST", "status": 200, "key": key.key_id, "trace_id": "ab" * 16}
     assert asked.items() >= wanted.items()
     assert asked["ms"] > 0
+    assert {"/v1/raters", "/v1/nowhere"} <= {line.get("path") for line in lines}
     assert WORDS not in text
     assert token.rsplit("-", 1)[1] not in text
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("texts", [True, False])
+def test_a_worker_minds_what_the_log_may_say(tmp_path: Path, texts: bool) -> None:
+    path = write_config(tmp_path / "bot", {"policy": {"model": "fake"}, "privacy": {"log_texts": texts}})
+    heard: list[bool] = []
+
+    def say(_: str) -> None:
+        heard.append(not TEXTS.disabled)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        work(path, None, say=say)
+    finally:
+        TEXTS.disabled = True
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert heard == [texts]
 
 
 def test_what_a_database_refuses_is_not_quoted(tmp_path: Path) -> None:

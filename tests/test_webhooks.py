@@ -29,7 +29,7 @@ from pairloop.config import Config, load_config
 from pairloop.errors import ConfigError
 from pairloop.loop.cycle import register_base
 from pairloop.scaffold import write_config
-from pairloop.store import Store, cycles, deliveries, events, files, jobs, schema, versions
+from pairloop.store import Store, cycles, deliveries, events, files, jobs, leases, schema, versions
 from pairloop.store.deliveries import DeliveryStatus
 from pairloop.store.events import Event
 from pairloop.store.files import FileStatus, Purpose, StoredFile
@@ -285,6 +285,37 @@ def test_a_filter_holds_and_two_processes_tell_once(tmp_path: Path, receiver: Re
     assert len(ids) == len(set(ids)) == 30
 
 
+def test_who_has_nothing_to_tell_holds_no_lease(tmp_path: Path, receiver: Receiver) -> None:
+    config = config_to(tmp_path, receiver)
+    with World(tmp_path / "world", config=config) as world, sending(world.store, config):
+        lease = f"webhooks:{POLICY}"
+        for number in (1, 2):
+            world.store.write(promote)
+            status_of(world.store, all_are(DeliveryStatus.DELIVERED, number))
+            pause, waited = threading.Event(), 0.0
+            while holder_of(world.store, lease) is not None:
+                assert waited < 2, "it would look stale once it runs out"
+                pause.wait(0.02)
+                waited += 0.02
+
+
+def holder_of(store: Store, lease: str) -> str | None:
+    with store.reading() as c:
+        return leases.holder(c, lease)
+
+
+def test_who_left_the_configuration_is_waited_for_no_longer(tmp_path: Path) -> None:
+    with receiving() as gone:
+        config = config_to(tmp_path, gone)
+    with World(tmp_path / "world", config=config) as world:
+        with sending(world.store, config):
+            world.store.write(promote)
+            status_of(world.store, lambda found: bool(found) and found[0].attempts > 0)
+        with sending(world.store, fake_config(tmp_path)):
+            (one,) = status_of(world.store, all_are(DeliveryStatus.FAILED, 1))
+    assert one.error == "the endpoint left the configuration"
+
+
 def test_waits_grow_to_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender, "FIRST_RETRY_S", 5.0)
     middles = [sender.retry_s(attempt, _Middle()) for attempt in (1, 2, 3, 12, 2_000)]
@@ -336,6 +367,7 @@ def test_the_verbs_list_test_and_redeliver(tmp_path: Path, receiver: Receiver) -
     assert ask("list")["endpoints"][0]["name"] == "ops"
     assert KEY not in run.invoke(pairloop, ["webhooks", "list", "--config", str(path)]).stdout
     assert ask("redeliver")["pending"] == 0
+    assert ask("redeliver", "--endpoint", "nobody")["error"]["message"] == "no webhook 'nobody'; the configuration has: ops"
     assert "no delivery of 'evt_x'" in ask("redeliver", "evt_x")["error"]["message"]
 
 
@@ -358,6 +390,9 @@ def test_a_missing_or_broken_key_is_refused_at_start(
     with World(tmp_path / "world", config=config) as world:
         monkeypatch.setenv("HOOK_KEY", "whsec_not base64")
         with pytest.raises(ConfigError, match="HOOK_KEY begins with whsec_"):
+            Sender(world.store, config, "here:0")
+        monkeypatch.setenv("HOOK_KEY", "whsec_")
+        with pytest.raises(ConfigError, match="HOOK_KEY begins with whsec_, but nothing follows"):
             Sender(world.store, config, "here:0")
         monkeypatch.delenv("HOOK_KEY")
         with pytest.raises(ConfigError, match="HOOK_KEY is not set"):

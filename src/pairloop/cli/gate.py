@@ -38,7 +38,8 @@ def gate_explain(config_path: Path, number: int | None, as_json: bool) -> None:
     with open_store(config_path) as (config, store), store.reading() as c:
         found = [one for one in cycles.list_(c, config.policy.name, limit=10_000) if number in (None, one.number)]
         if not found:
-            raise NotFoundError(f"no cycle {number or ''} of {config.policy.name}; `pairloop cycle list` names them")
+            told = "no cycle yet" if number is None else f"no cycle {number}"
+            raise NotFoundError(f"{told} of {config.policy.name}; `pairloop cycle list` names them")
         verdict = _verdict(c, config, found[0])
     show(
         {"cycle": found[0].number, "state": found[0].state, "verdict": verdict},

@@ -69,8 +69,13 @@ def redeliver(config_path: Path, event_id: str | None, endpoint: str | None, as_
     from pairloop.store import deliveries
 
     with open_store(config_path) as (config, store):
-        now = datetime.now(UTC)
-        number = store.write(lambda c: deliveries.again(c, config.policy.name, now, endpoint=endpoint, event_id=event_id))
+        now, known = datetime.now(UTC), [one.name for one in config.webhooks.endpoints]
+        if endpoint is not None and endpoint not in known:
+            raise NotFoundError(f"no webhook {endpoint!r}; the configuration has: {', '.join(known) or 'none'}")
+        policy, names = config.policy.name, known if endpoint is None else [endpoint]
+        number = store.write(
+            lambda c: sum(deliveries.again(c, policy, now, endpoint=name, event_id=event_id) for name in names)
+        )
     if number == 0 and event_id is not None:
         raise NotFoundError(f"no delivery of {event_id!r}; `pairloop webhooks list` names them")
     show({"pending": number}, f"{number} deliveries will be sent again", as_json=as_json)

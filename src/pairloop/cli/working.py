@@ -10,6 +10,7 @@ from queue import SimpleQueue
 
 from pairloop.cli.opening import open_loop
 from pairloop.config import load_config
+from pairloop.errors import TEXTS
 from pairloop.loop.schedule import Scheduler
 from pairloop.metrics import exporting, live_registry
 from pairloop.telemetry import logs, traces
@@ -20,6 +21,7 @@ def work(config_path: Path, metrics_port: int | None, *, say: Callable[[str], No
     """Until SIGTERM or SIGINT: then a training stops at its next step, and leases are given back. A second one ends at once."""
     config = load_config(config_path)
     logs.setup(config.log, background=True)
+    TEXTS.disabled = not config.privacy.log_texts
     port = config.metrics.port if metrics_port is None else metrics_port
     with ExitStack() as closers:
         loop = closers.enter_context(open_loop(config_path))

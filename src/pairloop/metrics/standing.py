@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client.core import Metric
 from sqlalchemy import Connection
@@ -13,10 +13,12 @@ from pairloop.config import Config
 from pairloop.loop.cycle import RoundStatus, last_look, round_of
 from pairloop.metrics.families import Live, age_s, gauge, gauges, totals
 from pairloop.store import Store, canaries, counts, cycles, duels, verdicts, versions
-from pairloop.types import BASE_VERSION, Alias, Cycle, CycleState
+from pairloop.store.versions import PromotionAction
+from pairloop.types import BASE_VERSION, Alias, Cycle, CycleState, RunStatus, VerdictKind
 
 RECENT = 8
 """Cycles among which the last round is looked for."""
+ENDS = tuple(state for state in CycleState if state.is_terminal)
 SchedulerStatus = Callable[[], Mapping[str, Any]]
 
 
@@ -36,13 +38,16 @@ class Standing(Live):
             yield from _cycle(recent, now)
             yield from _round(next((found for cycle in recent if (found := round_of(cycle)) is not None), None))
             yield from self._gate(c)
-            yield totals("cycles", "Cycles that ended, by state", "state", counts.cycles_by_end(c, self._policy))
-            yield totals("runs", "Training runs of cycles, by status", "status", counts.runs_by_status(c, self._policy))
+            ends = _from_zero(ENDS, counts.cycles_by_end(c, self._policy))
+            yield totals("cycles", "Cycles that ended, by state", "state", ends)
+            runs = _from_zero(RunStatus, counts.runs_by_status(c, self._policy))
+            yield totals("runs", "Training runs of cycles, by status", "status", runs)
         yield from self._scheduling(now)
 
     def _versions(self, c: Connection) -> Iterable[Metric]:
         champion = versions.alias(c, self._policy, Alias.CHAMPION)
-        moves, canary = counts.promotions_by_action(c, self._policy), canaries.current(c, self._policy)
+        moves = _from_zero(get_args(PromotionAction), counts.promotions_by_action(c, self._policy))
+        canary = canaries.current(c, self._policy)
         yield gauge("champion_version", "Number of the champion", champion or BASE_VERSION)
         share = 0.0 if canary is None else canary.share
         yield gauge("canary_share", "Share of users whom a canary answers; 0 without one", share)
@@ -59,7 +64,7 @@ class Standing(Live):
         e_value = look.verdict.e_value if look is not None and is_of_it else None
         picks = None if duel is None else duels.count_picks(c, duel.duel_id)
         opened_s = None if duel is None else age_s(duel.opened_at, datetime.now(UTC))
-        kinds = counts.verdicts_by_kind(c, self._policy)
+        kinds = _from_zero(VerdictKind, counts.verdicts_by_kind(c, self._policy))
         yield totals("gate_verdicts", "Verdicts of the gate, by kind", "kind", kinds)
         yield gauges("gate_rule_passed", "1 where the last verdict's rule passed, 0 where it did not", "rule", rules)
         yield gauge("duel_picks", "Picks in the open duel", picks)
@@ -76,6 +81,11 @@ class Standing(Live):
         look_s = None if looked_at is None else age_s(datetime.fromisoformat(looked_at), now)
         yield gauge("scheduler_look_age_seconds", "Since the scheduler last finished a look", look_s)
         yield gauge("new_pairs", "New usable pairs, when the scheduler last counted them", status.get("new_pairs"))
+
+
+def _from_zero(known: Iterable[str], counted: Mapping[str, int]) -> dict[str, int]:
+    """With those that never happened: a series that begins at 1 has no increase, and the first of them would raise no alarm."""
+    return dict.fromkeys(map(str, known), 0) | dict(counted)
 
 
 def _cycle(recent: Sequence[Cycle], now: datetime) -> Iterable[Metric]:

@@ -45,6 +45,7 @@ _KEY_MARKS = (
 _EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]++@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])")
 # Those of digits begin with what a search can skip to, and look behind it from there: a text without digits costs little.
 _IBAN = re.compile(r"\d\d(?<=(?<![A-Za-z0-9])[A-Za-z]{2}\d\d)(?=(?P<rest>(?:[ -]?[A-Za-z0-9]){11,30}))")
+_UUID = re.compile(r"(?i)(?<![0-9a-z])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-z])")
 _CARD = re.compile(r"[2-6](?<![\w.+].)(?<!\d-.)(?=(?P<rest>\d{3}[ -]?\d{4,6}[ -]?\d{4,5}[ -]?\d{0,4}[ -]?\d{0,3}))")
 _CARD_NUMBERS = re.compile(
     r"3[47]\d{13}|3(?:0[0-5]|[689]\d)\d{11}|(?:4|5[1-5]|2[2-7]|35|6\d)\d{14,15}|(?:50|5[6-9]|6\d)\d{15,16}|(?:4|6)\d{18}"
@@ -71,8 +72,13 @@ _DATE = re.compile(
 )
 _NAMED_PHONE = re.compile(
     r"(?i)\b(?:phone|tele(?:ph|f)on\w{0,4}|tel|mobile|mobil|cell|handy|fax|whatsapp|call me (?:at|on)|reach me (?:at|on)|"
-    r"text me (?:at|on))\b\.?[^\d+\n]{0,24}(?P<value>\+?\(?\d(?:[ .\-/()]{0,2}\d){6,14})(?!\w)"
+    r"text me (?:at|on))\b\.?"
+    # only what introduces its number may stand between: in "for your phone, order 20261127" the number is another one
+    r"(?:[^\S\n]{0,4}(?:numbers?|nr\.?|no\.?|nummer|is|ist|lautet|[:=#)\"'-])){0,4}[^\S\n]{0,4}"
+    r"(?<!\w)(?P<value>\+?\(?\d(?:[ .\-/()]{0,2}\d){6,14})(?!\w)"
 )
+_PHONE_WORDS = ("phone", "tel", "mobil", "cell", "handy", "fax", "whatsapp", "me at", "me on")
+_ISO_DATE = re.compile(r"(?:19|20)\d{2}[-./](?:0[1-9]|1[0-2])[-./](?:0[1-9]|[12]\d|3[01])(?!\d)")
 
 _IBAN_LENGTHS = {
     code: int(length)
@@ -112,7 +118,10 @@ def _ibans(text: str) -> Iterator[Span]:
         end = start + places[wanted - 1] + 1
         number = "".join(found[place] for place in places[:wanted]).upper()
         is_whole = not text[end : end + 1].isalnum()
-        if is_whole and int("".join(str(int(character, 36)) for character in number[4:] + number[:4])) % 97 == 1:
+        is_right = is_whole and int("".join(str(int(character, 36)) for character in number[4:] + number[:4])) % 97 == 1
+        if is_right and not any(
+            one.start() < start and end <= one.end() for one in _UUID.finditer(text, max(0, start - 36), end + 36)
+        ):  # the end of an id of ours may look like a Belgian number
             yield start, end
 
 
@@ -142,6 +151,15 @@ def _phones(text: str) -> Iterator[Span]:
         digits, is_national = sum(character.isdigit() for character in match[0]), match[0].lstrip("(")[0] == "0"
         if (9 if is_national else 8) <= digits <= 15 and not _DATE.match(match[0]):
             yield match.span()
+
+
+def _named_phones(text: str) -> Iterator[Span]:
+    """A bare number behind a word for a phone, which is no date."""
+    folded = text.lower()
+    if any(word in folded for word in _PHONE_WORDS):
+        for match in _NAMED_PHONE.finditer(text):
+            if not (_DATE.match(match["value"]) or _ISO_DATE.match(match["value"])):
+                yield match.span("value")
 
 
 def _addresses_v4(text: str) -> Iterator[Span]:
@@ -185,6 +203,6 @@ FINDERS: tuple[tuple[str, Finder], ...] = (
     ("IP_ADDRESS", _addresses_v6),
     ("IP_ADDRESS", _addresses_v4),
     ("PHONE", _phones),
-    ("PHONE", _all(_NAMED_PHONE, "phone", "tel", "mobil", "cell", "handy", "fax", "whatsapp", "me at", "me on")),
+    ("PHONE", _named_phones),
 )
 """Placeholder and what finds it, in the order in which they are tried."""

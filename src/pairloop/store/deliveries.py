@@ -121,6 +121,14 @@ def again(c: Connection, policy: str, at: datetime, *, endpoint: str | None = No
     return c.execute(statement.values(**values)).rowcount
 
 
+def give_up_others(c: Connection, policy: str, endpoints: Sequence[str], at: datetime) -> int:
+    """Deliveries that wait for an endpoint that is none of these fail: it left the configuration. How many."""
+    waiting = (webhook_deliveries.c.policy == policy, webhook_deliveries.c.status == DeliveryStatus.PENDING.value)
+    statement = sa.update(webhook_deliveries).where(*waiting, webhook_deliveries.c.endpoint.not_in(endpoints))
+    values = {"status": DeliveryStatus.FAILED.value, "error": "the endpoint left the configuration", "updated_at": at}
+    return c.execute(statement.values(**values)).rowcount
+
+
 def list_(c: Connection, policy: str, *, status: DeliveryStatus | None = None, limit: int = 50) -> list[Delivery]:
     """Newest event first."""
     statement = _joined().where(webhook_deliveries.c.policy == policy)

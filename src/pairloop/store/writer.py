@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from pairloop import faults
-from pairloop.errors import ConflictError, InvalidRequestError, StoreBusyError, StoreError, UnavailableError
+from pairloop.errors import ConflictError, InvalidRequestError, StoreBusyError, StoreError, UnavailableError, log_failure
 
 logger = logging.getLogger(__name__)
 
@@ -184,8 +184,9 @@ class GroupCommitWriter:
         self._unflushed_since = None
         try:
             self._flush()
-        except OSError:
-            logger.exception("%s: committed writes could not be brought to the disk", self._name)
+        except OSError as error:
+            why = (self._name, error.strerror)
+            log_failure(logger, error, "%s: committed writes could not be brought to the disk (%s)", *why)
 
     def _commit(self, batch: list[_Job]) -> None:
         failure: StoreError | None = StoreError(f"{self._name}: the writer stopped")

@@ -33,6 +33,7 @@ VARIABLES = ("PAIRLOOP_LOG_FORMAT", "PAIRLOOP_LOG_LEVEL")
 _OURS = ("pairloop", "uvicorn")
 """Loggers that speak at the configured level; others, whose lines may hold addresses and texts, from warning on."""
 _KEY = re.compile(r"sk-pairloop-[0-9a-f]{16}-[0-9a-f]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 _NONE: Mapping[str, Field] = MappingProxyType({})
 _FIELDS: ContextVar[Mapping[str, Field]] = ContextVar("log_fields", default=_NONE)
 
@@ -98,8 +99,8 @@ class TextFormatter(logging.Formatter):
     """``time level logger: message [field=value …]``; further lines of a message are indented: none looks like a new one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = " ".join(f"{name}={value}" for name, value in _fields(record).items() if value is not None)
-        message = record.getMessage().replace("\n", INDENTED)
+        fields = " ".join(f"{name}={_escaped(str(value))}" for name, value in _fields(record).items() if value is not None)
+        message = INDENTED.join(map(_escaped, record.getMessage().split("\n")))
         line = f"{_time(record)} {record.levelname} {record.name}: {message}" + (f" [{fields}]" if fields else "")
         raised = _raised(self, record)
         return without_keys(f"{line}\n{raised}" if raised else line)
@@ -125,6 +126,11 @@ class JsonFormatter(logging.Formatter):
 def without_keys(text: str) -> str:
     """The text with the secret part of our keys taken out: the last line of defence, for what an error may quote."""
     return _KEY.sub("sk-pairloop-…", text) if "sk-pairloop-" in text else text
+
+
+def _escaped(text: str) -> str:
+    """Without what begins a line or drives a terminal."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class _Background(logging.Handler):

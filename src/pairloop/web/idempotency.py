@@ -1,8 +1,8 @@
 """``Idempotency-Key``: a POST that is sent again is answered from the first reply, and done once. Plain ASGI.
 
 The reply is durable before it is sent, and kept for a day. Kept are replies that succeeded; what was refused or failed may be
-tried again under the same key, and streams are never kept. While the first request is under way, here or at another server
-on the same database, a second one waits for it.
+tried again under the same key, and streams are never kept. Of an answer with personal data only that it was given is kept, and
+told with a 409. While the first request is under way, here or at another server on the same database, a second one waits.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pairloop.loop.cycle import is_gone, owning
+from pairloop.redaction import Redactor
 from pairloop.store import Store, new_id, replies
 from pairloop.store.replies import StoredReply
 from pairloop.store.waiting import awaitable
@@ -43,6 +44,7 @@ PATIENCE_S = 60.0
 LOOK_EVERY_S = 0.1
 LOST = timedelta(minutes=10)
 """A request that another machine began so long ago, and that is not answered, will not be."""
+_REFUSAL_HEADERS = frozenset({"content-type", "x-should-retry"})
 _KEPT_HEADERS = frozenset({"content-type", "x-pairloop-model-version"})
 
 
@@ -135,7 +137,7 @@ class _Keeping:
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             reply = _reply(self._asked.hash(), self._held)
             if self._store.redactor is not None:
-                reply = replace(reply, body=await asyncio.to_thread(self._store.redactor.reply, reply.body))
+                reply = await asyncio.to_thread(_redacted, reply, self._store.redactor)
             # Admitted: what it is about is done, and must not be done again for want of its reply.
             await awaitable(self._store.submit(lambda c: replies.put(c, *self._about, reply), admitted=True))
             self.is_kept = True
@@ -221,6 +223,24 @@ def _reply(request_hash: str, held: list[Message]) -> StoredReply:
     body = b"".join(message.get("body", b"") for message in held[1:])
     headers = {name: value for name, value in kept.items() if name in _KEPT_HEADERS}
     return StoredReply(request_hash, held[0]["status"], headers, body, datetime.now(UTC), _subject(body))
+
+
+def _redacted(reply: StoredReply, redactor: Redactor) -> StoredReply:
+    """The reply as it may be stored. Of one whose answers would change only that it was done: a client may act on an answer,
+    call a function with it, and must not get one that nobody gave."""
+    kept = redactor.reply(reply.body)
+    if kept == reply.body or _answers(kept) == _answers(reply.body):
+        return replace(reply, body=kept)
+    told = f"This request was done, as {reply.subject or 'asked'}; its reply was not kept, for it held what is not stored here."
+    refusal = error_response(409, told, param="Idempotency-Key", code="reply_not_kept")
+    headers = {name: value for name, value in refusal.headers.items() if name in _REFUSAL_HEADERS}
+    return replace(reply, status=409, headers=headers, body=bytes(refusal.body))
+
+
+def _answers(body: bytes) -> object:
+    """The ``choices`` of a reply."""
+    told = json.loads(body)
+    return told.get("choices") if isinstance(told, dict) else None
 
 
 def _subject(body: bytes) -> str | None:

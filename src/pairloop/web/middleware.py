@@ -21,6 +21,7 @@ from pairloop.web.access import CALLER
 from pairloop.web.errors import ERROR_CODE, error_response, from_error
 from pairloop.web.headers import header
 from pairloop.web.metrics import Metrics
+from pairloop.web.scopes import rule_of
 from pairloop.web.sites import site_of
 from pairloop.web.tracing import TRACE
 
@@ -107,6 +108,12 @@ def _route(scope: Scope) -> str:
     return path
 
 
+def _place(method: str, path: str) -> str:
+    """Where a request went that no route was found for, or that was refused before: without what may be somebody's id."""
+    rule = rule_of(method, path)
+    return rule.path if rule is not None else "/".join(path.split("/")[: 3 if path.startswith("/v1/") else 2])[:LONGEST_PATH]
+
+
 def _log_access(scope: Scope, status: int, elapsed_s: float) -> None:
     """One line a request: what was asked for and by which key, what came of it; nothing of what was said."""
     kind, _, key = str(scope.get(CALLER, "")).partition(":")
@@ -114,7 +121,7 @@ def _log_access(scope: Scope, status: int, elapsed_s: float) -> None:
     fields = logs.extra(
         method=method,
         route=route,
-        path=scope["path"][:LONGEST_PATH] if route == UNMATCHED else None,
+        path=_place(method, scope["path"]) if route == UNMATCHED else None,
         status=status,
         ms=ms,
         key=key if kind == "key" else None,

@@ -58,12 +58,13 @@ def list_raters(context: Here, limit: Limit = 20, after: RaterAfter = None) -> P
 
 @router.get("/v1/raters/{rater_id}", summary="One rater")
 def get_rater(rater_id: str, context: Here) -> RaterResource:
+    stored = desk.stored_id(context.store, rater_id)
     with context.store.reading() as c:
-        rater = raters.get(c, context.policy_name, rater_id)
+        rater = raters.get(c, context.policy_name, stored)
         held = quarantines.current(c, context.policy_name)
     if rater is None:
         raise NotFoundError(f"no rater {rater_id!r}", param="rater_id")
-    return rater_resource(rater, context.config.serve.gate_share, held.get(rater_id))
+    return rater_resource(rater, context.config.serve.gate_share, held.get(stored))
 
 
 @router.get("/v1/rater_checks", summary="What is odd about the raters of the newest picks, and how often picks are flipped")
@@ -139,7 +140,7 @@ def _decide(context: Context, rater_id: str, action: Action, body: DecisionReque
         context.notify()
     before, after = (None if one is None else DuelCount(**asdict(one)) for one in (effect.duel_before, effect.duel_after))
     return RaterDecision(
-        rater_id=rater_id,
+        rater_id=effect.rater_id,
         action=action.value,
         picks=effect.picks,
         pairs=effect.pairs,

@@ -31,12 +31,14 @@ def key_of(endpoint: WebhookEndpoint) -> bytes:
     text = secret(endpoint.secret_env)
     if not text.startswith(ENCODED_KEY):
         return text.encode()
+    what = f"environment variable {endpoint.secret_env} begins with {ENCODED_KEY}, but"
     try:
-        return base64.b64decode(text.removeprefix(ENCODED_KEY), validate=True)
+        key = base64.b64decode(text.removeprefix(ENCODED_KEY), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ConfigError(
-            f"environment variable {endpoint.secret_env} begins with {ENCODED_KEY}, but no base64 follows: {error}"
-        ) from error
+        raise ConfigError(f"{what} no base64 follows: {error}") from error
+    if not key:
+        raise ConfigError(f"{what} nothing follows: anybody could sign with an empty key")
+    return key
 
 
 def message_of(event: Event, key: bytes, *, sent_at: int) -> Message:

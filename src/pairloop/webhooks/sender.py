@@ -19,7 +19,7 @@ import httpx
 from sqlalchemy import Connection
 
 from pairloop.config import Config, WebhookEndpoint, duration_s
-from pairloop.errors import NotFoundError, PairloopError
+from pairloop.errors import NotFoundError, PairloopError, log_failure
 from pairloop.loop.cycle import is_gone, owning
 from pairloop.store import Store, deliveries, events, leases, new_id
 from pairloop.store.deliveries import Delivery, DeliveryStatus
@@ -55,11 +55,10 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
 
     def start(self) -> None:
-        """From here on what happens is told; does nothing where nobody is to be told."""
-        if not self._endpoints:
-            return
+        """From here on what happens is told, where anybody is to be told."""
         self._store.write(self._begin)
-        self._thread.start()
+        if self._endpoints:
+            self._thread.start()
 
     def stop(self) -> None:
         """Finish the request under way, and let another process go on."""
@@ -67,7 +66,7 @@ class Sender:
         if self._thread.ident is not None:
             self._thread.join()
             try:
-                self._store.write(lambda c: leases.release(c, self._lease, self._owner))
+                self._store.write(self._release)
             except PairloopError as error:  # it runs out by itself
                 logger.warning("%s could not be given back: %s", self._lease, error)
         self._client.close()
@@ -75,6 +74,9 @@ class Sender:
     def _begin(self, c: Connection) -> None:
         for endpoint in self._endpoints:
             deliveries.begin(c, self._policy, endpoint.name)
+        left = deliveries.give_up_others(c, self._policy, [endpoint.name for endpoint in self._endpoints], datetime.now(UTC))
+        if left:
+            logger.warning("%d deliveries to webhooks that left the configuration are given up", left)
 
     def _run(self) -> None:
         pool = ThreadPoolExecutor(max_workers=min(8, len(self._endpoints)), thread_name_prefix="webhook")
@@ -85,13 +87,17 @@ class Sender:
                     self._disk.look()
                     is_due = self._is_due()
                     # Once more after the last event: on PostgreSQL one with a lower number may become visible only now.
-                    if (is_due or was_due) and self._store.write(self._plan):
-                        list(pool.map(self._tell, self._endpoints))
+                    if is_due or was_due:
+                        was_due = True
+                        if self._store.write(self._plan):
+                            list(pool.map(self._tell, self._endpoints))
+                        if not is_due:  # a lease that is kept and not renewed would look as if its holder were dead
+                            self._store.write(self._release)
                     was_due = is_due
                 except PairloopError as error:  # the store, say: what is planned is kept, and tried again
                     logger.warning("webhooks wait: %s", error)
-                except Exception:  # the supervisor: receivers are told later, the loop goes on
-                    logger.exception("webhooks broke")
+                except Exception as error:  # noqa: BLE001 - the supervisor: receivers are told later, the loop goes on
+                    log_failure(logger, error, "webhooks broke")
                 self._stopping.wait(POLL_S)
 
     def _is_due(self) -> bool:
@@ -116,6 +122,9 @@ class Sender:
             return False
         leases.release(c, self._lease, holder)
         return leases.acquire(c, self._lease, self._owner, now=now, ttl_s=self._lease_s) is not None
+
+    def _release(self, c: Connection) -> None:
+        leases.release(c, self._lease, self._owner)
 
     def _tell(self, endpoint: WebhookEndpoint) -> None:
         """Send what is due to one receiver, until it fails: then the rest waits, too."""

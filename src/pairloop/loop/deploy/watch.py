@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pairloop.config import Config
-from pairloop.errors import ConflictError, EngineError, PairloopError
+from pairloop.errors import ConflictError, EngineError, PairloopError, log_failure
 from pairloop.loop.deploy.aliases import known, promote, rollback
 from pairloop.loop.deploy.canary import Standing, canary_standing, champion_standing, duel_standing, stop_canary
 from pairloop.policy.protocols import Policy
@@ -127,8 +127,8 @@ class Watch:
             except PairloopError as error:
                 logger.error("the watch cannot act: %s", error)
                 self.trouble, wait_s = str(error), AFTER_TROUBLE_S
-            except Exception as error:  # the supervisor: the watch outlives whatever a look ran into
-                logger.exception("a look at the live guards failed")
+            except Exception as error:  # noqa: BLE001 - the supervisor: the watch outlives whatever a look ran into
+                log_failure(logger, error, "a look at the live guards failed")
                 self.trouble, wait_s = f"{type(error).__name__}: {error}", AFTER_TROUBLE_S
 
 

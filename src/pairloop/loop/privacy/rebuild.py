@@ -63,6 +63,7 @@ def rebuild(
     people = [name for person in without for name in ids_of(store, person)]
     with store.reading() as c:
         lineage = _lineage(c, policy, number)
+        _refuse_strangers(store, c, lineage, without)
         affected = _affected(c, policy, people)
         _refuse_beside(c, policy)
     above = [version.number for version in lineage[:-1] if version.number in affected]
@@ -137,6 +138,15 @@ def _affected(c: Connection, policy: str, people: Collection[str]) -> set[int]:
     found = erasures.find(c, people)
     seen = {number for name, number in erasures.rows_by_version(c, found.pair_ids) if name == policy}
     return seen | {mark.number for mark in erasures.marks(c, policy)}
+
+
+def _refuse_strangers(store: Store, c: Connection, lineage: Sequence[Version], without: Sequence[str]) -> None:
+    """UserError for a name of whom nothing is in what any of these was trained on: a typo would train the same again."""
+    ours = {(version.policy, version.number) for version in lineage}
+    for person in without:
+        if ours.isdisjoint(erasures.rows_by_version(c, erasures.find(c, ids_of(store, person)).pair_ids)):
+            what = f"{lineage[-1].name} and its ancestors were trained on"
+            raise UserError(f"nothing of {person!r} is in what {what}; `pairloop raters list` names who gave feedback")
 
 
 def _refuse_beside(c: Connection, policy: str) -> None:

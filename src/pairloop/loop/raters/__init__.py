@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pairloop.loop.raters.checks import Checked, Observed, Share, check
-from pairloop.loop.raters.desk import DuelEffect, Effect, Raters, decide, look, measured_flips, preview
+from pairloop.loop.raters.desk import DuelEffect, Effect, Raters, decide, look, measured_flips, preview, stored_id
 from pairloop.loop.raters.flips import FlipRate, flip_rate
 from pairloop.loop.raters.queue import Item, next_item
 
@@ -23,4 +23,5 @@ __all__ = [
     "measured_flips",
     "next_item",
     "preview",
+    "stored_id",
 ]

@@ -80,7 +80,7 @@ def _of_others(picks: Sequence[Observed], quarantined: Collection[str]) -> list[
 
 def preview(store: Store, config: Config, rater_id: str, action: Action) -> Effect:
     """What the action would change now; NotFoundError for a rater without feedback, ConflictError where it holds already."""
-    policy = config.policy.name
+    policy, rater_id = config.policy.name, stored_id(store, rater_id)
     with store.reading() as c:
         own = _feedback_ids(c, policy, rater_id)
         held = set(quarantines.current(c, policy))
@@ -104,16 +104,21 @@ def preview(store: Store, config: Config, rater_id: str, action: Action) -> Effe
 def decide(store: Store, config: Config, rater_id: str, action: Action, reason: str, *, actor: str) -> Effect:
     """Quarantine or release, kept with its reason; votes stay as they are, and the effect is what ``preview`` says."""
     effect = preview(store, config, rater_id, action)
-    decision = Quarantine(rater_id, action, reason, datetime.now(UTC))
+    decision = Quarantine(effect.rater_id, action, reason, datetime.now(UTC))
     details = {"picks": effect.picks, "pairs": effect.pairs}
 
     def commit(c: Connection) -> None:
         quarantines.insert(c, config.policy.name, decision)
         done = AuditAction(action.value)
-        audit.record(c, done, actor=actor, subject=f"{RATER}{rater_id}", reason=reason, details=details)
+        audit.record(c, done, actor=actor, subject=f"{RATER}{effect.rater_id}", reason=reason, details=details)
 
     store.write(commit)
     return effect
+
+
+def stored_id(store: Store, rater_id: str) -> str:
+    """Under what a rater is stored: a pseudonym, where the id is an address."""
+    return rater_id if store.redactor is None else store.redactor.identifier(rater_id)
 
 
 def _duel(c: Connection, config: Config, duel: Duel, quarantined: Collection[str]) -> DuelEffect:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection
 
 from pairloop.config import DeploySection
-from pairloop.errors import InvalidRequestError, StoreError
+from pairloop.errors import InvalidRequestError, StoreError, log_failure
 from pairloop.policy.protocols import ReplicaState, Sampler
 from pairloop.store import Store, new_id, traffic
 from pairloop.store.traffic import Counts
@@ -140,8 +140,8 @@ class Recorder:
                 await asyncio.wrap_future(written)
         except StoreError as error:
             logger.warning("what the versions' answers were like is written later: %s", error)
-        except Exception:  # answering goes on
-            logger.exception("what the versions' answers were like could not be written")
+        except Exception as error:  # noqa: BLE001 - answering goes on
+            log_failure(logger, error, "what the versions' answers were like could not be written")
 
     def _answered(
         self,
