@@ -138,5 +138,5 @@ async def _toss(http: httpx.AsyncClient, users: Iterable[str]) -> None:
 
 
 def _users(pool: Pool) -> Iterator[str]:
-    """Names without end that fall into the pool; with few digits, for what looks like a phone number is stored as a pseudonym."""
+    """Names without end that fall into the pool. Their digits are few: what looks like a phone number becomes a pseudonym."""
     return (user for user in (f"user-{number}" for number in count()) if pool_of(user, 0.2) is pool)
