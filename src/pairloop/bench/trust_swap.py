@@ -53,7 +53,7 @@ def measure(settings: TrustSettings) -> dict[str, Any]:
     swaps, rollbacks = (QUICK_SWAPS, QUICK_ROLLBACKS) if settings.quick else (SWAPS, ROLLBACKS)
     folder = settings.folder / "swap"
     shutil.rmtree(folder, ignore_errors=True)
-    path = write_config(folder, {"policy": {"model": "fake", "method": "full"}, "schedule": {"enabled": False}})
+    path = write_config(folder, {"policy": {"model": "fake", "method": "full"}, "schedule": {"enabled": False, "jobs": False}})
     server = start_server(path, log=folder / "server.log")
     config = load_config(path, env={})
     try:
