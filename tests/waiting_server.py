@@ -43,5 +43,5 @@ class Waits(FakePolicy):
 if __name__ == "__main__":
     config = parse_config(json.loads(Path(sys.argv[1]).read_text()))
     logs.setup(config.log, background=True)
-    vars(server)["open_policy"] = lambda _: Waits(Path(sys.argv[2]))
+    vars(server)["open_policy"] = lambda _config, **_fetch: Waits(Path(sys.argv[2]))
     server.run(config)
