@@ -31,6 +31,8 @@ from pairloop.store.database import (
 )
 from pairloop.store.schema import metadata
 
+CLOSING_S = 2.0
+"""How long a connection that is closing may still be seen by PostgreSQL."""
 STEP_PAGES = 256
 """SQLite pages copied at a stretch; between two stretches whoever writes has the disk."""
 _ROWS_AT_ONCE = 1_000
@@ -215,13 +217,19 @@ def _serial(table: Table) -> sa.Function[Any]:
 
 
 def _refuse_others(c: Connection) -> None:
-    """ConflictError where another process of ours is connected to this database."""
+    """ConflictError where another process of ours stays connected to this database.
+
+    The server takes a moment to forget connections that were closed just now.
+    """
     others = sa.text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'pairloop' "
         "AND pid <> pg_backend_pid()"
     )
-    if c.execute(others).scalar_one():
-        raise ConflictError(f"{describe(c.engine.url)}: a process has it open; stop the server and its workers first")
+    until_s = time.monotonic() + CLOSING_S
+    while c.execute(others).scalar_one():
+        if time.monotonic() >= until_s:
+            raise ConflictError(f"{describe(c.engine.url)}: a process has it open; stop the server and its workers first")
+        c.exec_driver_sql("SELECT pg_sleep(0.05), pg_stat_clear_snapshot()")
 
 
 def _move_aside(c: Connection, schema: str) -> None:
