@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
@@ -53,9 +54,9 @@ class Live(Collector):
             logger.warning("metrics of the store are left out: %s", error)
             return ()
 
+    @abstractmethod
     def read(self) -> Iterable[Metric]:
         """The families; may raise StoreError."""
-        raise NotImplementedError
 
     def describe(self) -> Iterable[Metric]:
         """Nothing ahead of time: the store is not read while the registry is being filled."""

@@ -51,7 +51,6 @@ RULES: tuple[Rule, ...] = (
     Rule("POST", "/v1/preferences", _FEEDBACK),
     Rule("GET", "/v1/feedback", _READ),
     Rule("POST", "/v1/feedback", _FEEDBACK),
-    Rule("GET", "/v1/feedback", _READ),
     Rule("GET POST DELETE", "/v1/files", _TRAIN),
     Rule("GET POST DELETE", "/v1/fine_tuning", _TRAIN),
     # Other people's conversations.
