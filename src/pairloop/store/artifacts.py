@@ -335,7 +335,11 @@ def _old(paths: list[Path], older_than_s: float) -> list[Path]:
 
 
 def _last_written(folder: Path) -> float:
-    return max((path.lstat().st_mtime for path in (folder, *folder.rglob("*"))), default=0.0)
+    """When something in it was written last; now, where something leaves it while we look: somebody is at work in it."""
+    try:
+        return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+    except FileNotFoundError:
+        return time.time()
 
 
 @contextmanager

@@ -55,6 +55,9 @@ def describe(url: URL) -> str:
     return url.render_as_string(hide_password=True)
 
 
+WRITER_CACHE_KB = 64 * 1024
+"""SQLite's own 2 MB hold the indexes of a few thousand groups; beyond, each pick reads them anew. Taken as it is needed."""
+
 Synchronous = Literal["full", "normal", "off"]
 """How long a commit waits for the disk: until the write is there, not at all but never breaking the file, not at all."""
 
@@ -74,6 +77,7 @@ def writer_engine(url: URL, synchronous: Synchronous = "full") -> Engine:
     if url.get_backend_name() == "sqlite":
         pragmas = ["journal_mode = WAL", f"synchronous = {synchronous.upper()}", "foreign_keys = ON"]
         pragmas.append("secure_delete = ON")  # what is erased is overwritten, not only forgotten
+        pragmas.append(f"cache_size = -{WRITER_CACHE_KB}")
         _prepare_sqlite(engine, pragmas, begin="BEGIN IMMEDIATE")
     return engine
 
