@@ -36,7 +36,6 @@ POLICY = "bench"
 PATH = "/v1/preferences"
 SOURCE = Path(__file__).with_name("load.c")
 GROWTH = 10
-ROUNDS = 3
 PATIENCE_S = 300.0
 RATER = "rater-of-the-load"
 
@@ -113,10 +112,12 @@ class Size:
 
     picks: Mapping[int, int]
     groups: int
+    rounds: int
+    """That count, after one that warms up. A turn has a dozen slowest batches, so its p99 is a noisy figure."""
 
 
-FULL = Size({32: 4_000, 128: 6_000}, 44_000)
-QUICK = Size({32: 400, 128: 600}, 4_400)
+FULL = Size({32: 4_000, 128: 6_000}, 100_000, 9)
+QUICK = Size({32: 400, 128: 600}, 4_400, 3)
 
 
 def measure(settings: TrustSettings) -> dict[str, Any]:
@@ -158,9 +159,9 @@ def _turns(
     """Round after round; the first warms up and does not count."""
     turns: dict[tuple[str, int], list[dict[str, float]]] = {}
     cells = [("small", 32), ("large", 32), ("small", 128)]
-    for number in range(ROUNDS + 1):
+    for number in range(size.rounds + 1):
         for place, (name, clients) in enumerate(cells):
-            settings.on_step("picks", number * len(cells) + place, (ROUNDS + 1) * len(cells))
+            settings.on_step("picks", number * len(cells) + place, (size.rounds + 1) * len(cells))
             rows = size.groups * (GROWTH if name == "large" else 1)
             figures = load.run(name, servers[name], clients, size.picks[clients], groups=rows)
             if number:
