@@ -163,6 +163,7 @@ def test_a_pick_by_key_and_a_cycle_on_the_page(browser: Browser, url: str, tmp_p
             judges += 1
         expect(page.locator("#live .chip")).to_have_text("PROMOTE", timeout=30_000)
         expect(page.locator("#live .badge")).to_have_text(f"champion {POLICY}@1")
+        page.goto(f"{url}/home")
         expect(page.locator("#curve svg .mark.promote")).to_have_count(1)
     page.screenshot(path=shots / "5-promoted.png", full_page=True)
 

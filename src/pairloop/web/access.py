@@ -20,6 +20,8 @@ from pairloop.web.sites import site_of
 KEY_COOKIE = "pairloop_key"
 CALLER = "pairloop.caller"
 """Where the scope of a request holds who sent it: a key's id, or an address."""
+KEY = "pairloop.key"
+"""Where it holds the `Key` itself; None while the server asks for none."""
 CHAT = "/v1/chat/completions"
 WRITING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 LIMIT_HEADER = "x-ratelimit-limit-requests"
@@ -48,7 +50,7 @@ class Access:
             refusal = error_response(403, f"This key lacks the scope {names} for {scope['path']}.", code="insufficient_scope")
         address = scope["client"][0] if scope.get("client") else "unknown"
         caller = f"key:{key.key_id}" if key is not None else f"address:{address}"
-        scope[CALLER] = caller
+        scope[CALLER], scope[KEY] = caller, key
         per_minute = self._per_minute if key is None or key.requests_per_minute is None else key.requests_per_minute
         if not per_minute:
             await (refusal or self._app)(scope, receive, send)

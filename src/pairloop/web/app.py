@@ -39,6 +39,7 @@ from pairloop.web.idempotency import Idempotency
 from pairloop.web.keyring import KeyRing
 from pairloop.web.metrics import Metrics
 from pairloop.web.middleware import BodyLimit, Outermost, Sites
+from pairloop.web.pages.docs import mount_static
 from pairloop.web.scopes import undeclared
 from pairloop.web.short_way import ShortWay
 from pairloop.web.status import StatusBoard
@@ -83,7 +84,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     )
     app.state.context = context
     errors.install(app)
-    pages.mount_static(app)
+    mount_static(app)
     missing = undeclared(app.routes)
     for room in (
         chat,
@@ -99,7 +100,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
         raters,
         keys,
         health,
-        pages,
+        *pages.PAGES,
         login,
     ):
         app.include_router(room.router)

@@ -58,11 +58,11 @@ _SHOULD_RETRY = {408: "true", 409: "false", 429: "true", 503: "true"}
 
 
 class ErrorResponse(Response):
-    """A reply that leaves its code in the scope, for whoever counts errors."""
+    """A reply that leaves its code in the scope, for whoever counts errors; ``message`` is for people."""
 
     def __init__(self, body: Mapping[str, Any], status: int, headers: Mapping[str, str]) -> None:
         super().__init__(json.dumps(body), status_code=status, media_type="application/json", headers=dict(headers))
-        self.code = str(body["error"]["code"])
+        self.code, self.message = str(body["error"]["code"]), str(body["error"]["message"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[ERROR_CODE] = self.code
@@ -138,7 +138,7 @@ def install(app: FastAPI) -> None:
         return error_response(error.status_code, message, param=param, headers=error.headers)
 
 
-def from_validation(problems: Sequence[Mapping[str, Any]]) -> Response:
+def from_validation(problems: Sequence[Mapping[str, Any]]) -> ErrorResponse:
     """400 for the first problem that pydantic found, its field named the way OpenAI does: ``messages[0].content``."""
     problem = problems[0]
     kind = str(problem["type"])

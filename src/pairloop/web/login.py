@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse
 from pairloop.web.access import KEY_COOKIE
 from pairloop.web.context import Here
 from pairloop.web.errors import error_response
-from pairloop.web.pages import render
+from pairloop.web.pages.rendering import render
 
 router = APIRouter(include_in_schema=False)
 

@@ -179,7 +179,6 @@ function settle(name, outcome, latency, reply) {
   open = null;
   byId("send").disabled = false;
   prompt.focus();
-  refreshLive();
   offerRepeat();
 }
 
@@ -217,25 +216,6 @@ async function post(url, body) {
   throw new Error(error.message);
 }
 
-// What the server renders about the loop: fetched every second, the curve only when something moved.
-async function refreshLive() {
-  try {
-    const response = await fetch("/page/live");
-    if (!response.ok) return;
-    const html = await response.text();
-    if (html !== refreshLive.shown) byId("live").innerHTML = html;
-    refreshLive.shown = html;
-    const revision = byId("live").firstElementChild.dataset.revision;
-    if (revision === byId("curve").dataset.revision) return;
-    const curve = await fetch("/page/curve");
-    if (!curve.ok) return;
-    byId("curve").innerHTML = await curve.text();
-    byId("curve").dataset.revision = revision;
-  } catch (error) {
-    if (!(error instanceof TypeError)) throw error; // the server is away; the next second tries again
-  }
-}
-
 byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const question = prompt.value.trim();
@@ -259,4 +239,3 @@ document.addEventListener("keydown", (event) => {
 });
 for (const button of pickButtons) button.addEventListener("click", () => pick(button.dataset.pick));
 byId("restart").addEventListener("click", restart);
-setInterval(() => { if (!document.hidden) refreshLive(); }, 1000);

@@ -1,0 +1,17 @@
+"""The pages people look at: rendered here, no build step, nothing from elsewhere. One module per page.
+
+A page reads by the same functions as the API and changes things through the API alone (static/actions.js). What a fragment
+shows anew is cut out of the whole page by htmx (``hx-select``), so that there is one template for both.
+"""
+
+from __future__ import annotations
+
+from pairloop.web.pages import chat, docs, home, live
+
+PAGES = (
+    chat,
+    docs,
+    home,
+    live,
+)
+"""Each has a ``router``."""

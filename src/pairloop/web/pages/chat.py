@@ -1,0 +1,34 @@
+"""The first page: two answers to pick from, beside the loop as it turns."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from uuid import uuid4
+
+from fastapi import APIRouter, Request, Response
+
+from pairloop.web.context import Here
+from pairloop.web.pages.live import view_of
+from pairloop.web.pages.rendering import PageRoute, page
+
+VISITOR_COOKIE = "pairloop_visitor"
+VISITOR_MAX_AGE_S = 365 * 24 * 3600
+_VISITOR = re.compile(r"visitor-[0-9a-f]{32}")
+
+router = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+
+@router.get("/")
+async def first_page(request: Request, context: Here) -> Response:
+    visitor = request.cookies.get(VISITOR_COOKIE, "")
+    known = _VISITOR.fullmatch(visitor) is not None
+    visitor = visitor if known else f"visitor-{uuid4().hex}"
+    status = await asyncio.to_thread(context.board.read)
+    min_latency_ms = context.config.feedback.min_latency_ms
+    response = page(
+        request, context, "chat.html", title="Chat", visitor=visitor, min_latency_ms=min_latency_ms, **view_of(status)
+    )
+    if not known:
+        response.set_cookie(VISITOR_COOKIE, visitor, max_age=VISITOR_MAX_AGE_S, httponly=True, samesite="strict")
+    return response

@@ -1,0 +1,82 @@
+"""What moves by itself: the events that tell an open page to look again, and the card of the loop as it turns."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import StreamingResponse
+
+from pairloop.types import CycleState
+from pairloop.web.context import Context, Here
+from pairloop.web.curve import chart
+from pairloop.web.pages.rendering import SECURITY_HEADERS, PageRoute, render
+from pairloop.web.status import STAGES, Status
+
+LOOK_EVERY_S = 1.0
+BEAT_S = 15.0
+"""A comment goes out at least so often: who is gone is found when it cannot be sent."""
+
+STAGE_WORDS: Mapping[str, str] = {
+    "building": "pairs",
+    "training": "train",
+    "checking": "evaluate",
+    "duelling": "gate",
+    "canary": "canary",
+}
+
+router = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+
+@router.get("/page/events")
+async def events(request: Request, context: Here) -> Response:
+    """Server-sent events: ``tick`` when the loop's figures changed, ``moved`` when its history did."""
+    headers = {**SECURITY_HEADERS, "x-accel-buffering": "no"}
+    return StreamingResponse(_events(request, context), media_type="text/event-stream", headers=headers)
+
+
+@router.get("/page/live")
+async def live(context: Here) -> Response:
+    """The running cycle and the last verdict, alone."""
+    return render("_live.html", **view_of(await asyncio.to_thread(context.board.read)))
+
+
+async def _events(request: Request, context: Context) -> AsyncIterator[str]:
+    told: Status | None = None
+    quiet_s = 0.0
+    while not context.draining and not await request.is_disconnected():
+        status = await asyncio.to_thread(context.board.read)
+        if told is None or status.now != told.now:
+            name = "tick" if told is not None and status.revision == told.revision else "moved"
+            yield f"event: {name}\ndata: {json.dumps(status.revision)}\n\n"
+            told, quiet_s = status, 0.0
+        elif quiet_s >= BEAT_S:
+            yield ": still here\n\n"
+            quiet_s = 0.0
+        await asyncio.sleep(LOOK_EVERY_S)
+        quiet_s += LOOK_EVERY_S
+
+
+def view_of(status: Status) -> dict[str, Any]:
+    """What the loop's card and the curve are rendered from."""
+    return {
+        "status": status,
+        "now": status.now,
+        "stages": stages_of(status.now.state),
+        "chart": chart(status.points, champion=status.now.champion),
+        "points": {point.contest.challenger: point for point in status.points},
+    }
+
+
+def stages_of(state: str) -> list[dict[str, str]]:
+    """Each stage with its word and whether it is done, now or still to come."""
+    stages = (*STAGES, CycleState.CANARY) if state == CycleState.CANARY else STAGES
+    reached = next((position for position, stage in enumerate(stages) if stage == state), -1)
+    names = []
+    for position, stage in enumerate(stages):
+        when = "now" if position == reached else "done" if position < reached else "todo"
+        names.append({"word": STAGE_WORDS[stage.value], "when": when})
+    return names

@@ -1,0 +1,119 @@
+"""What every page shares: the templates, the headers, the menu, and errors that a person can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pairloop import __version__
+from pairloop.errors import PairloopError
+from pairloop.types import Interval
+from pairloop.web.context import Context, context_of
+from pairloop.web.errors import from_error, from_validation
+from pairloop.web.pages.menu import menu
+
+WEB = Path(__file__).parent.parent
+HTML = "text/html; charset=utf-8"
+
+SECURITY_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+
+
+class PageRoute(APIRoute):
+    """A route whose errors are pages too."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_as_page(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except PairloopError as error:
+                refusal = from_error(error)
+            except RequestValidationError as error:
+                refusal = from_validation(error.errors())
+            context, status = context_of(request), refusal.status_code
+            return page(request, context, "error.html", title=f"Error {status}", status_code=status, message=refusal.message)
+
+        return handle_as_page
+
+
+def page(request: Request, context: Context, template: str, *, title: str, status_code: int = 200, **values: Any) -> Response:
+    """A page of the house: ``template`` extends base.html, which has the menu with ``request``'s page marked."""
+    policy, path = context.policy_name, request.url.path
+    return render(template, status_code=status_code, title=title, policy=policy, menu=menu(request), path=path, **values)
+
+
+def render(template: str, *, status_code: int = 200, sends_forms: bool = False, **values: Any) -> Response:
+    """A page; one that ``sends_forms`` may send them to this server, and to nobody else."""
+    body = environment().get_template(template).render(**values)
+    headers = dict(SECURITY_HEADERS)
+    if sends_forms:
+        headers["content-security-policy"] = headers["content-security-policy"].replace(
+            "form-action 'none'", "form-action 'self'"
+        )
+    return Response(body, status_code=status_code, media_type=HTML, headers=headers)
+
+
+@cache
+def environment() -> Environment:
+    """One environment for the process: escaped output, and an unknown name is an error."""
+    loader = FileSystemLoader(WEB / "templates")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "percent": _percent,
+        "interval": _interval,
+        "clock": _clock,
+        "ago": _ago,
+        "number": _number,
+        "words": _words,
+    }
+    environment.globals["version"] = __version__
+    return environment
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _interval(interval: Interval) -> str:
+    return f"{100 * interval.mean:.0f} % ({100 * interval.lo:.0f}–{100 * interval.hi:.0f})"
+
+
+def _clock(at: datetime) -> str:
+    return at.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _ago(at: datetime) -> str:
+    """``3 min ago``, of a time with a zone; ``in 3 min`` of one to come."""
+    seconds = (datetime.now(UTC) - at).total_seconds()
+    size = abs(seconds)
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        if size >= length or unit == "s":
+            amount = f"{size / length:.0f} {unit}"
+            return f"{amount} ago" if seconds >= 0 else f"in {amount}"
+    raise AssertionError("the last unit fits all")
+
+
+def _number(value: float) -> str:
+    """Whole numbers with their thousands apart, others with three digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def _words(name: str) -> str:
+    return str(name).replace("_", " ")

@@ -1,0 +1,25 @@
+// The loop moves: the server says so, and what is marked with hx-trigger="loop:tick from:body" (or loop:moved) looks again.
+"use strict";
+
+let source = null;
+
+function listen() {
+  if (source !== null) return;
+  source = new EventSource("/page/events");
+  for (const name of ["tick", "moved"]) {
+    source.addEventListener(name, () => document.body.dispatchEvent(new CustomEvent(`loop:${name}`)));
+  }
+}
+
+// A hidden page asks for nothing; seen again, it hears of the present state at once.
+function attend() {
+  if (!document.hidden) listen();
+  else if (source !== null) {
+    source.close();
+    source = null;
+  }
+}
+
+document.addEventListener("visibilitychange", attend);
+window.addEventListener("pagehide", () => { if (source !== null) source.close(); source = null; });
+window.addEventListener("pageshow", attend);
