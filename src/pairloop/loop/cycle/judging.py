@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import Connection
 
@@ -12,20 +13,68 @@ from pairloop.config import Config
 from pairloop.loop import evaluate, gate
 from pairloop.store import duels, quarantines
 from pairloop.store.canaries import Canary
-from pairloop.types import Duel, DuelPick, Verdict
+from pairloop.types import BASE_VERSION, Cycle, Duel, DuelPick, Interval, Verdict
 
 
 def standing(c: Connection, config: Config, duel: Duel, report: Mapping[str, Any]) -> Verdict:
     """The verdict on the duel's votes so far, after the offline report of its check. Records nothing."""
+    votes = votes_so_far(c, config, duel)
     return gate.decide(
         evaluate.Report.from_json(report),
-        votes_so_far(c, config, duel),
+        votes,
         config.gate,
         opened_at=duel.opened_at,
         now=datetime.now(UTC),
         picks_made=duels.count_picks(c, duel.duel_id),
         duel_number=duels.number(c, duel),
+        seed_votes=_seed_votes(c, config, duel, votes),
     )
+
+
+AGAINST_BASE = "against_base"
+"""Under what the record of a cycle's last step keeps how its challenger did against the base."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgainstBase:
+    """How a challenger did against the base in a live duel. ``win_rate``: its own, ties half, as the gate reads it."""
+
+    win_rate: Interval
+    wins: int
+    losses: int
+    ties: int
+    raters: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON data; ``from_json`` is the way back."""
+        return {**asdict(self), "win_rate": self.win_rate._asdict()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**{**data, "win_rate": Interval(**data["win_rate"])})
+
+
+def kept_against_base(cycle: Cycle) -> AgainstBase | None:
+    """What was known when the gate decided about the cycle's challenger; None before, and where the two never met."""
+    found = next((step.record[AGAINST_BASE] for step in cycle.steps if AGAINST_BASE in step.record), None)
+    return None if found is None else AgainstBase.from_json(found)
+
+
+def against_base(c: Connection, config: Config, duel: Duel) -> AgainstBase | None:
+    """By the votes so far of the seed duel beside ``duel``, or of ``duel`` itself where the base is its champion; else None."""
+    met = duel if duel.champion == BASE_VERSION else duels.seed_of(c, duel)
+    if met is None:
+        return None
+    rate, tally = gate.against_base(votes_so_far(c, config, met), config.gate)
+    return AgainstBase(rate, tally.wins, tally.losses, tally.ties, tally.raters)
+
+
+def _seed_votes(c: Connection, config: Config, duel: Duel, votes: list[DuelPick]) -> list[DuelPick] | None:
+    """Those of the seed duel beside ``duel``; its own ``votes`` where the base is the champion; None where nobody compares."""
+    if duel.champion == BASE_VERSION:
+        return votes if config.gate.seed_share > 0 else None
+    seed = duels.seed_of(c, duel)
+    return None if seed is None else votes_so_far(c, config, seed)
 
 
 def turning(c: Connection, config: Config, canary: Canary) -> str | None:
