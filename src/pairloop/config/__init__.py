@@ -108,8 +108,8 @@ class Config(Section):
         is_asked = self.label.verifier is not None or self.label.judge_url is not None or self.gate.seed_share > 0
         if "seed_duel" in self.gate.require and not is_asked:
             raise ValueError(
-                'gate.require names "seed_duel", and nobody compares a challenger with the base: set gate.seed_share (0.2, say), '
-                "which asks the raters, or label.verifier or label.judge_url"
+                'gate.require names "seed_duel", and nobody compares a challenger with the base: set gate.seed_share (0.2, '
+                "say), which asks the raters, or label.verifier or label.judge_url"
             )
         return self
 

@@ -293,8 +293,8 @@ class GateSection(Section):
     max_verifier_drop: float = Field(default=0.05, ge=0.0)
     """What the verifier's mean score may lose to the champion's, in the verifier's own points."""
     min_seed_win_rate: Share = 0.5
-    """Lower bound of the win rate against the base: by the verifier or judge on the offline report's samples, else in the live
-    duel that ``seed_share`` opens."""
+    """Lower bound of the win rate against the base: by the verifier or judge on the offline report's samples where one is
+    asked, else by raters in the live duel of ``seed_share``."""
     seed_share: float = Field(default=0.0, ge=0.0, le=0.5)
     """Share of the duel's requests that the challenger answers beside the base instead of the champion, for ``seed_duel``.
     Where the base is the champion, all of them are against the base anyway."""
