@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,12 +19,13 @@ from tests.loop_rig import settings as rig_settings
 from tests.server import POLICY, RunningServer, World, fake_config, user_of
 from tests.test_deploy import add_cycle, add_version
 from tests.test_gate import GOOD, T0, PlainReport
+from tests.test_gate_plan import explain
 from tests.test_migrations_forward import at
 from tests.test_serve import request, service
 
 from pairloop.config import Config, GateSection, StoreSection, parse_config
 from pairloop.errors import ConfigError, ConflictError
-from pairloop.loop import cycle, deploy
+from pairloop.loop import cycle, deploy, pairs
 from pairloop.loop.cycle import Loop
 from pairloop.loop.gate import against_base, decide
 from pairloop.loop.schedule import Scheduler
@@ -346,7 +348,9 @@ def test_who_only_beats_a_spoilt_champion_is_held(spoilt: Rig) -> None:
 
     current, scheduler = rig_cycle(rig), Scheduler(rig.loop)
     assert scheduler._worth_a_look(current)
+    to_train = pairs.count_new(rig.store, rig.loop.config)
     rig.judge(20, duel=seed)
+    assert pairs.count_new(rig.store, rig.loop.config) == to_train
     assert scheduler._worth_a_look(current)  # for picks against the base, too
     assert not scheduler._worth_a_look(current)
     assert kinds(rig) == ("PROMOTE", "CONTINUE")
@@ -354,6 +358,10 @@ def test_who_only_beats_a_spoilt_champion_is_held(spoilt: Rig) -> None:
     assert now is not None
     assert now.against_base is not None
     assert (now.seed_picks, now.picks) == (20, made)
+    lines = [f"{key} = {json.dumps(value)}" for key, value in DEMANDS.items()]
+    config = '[policy]\nmodel = "fake"\nname = "bot"\n[gate]\n' + "\n".join(lines)
+    (rig.loop.config.state_dir / "pairloop.toml").write_text(config, encoding="utf-8")
+    assert "says nothing before 30 raters" in explain(rig.loop.config.state_dir)
 
     short = rig_settings(rig.loop.config.state_dir, gate={**DEMANDS, "max_picks": made})
     held = cycle.run(Loop(rig.store, rig.policy, short, "tester:0"), trigger="test")

@@ -78,12 +78,6 @@ def seed_of(c: Connection, duel: Duel) -> Duel | None:
     return None if row is None else _duel(row)
 
 
-def against(c: Connection, policy: str, champion: int) -> list[Duel]:
-    """The duels of either kind in which ``champion`` was the other side, oldest first."""
-    statement = sa.select(duels).where(duels.c.policy == policy, duels.c.champion == champion)
-    return [_duel(row) for row in c.execute(statement.order_by(duels.c.opened_at, duels.c.duel_id))]
-
-
 def list_(
     c: Connection, policy: str, limit: int = 50, *, after: str | None = None, kind: DuelKind | None = DuelKind.GATE
 ) -> list[Duel]:
