@@ -358,6 +358,9 @@ def test_who_only_beats_a_spoilt_champion_is_held(spoilt: Rig) -> None:
     assert now is not None
     assert now.against_base is not None
     assert (now.seed_picks, now.picks) == (20, made)
+    told = cycle.status(rig.store, rig.loop.config).as_json()["duel"]["against_base"]
+    assert told == {**now.against_base.as_json(), "raters": 20}
+    assert set(told["win_rate"]) == {"mean", "lo", "hi", "n"}
     lines = [f"{key} = {json.dumps(value)}" for key, value in DEMANDS.items()]
     config = '[policy]\nmodel = "fake"\nname = "bot"\n[gate]\n' + "\n".join(lines)
     (rig.loop.config.state_dir / "pairloop.toml").write_text(config, encoding="utf-8")

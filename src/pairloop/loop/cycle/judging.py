@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -19,6 +19,7 @@ from pairloop.types import BASE_VERSION, Cycle, Duel, DuelPick, Interval, Verdic
 def standing(c: Connection, config: Config, duel: Duel, report: Mapping[str, Any]) -> Verdict:
     """The verdict on the duel's votes so far, after the offline report of its check. Records nothing."""
     votes = votes_so_far(c, config, duel)
+    is_anchored = config.gate.seed_share > 0 or duel.champion != BASE_VERSION
     return gate.decide(
         evaluate.Report.from_json(report),
         votes,
@@ -27,12 +28,11 @@ def standing(c: Connection, config: Config, duel: Duel, report: Mapping[str, Any
         now=datetime.now(UTC),
         picks_made=duels.count_picks(c, duel.duel_id),
         duel_number=duels.number(c, duel),
-        seed_votes=_seed_votes(c, config, duel, votes),
+        seed_votes=_against_base(c, config, duel, votes) if is_anchored else None,
     )
 
 
-AGAINST_BASE = "against_base"
-"""Under what the record of a cycle's last step keeps how its challenger did against the base."""
+_KEPT = "against_base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +54,31 @@ class AgainstBase:
         return cls(**{**data, "win_rate": Interval(**data["win_rate"])})
 
 
+def base_record(c: Connection, config: Config, duel: Duel) -> Mapping[str, Any]:
+    """What the step that ends a duel keeps of how its challenger does against the base; ``kept_against_base`` reads it."""
+    met = against_base(c, config, duel, votes_so_far(c, config, duel))
+    return {} if met is None else {_KEPT: met.as_json()}
+
+
 def kept_against_base(cycle: Cycle) -> AgainstBase | None:
     """What was known when the gate decided about the cycle's challenger; None before, and where the two never met."""
-    found = next((step.record[AGAINST_BASE] for step in cycle.steps if AGAINST_BASE in step.record), None)
+    found = next((step.record[_KEPT] for step in cycle.steps if _KEPT in step.record), None)
     return None if found is None else AgainstBase.from_json(found)
 
 
-def against_base(c: Connection, config: Config, duel: Duel) -> AgainstBase | None:
-    """By the votes so far of the seed duel beside ``duel``, or of ``duel`` itself where the base is its champion; else None."""
-    met = duel if duel.champion == BASE_VERSION else duels.seed_of(c, duel)
+def against_base(c: Connection, config: Config, duel: Duel, votes: Sequence[DuelPick]) -> AgainstBase | None:
+    """How the challenger of ``duel``, whose votes so far are ``votes``, does against the base; None where they do not meet."""
+    met = _against_base(c, config, duel, votes)
     if met is None:
         return None
-    rate, tally = gate.against_base(votes_so_far(c, config, met), config.gate)
+    rate, tally = gate.against_base(met, config.gate)
     return AgainstBase(rate, tally.wins, tally.losses, tally.ties, tally.raters)
 
 
-def _seed_votes(c: Connection, config: Config, duel: Duel, votes: list[DuelPick]) -> list[DuelPick] | None:
-    """Those of the seed duel beside ``duel``; its own ``votes`` where the base is the champion; None where nobody compares."""
+def _against_base(c: Connection, config: Config, duel: Duel, votes: Sequence[DuelPick]) -> Sequence[DuelPick] | None:
+    """Votes of the seed duel beside ``duel``; those of ``duel`` itself where the base is its champion; else None."""
     if duel.champion == BASE_VERSION:
-        return votes if config.gate.seed_share > 0 else None
+        return votes
     seed = duels.seed_of(c, duel)
     return None if seed is None else votes_so_far(c, config, seed)
 

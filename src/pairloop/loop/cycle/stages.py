@@ -15,7 +15,7 @@ from pairloop.errors import NotFoundError, PairloopError, UnavailableError, User
 from pairloop.loop import deploy, evaluate, gate, label, pairs
 from pairloop.loop.cycle import canary, looks, smoothing, tracking
 from pairloop.loop.cycle.context import CycleLease, Loop, training
-from pairloop.loop.cycle.judging import AGAINST_BASE, against_base, standing
+from pairloop.loop.cycle.judging import base_record, standing
 from pairloop.loop.cycle.turn import Turn
 from pairloop.store import audit, canaries, cycles, datasets, duels, events, new_id, triggers, verdicts, versions
 from pairloop.store.audit import AuditAction
@@ -228,7 +228,7 @@ def _duel(turn: Turn) -> None:
         history = verdicts.for_cycle(c, cycle.cycle_id)
         assert duel is not None, "the step was recorded with its duel"
         verdict = standing(c, loop.config, duel, record["report"])
-        met_base = against_base(c, loop.config, duel) if verdict.kind is not VerdictKind.CONTINUE else None
+        told = base_record(c, loop.config, duel) if verdict.kind is not VerdictKind.CONTINUE else {}
         watched = deploy.duel_standing(c, loop.config, duel, datetime.now(UTC))
     looks.remember(loop.name, duel.duel_id, verdict)
     challenger, champion = turn.version(duel.challenger), turn.version(duel.champion)
@@ -240,7 +240,6 @@ def _duel(turn: Turn) -> None:
         _close(turn, challenger, CycleState.REJECTED, {"reason": reason, **deploy.evidence(watched)})
         return
     if verdict.kind is not VerdictKind.CONTINUE:
-        told = {} if met_base is None else {AGAINST_BASE: met_base.as_json()}
         _conclude(turn, challenger, champion, verdict, told, duel_id=duel.duel_id)
     elif not history:
         loop.store.write(lambda c: verdicts.insert(c, cycle.cycle_id, duel.duel_id, verdict, datetime.now(UTC)))

@@ -130,6 +130,8 @@ class CycleStatus:
             data["canary"]["until"] = self.canary.until.isoformat()
         if self.duel is not None:
             data["duel"]["win_rate"] = self.duel.win_rate._asdict()
+            met = self.duel.against_base
+            data["duel"]["against_base"] = None if met is None else met.as_json()
         if self.last_verdict is not None:
             data["last_verdict"]["given_at"] = self.last_verdict.given_at.isoformat()
         data["last_round"] = None if self.last_round is None else self.last_round.as_json()
@@ -220,7 +222,8 @@ def _duel_status(c: Connection, config: Config, duel: Duel | None, earlier: Cycl
     if known is not None and (known.duel_id, known.picks, known.seed_picks) == (duel.duel_id, picks, seed_picks):
         return known
     limits = gate.spent(config.gate, duels.number(c, duel))
-    counted = gate.count(votes_so_far(c, config, duel), limits)
+    votes = votes_so_far(c, config, duel)
+    counted = gate.count(votes, limits)
     counts = counted.tally
     to_go = gate.picks_to_go(counts, limits)
     return DuelStatus(
@@ -238,7 +241,7 @@ def _duel_status(c: Connection, config: Config, duel: Duel | None, earlier: Cycl
         to_go=to_go,
         text=f"duelling, {picks} picks, about {to_go} to go",
         seed_picks=seed_picks,
-        against_base=against_base(c, config, duel),
+        against_base=against_base(c, config, duel, votes),
     )
 
 
