@@ -151,6 +151,7 @@ def _observed(c: Connection, config: Config) -> tuple[list[Observed], list[Obser
         .order_by(group_table.c.created_at.desc(), group_table.c.group_id.desc())
         .limit(NEWEST)
     )
+    # Of duels with a champion only: against the base most people prefer most challengers.
     challengers = {duel.duel_id: duel.challenger for duel in duels.list_(c, config.policy.name, NEWEST)}
     found = feedback.labelled(c, statement, counting=feedback.first_revisions)
     seen: dict[str, list[Observed]] = {PREFERENCE_METRIC: [], REPEAT_METRIC: []}
