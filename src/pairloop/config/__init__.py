@@ -72,6 +72,7 @@ __all__ = [
     "parse_config",
     "planned_fault",
     "secret",
+    "set_by",
 ]
 
 
@@ -184,10 +185,18 @@ def parse_config(data: Mapping[str, Any], *, origin: str = "configuration") -> C
 
 def override(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
     """A checked copy with ``changes`` (section → key → value) laid over it."""
-    data = config.model_dump()
+    data = config.model_dump(exclude_unset=True)  # what was left at its default stays told apart
     for section, values in changes.items():
-        data[section] = {**data[section], **values}
+        data[section] = {**data.get(section, {}), **values}
     return parse_config(data, origin="command line")
+
+
+def set_by(config: Config, section: str, key: str, *, env: Mapping[str, str] | None = None) -> str | None:
+    """What a setting comes from: the environment variable of that name, ``file`` (or command line), or None: the default."""
+    variable = f"{ENV_PREFIX}{section}_{key}".upper()
+    if variable in (os.environ if env is None else env):
+        return variable
+    return "file" if key in getattr(config, section).model_fields_set else None
 
 
 def secret(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from os import SEEK_END
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,34 @@ def read_rows(path: Path) -> Iterator[TrainingRow]:
         except (KeyError, TypeError, ValueError, IndexError) as error:
             message = f"not a row of a pairloop snapshot: {type(error).__name__}: {error}"
             raise RowsError([RowProblem(str(path), item.line, "$", "not_a_snapshot", message)]) from error
+
+
+def read_page(path: Path, at: int, limit: int) -> tuple[list[TrainingRow], int | None]:
+    """``limit`` rows from the byte ``at`` on, and the byte where the next one begins, None at the end.
+
+    Reads what it gives back and no more. ValueError where no row begins at ``at``, RowsError for what is no row of a snapshot.
+    """
+    rows: list[TrainingRow] = []
+    with path.open("rb") as file:
+        size = file.seek(0, SEEK_END)
+        if at:
+            file.seek(max(0, at - 1))
+            if at >= size or file.read(1) != b"\n":
+                raise ValueError(f"no row begins at byte {at} of {path.name}")
+        file.seek(at)
+        while len(rows) < limit and (line := file.readline()):
+            rows.append(_row(line, path, len(rows) + 1))
+        end = file.tell()
+    return rows, None if end >= size else end
+
+
+def _row(line: bytes, path: Path, number: int) -> TrainingRow:
+    try:
+        value = json.loads(line)
+        return _pair(value) if "input" in value else _group(value)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        message = f"not a row of a pairloop snapshot: {type(error).__name__}: {error}"
+        raise RowsError([RowProblem(str(path), number, "$", "not_a_snapshot", message)]) from error
 
 
 def read(path: Path) -> Iterator[PreferencePair]:

@@ -82,15 +82,19 @@ def feedback_seq(c: Connection, dataset_id: str) -> int:
     return c.execute(sa.select(datasets.c.feedback_seq).where(datasets.c.dataset_id == dataset_id)).scalar() or 0
 
 
-def list_(c: Connection, policy: str, *, after: str | None = None, limit: int | None = None) -> list[Dataset]:
+def list_(
+    c: Connection, policy: str, *, after: str | None = None, limit: int | None = None, with_jobs: bool = False
+) -> list[Dataset]:
     """Newest first; those that follow the dataset ``after``, at most ``limit``. NotFoundError for an unknown one.
 
-    Without those that were made of a fine-tuning job's files, and those whose folder was removed.
+    Without those whose folder was removed and, but for ``with_jobs``, those that were made of a fine-tuning job's files.
     """
     order = (*_NEWEST_FIRST, datasets.c.dataset_id)
     of_a_job = sa.exists().where(jobs.c.dataset_id == datasets.c.dataset_id)
     gone = sa.exists().where(removed_artifacts.c.path == datasets.c.path)
-    statement = sa.select(datasets).where(datasets.c.policy == policy, ~of_a_job, ~gone).order_by(*order).limit(limit)
+    statement = sa.select(datasets).where(datasets.c.policy == policy, ~gone).order_by(*order).limit(limit)
+    if not with_jobs:
+        statement = statement.where(~of_a_job)
     if after is not None:
         statement = statement.where(_behind(c, policy, after))
     return [_dataset(c, row) for row in c.execute(statement)]

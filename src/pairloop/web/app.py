@@ -19,6 +19,7 @@ from pairloop.web import (
     audit,
     chat,
     deployment,
+    doctor,
     erasures,
     errors,
     evidence,
@@ -31,6 +32,7 @@ from pairloop.web import (
     pages,
     picks,
     raters,
+    replays,
     stored,
 )
 from pairloop.web.access import Access, InFlight
@@ -96,8 +98,10 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
         api,
         audit,
         deployment,
+        doctor,
         erasures,
         raters,
+        replays,
         keys,
         health,
         *pages.PAGES,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Request
@@ -12,6 +12,7 @@ from pairloop.config import Config
 from pairloop.loop.serve import ChatService
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store
+from pairloop.web.examination import Examination
 from pairloop.web.keyring import KeyRing
 from pairloop.web.metrics import Metrics
 from pairloop.web.status import StatusBoard
@@ -43,6 +44,7 @@ class Context:
     metrics: Metrics
     board: StatusBoard
     keys: KeyRing
+    doctor: Examination = field(default_factory=Examination)
     draining: bool = False
 
     @property

@@ -7,10 +7,12 @@ from itertools import dropwhile, islice
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from pairloop.client.shapes import Page
 from pairloop.errors import NotFoundError, StoreError
+from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE
 from pairloop.loop.pairs import set_aside_rows
 from pairloop.store import datasets, feedback, groups
 from pairloop.types import PREFERENCE_METRIC, Feedback
@@ -86,6 +88,27 @@ def list_set_aside(dataset_id: str, context: Here, limit: Limit = 100, after: Af
     except OSError as error:
         raise StoreError(f"the folder of {dataset_id} cannot be read: {error}") from error
     return page([SetAsideResource(id=feedback_id, reason=reason) for feedback_id, reason in found], limit=limit)
+
+
+@router.get(
+    "/v1/datasets/{dataset_id}/content",
+    summary="A dataset's rows as they were trained on (train), or held out (heldout): JSON lines",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/jsonl": {"schema": {"type": "string"}}}}},
+)
+def dataset_content(dataset_id: str, context: Here, split: Literal["train", "heldout"] = "train") -> FileResponse:
+    """With token ids, log-probs and lineage; `POST /v1/datasets/{dataset_id}/export` writes rows for other trainers.
+
+    What was erased since is not in it: the file is that of what is left of the dataset.
+    """
+    with context.store.reading() as c:
+        dataset = datasets.current(c, dataset_id)
+    if dataset is None:
+        raise NotFoundError(f"no dataset {dataset_id!r}, or its rows were removed (privacy.keep_days)", param="dataset_id")
+    path = context.store.artifacts.local(dataset.path) / (TRAIN_FILE if split == "train" else HELDOUT_FILE)
+    if not path.is_file():
+        raise StoreError(f"the folder of {dataset.dataset_id} has no {path.name}; `pairloop doctor` tells what is missing")
+    return FileResponse(path, media_type="application/jsonl", filename=f"{dataset.dataset_id}-{path.name}")
 
 
 def _counting(rows: Sequence[Feedback], *, in_duel: bool) -> set[str]:

@@ -45,6 +45,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "POST /v1/policies/{name}/rollback": {"to": 3, "reason": "answers in the wrong language"},
     "POST /v1/raters/{rater_id}/quarantine": {"reason": "votes for the longer answer whatever it says"},
     "POST /v1/raters/{rater_id}/release": {"reason": "talked to them: they had misread the guidelines"},
+    "POST /v1/replays": {"inference_id": PICK["inference_id"], "model": "support-bot@2"},
     "POST /v1/erasures": {"user": "customer-7", "reason": "asked by mail", "dryrun": True},
     "POST /v1/keys": {"name": "shop front", "scopes": ["inference", "feedback"], "requests_per_minute": 600},
     "POST /v1/fine_tuning/jobs": {

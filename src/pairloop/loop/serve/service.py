@@ -23,7 +23,7 @@ from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Lockstep, S
 from pairloop.policy.protocols import Sampler, SampleRequest
 from pairloop.store import Store, groups, removed, stored, versions
 from pairloop.store.waiting import awaitable
-from pairloop.types import BASE_VERSION, Completion, GroupKind, Version
+from pairloop.types import BASE_VERSION, Completion, Group, GroupKind, Version
 
 STOPPING = "the server is stopping; send the request again"
 logger = logging.getLogger(__name__)
@@ -80,10 +80,28 @@ class ChatService:
         await stream.open()
         return stream
 
-    async def plan(self, request: ChatRequest) -> Plan:
-        """Decide pool, kind and versions of a request, and encode its prompt."""
+    async def replay(self, group: Group, number: int) -> Completion:
+        """What version ``number`` says to the same prompt, drawn the same way. Nothing is stored, and no guard counts it.
+
+        Raises NotFoundError (version), InvalidRequestError (the prompt), EngineError.
+        """
+        self._refuse_where_full()
+        await self.version(number)
+        ids = group.prompt_token_ids or await asyncio.to_thread(self._sampler.tokens.encode_prompt, group.prompt)
+        if self._is_cut:
+            raise EngineError(STOPPING)
+        with self._in_use((number,)):
+            await self._load((number,))
+            ((completion,),) = await self._drawn([self._sampler.sample(SampleRequest(ids, number, 1, group.sampling))])
+        return completion
+
+    def _refuse_where_full(self) -> None:
         if self._sampler.queued() >= self._config.serve.queue_limit:
             raise EngineError(f"{self._config.serve.queue_limit} requests are waiting; try again in a moment")
+
+    async def plan(self, request: ChatRequest) -> Plan:
+        """Decide pool, kind and versions of a request, and encode its prompt."""
+        self._refuse_where_full()
         plan = await asyncio.to_thread(self._planner.plan, request)
         self._keep = plan.keep
         return plan

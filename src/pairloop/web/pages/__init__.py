@@ -6,12 +6,16 @@ shows anew is cut out of the whole page by htmx (``hx-select``), so that there i
 
 from __future__ import annotations
 
-from pairloop.web.pages import chat, docs, home, live
+from pairloop.web.pages import chat, datasets, docs, home, live, requests, schedule, system
 
 PAGES = (
     chat,
+    datasets,
     docs,
     home,
     live,
+    requests,
+    schedule,
+    system,
 )
 """Each has a ``router``."""

@@ -21,6 +21,8 @@ class Entry(NamedTuple):
 GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ("Use", (Entry("/", "Chat", "chat"),)),
     ("Loop", (Entry("/home", "Home", "home"),)),
+    ("Data", (Entry("/datasets", "Datasets", "datasets"), Entry("/requests", "Requests", "requests"))),
+    ("Operate", (Entry("/schedule", "Schedule", "schedule"), Entry("/system", "Health", "health"))),
 )
 
 

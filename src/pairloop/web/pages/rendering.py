@@ -82,6 +82,7 @@ def environment() -> Environment:
         "ago": _ago,
         "number": _number,
         "words": _words,
+        "took": _took,
     }
     environment.globals["version"] = __version__
     return environment
@@ -108,6 +109,14 @@ def _ago(at: datetime) -> str:
             amount = f"{size / length:.0f} {unit}"
             return f"{amount} ago" if seconds >= 0 else f"in {amount}"
     raise AssertionError("the last unit fits all")
+
+
+def _took(seconds: float) -> str:
+    """A duration in the unit that fits it."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def _number(value: float) -> str:

@@ -1,0 +1,119 @@
+"""Requests as an operator looks through them: the newest groups that fit, with what was said about each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple, cast
+
+import sqlalchemy as sa
+from sqlalchemy import ColumnElement, Connection, Row
+
+from pairloop.errors import NotFoundError
+from pairloop.store.feedback import labelled
+from pairloop.store.schema import completions, feedback, groups
+from pairloop.types import PREFERENCE_METRIC, GroupKind, Label, LabelledGroup, Pool
+
+CHUNK = 2_000
+LOOKED_AT_MOST = 20_000
+"""A page looks through so many requests; where few of them fit it says so, and the next page goes on from there."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFilter:
+    """What a request must be. ``version``: of an answer; a duel's only once somebody has picked, so that nothing is unblinded.
+
+    ``user`` asked, ``rater`` said something about it; ``since`` (inclusive) and ``until`` (exclusive) are when it was asked.
+    Without a ``kind`` all but those in the shadow, which nobody was answered with.
+    """
+
+    version: int | None = None
+    pool: Pool | None = None
+    kind: GroupKind | None = None
+    user: str | None = None
+    rater: str | None = None
+    has_feedback: bool | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class Found(NamedTuple):
+    """``after``: the id behind which the next page begins, None at the end; ``is_cut``: there was more to look through."""
+
+    requests: list[LabelledGroup]
+    after: str | None
+    is_cut: bool
+
+
+def page(c: Connection, policy: str, wanted: RequestFilter, *, after: str | None = None, limit: int) -> Found:
+    """The newest ``limit`` requests that fit, behind the request ``after``; NotFoundError where there is none of that id.
+
+    Reads ``LOOKED_AT_MOST`` rows of an index at most, whatever is asked for.
+    """
+    at = None if after is None else _place(c, policy, after)
+    found: list[str] = []
+    last, looked, is_end = after, 0, False
+    while len(found) < limit and looked < LOOKED_AT_MOST and not is_end:
+        chunk = _chunk(c, policy, wanted, at)
+        is_end = len(chunk) < CHUNK
+        looked += len(chunk)
+        for row in chunk:
+            last, at = row.group_id, row
+            if row.fits:
+                found.append(row.group_id)
+            if len(found) == limit:
+                is_end = is_end and row is chunk[-1]
+                break
+    rows = {one.group.group_id: one for one in labelled(c, sa.select(groups).where(groups.c.group_id.in_(found)))}
+    is_cut = len(found) < limit and not is_end
+    return Found([rows[group_id] for group_id in found], None if is_end else last, is_cut)
+
+
+def _chunk(c: Connection, policy: str, wanted: RequestFilter, at: Row[Any] | None) -> list[Row[Any]]:
+    """The next rows, newest first, each with whether it fits."""
+    made = groups.c.created_at
+    conditions = [groups.c.policy == policy]
+    if wanted.pool is not None:
+        conditions.append(groups.c.pool == wanted.pool.value)
+    if wanted.since is not None:
+        conditions.append(made >= wanted.since)
+    if wanted.until is not None:
+        conditions.append(made < wanted.until)
+    if at is not None:
+        same = sa.and_(made == at.created_at, groups.c.group_id < at.group_id)
+        conditions += [made <= at.created_at, sa.or_(made < at.created_at, same)]
+    fits = sa.case((sa.and_(sa.true(), *_fitting(wanted)), 1), else_=0).label("fits")
+    statement = sa.select(groups.c.group_id, made, fits).where(*conditions)
+    return list(c.execute(statement.order_by(made.desc(), groups.c.group_id.desc()).limit(CHUNK)))
+
+
+def _fitting(wanted: RequestFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.kind is None:
+        conditions.append(groups.c.kind != GroupKind.SHADOW.value)
+    else:
+        conditions.append(groups.c.kind == wanted.kind.value)
+    if wanted.user is not None:
+        conditions.append(groups.c.user == wanted.user)
+    if wanted.rater is not None:
+        conditions.append(_said(feedback.c.rater_id == wanted.rater))
+    if wanted.has_feedback is not None:
+        conditions.append(_said() if wanted.has_feedback else ~_said())
+    if wanted.version is not None:
+        answer = completions.alias("answer")
+        by_it = sa.exists().where(answer.c.group_id == groups.c.group_id, answer.c.version == wanted.version)
+        picked = _said(feedback.c.metric == PREFERENCE_METRIC, feedback.c.label != Label.SKIP.value)
+        conditions += [by_it, sa.or_(groups.c.kind != GroupKind.DUEL.value, picked)]
+    return conditions
+
+
+def _said(*about: ColumnElement[bool]) -> ColumnElement[bool]:
+    return sa.exists().where(feedback.c.group_id == groups.c.group_id, *about)
+
+
+def _place(c: Connection, policy: str, group_id: str) -> Row[Any]:
+    statement = sa.select(groups.c.group_id, groups.c.created_at)
+    row = c.execute(statement.where(groups.c.policy == policy, groups.c.group_id == group_id)).first()
+    if row is None:
+        raise NotFoundError(f"no request {group_id!r}", param="after")
+    return cast("Row[Any]", row)
