@@ -117,7 +117,7 @@ def settings(config: Config) -> dict[str, list[Setting]]:
 def _settings(config: Config, name: str) -> list[Setting]:
     section: Section = getattr(config, name)
     return [
-        Setting(key, _toml(getattr(section, key)), field.description or "", set_by(config, name, key))
+        Setting(key, _toml(getattr(section, key)), (field.description or "").replace("``", "`"), set_by(config, name, key))
         for key, field in type(section).model_fields.items()
     ]
 
