@@ -6,8 +6,10 @@ import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import product
+from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 from tests.server import POLICY, RunningServer, World, user_of
 
 from pairloop.policy.fake import quality
@@ -31,13 +33,13 @@ def said(number: int, group_id: str, rater: str, label: Label = Label.A) -> Feed
     return Feedback(f"f{number}", group_id, "preference", Source.HUMAN, rater, NOON, label=label, shown_order=(0, 1))
 
 
-def test_pages_hold_what_fits_and_nothing_else(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_hold_what_fits_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is asked for, page after page: the requests that fit, newest first, each once; also where chunks are small."""
     monkeypatch.setattr(requests, "CHUNK", 7)
     monkeypatch.setattr(requests, "LOOKED_AT_MOST", 20)
     rng = random.Random(3)
     kinds = [GroupKind.TRAIN, GroupKind.HELDOUT, GroupKind.DUEL, GroupKind.SHADOW]
-    with World(tmp_path / "w") as world:  # type: ignore[operator]
+    with World(tmp_path / "w") as world:
         for number in (1, 2):
             world.add_version(number)
         made = [
@@ -52,7 +54,14 @@ def test_pages_hold_what_fits_and_nothing_else(tmp_path: object, monkeypatch: py
             for n in range(40)
         ]
         rows = [said(n, one.group_id, rng.choice(["ann", "cy"])) for n, one in enumerate(made) if rng.random() < 0.4]
-        world.store.write(lambda c: [groups.insert(c, one) for one in made] and [feedback.insert(c, row) for row in rows])
+
+        def write(c: Connection) -> None:
+            for one in made:
+                groups.insert(c, one)
+            for row in rows:
+                feedback.insert(c, row)
+
+        world.store.write(write)
         by = {row.group_id: row.rater_id for row in rows}
 
         def fits(one: Group, wanted: RequestFilter) -> bool:
@@ -161,9 +170,9 @@ def test_bad_parameters_are_named_and_a_redaction_is_said(serve: Callable[..., R
         one.group_id, POLICY, one.kind, one.pool, one.prompt, (Completion("a [name]", version=0, is_redacted=True),), NOON
     )
 
-    def write(c: object) -> None:
-        groups.insert(c, redacted)  # type: ignore[arg-type]
-        stored.insert(c, redacted)  # type: ignore[arg-type]
+    def write(c: Connection) -> None:
+        groups.insert(c, redacted)
+        stored.insert(c, redacted)
 
     server.store.write(write)
     assert "Something was taken out of it" in server.http.get("/requests/chatcmpl-redacted").text

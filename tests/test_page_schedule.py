@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.server import POLICY, RunningServer, fake_config
 
 from pairloop.config import load_config, override, set_by
@@ -92,15 +91,15 @@ def fresh(server: RunningServer) -> str:
     return server.http.get("/schedule").text
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "words"),
-    [
-        (None, "This process does not turn the loop"),
-        (Turning(running=False), "thread has ended"),
-        (Turning(error=EVIL), "ran into trouble"),
-    ],
-)
-def test_a_loop_that_nobody_turns_is_said(serve: Callable[..., RunningServer], scheduler: Turning | None, words: str) -> None:
-    page = serve(scheduler=scheduler).http.get("/schedule").text
-    assert words in page
+def test_a_loop_that_nobody_turns_is_said(serve: Callable[..., RunningServer]) -> None:
+    turning = Turning()
+    server = serve(scheduler=turning)
+    told = "This process does not turn the loop", "thread has ended", "ran into trouble"
+    assert not [words for words in told if words in fresh(server)]
+    turning.says = {"running": False, "error": EVIL}
+    page = fresh(server)
+    assert [words for words in told if words in page] == [*told[1:]]
     assert EVIL not in page
+    server.app.state.context.scheduler = None
+    assert told[0] in fresh(server)
+    server.app.state.context.scheduler = turning
