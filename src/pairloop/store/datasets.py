@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -11,7 +12,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Row, Table
 
 from pairloop.errors import NotFoundError
 from pairloop.store import artifacts
-from pairloop.store.groups import chunked
+from pairloop.store.groups import ID_CHUNK, chunked
 from pairloop.store.schema import (
     dataset_pairs,
     datasets,
@@ -28,7 +29,7 @@ PairLineage = tuple[str, Sequence[str], Sequence[str]]
 """(pair_id, group_ids, feedback_ids)"""
 
 
-def insert(c: Connection, dataset: Dataset, *, feedback_seq: int, cycle_id: str | None, pairs: Sequence[PairLineage]) -> None:
+def insert(c: Connection, dataset: Dataset, *, feedback_seq: int, cycle_id: str | None, pairs: Iterable[PairLineage]) -> None:
     """Write a dataset with its pairs. A pair that an earlier dataset holds too has one lineage, to which rows may be added."""
     c.execute(
         sa.insert(datasets),
@@ -48,14 +49,15 @@ def insert(c: Connection, dataset: Dataset, *, feedback_seq: int, cycle_id: str 
     add_lineage(c, dataset.dataset_id, pairs)
 
 
-def add_lineage(c: Connection, dataset_id: str, pairs: Sequence[PairLineage]) -> None:
-    """Write which pairs a dataset holds, and where each comes from; what is there already stays as it is."""
-    known = set(c.execute(sa.select(dataset_pairs.c.pair_id).where(dataset_pairs.c.dataset_id == dataset_id)).scalars())
-    pair_ids = [pair_id for pair_id in dict.fromkeys(pair_id for pair_id, _, _ in pairs) if pair_id not in known]
-    if pair_ids:
-        c.execute(sa.insert(dataset_pairs), [{"dataset_id": dataset_id, "pair_id": pair_id} for pair_id in pair_ids])
-    _add_links(c, pair_groups, pair_groups.c.group_id, ((pair_id, group) for pair_id, ids, _ in pairs for group in ids))
-    _add_links(c, pair_feedback, pair_feedback.c.feedback_id, ((pair_id, row) for pair_id, _, ids in pairs for row in ids))
+def add_lineage(c: Connection, dataset_id: str, pairs: Iterable[PairLineage]) -> None:
+    """Write which pairs a dataset holds, and where each comes from; what is there already stays as it is.
+
+    ``pairs`` may be a stream: some hundred are held at a time.
+    """
+    for some in _in_batches(pairs):
+        _add_pairs(c, dataset_id, dict.fromkeys(pair_id for pair_id, _, _ in some))
+        _add_links(c, pair_groups, pair_groups.c.group_id, ((pair_id, group) for pair_id, ids, _ in some for group in ids))
+        _add_links(c, pair_feedback, pair_feedback.c.feedback_id, ((pair_id, row) for pair_id, _, ids in some for row in ids))
 
 
 def get(c: Connection, dataset_id: str) -> Dataset | None:
@@ -169,6 +171,21 @@ def containing_feedback(c: Connection, feedback_id: str) -> list[str]:
 
 
 _NEWEST_FIRST = (datasets.c.created_at.desc(), datasets.c.feedback_seq.desc())
+
+
+def _in_batches(pairs: Iterable[PairLineage]) -> Iterator[list[PairLineage]]:
+    stream = iter(pairs)
+    while batch := list(islice(stream, ID_CHUNK)):
+        yield batch
+
+
+def _add_pairs(c: Connection, dataset_id: str, pair_ids: Iterable[str]) -> None:
+    """Name the pairs, at most `ID_CHUNK`, that the dataset does not hold yet."""
+    wanted = list(pair_ids)
+    here = sa.select(dataset_pairs.c.pair_id).where(dataset_pairs.c.dataset_id == dataset_id)
+    known = set(c.execute(here.where(dataset_pairs.c.pair_id.in_(wanted))).scalars())
+    if new := [{"dataset_id": dataset_id, "pair_id": pair_id} for pair_id in wanted if pair_id not in known]:
+        c.execute(sa.insert(dataset_pairs), new)
 
 
 def _add_links(c: Connection, table: Table, column: Column[Any], links: Iterable[tuple[str, str]]) -> None:
