@@ -2,7 +2,7 @@
 
 ``screen`` says which rows may speak, ``evidence`` what each kind of feedback says, ``builder`` lets the statements meet (merge,
 conflict, cap, split) and ``rows`` makes of them what the objective learns from, all pure; ``fresh`` does it for the store's
-new groups, ``staged`` in a process of its own where they are many, ``dataset`` publishes the hash-named folder, and ``file``
+new groups, ``staging`` in a process of its own where they are many, ``dataset`` publishes the hash-named folder, and ``file``
 does it for a file of rows.
 """
 
@@ -12,7 +12,7 @@ from pairloop.loop.pairs.file import compile_file
 from pairloop.loop.pairs.fresh import NewPairs, compile_new, promotions_between
 from pairloop.loop.pairs.rows import compile_rows
 from pairloop.loop.pairs.rules import Compiled, CompiledPairs, CompiledRows, Dropped, PairRules
-from pairloop.loop.pairs.staged import Staged, near_or_apart, staged
+from pairloop.loop.pairs.staging import Staged, near_or_apart, staged
 
 __all__ = [
     "Compiled",

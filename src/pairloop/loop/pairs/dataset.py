@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from pairloop import faults
 from pairloop.config import Config
 from pairloop.loop.pairs.fresh import KINDS
-from pairloop.loop.pairs.staged import SET_ASIDE_FILE, Staged, staged
+from pairloop.loop.pairs.staging import SET_ASIDE_FILE, Staged, staged
 from pairloop.policy.protocols import Tokens
 from pairloop.store import Store, datasets, feedback, quarantines, versions
 from pairloop.store.schema import completions as completion_table
