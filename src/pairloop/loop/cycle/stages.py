@@ -124,8 +124,11 @@ def _get(loop: Loop, cycle_id: str) -> Cycle:
 def _build(turn: Turn) -> None:
     loop, cycle = turn.loop, turn.cycle
     labels = dataclasses.asdict(label.run(loop.store, loop.config))
-    new = pairs.compile_new(loop.store, loop.policy.tokens, loop.config, parent=cycle.parent)
-    dataset = pairs.record(loop.store, loop.config, new, cycle_id=cycle.cycle_id)
+    compiling = pairs.staged(loop.store, loop.policy.tokens, loop.config, parent=cycle.parent, should_stop=turn.should_stop)
+    with compiling as new:
+        if new is None:
+            return  # stopped; the next start compiles again
+        dataset = pairs.record(loop.store, loop.config, new, cycle_id=cycle.cycle_id)
     found = {"counts": dict(new.counts), "dropped": dict(new.dropped), "labels": labels}
     if dataset is None:
         turn.enter(CycleState.NOTHING_TO_TRAIN, {"reason": new.text, **found})
