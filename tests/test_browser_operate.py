@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import expect
+from tests.browsing import CHROMIUM, PHONE, Visit, chromium, visit
 from tests.server import POLICY, RunningServer, fake_config, user_of
-from tests.test_browser import ARGS, CHROMIUM
 from tests.test_page_datasets import EVIL, compiled, pick
 
 from pairloop.types import Pool
@@ -18,7 +18,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed; the pages are tested as text"),
 ]
-PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 
 @pytest.fixture
@@ -29,29 +28,25 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
 
 
 @pytest.fixture
-def tab(server: RunningServer) -> Iterator[Page]:
+def seen(server: RunningServer) -> Iterator[Visit]:
     """A tab in which nothing may go wrong on its own."""
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        page = browser.new_page(base_url=server.url, viewport=DESK)  # type: ignore[arg-type]
-        troubles: list[str] = []
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("console", lambda line: troubles.append(line.text) if line.type in ("error", "warning") else None)
-        page.set_default_timeout(10_000)
-        yield page
-        browser.close()
-    assert troubles == []
+    with chromium() as browser:
+        seen = visit(browser, server.url, "/requests")
+        seen.page.set_default_timeout(10_000)
+        yield seen
+    assert (seen.problems, seen.outside) == ([], [])
 
 
-def test_an_operator_looks_replays_runs_and_asks_the_doctor(server: RunningServer, tab: Page) -> None:
+def test_an_operator_looks_replays_runs_and_asks_the_doctor(server: RunningServer, seen: Visit) -> None:
+    tab = seen.page
     server.add_version(1, skill=40)
     asked = [pick(server, user_of(Pool.TRAIN, number), f"{EVIL} {number}") for number in range(12)]
     compiled(server)
-    tab.goto("/requests")
+    tab.reload()
     tab.locator("select[name=feedback]").select_option("with")
     tab.get_by_role("button", name="Show").click()
     expect(tab).to_have_url(re.compile("feedback=with"))
-    tab.goto(f"/requests/{asked[0]}")
+    tab.goto(server.url + f"/requests/{asked[0]}")
     tab.locator("#replay select[name=model]").select_option(f"{POLICY}@1")
     tab.get_by_role("button", name="Replay").click()
     result = tab.locator("[data-result]")
@@ -62,7 +57,7 @@ def test_an_operator_looks_replays_runs_and_asks_the_doctor(server: RunningServe
         assert result.locator("ins").inner_text() == said.split()[1]
         assert result.locator("del").inner_text() == before.split()[1]
 
-    tab.goto("/datasets")
+    tab.goto(server.url + "/datasets")
     tab.locator("#datasets tbody a").first.click()
     assert tab.locator("script:not([src])").count() == 0
     tab.get_by_role("link", name="Next rows").click()
@@ -70,17 +65,21 @@ def test_an_operator_looks_replays_runs_and_asks_the_doctor(server: RunningServe
         tab.get_by_role("link", name="train.jsonl").click()
     assert Path(taken.value.path()).read_text().count("\n") > 8
 
-    tab.goto("/schedule")
+    tab.goto(server.url + "/schedule")
     tab.get_by_role("button", name="Run a cycle now").click()
     tab.locator("#run-now input").fill("new tone of voice")
     tab.get_by_role("button", name="Run it").click()
     expect(tab.locator("#laps")).to_contain_text("nothing to train")
     expect(tab.locator("#laps")).to_contain_text("new tone of voice")
 
-    tab.goto("/system")
+    tab.goto(server.url + "/system")
     tab.get_by_role("button", name="Look now").click()
-    expect(tab.locator("#doctor")).to_contain_text("missing_artifact")  # that version was registered without one
-    tab.set_viewport_size(PHONE)  # type: ignore[arg-type]
-    for path in ("/datasets", "/requests", f"/requests/{asked[0]}", "/schedule", "/system"):
-        tab.goto(path)
-        assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), path
+    expect(tab.locator("#doctor")).to_contain_text("broken_artifact")  # that version was registered without one
+    dataset = tab.evaluate("fetch('/v1/datasets').then((reply) => reply.json())")["data"][0]["id"]
+    for path in (f"/requests/{asked[0]}", f"/datasets/{dataset}", "/system"):
+        for scheme in ("light", "dark"):
+            tab.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            tab.goto(server.url + path)
+            assert seen.serious() == [], (path, scheme)
+        tab.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+        assert seen.overflow() <= 0, path
