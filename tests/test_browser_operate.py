@@ -78,7 +78,7 @@ def test_an_operator_looks_replays_runs_and_asks_the_doctor(server: RunningServe
     dataset = tab.evaluate("fetch('/v1/datasets').then((reply) => reply.json())")["data"][0]["id"]
     for path in (f"/requests/{asked[0]}", f"/datasets/{dataset}", "/system"):
         for scheme in ("light", "dark"):
-            tab.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            tab.emulate_media(color_scheme=scheme)
             tab.goto(server.url + path)
             assert seen.serious() == [], (path, scheme)
         tab.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from tests.server import POLICY, RunningServer, World, fake_config, user_of
 from tests.test_page_datasets import compiled, pick
 from tests.test_page_schedule import EVIL, Turning, cycle
 
-from pairloop.errors import StoreError
+from pairloop.errors import StoreError, UnavailableError
+from pairloop.policy.fake import FakePolicy
+from pairloop.policy.protocols import ReplicaState, ReplicaStatus
 from pairloop.store import Store, cycles, events, leases
 from pairloop.store.doctor import Problem
 from pairloop.types import CycleState, CycleStep, Pool
@@ -77,6 +81,45 @@ def test_each_trouble_is_told_with_what_to_do(serve: Callable[..., RunningServer
     context_of(server).draining = True
     assert states(server)["Server"].state == "bad"
     context_of(server).draining = False
+
+
+class Away(Store):
+    """A store whose database does not answer readers."""
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        yield from self._refuse()
+
+    def _refuse(self) -> Iterator[Connection]:
+        raise UnavailableError(f"no connection {EVIL}")
+
+
+class WithEngines(FakePolicy):
+    """Beside an engine server that is down, one that is ready, until it is not."""
+
+    also_ready = True
+
+    def replicas(self) -> tuple[ReplicaStatus, ...]:
+        down = ReplicaStatus("http://a:1", ReplicaState.DOWN, "open", 0, False, None, f"no answer {EVIL}")
+        return (down, ReplicaStatus("http://b:1", ReplicaState.READY, "closed", 3, True, 0.0, ""))[: 1 + self.also_ready]
+
+
+def test_engines_and_a_store_that_is_away_are_told(serve: Callable[..., RunningServer]) -> None:
+    policy = WithEngines()
+    server = serve(policy=policy)
+    found = states(server)
+    assert (found["Engine http://a:1"].state, found["Engine http://b:1"].state) == ("warn", "ok")
+    policy.also_ready = False
+    assert states(server)["Engine http://a:1"].state == "bad"
+    away = copy(server.store)
+    away.__class__ = Away
+    context_of(server).store = away
+    page = server.http.get("/system")
+    context_of(server).store = server.store
+    assert page.status_code == 200
+    assert "it cannot be read" in page.text
+    assert EVIL not in page.text
+    assert "it cannot be read" not in server.http.get("/system").text
 
 
 def test_the_doctor_reports_and_mends_nothing(serve: Callable[..., RunningServer]) -> None:

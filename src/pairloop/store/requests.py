@@ -14,8 +14,8 @@ from pairloop.store.feedback import labelled
 from pairloop.store.schema import completions, feedback, groups
 from pairloop.types import PREFERENCE_METRIC, GroupKind, Label, LabelledGroup, Pool
 
-CHUNK = 2_000
-LOOKED_AT_MOST = 10_000
+CHUNK = 1_000
+LOOKED_AT_MOST = 5_000
 """A page looks through so many requests; where few of them fit it says so, and the next page goes on from there."""
 
 

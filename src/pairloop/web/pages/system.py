@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from pairloop.errors import StoreError
 from pairloop.store import audit
 from pairloop.store.audit import AuditAction, AuditEntry
 from pairloop.web.checks import Check, checks, worst
@@ -48,7 +49,10 @@ async def _repairs(context: Context) -> list[AuditEntry]:
     """The newest ones; none where the store cannot be read, which the checks tell."""
 
     def read() -> list[AuditEntry]:
-        with context.store.reading() as c:
-            return audit.list_(c, limit=3, action=AuditAction.REPAIR)
+        try:
+            with context.store.reading() as c:
+                return audit.list_(c, limit=3, action=AuditAction.REPAIR)
+        except StoreError:
+            return []
 
     return await asyncio.to_thread(read)
