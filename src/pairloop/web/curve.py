@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from pairloop.loop.gate import win_rate
+from pairloop.statistics import Z95
 from pairloop.types import BASE_VERSION, Interval
 
-Z95 = 1.96
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 16.0, 18.0, 34.0
-WIDTH, HEIGHT = 820.0, 240.0
-MAX_STEP = 110.0
 
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """One challenger's comparisons with the champion of its time; ``verdict`` is None while the duel is open."""
+    """One challenger's comparisons with the champion of its time; ``verdict`` is None while the duel is open.
+
+    ``at``: when the verdict was given, or the open duel began.
+    """
 
     challenger: int
     champion: int
@@ -25,6 +26,7 @@ class Contest:
     losses: int
     ties: int
     verdict: str | None
+    at: datetime | None = None
 
     @property
     def rate(self) -> Interval:
@@ -66,61 +68,6 @@ def _interval(log_odds: float, variance: float, n: int) -> Interval:
 
 def _logistic(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A point in the drawing's coordinates."""
-
-    point: Point
-    x: float
-    y: float
-    y_lo: float
-    y_hi: float
-    y_base: float
-    champion: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """What the template draws: marks, the grid, and the line of champions against the base."""
-
-    width: float
-    height: float
-    left: float
-    right: float
-    bottom: float
-    base_x: float
-    y_half: float
-    grid: tuple[tuple[str, float], ...]
-    marks: tuple[Mark, ...]
-    line: str
-
-
-def chart(points: Sequence[Point], *, champion: int) -> Chart:
-    """Lay the curve out in a WIDTH x HEIGHT box."""
-    step = min(MAX_STEP, (WIDTH - LEFT - RIGHT - 24) / max(1, len(points)))
-    base_x = LEFT + 24
-    marks = tuple(
-        Mark(
-            point=point,
-            x=round(base_x + step * (position + 1), 1),
-            y=_y(point.rate.mean),
-            y_lo=_y(point.rate.lo),
-            y_hi=_y(point.rate.hi),
-            y_base=_y(point.against_base.mean),
-            champion=point.contest.challenger == champion,
-        )
-        for position, point in enumerate(points)
-    )
-    promoted = [mark for mark in marks if mark.point.contest.verdict == "PROMOTE"]
-    line = " ".join(f"{x},{y}" for x, y in [(round(base_x, 1), _y(0.5)), *((mark.x, mark.y_base) for mark in promoted)])
-    grid = tuple((f"{percent} %", _y(percent / 100)) for percent in (0, 25, 50, 75, 100))
-    return Chart(WIDTH, HEIGHT, LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM, base_x, _y(0.5), grid, marks, line)
-
-
-def _y(share: float) -> float:
-    return round(TOP + (1 - share) * (HEIGHT - TOP - BOTTOM), 1)
 
 
 def as_json(points: Sequence[Point]) -> list[Mapping[str, object]]:
