@@ -12,7 +12,6 @@ from pairloop.statistics import Z95
 from pairloop.types import BASE_VERSION, Interval
 
 
-
 @dataclass(frozen=True, slots=True)
 class Contest:
     """One challenger's comparisons with the champion of its time; ``verdict`` is None while the duel is open.
