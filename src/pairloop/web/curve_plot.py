@@ -136,7 +136,7 @@ def _labels(points: Sequence[Point], xs: Sequence[float], by: By, champion: int)
     if not xs:
         return []
     lo, hi = min(xs), max(xs)
-    form = "%H:%M" if hi - lo < 86_400 else "%d %b"
+    form = "%H:%M:%S" if hi - lo < 600 else "%H:%M" if hi - lo < 86_400 else "%d %b"
     steps = min(6, len(xs))
     ticks = [lo + (hi - lo) * k / max(1, steps - 1) for k in range(steps)]
     return [(at, datetime.fromtimestamp(at, UTC).strftime(form)) for at in ticks]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from pairloop.web.access import KEY
 from pairloop.web.alarms import Alarm, alarms
 from pairloop.web.context import Context, Here
 from pairloop.web.overview import Overview, is_new
@@ -38,8 +38,7 @@ def _values(request: Request, status: Status, found: Overview, told: list[Alarm]
         "alarms": [(alarm, alarm.page if alarm.page.startswith("/") else path_of(alarm.page)) for alarm in told],
         "is_new": is_new(status),
         "base_url": str(request.base_url).rstrip("/") + "/v1",
-        "today": datetime.now(UTC).date(),
+        "api_key": "none" if request.scope.get(KEY) is None else "your key",
         "gate": path_of("gate"),
         "schedule": path_of("schedule"),
-        "runs": path_of("runs"),
     }

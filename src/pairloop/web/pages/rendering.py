@@ -78,6 +78,7 @@ def environment() -> Environment:
     environment.filters |= {
         "percent": _percent,
         "interval": _interval,
+        "between": _between,
         "clock": _clock,
         "ago": _ago,
         "duration": _duration,
@@ -94,6 +95,10 @@ def _percent(share: float) -> str:
 
 def _interval(interval: Interval) -> str:
     return f"{100 * interval.mean:.0f} % ({100 * interval.lo:.0f}–{100 * interval.hi:.0f})"
+
+
+def _between(interval: Interval) -> str:
+    return f"{100 * interval.lo:.0f}–{100 * interval.hi:.0f} %"
 
 
 def _clock(at: datetime) -> str:
