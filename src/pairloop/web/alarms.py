@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
@@ -72,10 +72,8 @@ def _cycles(status: Status) -> Iterator[Alarm]:
 
 def _upkeep(found: Overview) -> Iterator[Alarm]:
     readings = found.readings
+    yield from _disks({label: value for (name, label), value in readings.items() if name == "disk_free_ratio"})
     for (name, label), value in sorted(readings.items()):
-        if name == "disk_free_ratio" and value < LITTLE_DISK:
-            level: Literal["bad", "warn"] = "bad" if value < NO_DISK else "warn"
-            yield Alarm(level, f"The disk of the {label} folder has {value:.0%} left.", "health")
         if name == "lease_expires_in_seconds" and value < 0:
             yield Alarm("bad", f"The lease {label} ran out {-value:.0f} s ago: whoever held it is silent.", "health")
         if name == "replica_ready" and not value:
@@ -90,6 +88,15 @@ def _upkeep(found: Overview) -> Iterator[Alarm]:
     expires_s = readings.get(("key_expires_in_seconds", ""))
     if expires_s is not None and expires_s < KEY_ENDS_SOON_S:
         yield Alarm("warn", f"An API key expires in {expires_s / 86_400:.1f} days.", "keys")
+
+
+def _disks(free: Mapping[str, float]) -> Iterator[Alarm]:
+    """Once for each disk, however many folders lie on it."""
+    for share in sorted(set(free.values())):
+        if share < LITTLE_DISK:
+            folders = sorted(folder for folder, its in free.items() if its == share)
+            what = f"{' and '.join(folders)} folder{'s' if len(folders) > 1 else ''}"
+            yield Alarm("bad" if share < NO_DISK else "warn", f"The disk of the {what} has {100 * share:.0f} % left.", "health")
 
 
 def _page(version: int | None) -> str:

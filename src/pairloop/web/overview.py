@@ -80,6 +80,7 @@ class Overview:
 class _Dear:
     picks_today: int
     readings: Readings
+    guards: Standing | None
 
 
 class OverviewBoard:
@@ -90,14 +91,13 @@ class OverviewBoard:
         self._config = config
         self._metrics = metrics
         self._lock = threading.Lock()
-        self._dear: tuple[float, _Dear] = (float("-inf"), _Dear(0, {}))
+        self._dear: tuple[float, _Dear] = (float("-inf"), _Dear(0, {}, None))
 
     def read(self, status: Status, *, now: datetime | None = None) -> Overview:
         now = now or datetime.now(UTC)
         dear = self._fresh(now)
         with self._store.reading() as c:
             moves = tuple(versions.promotions(c, self._config.policy.name))
-            guards = deploy.standing(c, self._config, now)
         return Overview(
             lane=lane_of(status.now),
             left_s=left_s(status.now, now),
@@ -106,7 +106,7 @@ class OverviewBoard:
             latency=latency_of(self._metrics.latency),
             readings=dear.readings,
             moves=moves,
-            guards=guards,
+            guards=dear.guards,
             quarantined=int(dear.readings.get(("quarantined_raters", ""), 0)),
         )
 
@@ -117,7 +117,8 @@ class OverviewBoard:
                 midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
                 with self._store.reading() as c:
                     picks = counts.picks_since(c, self._config.policy.name, midnight)
-                found = _Dear(picks, readings_of(self._metrics.families()))
+                    guards = deploy.standing(c, self._config, now)
+                found = _Dear(picks, readings_of(self._metrics.families()), guards)
                 self._dear = (monotonic(), found)
             return found
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pairloop.types import BASE_VERSION, Alias
 from pairloop.web import history, lineage
 from pairloop.web.context import Context, Here
-from pairloop.web.curve_plot import By, versions_plot
+from pairloop.web.curve_plot import By, moves, versions_plot
 from pairloop.web.history import History, views_of
 from pairloop.web.lineage import Lineage
 from pairloop.web.pages.menu import path_of
@@ -64,7 +64,7 @@ def _read_one(context: Context, number: int) -> tuple[Lineage, dict[str, Any]]:
     view = views_of(status).get(number)
     return found, {
         "point": next((point for point in status.points if point.contest.challenger == number), None),
-        "fate": history.fate(number, history.moves(found.history), view),
+        "fate": history.fate(number, moves(found.history), view),
         "beta": history.beta_of(found.version),
         "api": f"/v1/versions/{quote(found.version.name, safe='@')}",
         "policy_api": f"/v1/policies/{quote(context.policy_name, safe='')}",
