@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from tests.server import POLICY, RunningServer
 
 from pairloop.loop import deploy
-from pairloop.store import cycles, datasets, groups, runs, verdicts, versions
+from pairloop.store import cycles, datasets, duels, groups, runs, verdicts, versions
 from pairloop.store.versions import Promotion
 from pairloop.types import (
     Alias,
@@ -150,7 +150,6 @@ def server(serve: Callable[..., RunningServer]) -> RunningServer:
 
 def trained(server: RunningServer, answer: str) -> None:
     """Version 1 with everything behind it: dataset, run, cycle with report, duel with one answered prompt, verdict."""
-    server.add_version(2)
     now, report = datetime.now(UTC), {"challenger": 1, "champion": 0, "prompts": 8, "prompts_from": "gate", "samples": 32}
     report |= {"metrics": {"kl_base": {"mean": 1.25, "lo": 1.0, "hi": 1.5, "n": 32}}, "errors": {"entropy": EVIL}, "notes": [EVIL]}
     result = {"steps": 9, "steps_planned": 12, "stopped_because": "ess", "stop_message": f"it ran out {EVIL}"}
@@ -169,8 +168,6 @@ def trained(server: RunningServer, answer: str) -> None:
     verdict = Verdict(VerdictKind.HOLD, (Reason("evidence", None, f"too few {EVIL}"),), wins=30, losses=10, ties=4, raters=12)
 
     def write(c: Connection) -> None:
-        from pairloop.store import duels
-
         cycles.insert(c, cycle)
         data = Dataset("dataset_1", POLICY, "/d/1", 412, 40, {}, {"rater_cap": 7}, now)
         datasets.insert(c, data, feedback_seq=0, cycle_id="cycle_1", pairs=[])
@@ -187,6 +184,7 @@ def trained(server: RunningServer, answer: str) -> None:
 def test_a_versions_page_goes_from_the_picks_to_its_service_and_stays_text(server: RunningServer) -> None:
     huge = "\u202eright to left " + EVIL + "x" * 1_000_000
     trained(server, huge)
+    server.add_version(2)
     server.http.post(f"/v1/versions/{POLICY}@2/promote", json={"reason": f"by hand {EVIL}"}).raise_for_status()
     text = server.http.get("/versions/1").text
     assert EVIL not in text

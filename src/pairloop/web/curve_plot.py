@@ -94,18 +94,18 @@ def versions_plot(
         (x, point, fate, _tip(point, fate, details.get(point.contest.challenger, Details())))
         for x, point, fate in zip(xs, points, fates, strict=True)
     ]
-    series = [_band(points, xs, details), _champions(points, xs, past_champions(history))]
+    series = [_band(points, xs, details, width), _champions(points, xs, past_champions(history))]
     for fate, (tone, shape) in LOOKS.items():
         marks = [_mark(x, point, tip) for x, point, its, tip in told if its is fate]
         if marks:
             series.append(Series(f"{fate}, against the base", marks, "dots", tone, shape=shape))
     duels = [_duel(x + ASIDE * width, point) for x, point in zip(xs, points, strict=True) if point.rate.n]
     series.append(Series("in its duel, against its champion", duels, "dots", "soft", shape="small"))
-    votes = sum(point.rate.n for point in points)
+    counted = [point.rate.n for point in points if point.rate.n]
     return Plot(
         id="versions",
         title="Win rate of each version",
-        n=f"n = {votes:,} votes in {len(points)} duels; whiskers are 95 % intervals",
+        n=f"n = {sum(counted):,} votes in {len(counted)} duels; whiskers are 95 % intervals",
         x="time, UTC" if by == "time" else "version",
         y="win rate",
         series=[one for one in series if one.points],
@@ -169,13 +169,16 @@ def _champions(points: Sequence[Point], xs: Sequence[float], line: Sequence[int]
     return Series("champions", [*first, *joined] if joined else [], "line", "good", dashed=True)
 
 
-def _band(points: Sequence[Point], xs: Sequence[float], details: Mapping[int, Details]) -> Series:
+def _band(points: Sequence[Point], xs: Sequence[float], details: Mapping[int, Details], width: float) -> Series:
     shares = [
         (x, share)
         for x, point in zip(xs, points, strict=True)
         if (share := details.get(point.contest.challenger, Details()).duel_share) is not None
     ]
-    places = [Place(x, s.mean, 0.0, s.mean, tip=f"{s.mean:.1%} of {s.n:,} requests") for x, s in shares]
+    if len(shares) == 1:  # an area needs two ends
+        ((x, share),) = shares
+        shares = [(x - ASIDE * width, share), (x + ASIDE * width, share)]
+    places = [Place(x, s.mean, 0.0, s.mean, tip=f"of {s.n:,} requests while it was open") for x, s in shares]
     return Series("share of requests in the duel", places, "band", "accent")
 
 
@@ -191,6 +194,8 @@ def _tip(point: Point, fate: Fate, known: Details) -> str:
     if known.kl_base is not None:
         facts.append(f"KL to the base {known.kl_base.mean:.2f} nats")
     facts.append(f"{known.picks if known.picks is not None else contest.wins + contest.losses + contest.ties:,} picks")
+    if known.duel_share is not None:
+        facts.append(f"{100 * known.duel_share.mean:.0f} % of the requests meanwhile")
     return "\n".join([*lines, " · ".join(facts)])
 
 

@@ -105,6 +105,11 @@ class Drawing:
     top: float = TOP
     bottom: float = HEIGHT - BOTTOM
 
+    @property
+    def is_linked(self) -> bool:
+        """Whether points lead somewhere: then it is more than an image to those who hear it read."""
+        return any(dot.point.href for one in self.drawn for dot in one.dots)
+
 
 def draw(plot: Plot) -> Drawing:
     """Lay a plot out in a WIDTH x HEIGHT box; one without points has axes alone."""
