@@ -245,3 +245,12 @@ def test_the_buttons_fit_the_version(server: RunningServer) -> None:
     assert "rolled back" in server.http.get("/versions/1").text
     with server.store.reading() as c:
         assert versions.alias(c, POLICY, Alias.CHAMPION) == 0
+
+
+def test_what_raters_saw_of_version_and_base_stands_beside_the_estimate() -> None:
+    seen = Interval(0.8, 0.7, 0.9, 60)
+    points = curve([Contest(1, 0, 60, 40, 0, "PROMOTE", NOW, seen), Contest(2, 1, 60, 40, 0, "HOLD", NOW)])
+    drawn = {one.name: one for one in versions_plot(points, history=[], details={}, by="version", champion=1).series}
+    (met,) = drawn["compared with the base itself"].points
+    assert (met.y, met.lo, met.hi) == (0.8, 0.7, 0.9)
+    assert "60 votes" in met.tip

@@ -101,6 +101,8 @@ def versions_plot(
             series.append(Series(f"{fate}, against the base", marks, "dots", tone, shape=shape))
     duels = [_duel(x + ASIDE * width, point) for x, point in zip(xs, points, strict=True) if point.rate.n]
     series.append(Series("in its duel, against its champion", duels, "dots", "soft", shape="small"))
+    met = [_met(x - ASIDE * width, point, seen) for x, point in zip(xs, points, strict=True) if (seen := point.contest.met_base)]
+    series.append(Series("compared with the base itself", met, "dots", "accent", shape="small"))
     counted = [point.rate.n for point in points if point.rate.n]
     return Plot(
         id="versions",
@@ -154,6 +156,11 @@ def _duel(x: float, point: Point) -> Place:
     tip = f"@{contest.challenger} in its duel with @{contest.champion}: {percent(rate)}\n"
     tip += f"{contest.wins} won · {contest.losses} lost · {contest.ties} tied"
     return Place(x, rate.mean, rate.lo, rate.hi, tip=tip)
+
+
+def _met(x: float, point: Point, seen: Interval) -> Place:
+    tip = f"@{point.contest.challenger}, compared with the base itself: {percent(seen)}, {seen.n:,} votes"
+    return Place(x, seen.mean, seen.lo, seen.hi, tip=tip)
 
 
 def _champions(points: Sequence[Point], xs: Sequence[float], line: Sequence[int]) -> Series:
