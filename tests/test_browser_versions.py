@@ -1,4 +1,4 @@
-"""Home and Versions in a real browser: a promotion by the form moves champion and curve, a cycle is asked for, all fits a phone."""
+"""Home and Versions in a real browser: a promotion by the form moves champion and curve; all fits a phone."""
 
 from __future__ import annotations
 

@@ -40,7 +40,12 @@ def read(server: RunningServer) -> tuple[Status, Overview]:
 
 def test_a_fresh_install_says_what_to_do_first(server: RunningServer) -> None:
     fresh = server.http.get("/home").text
-    for part in (f'base_url="{server.url}/v1"', f'model="{POLICY}"', "pairloop data import", "no chat since this server started"):
+    for part in (
+        f'base_url="{server.url}/v1"',
+        f'model="{POLICY}"',
+        "pairloop data import",
+        "no chat since this server started",
+    ):
         assert part in fresh
 
 
@@ -62,7 +67,7 @@ def test_the_snippet_on_the_page_runs(server: RunningServer) -> None:
     found = re.search(r'<pre id="snippet">(.*?)</pre>', server.http.get("/home").text, re.DOTALL)
     assert found is not None
     values: dict[str, object] = {}
-    exec(html.unescape(found[1]), values)  # noqa: S102
+    exec(html.unescape(found[1]), values)
     assert len(values["reply"].choices) == 2  # type: ignore[attr-defined]
 
 
@@ -132,7 +137,12 @@ def test_alarms_are_words_with_a_way_on_and_are_escaped(server: RunningServer) -
     server.store.write(lambda c: quarantines.insert(c, POLICY, decision))
     text = server.http.get("/home").text
     assert EVIL not in text
-    for part in ("The last 3 cycles brought no promotion", "@1 was rolled back to @0", "&lt;script&gt;", "of 1 raters are set aside"):
+    for part in (
+        "The last 3 cycles brought no promotion",
+        "@1 was rolled back to @0",
+        "&lt;script&gt;",
+        "of 1 raters are set aside",
+    ):
         assert part in text
     assert '<a href="/versions/1">Look into it</a>' in text
     status, found = read(server)

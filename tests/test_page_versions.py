@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -96,8 +97,8 @@ def test_the_hover_tells_of_data_beta_kl_and_picks() -> None:
 def test_by_time_the_distances_are_those_of_the_verdicts() -> None:
     drawn = {one.name: one for one in plot([], by="time").series}
     xs = sorted(p.x for name, one in drawn.items() if name.endswith("against the base") for p in one.points)
-    assert [b - a for a, b in zip(xs, xs[1:], strict=False)] == [3600, 3600, 6 * 3600]
-    assert [x for x, _ in plot([], by="time").x_labels or ()][0] == NOW.timestamp()
+    assert [b - a for a, b in pairwise(xs)] == [3600, 3600, 6 * 3600]
+    assert next(x for x, _ in plot([], by="time").x_labels or ()) == NOW.timestamp()
 
 
 votes = st.tuples(st.integers(0, 500), st.integers(0, 500), st.integers(0, 50), st.sampled_from(VERDICTS))
@@ -105,7 +106,9 @@ votes = st.tuples(st.integers(0, 500), st.integers(0, 500), st.integers(0, 50), 
 
 @given(st.lists(votes, max_size=30), st.sampled_from(["version", "time"]))
 def test_every_curve_stays_in_its_box_and_every_interval_holds_its_point(rows: Any, by: Any) -> None:
-    made = [Contest(number, number - 1, *row, NOW + timedelta(minutes=number)) for number, row in enumerate(rows, 1)]
+    made = [
+        replace(Contest(number, number - 1, *row), at=NOW + timedelta(minutes=number)) for number, row in enumerate(rows, 1)
+    ]
     drawing = draw(versions_plot(curve(made), history=(), details={}, by=by, champion=0))
     for dot in (dot for one in drawing.drawn for dot in one.dots):
         assert drawing.left <= dot.x <= drawing.right
@@ -150,8 +153,13 @@ def server(serve: Callable[..., RunningServer]) -> RunningServer:
 
 def trained(server: RunningServer, answer: str) -> None:
     """Version 1 with everything behind it: dataset, run, cycle with report, duel with one answered prompt, verdict."""
-    now, report = datetime.now(UTC), {"challenger": 1, "champion": 0, "prompts": 8, "prompts_from": "gate", "samples": 32}
-    report |= {"metrics": {"kl_base": {"mean": 1.25, "lo": 1.0, "hi": 1.5, "n": 32}}, "errors": {"entropy": EVIL}, "notes": [EVIL]}
+    now = datetime.now(UTC)
+    report: dict[str, Any] = {"challenger": 1, "champion": 0, "prompts": 8, "prompts_from": "gate", "samples": 32}
+    report |= {
+        "metrics": {"kl_base": {"mean": 1.25, "lo": 1.0, "hi": 1.5, "n": 32}},
+        "errors": {"entropy": EVIL},
+        "notes": [EVIL],
+    }
     result = {"steps": 9, "steps_planned": 12, "stopped_because": "ess", "stop_message": f"it ran out {EVIL}"}
     steps = [
         CycleStep(CycleState.BUILDING, {"parent": 0}, now),
@@ -191,7 +199,13 @@ def test_a_versions_page_goes_from_the_picks_to_its_service_and_stays_text(serve
     assert "<script>alert" not in text
     assert len(text) < 20_000 + TEXT_SHOWN
     assert f"({len(huge):,} characters)" in text
-    for part in ("412 rows to train on, 40 held out; 7 set aside", "9 of 12 steps", "30 won · 10 lost · 4 tied", "kl base", "1.25"):
+    for part in (
+        "412 rows to train on, 40 held out; 7 set aside",
+        "9 of 12 steps",
+        "30 won · 10 lost · 4 tied",
+        "kl base",
+        "1.25",
+    ):
         assert part in text
     assert "73 %" in text  # (30 + 4 / 2) / 44, in its duel
     assert "β = 0.25" in text
@@ -219,7 +233,12 @@ def test_what_cannot_be_is_an_error_page_that_names_the_parameter(server: Runnin
 
 
 def test_the_list_is_paged_newest_first(server: RunningServer) -> None:
-    server.store.write(lambda c: [versions.insert(c, version(number, 0, None)) for number in range(1, 60)])
+
+    def write(c: Connection) -> None:
+        for number in range(1, 60):
+            versions.insert(c, version(number, 0, None))
+
+    server.store.write(write)
     first = server.http.get("/versions?x=time").text
     assert "60 in all" in first
     assert '<a href="/versions/10">@10</a>' in first

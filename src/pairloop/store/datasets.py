@@ -173,7 +173,7 @@ def evidence(c: Connection, dataset_id: str) -> Evidence:
     """Zeros for rows that came from files, which have no picks behind them."""
     mine = dataset_pairs.c.dataset_id == dataset_id
 
-    def counted(table: Table, column: Column[Any]) -> int:
+    def counted(table: sa.Table, column: sa.Column[Any]) -> int:
         joined = dataset_pairs.join(table, table.c.pair_id == dataset_pairs.c.pair_id)
         return c.execute(sa.select(sa.func.count(column.distinct())).select_from(joined).where(mine)).scalar_one()
 

@@ -16,8 +16,8 @@ from pairloop.types import BASE_VERSION, Interval
 class Contest:
     """One challenger's comparisons with the champion of its time; ``verdict`` is None while the duel is open.
 
-    ``at``: when the verdict was given, or the open duel began. ``met_base``: its win rate where raters compared it with the base
-    itself, None where they did not.
+    ``at``: when the verdict was given, or the open duel began. ``met_base``: its win rate where raters compared it with the
+    base itself, None where they did not.
     """
 
     challenger: int

@@ -101,7 +101,9 @@ def versions_plot(
             series.append(Series(f"{fate}, against the base", marks, "dots", tone, shape=shape))
     duels = [_duel(x + ASIDE * width, point) for x, point in zip(xs, points, strict=True) if point.rate.n]
     series.append(Series("in its duel, against its champion", duels, "dots", "soft", shape="small"))
-    met = [_met(x - ASIDE * width, point, seen) for x, point in zip(xs, points, strict=True) if (seen := point.contest.met_base)]
+    met = [
+        _met(x - ASIDE * width, point, seen) for x, point in zip(xs, points, strict=True) if (seen := point.contest.met_base)
+    ]
     series.append(Series("compared with the base itself", met, "dots", "accent", shape="small"))
     counted = [point.rate.n for point in points if point.rate.n]
     return Plot(
