@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.server import POLICY, RunningServer, user_of
+from tests.test_page_versions import trained
 
 from pairloop.loop import deploy
 from pairloop.loop.cycle import CycleStatus
@@ -75,7 +76,7 @@ def test_the_lane_shows_where_the_cycle_is_and_an_estimate_of_what_is_left(serve
     server.add_version(1)
     server.open_duel(1)
     status, _ = read(server)
-    assert [(step.word, step.when) for step in lane_of(status.now)] == [
+    assert [(step.word, step.when) for step in lane_of(status.now, None)] == [
         ("collect", "done"),
         ("pairs", "done"),
         ("train", "done"),
@@ -199,3 +200,13 @@ def test_picks_of_today_are_counted_once_however_often_revised(server: RunningSe
     with server.store.reading() as c:
         assert counts.picks_since(c, POLICY, datetime.now(UTC) - timedelta(hours=1)) == 1
         assert counts.picks_since(c, POLICY, datetime.now(UTC) + timedelta(hours=1)) == 0
+
+
+def test_the_lane_says_what_the_steps_behind_came_to(server: RunningServer) -> None:
+    trained(server, "an answer")
+    status, _ = read(server)
+    (view,) = status.cycles
+    told = {step.word: step.text for step in lane_of(status.now, view.cycle)}
+    assert told["pairs"] == "412 to train on, 0 held out"
+    assert told["train"] == "@1, 9 steps"
+    assert told["evaluate"] == "32 samples on 8 prompts"

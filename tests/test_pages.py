@@ -49,6 +49,13 @@ def test_strength_adds_up_along_the_chain_of_champions() -> None:
     assert third.against_base.hi - third.against_base.lo > 0
 
 
+def test_what_was_compared_with_a_champion_of_unknown_strength_says_nothing_about_the_base() -> None:
+    known, after = curve([Contest(8, 7, 60, 40, 0, "PROMOTE"), Contest(9, 8, 60, 40, 0, "PROMOTE")])
+    assert (known.against_base.lo, known.against_base.hi) == (0.0, 1.0)
+    assert (after.against_base.lo, after.against_base.hi) == (0.0, 1.0)
+    assert known.rate.lo > 0.5
+
+
 def test_an_empty_duel_is_all_doubt_and_the_curve_stays_in_its_box() -> None:
     points = curve([Contest(number, 0, 0, 0, 0, None) for number in range(1, 41)])
     assert (points[0].rate.lo, points[0].rate.hi) == (0.0, 1.0)

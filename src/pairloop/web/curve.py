@@ -48,7 +48,8 @@ def curve(contests: Sequence[Contest]) -> list[Point]:
     """One point per contest, in order.
 
     Against the base: log-odds of the duels along the chain of champions, summed (Bradley-Terry), each with half a pick added
-    to either side; the interval is the normal one on the log-odds scale.
+    to either side; the interval is the normal one on the log-odds scale. Of a champion that no contest is known of (one that
+    was promoted by hand) nothing is known, nor of what was compared with it: their intervals go from 0 to 1.
     """
     strength: dict[int, tuple[float, float]] = {BASE_VERSION: (0.0, 0.0)}
     points = []
@@ -56,7 +57,7 @@ def curve(contests: Sequence[Contest]) -> list[Point]:
         n = contest.wins + contest.losses + contest.ties
         won = contest.wins + contest.ties / 2 + 0.5
         lost = n + 1 - won
-        at, variance = strength.get(contest.champion, (0.0, 0.0))
+        at, variance = strength.get(contest.champion, (0.0, math.inf))
         strength[contest.challenger] = (at + math.log(won / lost), variance + 1 / won + 1 / lost)
         points.append(Point(contest, contest.rate, _interval(*strength[contest.challenger], n)))
     return points

@@ -13,11 +13,11 @@ from prometheus_client.core import Metric
 
 from pairloop.config import Config
 from pairloop.loop import deploy
-from pairloop.loop.cycle import CycleStatus
+from pairloop.loop.cycle import CycleStatus, round_of
 from pairloop.loop.deploy import Standing
 from pairloop.store import Store, counts, versions
 from pairloop.store.versions import Promotion
-from pairloop.types import BASE_VERSION, CycleState
+from pairloop.types import BASE_VERSION, Cycle, CycleState
 from pairloop.web.curve import Point
 from pairloop.web.metrics import Metrics
 from pairloop.web.status import Status
@@ -99,7 +99,7 @@ class OverviewBoard:
         with self._store.reading() as c:
             moves = tuple(versions.promotions(c, self._config.policy.name))
         return Overview(
-            lane=lane_of(status.now),
+            lane=lane_of(status.now, _running(status)),
             left_s=left_s(status.now, now),
             point=next((one for one in status.points if one.contest.challenger == status.now.champion), None),
             picks_today=dear.picks_today,
@@ -123,19 +123,24 @@ class OverviewBoard:
             return found
 
 
-def lane_of(now: CycleStatus) -> tuple[Step, ...]:
-    """The six steps; an idle loop collects."""
+def lane_of(now: CycleStatus, running: Cycle | None) -> tuple[Step, ...]:
+    """The six steps; an idle loop collects. ``running``: the cycle that has not ended."""
     at = next((place for place, (_, states) in enumerate(_LANE) if now.state in states), 0)
-    words = _words(now)
+    words = _words(now, running)
     return tuple(
         Step(word, "now" if place == at else "done" if place < at else "todo", words.get(word, ""))
         for place, (word, _) in enumerate(_LANE)
     )
 
 
-def _words(now: CycleStatus) -> dict[str, str]:
+def _running(status: Status) -> Cycle | None:
+    return next((view.cycle for view in status.cycles if view.cycle.cycle_id == status.now.cycle_id), None)
+
+
+def _words(now: CycleStatus, running: Cycle | None) -> dict[str, str]:
     wanted = f" of {now.min_pairs:,}" if now.min_pairs else ""
     words = {"collect": f"{now.new_pairs:,}{wanted} new pairs"}
+    words |= {} if running is None else _done(running)
     progress = "" if now.progress is None else f"{now.progress.done:,} of {now.progress.of:,}"
     if now.state == CycleState.TRAINING and progress:
         words["train"] = f"step {progress}"
@@ -144,6 +149,19 @@ def _words(now: CycleStatus) -> dict[str, str]:
     if now.canary is not None:
         words["deploy"] = f"canary of {now.canary.share:.0%}, {now.canary.answers:,} of {now.canary.answers_needed:,} answers"
     return words
+
+
+def _done(cycle: Cycle) -> dict[str, str]:
+    """What the steps behind a running cycle came to."""
+    found = {}
+    if (built := cycle.record(CycleState.TRAINING)) is not None and "n_train" in built:
+        found["pairs"] = f"{built['n_train']:,} to train on, {built.get('n_heldout', 0):,} held out"
+    if (trained := round_of(cycle)) is not None:
+        found["train"] = f"@{trained.version}, {trained.steps:,} steps"
+    report = (cycle.record(CycleState.DUELLING) or {}).get("report")
+    if report is not None:
+        found["evaluate"] = f"{report['samples']:,} samples on {report['prompts']:,} prompts"
+    return found
 
 
 def left_s(now: CycleStatus, at: datetime) -> float | None:
