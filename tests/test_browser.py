@@ -165,7 +165,7 @@ def test_a_pick_by_key_and_a_cycle_on_the_page(browser: Browser, url: str, tmp_p
         expect(page.locator("#live .chip")).to_have_text("PROMOTE", timeout=30_000)
         expect(page.locator("#live .badge")).to_have_text(f"champion {POLICY}@1")
         page.goto(f"{url}/versions")
-        expect(page.locator("#curve svg .point.good a")).to_have_attribute("aria-label", re.compile("^@1, promoted"))
+        expect(page.locator("#curve svg .point.good a").last).to_have_attribute("aria-label", re.compile("^@1, promoted"))
     page.screenshot(path=shots / "5-promoted.png", full_page=True)
 
     dark = open_page(browser, url, problems, color_scheme="dark")

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
+from tests.browsing import CHROMIUM, PHONE, chromium, visit
 from tests.server import POLICY, RunningServer
-from tests.test_browser import ARGS
 from tests.test_page_versions import EVIL, trained
 
 from pairloop.policy.fake import write_skill
 from pairloop.store import triggers, versions
 from pairloop.types import Alias
-
-CHROMIUM = shutil.which("chromium")
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,31 +23,13 @@ pytestmark = [
 
 @pytest.fixture
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
-
-
-def opened(browser: Browser, url: str, problems: list[str], width: int = 1280) -> Page:
-    """A page whose complaints go to ``problems``; one that asks anybody but this machine for something fails."""
-
-    def note(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            problems.append(message.text)
-
-    page = browser.new_context(viewport={"width": width, "height": 850}).new_page()
-    page.on("console", note)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith(url.rsplit("/", 1)[0]) else problems.append(request.url))
-    page.goto(url)
-    return page
 
 
 def test_a_promotion_by_the_form_moves_the_champion_and_the_curve(
     browser: Browser, serve: Callable[..., RunningServer]
 ) -> None:
-    problems: list[str] = []
     server = serve()
     trained(server, EVIL)
     folder = server.folder / "weights"
@@ -58,14 +37,16 @@ def test_a_promotion_by_the_form_moves_the_champion_and_the_curve(
     write_skill(folder, 3)
     server.store.write(lambda c: c.exec_driver_sql(f"UPDATE versions SET path = '{folder}' WHERE number = 1"))
 
-    curve = opened(browser, f"{server.url}/versions", problems)
+    watching = visit(browser, server.url, "/versions")
+    curve = watching.page
     held = curve.locator("#curve svg .point.warn")
     held.locator("a").focus()
     expect(curve.locator(".plot-tip")).to_contain_text("412 pairs · β 0.25")
     curve.get_by_role("link", name="by time").click()
     expect(curve).to_have_url(re.compile(r"x=time"))
 
-    page = opened(browser, f"{server.url}/versions", problems)
+    acting = visit(browser, server.url, "/versions")
+    page = acting.page
     page.locator("#table").get_by_role("link", name="@1", exact=True).click()
     page.get_by_role("button", name="Promote").click()
     dialog = page.locator("dialog#promote")
@@ -90,25 +71,26 @@ def test_a_promotion_by_the_form_moves_the_champion_and_the_curve(
     expect(curve.locator("#curve svg .ring")).to_have_count(1)
     with server.store.reading() as c:
         assert versions.alias(c, POLICY, Alias.CHAMPION) == 0
-    assert problems == []
+    assert acting.serious() == watching.serious() == []
+    assert (acting.problems, acting.outside, watching.problems, watching.outside) == ([], [], [], [])
 
 
-def test_a_cycle_is_asked_for_from_home_and_every_page_fits_a_phone(
+def test_a_cycle_is_asked_for_from_home_and_a_version_fits_a_phone(
     browser: Browser, serve: Callable[..., RunningServer]
 ) -> None:
-    problems: list[str] = []
     server = serve()
-    page = opened(browser, f"{server.url}/home", problems, width=390)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.get_by_role("button", name="Run a cycle now").click()
-    page.locator("dialog#run-now").get_by_label("Reason").fill("new tone of voice")
-    page.keyboard.press("Enter")
-    expect(page.locator(".toast")).to_have_text("A cycle is asked for.")
-    expect(page.locator("#overview")).to_contain_text("new tone of voice")
+    seen = visit(browser, server.url, "/home", size=PHONE)
+    assert seen.overflow() <= 0  # with the snippet of a fresh install
+    seen.page.get_by_role("button", name="Run a cycle now").click()
+    seen.page.locator("dialog#run-now").get_by_label("Reason").fill("new tone of voice")
+    seen.page.keyboard.press("Enter")
+    expect(seen.page.locator(".toast")).to_have_text("A cycle is asked for.")
+    expect(seen.page.locator("#live")).to_contain_text("new tone of voice")
     with server.store.reading() as c:
         assert triggers.peek(c, POLICY) == "new tone of voice"
     trained(server, "right to left \u202e" + "x" * 3_000)
-    for path in ("/home", "/versions", "/versions/0", "/versions/1"):
-        page.goto(server.url + path)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
-    assert problems == []
+    for path in ("/versions/0", "/versions/1"):
+        seen.page.goto(server.url + path)
+        assert seen.overflow() <= 0, path
+        assert seen.serious() == []
+    assert (seen.problems, seen.outside) == ([], [])

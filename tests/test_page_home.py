@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.server import POLICY, RunningServer, user_of
 from tests.test_page_versions import trained
@@ -65,7 +65,7 @@ def test_once_somebody_asked_there_are_figures_in_its_place(server: RunningServe
 
 def test_the_snippet_on_the_page_runs(server: RunningServer) -> None:
     """What is copied works as it is: the text between the tags, unescaped, in Python."""
-    found = re.search(r'<pre id="snippet">(.*?)</pre>', server.http.get("/home").text, re.DOTALL)
+    found = re.search(r'<pre id="snippet" tabindex="0">(.*?)</pre>', server.http.get("/home").text, re.DOTALL)
     assert found is not None
     values: dict[str, object] = {}
     exec(html.unescape(found[1]), values)
@@ -106,6 +106,7 @@ def test_a_quantile_lies_where_the_counts_say() -> None:
     assert quantile({}, 0.5) is None
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 50), min_size=2, max_size=8), st.floats(0.01, 0.99))
 def test_quantiles_rise_and_keep_within_their_bar(counts: list[int], q: float) -> None:
     bounds = [*map(float, range(1, len(counts))), INF]

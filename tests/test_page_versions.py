@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 from tests.server import POLICY, RunningServer
@@ -104,6 +104,7 @@ def test_by_time_the_distances_are_those_of_the_verdicts() -> None:
 votes = st.tuples(st.integers(0, 500), st.integers(0, 500), st.integers(0, 50), st.sampled_from(VERDICTS))
 
 
+@settings(max_examples=40)
 @given(st.lists(votes, max_size=30), st.sampled_from(["version", "time"]))
 def test_every_curve_stays_in_its_box_and_every_interval_holds_its_point(rows: Any, by: Any) -> None:
     made = [
