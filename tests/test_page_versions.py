@@ -274,3 +274,18 @@ def test_what_raters_saw_of_version_and_base_stands_beside_the_estimate() -> Non
     (met,) = drawn["compared with the base itself"].points
     assert (met.y, met.lo, met.hi) == (0.8, 0.7, 0.9)
     assert "60 votes" in met.tip
+
+
+def test_a_canary_is_shown_with_the_button_that_stops_it(server: RunningServer) -> None:
+    server.add_version(1)
+    body = {"reason": "carefully", "canary_share": 0.1}
+    server.http.post(f"/v1/versions/{POLICY}@1/promote", json=body).raise_for_status()
+    text = server.http.get("/versions/1").text
+    assert "canary of 10 %" in text
+    assert "Stop the canary" in text
+    assert 'data-confirm="canary"' not in text
+    server.http.post(f"/v1/policies/{POLICY}/canary/stop", json={"reason": f"enough {EVIL}"}).raise_for_status()
+    after = server.http.get("/versions/1").text
+    assert "enough &lt;script&gt;" in after
+    assert "withdrawn" in after
+    assert 'data-confirm="stop-canary"' not in after
