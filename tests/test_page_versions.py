@@ -152,7 +152,7 @@ def server(serve: Callable[..., RunningServer]) -> RunningServer:
     return serve()
 
 
-def trained(server: RunningServer, answer: str) -> None:
+def trained(server: RunningServer, answer: str, kind: VerdictKind = VerdictKind.HOLD) -> None:
     """Version 1 with everything behind it: dataset, run, cycle with report, duel with one answered prompt, verdict."""
     now = datetime.now(UTC)
     report: dict[str, Any] = {"challenger": 1, "champion": 0, "prompts": 8, "prompts_from": "gate", "samples": 32}
@@ -174,7 +174,7 @@ def trained(server: RunningServer, answer: str) -> None:
     duel = Duel("duel_1", "cycle_1", POLICY, 0, 1, now)
     sides = (Completion(answer, version=1), Completion("plain", version=0))
     group = Group("chatcmpl-1", POLICY, GroupKind.DUEL, Pool.GATE, (Message("user", EVIL),), sides, now, duel_id="duel_1")
-    verdict = Verdict(VerdictKind.HOLD, (Reason("evidence", None, f"too few {EVIL}"),), wins=30, losses=10, ties=4, raters=12)
+    verdict = Verdict(kind, (Reason("evidence", None, f"too few {EVIL}"),), wins=30, losses=10, ties=4, raters=12)
 
     def write(c: Connection) -> None:
         cycles.insert(c, cycle)
@@ -289,3 +289,12 @@ def test_a_canary_is_shown_with_the_button_that_stops_it(server: RunningServer) 
     assert "enough &lt;script&gt;" in after
     assert "withdrawn" in after
     assert 'data-confirm="stop-canary"' not in after
+
+
+def test_a_duel_that_was_ended_by_hand_tells_why_in_place_of_the_gates_first_look(server: RunningServer) -> None:
+    trained(server, "an answer", VerdictKind.CONTINUE)
+    for path in ("/versions/1", "/versions"):
+        text = server.http.get(path).text
+        assert EVIL not in text
+        assert "&lt;script&gt;" in text  # the reason with which the duel was closed
+        assert "too few" not in text

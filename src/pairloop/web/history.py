@@ -12,7 +12,7 @@ from pairloop.loop.cycle import round_of
 from pairloop.statistics import share
 from pairloop.store import Store, counts, duels, versions
 from pairloop.store.versions import Promotion
-from pairloop.types import CycleState, Duel, Interval, Version
+from pairloop.types import CycleState, Duel, Interval, VerdictKind, Version
 from pairloop.web.curve import Point
 from pairloop.web.curve_plot import Details, Fate, fate_of, moves
 from pairloop.web.status import CYCLES_SHOWN, CycleView, Status
@@ -28,6 +28,16 @@ class Row:
     view: CycleView | None
     point: Point | None
     n_train: int | None
+
+    @property
+    def words(self) -> str | None:
+        """Why it ended as it did: the gate's words or, where others ended the cycle, theirs."""
+        if self.view is None:
+            return None
+        verdict, last = self.view.verdict, self.view.cycle.steps[-1]
+        if verdict is not None and (verdict.kind is not VerdictKind.CONTINUE or not last.state.is_terminal):
+            return verdict.text
+        return last.record.get("reason")
 
 
 @dataclass(frozen=True, slots=True)

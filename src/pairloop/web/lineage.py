@@ -28,6 +28,7 @@ from pairloop.types import (
     Prompt,
     Run,
     Verdict,
+    VerdictKind,
     Version,
 )
 
@@ -96,6 +97,14 @@ class Lineage:
     def metrics(self) -> dict[str, Interval]:
         """The offline report's, by name."""
         return {} if self.report is None else {name: Interval(**value) for name, value in self.report["metrics"].items()}
+
+    @property
+    def ended_otherwise(self) -> str | None:
+        """Why its cycle ended where the gate did not end it: by hand, by a live guard, by a failure."""
+        if self.cycle is None or not self.cycle.state.is_terminal:
+            return None
+        judged = bool(self.verdicts) and self.verdicts[-1][1].kind is not VerdictKind.CONTINUE
+        return None if judged else self.cycle.steps[-1].record.get("reason")
 
 
 def read(store: Store, policy: str, number: int, *, now: datetime | None = None) -> Lineage:
