@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -21,7 +22,8 @@ from pairloop.loop.pairs.builder import Refuse
 from pairloop.loop.pairs.rows import compile_rows
 from pairloop.loop.pairs.rules import CompiledRows, Dropped, PairRules
 from pairloop.policy.protocols import Tokens
-from pairloop.store import Artifact, Store, datasets, feedback, quarantines, versions
+from pairloop.store import Artifact, Store, datasets, feedback, marks, quarantines, set_aside, versions
+from pairloop.store.marks import Mark
 from pairloop.store.schema import completions as completion_table
 from pairloop.store.schema import feedback as feedback_table
 from pairloop.store.schema import groups as group_table
@@ -110,7 +112,10 @@ def record(store: Store, config: Config, new: NewPairs, *, cycle_id: str | None)
         datasets.insert(c, dataset, feedback_seq=new.feedback_seq, cycle_id=cycle_id, pairs=lineage)
         return dataset
 
-    return store.write(insert)
+    recorded = store.write(insert)
+    for part in set_aside.parts(compiled.set_aside):
+        store.write(partial(set_aside.put, dataset_id=recorded.dataset_id, reasons=part))
+    return recorded
 
 
 def compile_new(store: Store, tokens: Tokens | None, config: Config, *, parent: int) -> NewPairs:
@@ -125,7 +130,9 @@ def compile_new(store: Store, tokens: Tokens | None, config: Config, *, parent: 
         groups, feedback_seq = feedback.labelled_since(c, policy, after_seq=after_seq, kinds=_KINDS)
         lineage = versions.list_(c, policy, checkpoints=True)
         quarantined = quarantines.current(c, policy)
-    rules = PairRules.of(config, staleness=promotions_between(lineage, parent), quarantined=quarantined)
+        excluded = marks.marked(c, policy, Mark.EXCLUDED).intersection(labelled.group.group_id for labelled in groups)
+    distances = promotions_between(lineage, parent)
+    rules = PairRules.of(config, staleness=distances, quarantined=quarantined, excluded=excluded)
     compiled = compile_rows(groups, rules, config.train.objective, refuse=_refusal(tokens, config.train.max_length))
     return NewPairs(compiled, rules, parent, after_seq, feedback_seq)
 
