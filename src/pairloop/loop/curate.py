@@ -221,5 +221,3 @@ def _record(
 ) -> None:
     subject = f"group:{ids[0]}" if len(ids) == 1 else f"{len(ids)} groups of {policy}"
     audit.record(c, action, actor=decision.actor, subject=subject, reason=decision.reason, details=details)
-
-

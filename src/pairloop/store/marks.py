@@ -82,7 +82,8 @@ def queued(c: Connection, policy: str, pool: Pool, rater_id: str, limit: int) ->
     statement = (
         sa.select(marks.c.group_id)
         .select_from(marks.join(groups, groups.c.group_id == marks.c.group_id))
-        .where(marks.c.policy == policy, marks.c.mark == Mark.QUEUED.value, *_holds(), groups.c.pool == pool.value, ~own, ~since)
+        .where(marks.c.policy == policy, marks.c.mark == Mark.QUEUED.value, *_holds())
+        .where(groups.c.pool == pool.value, ~own, ~since)
     )
     return list(c.execute(statement.order_by(marks.c.seq).limit(limit)).scalars())
 

@@ -61,8 +61,8 @@ def outcomes(c: Connection, policy: str, group_ids: Sequence[str]) -> Mapping[st
         said = sa.select(feedback.c.group_id, feedback.c.feedback_id).where(
             feedback.c.group_id.in_(ids), sa.exists().where(pair_feedback.c.feedback_id == feedback.c.feedback_id)
         )
-        for row in c.execute(said):
-            used[row.group_id].add(row.feedback_id)
+        for group_id, feedback_id in c.execute(said):
+            used[group_id].add(feedback_id)
     excluded, queued = (marks.set_on(c, mark, group_ids) for mark in (Mark.EXCLUDED, Mark.QUEUED))
     return {
         group_id: Outcome(
@@ -79,7 +79,8 @@ def _datasets(policy: str, ids: Sequence[str]) -> sa.Select[tuple[str, str, int 
     made = sa.and_(versions.c.dataset_id == datasets.c.dataset_id, versions.c.policy == policy)
     holding = pair_groups.join(dataset_pairs, dataset_pairs.c.pair_id == pair_groups.c.pair_id)
     holding = holding.join(datasets, datasets.c.dataset_id == dataset_pairs.c.dataset_id).outerjoin(versions, made)
-    statement = sa.select(pair_groups.c.group_id, datasets.c.dataset_id, versions.c.number).select_from(holding)
+    columns = (pair_groups.c.group_id, datasets.c.dataset_id, versions.c.number, datasets.c.created_at)
+    statement = sa.select(*columns).select_from(holding)
     return statement.where(pair_groups.c.group_id.in_(ids)).distinct().order_by(datasets.c.created_at, datasets.c.dataset_id)
 
 
@@ -123,4 +124,5 @@ def funnel(c: Connection, policy: str, since: datetime, until: datetime) -> Funn
     )
     counts = [sa.func.coalesce(sa.func.sum(sa.case((is_so, 1), else_=0)), 0) for is_so in (~gone, voted, in_pair, trained)]
     row = c.execute(sa.select(sa.func.count(), *counts).select_from(newest).where(own, second)).one()
-    return Funnel(*map(int, row), is_cut=n_all == NEWEST)
+    served, seen, picked, kept, learned = map(int, row)
+    return Funnel(served, seen, picked, kept, learned, is_cut=n_all == NEWEST)

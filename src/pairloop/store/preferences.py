@@ -144,8 +144,8 @@ def counted(c: Connection, policy: str, wanted: Wanted, at: Place) -> Counted:
     return Counted(total, facets, is_cut=seen == WINDOW)
 
 
-def _facets(matched: sa.CTE, policy: str, wanted: Wanted) -> Iterator[sa.Select[Any]]:
-    n, text = sa.func.count(), sa.Text
+def _facets(matched: sa.CTE, policy: str, wanted: Wanted) -> Iterator[sa.Select[str, str, int]]:
+    n: ColumnElement[int] = sa.func.count()
     yield sa.select(sa.literal("all"), sa.literal("all"), n).select_from(matched)
     for name in ("kind", "pool"):
         yield sa.select(sa.literal(name), matched.c[name], n).group_by(matched.c[name])
@@ -159,7 +159,7 @@ def _facets(matched: sa.CTE, policy: str, wanted: Wanted) -> Iterator[sa.Select[
     yield reasons.group_by(set_aside.c.reason)
     answers = matched.join(completions, completions.c.group_id == matched.c.group_id)
     of_version = sa.func.count(matched.c.group_id.distinct())
-    version = sa.cast(completions.c.version, text)
+    version = sa.cast(completions.c.version, sa.Text)
     yield sa.select(sa.literal("version"), version, of_version).select_from(answers).group_by(completions.c.version)
     for state in State:
         is_so = _is_in(state, policy, matched.c.group_id, matched.c.kind)
@@ -250,10 +250,12 @@ def _says(dialect: str, term: str, group_id: ColumnElement[str]) -> ColumnElemen
     if dialect == "sqlite":
         told = sa.func.json_tree(groups.c.prompt).table_valued("key", "type", "value", name="told")
         is_content = sa.or_(told.c.key == "content", told.c.key.is_(None))
-        turns = sa.exists(sa.select(1).select_from(told).where(is_content, told.c.type == "text", like(told.c.value)))
+        turns: ColumnElement[bool] = sa.exists(
+            sa.select(1).select_from(told).where(is_content, told.c.type == "text", like(told.c.value))
+        )
     else:
         whole = sa.func.jsonb_path_query(sa.cast(groups.c.prompt, JSONB), sa.literal_column("CAST('$.**.content' AS jsonpath)"))
-        told = whole.table_valued("value", name="told")
+        told = whole.table_valued("value", name="told").render_derived()
         contents = sa.exists(sa.select(1).select_from(told).where(like(_text(told.c.value))))
         is_text = sa.func.json_typeof(groups.c.prompt) == "string"
         turns = sa.or_(sa.and_(is_text, like(_text(groups.c.prompt))), contents)

@@ -32,11 +32,13 @@ MAX_IDS = 1_000
 
 
 class Filters(BaseModel):
-    """Which groups with feedback; what is left out, or empty, does not matter. What is asked of a vote is asked of the same one."""
+    """Which groups with feedback; what is left out or empty does not matter. All that is asked of a vote is asked of one."""
 
     model_config = ConfigDict(extra="forbid")
 
-    q: PlainText | None = Field(None, max_length=200, description='Words in the prompt or an answer, all of them; "quoted" as they are.')
+    q: PlainText | None = Field(
+        None, max_length=200, description='All these words in the prompt or an answer; or "quoted" ones.'
+    )
     label: Label | None = Field(None, description="A vote said so, and was not revised.")
     source: Source | None = None
     metric: PlainText | None = Field(None, max_length=64, description="A vote of this kind: preference, thumbs, score …")
@@ -136,7 +138,11 @@ class Export(Filters):
     format: str = Field("comparisons", max_length=64, description="A format of `pairloop data export`.")
 
 
-@router.get("/v1/groups/export", summary="What filters find, as JSONL that `pairloop data import` reads", response_class=StreamingResponse)
+@router.get(
+    "/v1/groups/export",
+    summary="What filters find, as JSONL that `pairloop data import` reads",
+    response_class=StreamingResponse,
+)
 def export_groups(query: Annotated[Export, Query()], context: Here) -> StreamingResponse:
     """Newest vote first, as it is now: votes that come meanwhile are not in it. `x-pairloop-groups` says how many groups were
     found; one whose votes the format cannot hold is left out."""

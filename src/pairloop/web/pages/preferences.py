@@ -18,7 +18,7 @@ from pairloop.formats.writer import FORMATS
 from pairloop.store import Store, datasets, feedback, groups, marks, outcomes, preferences, saved_views, set_aside
 from pairloop.store.outcomes import Outcome
 from pairloop.store.preferences import Counted, Listed, Place, State
-from pairloop.types import PREFERENCE_METRIC, Feedback, Group, GroupKind, Label, Pool, Source
+from pairloop.types import PREFERENCE_METRIC, THUMBS_METRIC, Feedback, Group, GroupKind, Label, Pool, Source
 from pairloop.web.context import Context, Here
 from pairloop.web.groups import Filters
 from pairloop.web.pages.rendering import PageRoute, page, render
@@ -82,8 +82,6 @@ async def list_preferences(request: Request, context: Here, query: Annotated[Ask
     return page(request, context, "preferences.html", title="Preferences", sends_forms=True, **values)
 
 
-
-
 @router.get("/preferences/funnel")
 async def funnel(context: Here, since: date | None = None, until: date | None = None) -> Response:
     """The funnel alone; the page fetches it when the table stands."""
@@ -123,9 +121,11 @@ def _listing(context: Context, query: Asked) -> dict[str, Any]:
         "given": given,
         "facets": _facets(counted, given),
         "choices": CHOICES,
+        "said": said,
         "states": STATE_WORDS,
         "views": [(view, urlencode(view.filters)) for view in views],
         "query": urlencode(given),
+        "days": urlencode([(name, given[name]) for name in ("since", "until") if name in given]),
         "here": urlencode(given | ({"after": query.after} if query.after else {})),
         "older": _older(found, given),
         "is_cut": found.is_cut,
@@ -139,7 +139,7 @@ def _listing(context: Context, query: Asked) -> dict[str, Any]:
 def _place(text: str) -> Place:
     match = _PLACE.fullmatch(text)
     if match is None:
-        raise InvalidRequestError("after is a place that a page named, such as 120-70; leave it out to begin anew", param="after")
+        raise InvalidRequestError("after is a place that a page named, such as 120-70; leave it out", param="after")
     return Place(int(match[1]), int(match[2]))
 
 
@@ -224,6 +224,16 @@ def _letter(index: int) -> str:
     return chr(ord("A") + index) if index < 26 else str(index + 1)
 
 
+def said(row: Feedback) -> str:
+    """What a vote says, in a word or two; texts stand elsewhere."""
+    if row.label is not None:
+        return row.label.replace("_", " ")
+    metric = row.metric[:24]
+    if isinstance(row.value, bool):
+        return f"{metric} {('up' if row.value else 'down') if row.metric == THUMBS_METRIC else row.value}"
+    return metric if row.value is None or isinstance(row.value, str) else f"{metric} {row.value:.4g}"
+
+
 def question_of(group: Group) -> str:
     """The last thing that was asked."""
     if isinstance(group.prompt, str):
@@ -254,6 +264,7 @@ def _pair(context: Context, group_id: str) -> dict[str, Any]:
         "outcome": outcome,
         "held": held,
         "why": WHY,
+        "said": said,
         "state": _state(group, outcome, why),
         "states": STATE_WORDS,
         "decided": decisions,
