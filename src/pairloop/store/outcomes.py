@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection
 
 from pairloop.store import marks
 from pairloop.store.groups import chunked
@@ -84,6 +84,17 @@ def _datasets(policy: str, ids: Sequence[str]) -> sa.Select[tuple[str, str, int 
     return statement.where(pair_groups.c.group_id.in_(ids)).distinct().order_by(datasets.c.created_at, datasets.c.dataset_id)
 
 
+def has_trained(policy: str, group_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """A condition: a version was trained on a dataset with a pair of the group.
+
+    One EXISTS in another, not a join: that is read from the group outwards, where SQLite, which keeps no statistics, would begin
+    with the versions and read all pairs of their datasets for each group.
+    """
+    made = sa.exists().where(versions.c.dataset_id == dataset_pairs.c.dataset_id, versions.c.policy == policy)
+    held = sa.exists().where(dataset_pairs.c.pair_id == pair_groups.c.pair_id, made.correlate(dataset_pairs))
+    return sa.exists().where(pair_groups.c.group_id == group_id, held.correlate(pair_groups))
+
+
 class Funnel(NamedTuple):
     """Comparisons of a time, of the policy's own serving (nothing imported, no shadow).
 
@@ -116,12 +127,7 @@ def funnel(c: Connection, policy: str, since: datetime, until: datetime) -> Funn
     gone = sa.exists().where(answer.c.group_id == group_id, answer.c.finish_reason == FinishReason.ABANDONED.value)
     voted = sa.exists().where(feedback.c.group_id == group_id, feedback.c.metric == PREFERENCE_METRIC)
     in_pair = sa.exists().where(pair_groups.c.group_id == group_id)
-    trained = sa.exists().where(
-        pair_groups.c.group_id == group_id,
-        dataset_pairs.c.pair_id == pair_groups.c.pair_id,
-        versions.c.dataset_id == dataset_pairs.c.dataset_id,
-        versions.c.policy == policy,
-    )
+    trained = has_trained(policy, group_id)
     counts = [sa.func.coalesce(sa.func.sum(sa.case((is_so, 1), else_=0)), 0) for is_so in (~gone, voted, in_pair, trained)]
     row = c.execute(sa.select(sa.func.count(), *counts).select_from(newest).where(own, second)).one()
     served, seen, picked, kept, learned = map(int, row)

@@ -23,7 +23,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from pairloop.store.feedback import is_latest, max_seq
 from pairloop.store.groups import ERASED_HASH
 from pairloop.store.marks import Mark, is_marked
-from pairloop.store.schema import completions, dataset_pairs, feedback, groups, pair_groups, set_aside, versions
+from pairloop.store.outcomes import has_trained
+from pairloop.store.schema import completions, feedback, groups, pair_groups, set_aside
 from pairloop.types import PREFERENCE_METRIC, GroupKind
 
 WINDOW = 10_000
@@ -220,12 +221,7 @@ def _of_a_vote(wanted: Wanted) -> Iterator[ColumnElement[bool]]:
 def _is_in(state: State, policy: str, group_id: ColumnElement[str], kind: ColumnElement[str]) -> ColumnElement[bool]:
     row = feedback.alias("row")
     in_pair = sa.exists().where(pair_groups.c.group_id == group_id)
-    trained = sa.exists().where(
-        pair_groups.c.group_id == group_id,
-        dataset_pairs.c.pair_id == pair_groups.c.pair_id,
-        versions.c.dataset_id == dataset_pairs.c.dataset_id,
-        versions.c.policy == policy,
-    )
+    trained = has_trained(policy, group_id)
     aside = sa.exists().where(row.c.group_id == group_id, set_aside.c.feedback_id == row.c.feedback_id)
     is_duel = kind == GroupKind.DUEL.value
     return {
