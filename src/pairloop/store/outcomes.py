@@ -87,7 +87,7 @@ def _datasets(policy: str, ids: Sequence[str]) -> sa.Select[tuple[str, str, int 
 def has_trained(policy: str, group_id: ColumnElement[str]) -> ColumnElement[bool]:
     """A condition: a version was trained on a dataset with a pair of the group.
 
-    One EXISTS in another, not a join: that is read from the group outwards, where SQLite, which keeps no statistics, would begin
+    One EXISTS in another, not a join: it is read from the group outwards, where SQLite, which keeps no statistics, would begin
     with the versions and read all pairs of their datasets for each group.
     """
     made = sa.exists().where(versions.c.dataset_id == dataset_pairs.c.dataset_id, versions.c.policy == policy)
