@@ -323,7 +323,7 @@ def test_a_group_sent_to_the_queue_is_shown_again_to_another_rater_once(server: 
     assert shown(rater) == "g-silent"
 
 
-def test_a_decision_needs_a_reason_and_one_selection(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decision_needs_a_reason_and_one_selection(shop: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for body, param in (
         ({"ids": ["g-tie"]}, "reason"),
         ({"ids": ["g-tie"], "reason": ""}, "reason"),
@@ -332,29 +332,29 @@ def test_a_decision_needs_a_reason_and_one_selection(server: RunningServer, monk
         ({"reason": "x", "filters": {"state": "lost"}}, "filters.state"),
         ({"reason": "x", "ids": ["nobody"]}, "ids"),
     ):
-        reply = server.http.post("/v1/groups/exclude", json=body)
+        reply = shop.http.post("/v1/groups/exclude", json=body)
         assert reply.status_code in (400, 404), reply.text
         assert reply.json()["error"]["param"] == param
-    assert ids_of(server, Wanted(state=State.EXCLUDED)) == []
+    assert ids_of(shop, Wanted(state=State.EXCLUDED)) == []
     monkeypatch.setattr(curate, "MAX_RELABELLED", 2)
     with pytest.raises(InvalidRequestError, match="narrow the filters"):
-        curate.relabel(server.store, server.config, Selection(wanted=Wanted()), Label.A, Decision("me", "x"))
+        curate.relabel(shop.store, shop.config, Selection(wanted=Wanted()), Label.A, Decision("me", "x"))
 
 
-def test_views_are_kept_by_name_and_forgotten(server: RunningServer) -> None:
-    made = server.http.post("/v1/views", json={"name": "Ann's <ties>", "filters": {"label": "TIE", "rater": "ann", "q": ""}})
+def test_views_are_kept_by_name_and_forgotten(shop: RunningServer) -> None:
+    made = shop.http.post("/v1/views", json={"name": "Ann's <ties>", "filters": {"label": "TIE", "rater": "ann", "q": ""}})
     assert made.status_code == 201
     assert made.json()["filters"] == {"label": "TIE", "rater": "ann"}
-    assert server.http.post("/v1/views", json={"name": "Ann's <ties>", "filters": {"q": "x"}}).status_code == 409
-    assert server.http.post("/v1/views", json={"name": "all", "filters": {}}).status_code == 400
-    text = server.http.get("/preferences").text
+    assert shop.http.post("/v1/views", json={"name": "Ann's <ties>", "filters": {"q": "x"}}).status_code == 409
+    assert shop.http.post("/v1/views", json={"name": "all", "filters": {}}).status_code == 400
+    text = shop.http.get("/preferences").text
     assert "Ann&#39;s &lt;ties&gt;" in text
     assert 'href="/preferences?label=TIE&amp;rater=ann"' in text
-    server.store.write(lambda c: saved_views.forget(c, {"bob"}))
-    (view,) = server.http.get("/v1/views").json()["data"]
-    assert server.http.delete(f"/v1/views/{view['id']}").json()["deleted"] is True
-    assert server.http.delete(f"/v1/views/{view['id']}").status_code == 404
-    assert server.http.get("/v1/views").json()["data"] == []
+    shop.store.write(lambda c: saved_views.forget(c, {"bob"}))
+    (view,) = shop.http.get("/v1/views").json()["data"]
+    assert shop.http.delete(f"/v1/views/{view['id']}").json()["deleted"] is True
+    assert shop.http.delete(f"/v1/views/{view['id']}").status_code == 404
+    assert shop.http.get("/v1/views").json()["data"] == []
 
 
 def test_an_erased_person_leaves_no_word_in_what_these_pages_keep(serve: Callable[..., RunningServer]) -> None:

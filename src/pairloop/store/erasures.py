@@ -11,7 +11,6 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Column, Connection, Row, Table
 
-from pairloop.store import marks as group_marks
 from pairloop.store import replies, saved_views, set_aside, stored
 from pairloop.store.groups import chunked
 from pairloop.store.schema import (
@@ -120,8 +119,6 @@ def forget_pairs(c: Connection, pair_ids: Collection[str]) -> None:
 def erase_groups(c: Connection, group_ids: Sequence[str], at: datetime) -> None:
     """The texts of someone's groups, and whose they were; see `groups.erase`."""
     stored.erase(c, group_ids, at, with_user=True)
-    for ids in chunked(group_ids):
-        group_marks.forget_reasons(c, ids)
 
 
 def erase_feedback(c: Connection, feedback_ids: Sequence[str]) -> None:
