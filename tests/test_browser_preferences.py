@@ -30,7 +30,7 @@ def test_a_pair_is_found_opened_decided_about_and_its_view_kept(browser: Browser
     seen = visit(browser, server.url, "/preferences?since=2026-05-01&until=2026-05-31")
     page = seen.page
     expect(page.locator("#funnel")).to_contain_text("somebody picked")
-    expect(page.locator(".found tbody tr")).to_have_count(6)
+    expect(page.locator(".found tbody tr")).to_have_count(7)
 
     page.get_by_label("Words in the prompt").fill("parcel")
     page.get_by_role("button", name="Find").click()

@@ -47,7 +47,7 @@ def server(serve: Callable[..., RunningServer]) -> RunningServer:
 
 
 def fill(made: RunningServer) -> None:
-    """Seven groups, each its own case; newest vote last."""
+    """Eight groups, each its own case; newest vote last."""
     shared: dict[str, Any] = {"policy": POLICY, "user": "ann"}
     put_groups(
         made.store,
@@ -60,9 +60,11 @@ def fill(made: RunningServer) -> None:
         a_group("g-evil", answers=(EVIL, RTL), prompt=asked(EVIL), **shared),
         a_group("g-thumb", answers=("one",), prompt="a plain question", **shared),
         a_group("g-silent", **shared),
+        a_group("g-held", kind=GroupKind.HELDOUT, pool=Pool.GATE, **shared),
     )
     put_picks(
         made.store,
+        a_pick("g-held", "gus", Label.B, feedback_id="f-held", at=-1),
         a_pick("g-trained", "ann", feedback_id="f-trained"),
         a_pick("g-tie", "ann", Label.TIE, feedback_id="f-tie", at=1),
         a_pick("g-duel", "gus", at=2),
@@ -75,19 +77,22 @@ def fill(made: RunningServer) -> None:
     train(made)
 
 
+PAIRS = [("pair_1", ["g-trained"], ["f-trained"]), ("pair_2", ["g-held"], ["f-held"])]
+
+
 def asked(text: str) -> tuple[Message, ...]:
     return (Message("user", text),)
 
 
 def train(server: RunningServer) -> None:
-    """A dataset of one pair, which left the tie out, and the version that was trained on it."""
+    """A dataset of one pair and one held out, which left the tie out, and the version that was trained on it."""
     path = str(server.folder / "artifacts" / "data_1")
     version = Version(POLICY, 1, VersionKind.FULL, f"{path}v", "hash-1", 0, "data_1", None, NOW)
 
     def write(c: Any) -> None:
         row = a_dataset("data_1")
         values = {name: getattr(row, name) for name in row.__dataclass_fields__} | {"policy": POLICY, "path": path}
-        datasets.insert(c, type(row)(**values), feedback_seq=3, cycle_id=None, pairs=[("pair_1", ["g-trained"], ["f-trained"])])
+        datasets.insert(c, type(row)(**values), feedback_seq=3, cycle_id=None, pairs=PAIRS)
         set_aside.put(c, "data_1", {"f-tie": Dropped.TIE.value, "gone": Dropped.SKIP.value})
         versions.insert(c, version)
 
@@ -101,7 +106,7 @@ def ids_of(server: RunningServer, wanted: Wanted) -> list[str]:
     return [group_id.removeprefix("g-") for group_id in found.group_ids]
 
 
-ALL = ["waiting", "thumb", "evil", "duel", "tie", "trained"]
+ALL = ["waiting", "thumb", "evil", "duel", "tie", "trained", "held"]
 CASES: list[tuple[Wanted, list[str]]] = [
     (Wanted(), ALL),
     (Wanted(label="TIE"), ["tie"]),
@@ -117,9 +122,9 @@ CASES: list[tuple[Wanted, list[str]]] = [
     (Wanted(state=State.LEFT_OUT), ["tie"]),
     (Wanted(state=State.WAITING), ["waiting", "thumb", "evil"]),
     (Wanted(state=State.JUDGED), ["duel"]),
-    (Wanted(state=State.KEPT), []),
+    (Wanted(state=State.KEPT), ["held"]),
     (Wanted(since=NOW + timedelta(minutes=4)), ["waiting", "thumb"]),
-    (Wanted(until=NOW + timedelta(minutes=1)), ["trained"]),
+    (Wanted(until=NOW + timedelta(minutes=1)), ["trained", "held"]),
     (Wanted(search="PARCEL monday"), ["trained"]),
     (Wanted(search='"left on"'), ["trained"]),
     (Wanted(search='"on left"'), []),
@@ -144,8 +149,8 @@ def test_facets_count_what_their_links_would_find(shop: RunningServer) -> None:
     with shop.store.reading() as c:
         counted = preferences.counted(c, POLICY, Wanted(), preferences.first(c, POLICY))
     assert counted.groups == len(ALL)
-    assert counted.facets["label"] == {"A": 3, "B": 2, "TIE": 1}
-    assert counted.facets["state"] == {"waiting": 3, "left_out": 1, "trained": 1, "judged": 1}
+    assert counted.facets["label"] == {"A": 3, "B": 3, "TIE": 1}
+    assert counted.facets["state"] == {"waiting": 3, "left_out": 1, "kept": 1, "trained": 1, "judged": 1}
     for facet, values in counted.facets.items():
         for value, n in values.items():
             read = {"version": int, "state": State}.get(facet, str)
@@ -163,7 +168,7 @@ def test_the_listing_goes_on_where_it_stopped_and_looks_on_behind_a_window(
             found = preferences.page(c, POLICY, Wanted(), place, 4)
             pages.append(found.group_ids)
             place = found.next
-    assert [len(ids) for ids in pages] == [4, 2]
+    assert [len(ids) for ids in pages] == [4, 3]
     put_picks(server.store, a_pick("g-trained", "zoe"))  # comes to the front, and leaves the listing of before as it was
     monkeypatch.setattr(preferences, "WINDOW", 2)
     with server.store.reading() as c:
@@ -233,7 +238,7 @@ def test_parameters_that_make_no_sense_are_named(shop: RunningServer) -> None:
 def test_the_funnel_counts_comparisons_that_were_served(shop: RunningServer) -> None:
     text = shop.http.get("/preferences/funnel?since=2026-05-01&until=2026-05-31").text
     counts = [int(value) for value in re.findall(r"<meter[^>]*>(\d+)</meter>", text)]
-    assert counts == [6, 6, 5, 1, 1]  # the answer with a thumb is no comparison, the silent one was not voted on
+    assert counts == [7, 7, 6, 2, 1]  # the answer with a thumb is no comparison, the silent one was not voted on
     assert "No comparison was served" in shop.http.get("/preferences/funnel?since=2020-01-01&until=2020-01-02").text
 
 

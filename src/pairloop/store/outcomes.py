@@ -23,7 +23,7 @@ from pairloop.store.schema import (
     pair_groups,
     versions,
 )
-from pairloop.types import PREFERENCE_METRIC, FinishReason, GroupKind
+from pairloop.types import PREFERENCE_METRIC, FinishReason, GroupKind, Pool
 
 NEWEST = 20_000
 """So many comparisons a funnel counts, the newest of its time."""
@@ -99,8 +99,9 @@ class Funnel(NamedTuple):
     """Comparisons of a time, of the policy's own serving (nothing imported, no shadow).
 
     ``served``: two answers or more were begun; ``seen``: all of them went out to their end; ``voted``: somebody picked, tied or
-    skipped; ``kept``: a pair of them is in a dataset; ``trained``: a version was trained on that. Each is part of the one
-    before but for ``kept``, which may rest on other feedback than votes. ``is_cut``: there were more, only the newest count.
+    skipped; ``kept``: a pair of them is in a dataset; ``trained``: a version was trained on that, not only measured by it. Each
+    is part of the one before but for ``kept``, which may rest on other feedback than votes. ``is_cut``: there were more, only
+    the newest count.
     """
 
     served: int
@@ -114,7 +115,7 @@ class Funnel(NamedTuple):
 def funnel(c: Connection, policy: str, since: datetime, until: datetime) -> Funnel:
     """Of the newest `NEWEST` groups in that time."""
     newest = (
-        sa.select(groups.c.group_id, groups.c.kind)
+        sa.select(groups.c.group_id, groups.c.kind, groups.c.pool)
         .where(groups.c.policy == policy, groups.c.created_at >= since, groups.c.created_at < until)
         .order_by(groups.c.created_at.desc())
         .limit(NEWEST)
@@ -127,7 +128,7 @@ def funnel(c: Connection, policy: str, since: datetime, until: datetime) -> Funn
     gone = sa.exists().where(answer.c.group_id == group_id, answer.c.finish_reason == FinishReason.ABANDONED.value)
     voted = sa.exists().where(feedback.c.group_id == group_id, feedback.c.metric == PREFERENCE_METRIC)
     in_pair = sa.exists().where(pair_groups.c.group_id == group_id)
-    trained = has_trained(policy, group_id)
+    trained = sa.and_(newest.c.pool == Pool.TRAIN.value, has_trained(policy, group_id))
     counts = [sa.func.coalesce(sa.func.sum(sa.case((is_so, 1), else_=0)), 0) for is_so in (~gone, voted, in_pair, trained)]
     row = c.execute(sa.select(sa.func.count(), *counts).select_from(newest).where(own, second)).one()
     served, seen, picked, kept, learned = map(int, row)

@@ -25,7 +25,7 @@ from pairloop.store.groups import ERASED_HASH
 from pairloop.store.marks import Mark, is_marked
 from pairloop.store.outcomes import has_trained
 from pairloop.store.schema import completions, feedback, groups, pair_groups, set_aside
-from pairloop.types import PREFERENCE_METRIC, GroupKind
+from pairloop.types import PREFERENCE_METRIC, GroupKind, Pool
 
 WINDOW = 10_000
 """So many groups with feedback are looked through at a time: some 0.1 s."""
@@ -41,7 +41,7 @@ class State(StrEnum):
     """No dataset has looked at it yet."""
     LEFT_OUT = "left_out"
     KEPT = "kept"
-    """In a dataset, of which no version was trained so far."""
+    """In a dataset of which no version was trained so far, or which holds it out to measure its versions."""
     TRAINED = "trained"
     EXCLUDED = "excluded"
     """Not to be trained on, an operator decided."""
@@ -163,7 +163,7 @@ def _facets(matched: sa.CTE, policy: str, wanted: Wanted) -> Iterator[sa.Select[
     version = sa.cast(completions.c.version, sa.Text)
     yield sa.select(sa.literal("version"), version, of_version).select_from(answers).group_by(completions.c.version)
     for state in State:
-        is_so = _is_in(state, policy, matched.c.group_id, matched.c.kind)
+        is_so = _is_in(state, policy, matched)
         yield sa.select(sa.literal("state"), sa.literal(state.value), n).select_from(matched).where(is_so)
 
 
@@ -198,7 +198,7 @@ def _conditions(c: Connection, policy: str, wanted: Wanted, group_id: ColumnElem
     if wanted.version is not None:
         yield sa.exists().where(completions.c.group_id == group_id, completions.c.version == wanted.version)
     if wanted.state is not None:
-        yield _is_in(wanted.state, policy, group_id, groups.c.kind)
+        yield _is_in(wanted.state, policy, groups)
     for term in terms(wanted.search or ""):
         yield _says(c.dialect.name, term, group_id)
 
@@ -218,12 +218,12 @@ def _of_a_vote(wanted: Wanted) -> Iterator[ColumnElement[bool]]:
         yield sa.exists().where(why.c.feedback_id == feedback.c.feedback_id, why.c.reason == wanted.reason)
 
 
-def _is_in(state: State, policy: str, group_id: ColumnElement[str], kind: ColumnElement[str]) -> ColumnElement[bool]:
+def _is_in(state: State, policy: str, of: sa.FromClause) -> ColumnElement[bool]:
+    group_id, is_duel = of.c.group_id, of.c.kind == GroupKind.DUEL.value
     row = feedback.alias("row")
     in_pair = sa.exists().where(pair_groups.c.group_id == group_id)
-    trained = has_trained(policy, group_id)
+    trained = sa.and_(of.c.pool == Pool.TRAIN.value, has_trained(policy, group_id))
     aside = sa.exists().where(row.c.group_id == group_id, set_aside.c.feedback_id == row.c.feedback_id)
-    is_duel = kind == GroupKind.DUEL.value
     return {
         State.WAITING: sa.and_(~in_pair, ~aside, ~is_duel),
         State.LEFT_OUT: sa.and_(~in_pair, aside),

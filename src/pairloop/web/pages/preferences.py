@@ -211,7 +211,7 @@ def _chosen(votes: list[Feedback]) -> int | None:
 
 
 def _state(group: Group, outcome: Outcome, reasons: tuple[str, ...]) -> State:
-    if outcome.versions:
+    if outcome.versions and group.pool is Pool.TRAIN:
         return State.TRAINED
     if outcome.datasets:
         return State.KEPT
