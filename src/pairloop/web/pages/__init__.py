@@ -6,7 +6,7 @@ shows anew is cut out of the whole page by htmx (``hx-select``), so that there i
 
 from __future__ import annotations
 
-from pairloop.web.pages import chat, docs, home, live, preferences
+from pairloop.web.pages import chat, docs, home, live, preferences, versions
 
 PAGES = (
     chat,
@@ -14,5 +14,6 @@ PAGES = (
     home,
     live,
     preferences,
+    versions,
 )
 """Each has a ``router``."""
