@@ -21,6 +21,7 @@ class Entry(NamedTuple):
 GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ("Use", (Entry("/", "Chat", "chat"),)),
     ("Loop", (Entry("/home", "Home", "home"), Entry("/versions", "Versions", "versions"))),
+    ("People", (Entry("/preferences", "Preferences", "preferences"),)),
 )
 
 
