@@ -20,7 +20,7 @@ class Entry(NamedTuple):
 
 GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ("Use", (Entry("/", "Chat", "chat"),)),
-    ("Loop", (Entry("/home", "Home", "home"),)),
+    ("Loop", (Entry("/home", "Home", "home"), Entry("/gates", "Gate", "gate"), Entry("/runs", "Training", "runs"))),
 )
 
 

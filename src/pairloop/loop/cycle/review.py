@@ -1,0 +1,147 @@
+"""A verdict with everything that it rests on, for whoever reads it: votes, the path of the evidence, slices, comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection
+
+from pairloop.config import Config, GateSection
+from pairloop.loop import deploy, evaluate, gate
+from pairloop.loop.cycle.judging import standing, votes_of
+from pairloop.store import duels, quarantines, verdicts
+from pairloop.types import Cycle, CycleState, Duel, DuelPick, Interval, LabelledGroup, Reason, Verdict, VerdictKind
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One rule with the interval of what it looked at."""
+
+    reason: Reason
+    interval: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A comparison of the duel and what it counts as; ``vote`` is None where it was set aside, or no pick is about it."""
+
+    labelled: LabelledGroup
+    vote: DuelPick | None
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """``verdict``: the gate's last word on a cycle, of an open duel what it says now (``given_at`` is then None).
+
+    ``path``: the evidence after each vote that counts, the first ``judged`` of them before the verdict. ``votes``: those that
+    the verdict rests on. ``is_as_judged``: whether the votes still are what they were, for raters may have been quarantined
+    since. ``config``: the gate's, with the alpha of this duel. ``guards``: what the live guards say of the version, by now or,
+    of one that they ended, when they did.
+    """
+
+    cycle: Cycle
+    duel: Duel | None
+    verdict: Verdict | None
+    given_at: datetime | None
+    config: GateSection
+    looks: tuple[Look, ...]
+    path: tuple[gate.Step, ...]
+    judged: int
+    votes: tuple[DuelPick, ...]
+    is_as_judged: bool
+    slices: tuple[gate.Slice, ...]
+    compared: tuple[Compared, ...]
+    guards: tuple[Reason, ...]
+    guarded_answers: int
+
+    @property
+    def is_open(self) -> bool:
+        return self.verdict is not None and self.given_at is None
+
+
+def last_word(
+    c: Connection, config: Config, cycle: Cycle, votes: Sequence[DuelPick] | None = None
+) -> tuple[datetime | None, Verdict | None]:
+    """The last verdict about a cycle and when it was given; of a duel that is open, what the gate says now.
+
+    ``votes``: the open duel's, where the caller has them.
+    """
+    record, duel = cycle.record(CycleState.DUELLING), duel_of(c, cycle)
+    if cycle.state is CycleState.DUELLING and record is not None and duel is not None and duel.closed_at is None:
+        return None, standing(c, config, duel, record["report"], votes)
+    history = verdicts.for_cycle(c, cycle.cycle_id)
+    return history[-1] if history else (None, None)
+
+
+def duel_of(c: Connection, cycle: Cycle) -> Duel | None:
+    """The cycle's duel, open or closed."""
+    record = cycle.record(CycleState.DUELLING)
+    return None if record is None or "duel_id" not in record else duels.get(c, record["duel_id"])
+
+
+def review(c: Connection, config: Config, cycle: Cycle) -> Review:
+    """What the gate said of a cycle's challenger, and why."""
+    duel = duel_of(c, cycle)
+    section = config.gate if duel is None else gate.spent(config.gate, duels.number(c, duel))
+    compared = [] if duel is None else _compared(c, config, duel)
+    votes = sorted((one.vote for one in compared if one.vote is not None), key=lambda vote: vote.created_at)
+    given_at, verdict = last_word(c, config, cycle, votes)
+    path = gate.path(votes, section)
+    settled = verdict if verdict is not None and given_at is not None else None
+    judged = len(path) if settled is None else min(gate.judged(settled, section), len(path))
+    rested_on = votes if settled is None else [vote for vote in votes if judged and vote.created_at <= path[judged - 1].at]
+    guards, answers = _guards(c, config, cycle, duel)
+    return Review(
+        cycle=cycle,
+        duel=duel,
+        verdict=verdict,
+        given_at=given_at,
+        config=section,
+        looks=_looks(cycle, verdict, rested_on, section),
+        path=tuple(path),
+        judged=judged,
+        votes=tuple(rested_on),
+        is_as_judged=duel is None or verdict is None or _is_as_judged(verdict, path[:judged], section),
+        slices=tuple(gate.by_slice(rested_on, section)),
+        compared=tuple(compared),
+        guards=guards,
+        guarded_answers=answers,
+    )
+
+
+def _compared(c: Connection, config: Config, duel: Duel) -> list[Compared]:
+    """The duel's comparisons that somebody said something about, the newest first."""
+    quarantined = quarantines.current(c, duel.policy)
+    found = []
+    for labelled in duels.picks(c, duel.duel_id):
+        vote = next(iter(votes_of(config, duel, [labelled], quarantined)), None)
+        found.append(Compared(labelled, vote))
+    return found[::-1]
+
+
+def _looks(cycle: Cycle, verdict: Verdict | None, votes: Sequence[DuelPick], config: GateSection) -> tuple[Look, ...]:
+    if verdict is None:
+        return ()
+    told = next((step.record["report"] for step in cycle.steps if "report" in step.record), None)
+    report = None if told is None else evaluate.Report.from_json(told)
+    return tuple(Look(reason, gate.interval_of(reason.rule, report, verdict, votes, config)) for reason in verdict.reasons)
+
+
+def _is_as_judged(verdict: Verdict, path: Sequence[gate.Step], config: GateSection) -> bool:
+    if verdict.kind is VerdictKind.CONTINUE:
+        return True
+    if not path:
+        return gate.judged(verdict, config) == 0
+    return abs(path[-1].e_value - verdict.e_value) <= 1e-9 * max(1.0, verdict.e_value)
+
+
+def _guards(c: Connection, config: Config, cycle: Cycle, duel: Duel | None) -> tuple[tuple[Reason, ...], int]:
+    for step in reversed(cycle.steps):
+        if "guards" in step.record:
+            return tuple(Reason(**one) for one in step.record["guards"]), step.record["answers"]
+    found = None if duel is None else deploy.standing(c, config, datetime.now(UTC))
+    if found is None or duel is None or found.version != duel.challenger:
+        return (), 0
+    return found.reasons, found.answers
