@@ -73,8 +73,9 @@ def numbered(c: Connection, policy: str, number: int) -> Cycle | None:
 
 def judged(c: Connection, policy: str, limit: int, *, before: int | None = None, kind: str | None = None) -> list[Cycle]:
     """Cycles that the gate has spoken about, newest first, those numbered below ``before``; ``kind``: of its last verdict."""
-    last = sa.select(sa.func.max(verdicts.c.seq)).where(verdicts.c.cycle_id == cycles.c.cycle_id).scalar_subquery()
-    spoken = sa.exists().where(verdicts.c.seq == last)
+    last = verdicts.alias("last")
+    newest = sa.select(sa.func.max(last.c.seq)).where(last.c.cycle_id == cycles.c.cycle_id).correlate(cycles).scalar_subquery()
+    spoken = sa.exists().where(verdicts.c.seq == newest)
     statement = _newest_first(policy).where(spoken if kind is None else spoken.where(verdicts.c.kind == kind)).limit(limit)
     return _load(c, statement if before is None else statement.where(cycles.c.number < before))
 

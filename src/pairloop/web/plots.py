@@ -201,7 +201,8 @@ def _range(values: Iterable[float], *, room: float = 0.0) -> tuple[float, float]
     known = [value for value in values if math.isfinite(value)]
     lo, hi = (min(known), max(known)) if known else (0.0, 1.0)
     if lo == hi:
-        lo, hi = lo - 0.5, hi + 0.5
+        half = abs(lo) / 2 or 0.5
+        lo, hi = lo - half, hi + half
     return lo - room * (hi - lo), hi + room * (hi - lo)
 
 

@@ -11,7 +11,7 @@ from pairloop.loop.cycle.base import ensure_base, register_base
 from pairloop.loop.cycle.context import Loop, is_gone, owning, standstill, training
 from pairloop.loop.cycle.judging import standing
 from pairloop.loop.cycle.looks import last_look
-from pairloop.loop.cycle.review import Compared, Look, Review, duel_of, last_word, review
+from pairloop.loop.cycle.review import Compared, Look, Review, last_word, review
 from pairloop.loop.cycle.rounds import RoundStatus, round_of
 from pairloop.loop.cycle.stages import record_failure, run
 from pairloop.loop.cycle.status import (
@@ -36,7 +36,6 @@ __all__ = [
     "Review",
     "RoundStatus",
     "challenger_of",
-    "duel_of",
     "ensure_base",
     "is_gone",
     "last_look",

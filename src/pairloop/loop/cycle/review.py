@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
@@ -12,7 +15,7 @@ from pairloop.config import Config, GateSection
 from pairloop.loop import deploy, evaluate, gate
 from pairloop.loop.cycle.judging import standing, votes_of
 from pairloop.store import duels, quarantines, verdicts
-from pairloop.types import Cycle, CycleState, Duel, DuelPick, Interval, LabelledGroup, Reason, Verdict, VerdictKind
+from pairloop.types import PREFERENCE_METRIC, Cycle, CycleState, Duel, DuelPick, Interval, Reason, Verdict, VerdictKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +28,24 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A comparison of the duel and what it counts as; ``vote`` is None where it was set aside, or no pick is about it."""
+    """A comparison of the duel that somebody picked from; ``vote`` is what that counts as, None where it was set aside."""
 
-    labelled: LabelledGroup
+    group_id: str
     vote: DuelPick | None
+
+
+class _Counted(NamedTuple):
+    """A duel's comparisons, the newest first, its votes, and the path of the evidence."""
+
+    compared: tuple[Compared, ...]
+    votes: tuple[DuelPick, ...]
+    path: tuple[gate.Step, ...]
+
+
+_KEPT = 8
+_counted: OrderedDict[Hashable, _Counted] = OrderedDict()
+"""What this process last counted: all picks of a duel are read for it, and whoever pages through them asks again."""
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,27 +85,19 @@ def last_word(
 
     ``votes``: the open duel's, where the caller has them.
     """
-    record, duel = cycle.record(CycleState.DUELLING), duel_of(c, cycle)
-    if cycle.state is CycleState.DUELLING and record is not None and duel is not None and duel.closed_at is None:
+    record, duel = cycle.record(CycleState.DUELLING), duels.of_cycle(c, cycle.policy, cycle.cycle_id)
+    if cycle.state is CycleState.DUELLING and record and duel is not None and duel.closed_at is None:
         return None, standing(c, config, duel, record["report"], votes)
     history = verdicts.for_cycle(c, cycle.cycle_id)
     return history[-1] if history else (None, None)
 
 
-def duel_of(c: Connection, cycle: Cycle) -> Duel | None:
-    """The cycle's duel, open or closed."""
-    record = cycle.record(CycleState.DUELLING)
-    return None if record is None or "duel_id" not in record else duels.get(c, record["duel_id"])
-
-
 def review(c: Connection, config: Config, cycle: Cycle) -> Review:
     """What the gate said of a cycle's challenger, and why."""
-    duel = duel_of(c, cycle)
+    duel = duels.of_cycle(c, cycle.policy, cycle.cycle_id)
     section = config.gate if duel is None else gate.spent(config.gate, duels.number(c, duel))
-    compared = [] if duel is None else _compared(c, config, duel)
-    votes = sorted((one.vote for one in compared if one.vote is not None), key=lambda vote: vote.created_at)
+    compared, votes, path = _Counted((), (), ()) if duel is None else _count(c, config, duel, section)
     given_at, verdict = last_word(c, config, cycle, votes)
-    path = gate.path(votes, section)
     settled = verdict if verdict is not None and given_at is not None else None
     judged = len(path) if settled is None else min(gate.judged(settled, section), len(path))
     rested_on = votes if settled is None else [vote for vote in votes if judged and vote.created_at <= path[judged - 1].at]
@@ -100,25 +109,37 @@ def review(c: Connection, config: Config, cycle: Cycle) -> Review:
         given_at=given_at,
         config=section,
         looks=_looks(cycle, verdict, rested_on, section),
-        path=tuple(path),
+        path=path,
         judged=judged,
         votes=tuple(rested_on),
         is_as_judged=duel is None or verdict is None or _is_as_judged(verdict, path[:judged], section),
         slices=tuple(gate.by_slice(rested_on, section)),
-        compared=tuple(compared),
+        compared=compared,
         guards=guards,
         guarded_answers=answers,
     )
 
 
-def _compared(c: Connection, config: Config, duel: Duel) -> list[Compared]:
-    """The duel's comparisons that somebody said something about, the newest first."""
+def _count(c: Connection, config: Config, duel: Duel, section: GateSection) -> _Counted:
+    """As remembered, unless a pick came, a rater was quarantined or released, or the settings are others."""
     quarantined = quarantines.current(c, duel.policy)
-    found = []
-    for labelled in duels.picks(c, duel.duel_id):
-        vote = next(iter(votes_of(config, duel, [labelled], quarantined)), None)
-        found.append(Compared(labelled, vote))
-    return found[::-1]
+    settings = (section.model_dump_json(), config.feedback.min_latency_ms)
+    key = (str(c.engine.url), duel.duel_id, duels.count_picks(c, duel.duel_id), frozenset(quarantined), settings)
+    with _lock:
+        if key in _counted:
+            _counted.move_to_end(key)
+            return _counted[key]
+    picks = [one for one in duels.picks(c, duel.duel_id) if any(row.metric == PREFERENCE_METRIC for row in one.feedback)]
+    compared = tuple(
+        Compared(one.group.group_id, next(iter(votes_of(config, duel, [one], quarantined)), None)) for one in reversed(picks)
+    )
+    votes = sorted((one.vote for one in compared if one.vote is not None), key=lambda vote: vote.created_at)
+    found = _Counted(compared, tuple(votes), tuple(gate.path(votes, section)))
+    with _lock:
+        _counted[key] = found
+        while len(_counted) > _KEPT:
+            _counted.popitem(last=False)
+    return found
 
 
 def _looks(cycle: Cycle, verdict: Verdict | None, votes: Sequence[DuelPick], config: GateSection) -> tuple[Look, ...]:

@@ -16,8 +16,20 @@ from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.loop import cycle as loop_cycle
 from pairloop.loop import gate
 from pairloop.loop.cycle import Compared, Review
-from pairloop.store import cycles, verdicts
-from pairloop.types import Cycle, CycleState, Interval, Label, Message, Reason, Verdict, VerdictKind, spoken
+from pairloop.store import cycles, duels, verdicts
+from pairloop.types import (
+    PREFERENCE_METRIC,
+    Cycle,
+    CycleState,
+    Interval,
+    Label,
+    LabelledGroup,
+    Message,
+    Reason,
+    Verdict,
+    VerdictKind,
+    spoken,
+)
 from pairloop.web.context import Context, Here
 from pairloop.web.pages.rendering import PageRoute, page
 from pairloop.web.plots import Drawing, Plot, Point, Series, draw
@@ -117,9 +129,10 @@ async def gate_of(
     found = await asyncio.to_thread(_review, context, number)
     facets = {name: _shown(found.compared, name, None) for name in SHOWN}
     wanted = _shown(found.compared, show, _slice(found, slice_))
-    first = (at - 1) * COMPARISONS_ON_A_PAGE
-    if first and first >= len(wanted):
+    if at > _pages(len(wanted)):
         raise InvalidRequestError(f"there are {_pages(len(wanted))} pages of these comparisons", param="page")
+    first = (at - 1) * COMPARISONS_ON_A_PAGE
+    pairs = await asyncio.to_thread(_pairs, context, found, wanted[first : first + COMPARISONS_ON_A_PAGE])
     challenger = loop_cycle.challenger_of(found.cycle, found.duel)
     return page(
         request,
@@ -137,7 +150,7 @@ async def gate_of(
         rate=None if found.verdict is None else _rate(found.verdict),
         offline=next((step.record["offline_duel"] for step in found.cycle.steps if "offline_duel" in step.record), None),
         ended=found.cycle.steps[-1].record.get("reason") if found.cycle.state.is_terminal else None,
-        pairs=[_pair(one, found) for one in wanted[first : first + COMPARISONS_ON_A_PAGE]],
+        pairs=pairs,
         counts={name: len(some) for name, some in facets.items()},
         shown_words=SHOWN,
         show=show,
@@ -160,7 +173,7 @@ def _lines(context: Context, before: int | None, kind: VerdictKind | None) -> tu
 
 def _line(c: Connection, cycle: Cycle) -> Line:
     verdict = verdicts.for_cycle(c, cycle.cycle_id)[-1][1]
-    duel = loop_cycle.duel_of(c, cycle)
+    duel = duels.of_cycle(c, cycle.policy, cycle.cycle_id)
     return Line(
         cycle,
         loop_cycle.challenger_of(cycle, duel),
@@ -292,8 +305,14 @@ def _pages(n: int) -> int:
     return max(1, -(-n // COMPARISONS_ON_A_PAGE))
 
 
-def _pair(one: Compared, found: Review) -> Pair:
-    group, rows = one.labelled.group, [row for row in one.labelled.feedback if row.label is not None]
+def _pairs(context: Context, found: Review, some: Sequence[Compared]) -> list[Pair]:
+    with context.store.reading() as c:
+        labelled = duels.picks_about(c, [one.group_id for one in some])
+    return [_pair(one, labelled[one.group_id], found) for one in some]
+
+
+def _pair(one: Compared, labelled: LabelledGroup, found: Review) -> Pair:
+    group, rows = labelled.group, [row for row in labelled.feedback if row.metric == PREFERENCE_METRIC]
     turns = () if isinstance(group.prompt, str) else spoken(group.prompt)
     asked = group.prompt if isinstance(group.prompt, str) else next((t.content for t in turns[::-1] if t.role == "user"), "")
     first = min(rows, key=lambda row: (row.created_at, row.feedback_id), default=None)
