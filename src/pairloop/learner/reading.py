@@ -24,27 +24,26 @@ class Rows(NamedTuple):
     is_whole: bool
 
 
-def sample_rows(path: Path) -> Rows:
-    """The rows of a metrics file: all of a short one, of a long one some spread over it and its last ones."""
+def sample_rows(path: Path, *, whole: int = WHOLE_BYTES, samples: int = SAMPLES, end: int = END_BYTES) -> Rows:
+    """All rows of a metrics file of up to ``whole`` bytes; of a longer one ``samples``, and those of its last ``end`` bytes."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            if size <= WHOLE_BYTES:
+            if size <= whole:
                 file.seek(0)
                 return Rows(list(_rows_of(file.read())), True)
-            return Rows(list(_spread(file, size)), False)
+            return Rows(list(_spread(file, size - end, samples)), False)
     except FileNotFoundError:
         return Rows([], True)
 
 
-def _spread(file: IO[bytes], size: int) -> Iterator[Row]:
-    """The first row, then those that follow upon each of the places, then the end."""
-    end = size - END_BYTES
+def _spread(file: IO[bytes], end: int, samples: int) -> Iterator[Row]:
+    """The first row, then those that follow upon each of so many places up to ``end``, then all that come after it."""
     file.seek(0)
     yield from _rows_of(file.readline())
-    at = 0
-    for sample in range(1, SAMPLES):
-        place = end * sample // SAMPLES
+    at = file.tell()
+    for sample in range(1, samples):
+        place = end * sample // samples
         if place < at:
             continue  # inside of a row that was taken
         file.seek(place)

@@ -120,7 +120,7 @@ def figures(store: Store, run: TrainingRun) -> Figures:
     if run.is_live and run.step is None:
         return Figures([], True, "No step is done yet: the model is loaded and the reference's log-probs are checked first.")
     if run.step:
-        who = f", which {run.owner} trained" if run.owner else ""
+        who = f", which {run.owner} trained," if run.owner else ""
         return Figures([], True, f"The metrics file of this run{who} is not on this machine, or was removed.")
     return Figures([], True, "This run ended before its first step.")
 
