@@ -57,7 +57,7 @@ def test_a_path_in_another_order_would_be_another_path() -> None:
 
 def test_slices_come_with_the_worst_first_and_say_what_they_show() -> None:
     config = GateSection(cluster="pick", slices=("language",), min_slice_picks=20)
-    votes = []
+    votes = list[DuelPick]()
     for value, wins, losses in (("en", 40, 10), ("de", 5, 45), ("fr", 1, 2)):
         start = len(votes)
         for i in range(wins + losses):
@@ -78,9 +78,14 @@ def test_slices_come_with_the_worst_first_and_say_what_they_show() -> None:
 
 
 def test_every_rule_that_the_gate_names_has_a_sentence() -> None:
-    required = ("sides", "adjusted_win_rate", "worst_slice", "verifier", "seed_duel", "heldout_accuracy", "suite")
     config = GateSection(
-        require=required, slices=("language",), robust=0.1, cluster="rater", spending="lifetime", min_picks=1, max_picks=60
+        require=("sides", "adjusted_win_rate", "worst_slice", "verifier", "seed_duel", "heldout_accuracy", "suite"),
+        slices=("language",),
+        robust=0.1,
+        cluster="rater",
+        spending="lifetime",
+        min_picks=1,
+        max_picks=60,
     )
     metrics = {**GOOD.metrics, "verifier_increase": Interval(0.1, 0, 0.2, 9), "seed_win_rate": Interval(0.6, 0.5, 0.7, 9)}
     metrics |= {"heldout_accuracy": Interval(0.6, 0.5, 0.7, 9), "suite_lost": Interval(0, 0, 0, 9)}

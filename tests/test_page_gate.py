@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 from tests.loop_rig import Rig, open_rig, settings
 from tests.server import RunningServer
 from tests.test_pages import EVIL, Collector
@@ -136,7 +137,12 @@ def say(rig: Rig, texts: tuple[str, str], *, label: Label, question: str = "Why?
         shown_order=(1, 0),
         latency_ms=4_200,
     )
-    rig.store.write(lambda c: (groups.insert(c, group), feedback.insert(c, row)))
+
+    def write(c: Connection) -> None:
+        groups.insert(c, group)
+        feedback.insert(c, row)
+
+    rig.store.write(write)
 
 
 def test_an_idle_gate_says_what_it_waits_for(world: World) -> None:

@@ -97,7 +97,7 @@ def metrics(folder: Path, steps: int) -> None:
     folder.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
-        row = {
+        row: dict[str, Any] = {
             "step": step,
             "of": 60,
             "loss": 0.69 - step / 1000,

@@ -8,6 +8,7 @@ Run alone: ``pairloop cycle run``.
 """
 
 from pairloop.loop.cycle.base import ensure_base, register_base
+from pairloop.loop.cycle.cancel import cancel
 from pairloop.loop.cycle.context import Loop, is_gone, owning, standstill, training
 from pairloop.loop.cycle.judging import standing
 from pairloop.loop.cycle.looks import last_look
@@ -35,6 +36,7 @@ __all__ = [
     "Loop",
     "Review",
     "RoundStatus",
+    "cancel",
     "challenger_of",
     "ensure_base",
     "is_gone",

@@ -48,6 +48,7 @@ class TrainingRun:
 
     run_id: str
     kind: Kind
+    cycle_id: str | None
     status: str
     is_live: bool
     is_paused: bool
@@ -153,6 +154,7 @@ def _of_run(c: Connection, config: Config, run: Run, version: Version | None) ->
     return TrainingRun(
         run_id=run.run_id,
         kind="cycle",
+        cycle_id=run.cycle_id,
         status=run.status.value,
         is_live=is_live,
         is_paused=False,
@@ -185,6 +187,7 @@ def _of_job(c: Connection, config: Config, job: Job) -> TrainingRun:
     return TrainingRun(
         run_id=job.job_id,
         kind="job",
+        cycle_id=None,
         status="paused" if job.paused and not job.status.is_terminal else job.status.value,
         is_live=not job.status.is_terminal and not job.paused,
         is_paused=job.paused and not job.status.is_terminal,
