@@ -10,7 +10,7 @@ Run alone: ``pairloop cycle run``.
 from pairloop.loop.cycle.base import ensure_base, register_base
 from pairloop.loop.cycle.cancel import cancel
 from pairloop.loop.cycle.context import Loop, is_gone, owning, standstill, training
-from pairloop.loop.cycle.judging import standing
+from pairloop.loop.cycle.judging import AgainstBase, kept_against_base, standing
 from pairloop.loop.cycle.looks import last_look
 from pairloop.loop.cycle.review import Compared, Look, Review, last_word, review
 from pairloop.loop.cycle.rounds import RoundStatus, round_of
@@ -27,6 +27,7 @@ from pairloop.loop.cycle.status import (
 )
 
 __all__ = [
+    "AgainstBase",
     "CanaryStatus",
     "Compared",
     "CycleStatus",
@@ -40,6 +41,7 @@ __all__ = [
     "challenger_of",
     "ensure_base",
     "is_gone",
+    "kept_against_base",
     "last_look",
     "last_word",
     "next_run_at",

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config, GateSection
 from pairloop.loop import deploy, evaluate, gate
-from pairloop.loop.cycle.judging import standing, votes_of
+from pairloop.loop.cycle.judging import AgainstBase, against_base, kept_against_base, standing, votes_of
 from pairloop.store import duels, quarantines, verdicts
 from pairloop.types import PREFERENCE_METRIC, Cycle, CycleState, Duel, DuelPick, Interval, Reason, Verdict, VerdictKind
 
@@ -55,7 +55,7 @@ class Review:
     ``path``: the evidence after each vote that counts, the first ``judged`` of them before the verdict. ``votes``: those that
     the verdict rests on. ``is_as_judged``: whether the votes still are what they were, for raters may have been quarantined
     since. ``config``: the gate's, with the alpha of this duel. ``guards``: what the live guards say of the version, by now or,
-    of one that they ended, when they did.
+    of one that they ended, when they did. ``base``: the live duel against the base.
     """
 
     cycle: Cycle
@@ -72,6 +72,7 @@ class Review:
     compared: tuple[Compared, ...]
     guards: tuple[Reason, ...]
     guarded_answers: int
+    base: AgainstBase | None
 
     @property
     def is_open(self) -> bool:
@@ -101,6 +102,7 @@ def review(c: Connection, config: Config, cycle: Cycle) -> Review:
     settled = verdict if verdict is not None and given_at is not None else None
     judged = len(path) if settled is None else min(gate.judged(settled, section), len(path))
     rested_on = votes if settled is None else [vote for vote in votes if judged and vote.created_at <= path[judged - 1].at]
+    base = kept_against_base(cycle) or (None if duel is None else against_base(c, config, duel, votes))
     guards, answers = _guards(c, config, cycle, duel)
     return Review(
         cycle=cycle,
@@ -108,7 +110,7 @@ def review(c: Connection, config: Config, cycle: Cycle) -> Review:
         verdict=verdict,
         given_at=given_at,
         config=section,
-        looks=_looks(cycle, verdict, rested_on, section),
+        looks=_looks(cycle, verdict, rested_on, section, base),
         path=path,
         judged=judged,
         votes=tuple(rested_on),
@@ -117,6 +119,7 @@ def review(c: Connection, config: Config, cycle: Cycle) -> Review:
         compared=compared,
         guards=guards,
         guarded_answers=answers,
+        base=base,
     )
 
 
@@ -142,12 +145,19 @@ def _count(c: Connection, config: Config, duel: Duel, section: GateSection) -> _
     return found
 
 
-def _looks(cycle: Cycle, verdict: Verdict | None, votes: Sequence[DuelPick], config: GateSection) -> tuple[Look, ...]:
+def _looks(
+    cycle: Cycle, verdict: Verdict | None, votes: Sequence[DuelPick], config: GateSection, base: AgainstBase | None
+) -> tuple[Look, ...]:
     if verdict is None:
         return ()
     told = next((step.record["report"] for step in cycle.steps if "report" in step.record), None)
     report = None if told is None else evaluate.Report.from_json(told)
-    return tuple(Look(reason, gate.interval_of(reason.rule, report, verdict, votes, config)) for reason in verdict.reasons)
+
+    def interval(rule: str) -> Interval | None:
+        found = gate.interval_of(rule, report, verdict, votes, config)
+        return base.win_rate if found is None and base is not None and rule == "seed_duel" else found
+
+    return tuple(Look(reason, interval(reason.rule)) for reason in verdict.reasons)
 
 
 def _is_as_judged(verdict: Verdict, path: Sequence[gate.Step], config: GateSection) -> bool:

@@ -13,6 +13,7 @@ from pairloop.loop.gate.path import Step, judged, path
 from pairloop.loop.gate.plan import Crowd, Plan, plan, simulate
 from pairloop.loop.gate.rails import OfflineReport, guardrails
 from pairloop.loop.gate.rules import RULES, Rule, interval_of
+from pairloop.loop.gate.seed import against_base
 from pairloop.loop.gate.sides import BradleyTerry, bradley_terry, coin
 from pairloop.loop.gate.slices import Slice, by_slice
 from pairloop.loop.gate.verdict import decide, e_value_of, picks_to_go, spent
@@ -32,6 +33,7 @@ __all__ = [
     "Staked",
     "Step",
     "Tally",
+    "against_base",
     "bradley_terry",
     "by_slice",
     "coin",
