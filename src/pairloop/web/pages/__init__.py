@@ -6,7 +6,7 @@ shows anew is cut out of the whole page by htmx (``hx-select``), so that there i
 
 from __future__ import annotations
 
-from pairloop.web.pages import chat, docs, gates, home, live, runs
+from pairloop.web.pages import chat, docs, gates, home, live, runs, versions
 
 PAGES = (
     chat,
@@ -15,5 +15,6 @@ PAGES = (
     home,
     live,
     runs,
+    versions,
 )
 """Each has a ``router``."""
