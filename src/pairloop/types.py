@@ -102,13 +102,14 @@ _TERMINAL_CYCLE_STATES = frozenset(
 
 
 class RunStatus(StrEnum):
-    """A training run's status; the two error states say whose fault it was."""
+    """A training run's status; the two error states say whose fault it was. ``CANCELLED``: with its cycle, by hand."""
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     NOTHING_TO_TRAIN = "nothing_to_train"
     USER_ERROR = "user_error"
     SYSTEM_ERROR = "system_error"
+    CANCELLED = "cancelled"
 
 
 class Alias(StrEnum):

@@ -150,6 +150,11 @@ class Client:
                 return
             self._sleep(self._poll_s)
 
+    def cancel_cycle(self, cycle_id: str, *, reason: str | None = None) -> CycleResource:
+        """End a cycle as held: its training or its duel stops, the champion stays."""
+        path = f"/v1/cycles/{quote(cycle_id, safe='')}/cancel"
+        return CycleResource.model_validate(self._transport.call("POST", path, json=_body(reason=reason)).json())
+
     def promote(self, version_id: str, *, reason: str | None = None) -> Moved:
         """Make a version the champion, past the gate."""
         path = f"/v1/versions/{quote(version_id, safe='')}/promote"

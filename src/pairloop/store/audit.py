@@ -44,6 +44,7 @@ class AuditAction(StrEnum):
     RESTORE = "restore"
     REPAIR = "repair"
     CYCLE_START = "cycle_start"
+    CYCLE_CANCEL = "cycle_cancel"
     FILE_DELETE = "file_delete"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -103,6 +103,12 @@ def of_job(c: Connection, job_id: str) -> list[Version]:
     """What a fine-tuning job made, oldest first: its checkpoints, and at last its model."""
     statement = sa.select(versions).where(versions.c.job_id == job_id).order_by("number")
     return [_version(c, row) for row in c.execute(statement)]
+
+
+def by_runs(c: Connection, policy: str, run_ids: Collection[str]) -> dict[str, Version]:
+    """What these training runs made."""
+    statement = sa.select(versions).where(versions.c.policy == policy, versions.c.run_id.in_(run_ids))
+    return {str(row.run_id): _version(c, row) for row in c.execute(statement)}
 
 
 def by_model_name(c: Connection, model_name: str) -> Version | None:

@@ -6,14 +6,16 @@ shows anew is cut out of the whole page by htmx (``hx-select``), so that there i
 
 from __future__ import annotations
 
-from pairloop.web.pages import chat, docs, home, live, preferences, versions
+from pairloop.web.pages import chat, docs, gates, home, live, preferences, runs, versions
 
 PAGES = (
     chat,
     docs,
+    gates,
     home,
     live,
     preferences,
+    runs,
     versions,
 )
 """Each has a ``router``."""

@@ -20,8 +20,16 @@ class Entry(NamedTuple):
 
 GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ("Use", (Entry("/", "Chat", "chat"),)),
-    ("Loop", (Entry("/home", "Home", "home"), Entry("/versions", "Versions", "versions"))),
-    ("People", (Entry("/preferences", "Preferences", "preferences"),)),
+    (
+        "Loop",
+        (
+            Entry("/home", "Home", "home"),
+            Entry("/versions", "Versions", "versions"),
+            Entry("/gates", "Gate", "gate"),
+            Entry("/runs", "Training", "runs"),
+        ),
+    ),
+    ("Data", (Entry("/preferences", "Preferences", "preferences"),)),
 )
 
 
