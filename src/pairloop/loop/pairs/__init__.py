@@ -14,6 +14,7 @@ from pairloop.loop.pairs.dataset import (
     record,
     run,
     set_aside_rows,
+    why_set_aside,
 )
 from pairloop.loop.pairs.file import compile_file
 from pairloop.loop.pairs.rows import compile_rows
@@ -35,4 +36,5 @@ __all__ = [
     "record",
     "run",
     "set_aside_rows",
+    "why_set_aside",
 ]

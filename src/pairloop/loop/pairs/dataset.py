@@ -160,6 +160,17 @@ def set_aside_rows(folder: Path) -> Iterator[tuple[str, str]]:
             yield row["feedback_id"], row["reason"]
 
 
+def why_set_aside(folder: Path, feedback_ids: Iterable[str]) -> dict[str, str]:
+    """The reasons of a few rows that the snapshot in ``folder`` did not use; the file is searched, not parsed."""
+    whole = (folder / SET_ASIDE_FILE).read_bytes()
+    found = {}
+    for feedback_id in feedback_ids:
+        at = whole.find(f'{{"feedback_id": {json.dumps(feedback_id)},'.encode())
+        if at >= 0:
+            found[feedback_id] = str(json.loads(whole[at : whole.index(b"\n", at)])["reason"])
+    return found
+
+
 def promotions_between(lineage: Iterable[Version], parent: int) -> Mapping[int, int]:
     """How far each version is from ``parent``: the steps between them in the tree of versions.
 
