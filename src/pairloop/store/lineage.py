@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,9 +97,8 @@ def traces(c: Connection, policy: str, feedback_ids: Collection[str]) -> list[Tr
 
 def serving(c: Connection, policy: str) -> frozenset[int]:
     """The champion and all that it descends from: what their data taught is in the answers that people get."""
-    parents: Mapping[int, int | None] = dict(
-        c.execute(sa.select(versions.c.number, versions.c.parent).where(versions.c.policy == policy)).tuples().all()
-    )
+    tree = sa.select(versions.c.number, versions.c.parent).where(versions.c.policy == policy)
+    parents: dict[int, int | None] = {row.number: row.parent for row in c.execute(tree)}
     statement = sa.select(aliases.c.number).where(aliases.c.policy == policy, aliases.c.alias == Alias.CHAMPION.value)
     at: int | None = c.execute(statement).scalar()
     line = set()
@@ -150,9 +149,7 @@ def _trained(c: Connection, policy: str, dataset_ids: Collection[str]) -> dict[s
 
 
 def _training(c: Connection, dataset_ids: Collection[str]) -> set[str]:
-    statement = sa.select(runs.c.dataset_id).where(
-        runs.c.dataset_id.in_(dataset_ids), runs.c.status == RunStatus.RUNNING.value
-    )
+    statement = sa.select(runs.c.dataset_id).where(runs.c.dataset_id.in_(dataset_ids), runs.c.status == RunStatus.RUNNING.value)
     return set(c.execute(statement).scalars())
 
 

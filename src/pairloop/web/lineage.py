@@ -27,7 +27,7 @@ FeedbackIds = Annotated[
 def feedback_lineage(feedback_id: FeedbackIds, context: Here) -> Lineage:
     """`use` is `trained` (`versions` learned from it, `serving` says whether one of them, or a descendant, answers now),
     `training`, `waiting` for the next cycle, `left_out` with its `reason`, `judged` (a pick of a duel), `examines` (the gate
-    pool's, on which versions are examined and never trained), or `noted` (comments and repeats train nothing).
+    pool's, on which versions are examined and never trained), or `noted` (ties, comments and repeats train nothing).
 
     Ids that are not known (any more) are left out. `answers` are those of the inference, by index; of a duel they name their
     versions only where this row is the pick that revealed them.
@@ -41,10 +41,12 @@ def feedback_lineage(feedback_id: FeedbackIds, context: Here) -> Lineage:
 
 
 def _use(trace: Trace) -> str:
-    if trace.metric in (COMMENT_METRIC, REPEAT_METRIC):
+    if trace.metric in (COMMENT_METRIC, REPEAT_METRIC) or trace.label is Label.SKIP:
         return "noted"
     if trace.kind is GroupKind.DUEL:
-        return "judged"
+        return "judged" if trace.metric == PREFERENCE_METRIC else "noted"
+    if trace.label in (Label.TIE, Label.BOTH_BAD):
+        return "noted"
     if trace.pool is Pool.GATE:
         return "examines"
     if trace.versions:

@@ -48,6 +48,7 @@ function allowPicks(allowed) {
   for (const [name, button] of Object.entries(buttons)) {
     button.hidden = !names.includes(name);
     button.disabled = !allowed;
+    button.removeAttribute("aria-pressed");
   }
 }
 
@@ -99,25 +100,9 @@ async function stream(mine) {
   if (open) throw new Error("the answer broke off.");
 }
 
-// Server-sent events of one reply, as parsed chunks.
-async function* chunksOf(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const events = (rest + value).split("\n\n");
-    rest = events.pop();
-    for (const event of events) {
-      const data = event.replace(/^data: /, "");
-      if (data !== "[DONE]") yield JSON.parse(data);
-    }
-  }
-}
-
 // What went wrong, in words; the question stays where it can be sent again.
 function refused(error) {
-  round = null;
+  [round, branch] = [null, null];
   byId("comparison").hidden = true;
   byId("empty").hidden = messages.length > 0;
   if (!prompt.value.trim()) prompt.value = lastQuestion;
@@ -129,14 +114,13 @@ let lastQuestion = "";
 
 function answered() {
   if (prompt.value.trim() === round.question) prompt.value = "";
+  note("Pick with a button, or with the keys 1, 2, 3, 4 and 0; R asks again.");
   offer();
   if (round.kind === "single") {
     reveal([round.model], round.usage ? [round.usage.completion_tokens] : []);
     openAfter(0);
     note("Rate it, or just go on.");
     prompt.focus();
-  } else {
-    note("Pick with a button, or with the keys 1, 2, 3, 4 and 0; R asks again.");
   }
 }
 
@@ -205,12 +189,6 @@ async function prefer(mine, name, latency) {
   return (await post("/v1/preferences", body)).json();
 }
 
-async function say(mine, metric, value, choice, tags = {}) {
-  const body = { inference_id: mine.id, metric_name: metric, value, source_id: visitor, tags: { via: "page", ...tags } };
-  if (choice !== undefined && choice !== null) body.choice_index = choice;
-  return (await post("/v1/feedback", body)).json();
-}
-
 const rate = (mine, isGood) => say(mine, "thumbs", isGood, 0);
 
 // The pick is stored: show who answered, and go on with the chosen answer (the left one of a tie).
@@ -220,7 +198,10 @@ function settle(name, latency, reply) {
   mine.taken = taken;
   if (taken !== undefined && mine.kind !== "single") views[mine.order.indexOf(taken)].article.classList.add("chosen");
   mine.versions = reply.versions || [];
-  if (mine.kind === "pair") reveal(mine.versions, []);
+  if (mine.kind === "pair") {
+    for (const button of Object.values(buttons)) button.hidden = true; // they have done their part
+    reveal(mine.versions, []);
+  }
   if (mine.kind === "single") {
     allowPicks(true);
     buttons.again.disabled = true;
@@ -246,48 +227,10 @@ function settledWords(mine, taken, latency) {
 // versions and tokens by index, as far as they are known; how long an answer took is known here.
 function reveal(versions, tokens) {
   round.order.forEach((index, place) => {
-    const parts = [versions[index], round.seconds[index] && `${round.seconds[index].toFixed(1)} s`, tokens[index] && `${tokens[index]} tokens`];
+    const took = round.seconds[index];
+    const parts = [versions[index], took && (took < 1 ? `${(took * 1000).toFixed(0)} ms` : `${took.toFixed(1)} s`), tokens[index] && `${tokens[index]} tokens`];
     views[place].tell(parts.filter(Boolean).join(" · "));
   });
-}
-
-// -- after the pick: reasons, a comment, the answer as it should be
-
-function openAfter(taken) {
-  byId("after").hidden = false;
-  byId("why").reset();
-  for (const chip of document.querySelectorAll("[data-reason]")) chip.setAttribute("aria-pressed", "false");
-  byId("edit").open = false;
-  byId("edit-title").textContent = taken === undefined ? "Write the answer that you wanted" : "Edit the answer";
-  byId("ideal-text").value = taken === undefined ? "" : round.texts[taken];
-  round.why = "";
-}
-
-async function saveWhy(mine) {
-  const reasons = [...document.querySelectorAll("[data-reason][aria-pressed=true]")].map((chip) => chip.dataset.reason).join(", ");
-  const comment = byId("comment").value.trim();
-  const why = `${reasons}\n${comment}`;
-  if (!mine || byId("after").hidden || why === "\n" || why === mine.why) return false;
-  mine.why = why;
-  await say(mine, "comment", comment || reasons, mine.kind === "single" ? 0 : null, reasons ? { reasons } : {});
-  return true;
-}
-
-async function saveIdeal() {
-  const mine = round;
-  const text = byId("ideal-text").value;
-  try {
-    const { feedback_id: id } = await say(mine, "demonstration", text, mine.taken);
-    mine.edited = text;
-    if (round === mine) {
-      byId("edit").open = false;
-      note("Your answer is kept as an example, and the conversation goes on with it.");
-      prompt.focus();
-    }
-    rememberPick(id, "your answer", mine.question);
-  } catch (error) {
-    note(`Your answer was not saved: ${error.message}`, true);
-  }
 }
 
 // -- an earlier comparison once more, sides swapped: how often are picks flipped? What is said of it is no vote.
@@ -309,8 +252,8 @@ function offerRepeat() {
     views[place].end(byId("plain").checked);
   });
   repeat = null;
-  offer();
   note("One more: an earlier question of yours. Which answer is better?");
+  offer();
 }
 
 function settleRepeat() {
@@ -367,17 +310,6 @@ function restart() {
   prompt.focus();
 }
 
-// The reply, or an Error whose message is a sentence.
-async function post(url, body, signal) {
-  const response = await fetch(url, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal })
-    .catch((error) => { throw new Error(error.name === "AbortError" ? "stopped." : "the server cannot be reached."); });
-  if (response.ok) return response;
-  const { error } = await response.json().catch(() => ({}));
-  const said = error ? error.message.replace(/\.?$/, ".") : `the server answered ${response.status}.`;
-  const wait = Number(response.headers.get("retry-after"));
-  throw new Error(wait ? `${said} Try again in ${wait} s.` : said);
-}
-
 function submit() {
   const question = prompt.value.trim();
   if (!question) return;
@@ -411,25 +343,11 @@ document.addEventListener("keydown", (event) => {
 });
 for (const [name, button] of Object.entries(buttons)) button.addEventListener("click", () => pick(name));
 for (const tab of document.querySelectorAll(".tabs button")) tab.addEventListener("click", () => showTab(Number(tab.dataset.tab)));
-for (const chip of document.querySelectorAll("[data-reason]")) {
-  chip.addEventListener("click", () => chip.setAttribute("aria-pressed", chip.getAttribute("aria-pressed") === "false"));
-}
-byId("why").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  await saveWhy(round).then((saved) => note(saved ? "Noted, thank you." : "Choose a reason or write something first."), (error) => {
-    round.why = "";
-    note(`It was not saved: ${error.message}`, true);
-  });
-});
-byId("ideal").addEventListener("submit", (event) => {
-  event.preventDefault();
-  saveIdeal();
-});
 byId("once-more").addEventListener("click", offerRepeat);
 byId("restart").addEventListener("click", restart);
 for (const id of ["plain", "differ"]) byId(id).addEventListener("change", draw);
 for (const id of ["single", "plain"]) {
-  byId(id).checked = localStorage.getItem(`pairloop.${id}`) === "yes";
-  byId(id).addEventListener("change", () => localStorage.setItem(`pairloop.${id}`, byId(id).checked ? "yes" : "no"));
+  byId(id).checked = recall(id) === true;
+  byId(id).addEventListener("change", () => remember(id, byId(id).checked));
 }
 showPicks();

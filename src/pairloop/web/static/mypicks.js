@@ -1,29 +1,35 @@
 // "Your picks": what this browser said, and what became of it. The list is kept here; the server is asked by the picks' ids.
 "use strict";
 
-const PICKS_KEY = "pairloop.picks";
 const PICKS_KEPT = 20;
 const USE_WORDS = {
   waiting: () => "waits for the next cycle",
   training: () => "is being trained on now",
   trained: ({ versions, serving }) => `is in version ${versions.map((name) => name.split("@").pop()).join(", ")}${serving ? "" : ", which does not serve"}`,
   left_out: ({ reason }) => `was left out${reason ? `: ${reason.replaceAll("_", " ")}` : ""}`,
+  noted: () => "is noted",
   judged: () => "judged a new version",
   examines: () => "is kept to examine new versions",
 };
 
-function keptPicks() {
+// What this browser keeps, under names of ours; null where it keeps nothing.
+function recall(name) {
   try {
-    return JSON.parse(localStorage.getItem(PICKS_KEY)) || [];
+    return JSON.parse(localStorage.getItem(`pairloop.${name}`));
   } catch {
-    return []; // no storage, or not ours
+    return null;
   }
 }
 
-function keepPicks(picks) {
+function remember(name, value) {
   try {
-    localStorage.setItem(PICKS_KEY, JSON.stringify(picks.slice(0, PICKS_KEPT)));
-  } catch { /* full or forbidden: the list ends with the page */ }
+    localStorage.setItem(`pairloop.${name}`, JSON.stringify(value));
+  } catch { /* full or forbidden: it ends with the page */ }
+}
+
+function keptPicks() {
+  const kept = recall("picks");
+  return Array.isArray(kept) ? kept : [];
 }
 
 async function lineageOf(ids) {
@@ -33,7 +39,7 @@ async function lineageOf(ids) {
 }
 
 function rememberPick(id, said, question) {
-  keepPicks([{ id, said, question: question.slice(0, 80) }, ...keptPicks().filter((pick) => pick.id !== id)]);
+  remember("picks", [{ id, said, question: question.slice(0, 80) }, ...keptPicks().filter((pick) => pick.id !== id)].slice(0, PICKS_KEPT));
   return showPicks();
 }
 
@@ -59,7 +65,7 @@ async function showPicks() {
 }
 
 document.getElementById("forget").addEventListener("click", () => {
-  keepPicks([]);
+  remember("picks", []);
   showPicks();
   document.getElementById("prompt").focus();
 });
