@@ -26,8 +26,8 @@ async def first_page(request: Request, context: Here) -> Response:
     visitor = visitor if known else f"visitor-{uuid4().hex}"
     status = await asyncio.to_thread(context.board.read)
     picking = context.config.feedback
-    shown = {"visitor": visitor, "min_latency_ms": picking.min_latency_ms, "reasons": picking.reasons}
-    response = page(request, context, "chat.html", title="Chat", **shown, **view_of(status))
+    shown = {"visitor": visitor, "min_latency_ms": picking.min_latency_ms, "reasons": picking.reasons, **view_of(status)}
+    response = page(request, context, "chat.html", title="Chat", **shown)
     if not known:
         response.set_cookie(VISITOR_COOKIE, visitor, max_age=VISITOR_MAX_AGE_S, httponly=True, samesite="strict")
     return response

@@ -106,7 +106,9 @@ function refused(error) {
   byId("comparison").hidden = true;
   byId("empty").hidden = messages.length > 0;
   if (!prompt.value.trim()) prompt.value = lastQuestion;
-  note(`No answer: ${error.message} Your question is kept: Enter sends it again.`, true);
+  const full = error.code === "context_length_exceeded" && messages.length;
+  const next = full ? "Start a new conversation; your question is kept." : "Your question is kept: Enter sends it again.";
+  note(`No answer: ${error.message} ${next}`, true);
   prompt.focus();
 }
 

@@ -9,7 +9,7 @@ async function post(url, body, signal) {
   const { error } = await response.json().catch(() => ({}));
   const said = error ? error.message.replace(/\.?$/, ".") : `the server answered ${response.status}.`;
   const wait = Number(response.headers.get("retry-after"));
-  throw new Error(wait ? `${said} Try again in ${wait} s.` : said);
+  throw Object.assign(new Error(wait ? `${said} Try again in ${wait} s.` : said), { code: error && error.code });
 }
 
 // Server-sent events of one reply, as parsed chunks.
