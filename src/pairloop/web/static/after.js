@@ -7,16 +7,19 @@ async function say(mine, metric, value, choice, tags = {}) {
   return (await post("/v1/feedback", body)).json();
 }
 
-function openAfter(taken) {
+function openAfter() {
   byId("after").hidden = false;
   byId("why").reset();
   for (const chip of document.querySelectorAll("[data-reason]")) chip.setAttribute("aria-pressed", "false");
   byId("edit").open = false;
-  byId("edit-title").textContent = taken === undefined ? "Write the answer that you wanted" : "Edit the answer";
+  byId("edit-title").textContent = canEdit(round) ? "Edit the answer" : "Write the answer that you wanted";
   round.why = "";
 }
 
 const served = (mine) => mine.texts[mine.kind === "single" ? 0 : mine.taken] ?? "";
+
+// In a very long text a browser's editor stands still.
+const canEdit = (mine) => served(mine) !== "" && served(mine).length <= SHOWN_LIMIT;
 
 async function saveWhy(mine) {
   const reasons = [...document.querySelectorAll("[data-reason][aria-pressed=true]")].map((chip) => chip.dataset.reason).join(", ");
@@ -61,7 +64,7 @@ byId("why").addEventListener("submit", async (event) => {
 });
 byId("edit").addEventListener("toggle", () => {
   if (!byId("edit").open || !round) return;
-  byId("ideal-text").value = round.edited ?? served(round);
+  byId("ideal-text").value = round.edited ?? (canEdit(round) ? served(round) : "");
   byId("ideal-text").focus();
 });
 byId("ideal").addEventListener("submit", (event) => {

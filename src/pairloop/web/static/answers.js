@@ -3,6 +3,7 @@
 "use strict";
 
 const RICH_LIMIT = 10000; // characters; marked is quadratic on some inputs: at worst it takes .3 s then
+const SHOWN_LIMIT = 50000; // characters; what is longer is shown whole when asked for: a browser lays it out for seconds
 const SAFE_LINK = /^(?:https?:|mailto:)/i;
 const DIFF_CELLS = 4e6; // of the table of words against words
 
@@ -64,13 +65,28 @@ function show(box, text, isPlain) {
       return;
     } catch { /* nested deeper than the reader goes: plain */ }
   }
-  box.textContent = text;
+  box.textContent = text.slice(0, SHOWN_LIMIT).toWellFormed();
+  if (text.length > SHOWN_LIMIT) box.append(wholeButton(box, text));
+}
+
+function wholeButton(box, text) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "whole";
+  button.textContent = `Show all ${text.length.toLocaleString("en")} characters`;
+  button.addEventListener("click", () => {
+    box.textContent = text;
+    box.tabIndex = 0;
+    box.focus();
+  });
+  return button;
 }
 
 const wordsOf = (text) => text.match(/\s+|[\p{L}\p{N}_]+|[^]/gu) || [];
 
 // For each of two texts its runs [text, whether the other lacks it]; null where they are too long to compare.
 function differences(first, second) {
+  if (first.length + second.length > 4 * SHOWN_LIMIT) return null;
   const [a, b] = [wordsOf(first), wordsOf(second)];
   let begin = 0;
   while (begin < Math.min(a.length, b.length) && a[begin] === b[begin]) begin += 1;
@@ -146,8 +162,9 @@ class AnswerView {
   flush() {
     clearTimeout(this.timer);
     this.timer = 0;
-    this.box.firstChild.appendData(this.text.slice(this.shown));
-    this.shown = this.text.length;
+    const until = Math.min(this.text.length, SHOWN_LIMIT);
+    if (until > this.shown) this.box.firstChild.appendData(this.text.slice(this.shown, until));
+    this.shown = until;
   }
 
   end(isPlain) {

@@ -83,17 +83,17 @@ async function stream(mine) {
   const response = await post("/v1/chat/completions", body, mine.stop.signal);
   let open = mine.order.length;
   for await (const chunk of chunksOf(response)) {
-    if (chunk.error) throw new Error(chunk.error.message);
+    if (chunk.error) throw new Error(sentence(chunk.error.message));
     if (round !== mine) return;
     Object.assign(mine, { id: chunk.id, model: chunk.model, usage: chunk.usage });
     for (const { index, delta, finish_reason: reason } of chunk.choices) {
       const place = mine.order.indexOf(index);
-      const piece = (delta.content || "").toWellFormed();
+      const piece = delta.content || "";
       mine.texts[index] += piece;
       views[place].add(piece);
+      if (piece) mine.seconds[index] = (performance.now() - mine.began) / 1000; // the ends of both come together
       if (!reason) continue;
       open -= 1;
-      mine.seconds[index] = (performance.now() - mine.began) / 1000;
       views[place].end(byId("plain").checked);
     }
   }
@@ -120,7 +120,7 @@ function answered() {
   offer();
   if (round.kind === "single") {
     reveal([round.model], round.usage ? [round.usage.completion_tokens] : []);
-    openAfter(0);
+    openAfter();
     note("Rate it, or just go on.");
     prompt.focus();
   }
@@ -209,7 +209,7 @@ function settle(name, latency, reply) {
     buttons.again.disabled = true;
     for (const one of ["good", "bad"]) buttons[one].setAttribute("aria-pressed", one === name);
   }
-  if (name !== "skip") openAfter(taken);
+  if (name !== "skip") openAfter();
   note(settledWords(mine, taken, latency));
   rememberPick(reply.feedback_id, SAID[name], mine.question).then((found) => {
     const known = found.get(reply.feedback_id);
