@@ -44,6 +44,7 @@ function showRound() {
 }
 
 function allowPicks(allowed) {
+  byId("picks").hidden = false;
   const names = Object.values(KEYS[round.kind]);
   for (const [name, button] of Object.entries(buttons)) {
     button.hidden = !names.includes(name);
@@ -201,7 +202,7 @@ function settle(name, latency, reply) {
   if (taken !== undefined && mine.kind !== "single") views[mine.order.indexOf(taken)].article.classList.add("chosen");
   mine.versions = reply.versions || [];
   if (mine.kind === "pair") {
-    for (const button of Object.values(buttons)) button.hidden = true; // they have done their part
+    byId("picks").hidden = true; // they have done their part
     reveal(mine.versions, []);
   }
   if (mine.kind === "single") {

@@ -5,7 +5,6 @@ const PICKS_KEPT = 20;
 const USE_WORDS = {
   waiting: () => "waits for the next cycle",
   training: () => "is being trained on now",
-  trained: ({ versions, serving }) => `is in version ${versions.map((name) => name.split("@").pop()).join(", ")}${serving ? "" : ", which does not serve"}`,
   left_out: ({ reason }) => `was left out${reason ? `: ${reason.replaceAll("_", " ")}` : ""}`,
   noted: () => "is noted",
   judged: () => "judged a new version",
@@ -43,6 +42,23 @@ function rememberPick(id, said, question) {
   return showPicks();
 }
 
+// What became of a pick: text, and links to the versions where whoever looks may open them.
+function fateOf(known) {
+  if (!known) return ["not known here any more"];
+  if (known.use !== "trained") return [(USE_WORDS[known.use] || (() => known.use))(known)];
+  const mayOpen = document.querySelector('.menu a[href="/versions"]') !== null;
+  const numbers = known.versions.map((name) => name.split("@").pop());
+  const places = numbers.flatMap((number, place) => [place ? ", " : "", mayOpen ? linkTo(`/versions/${number}`, number) : number]);
+  return ["is in version ", ...places, known.serving ? "" : " (not in use)"];
+}
+
+function linkTo(path, text) {
+  const link = document.createElement("a");
+  link.href = path;
+  link.textContent = text;
+  return link;
+}
+
 // Resolves to what the server knows of each, by id.
 async function showPicks() {
   const picks = keptPicks();
@@ -53,12 +69,11 @@ async function showPicks() {
     const about = document.createElement("span");
     about.dir = "auto";
     about.textContent = pick.question;
-    const became = document.createElement("small");
+    const fate = document.createElement("small");
     const known = found.get(pick.id);
-    const words = known && USE_WORDS[known.use];
-    became.textContent = `${pick.said}: ${words ? words(known) : "not known here any more"}`;
+    fate.append(`${pick.said}: `, ...fateOf(known));
     line.classList.toggle("trained", Boolean(known && known.use === "trained"));
-    line.append(about, became);
+    line.append(about, fate);
     return line;
   }));
   return found;
