@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -11,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.server import POLICY, RunningServer, fake_config
@@ -78,7 +80,7 @@ def policy() -> SayingPolicy:
 
 @pytest.fixture
 def server(tmp_path: Path, policy: SayingPolicy) -> Iterator[RunningServer]:
-    config = fake_config(tmp_path, feedback={"repeat_share": 0.0, "min_latency_ms": 0})
+    config = fake_config(tmp_path, feedback={"repeat_share": 0.0, "min_latency_ms": 0}, serve={"queue_limit": 1})
     with RunningServer(tmp_path / "state", config=config, policy=policy) as running:
         yield running
 
@@ -308,6 +310,22 @@ def test_an_error_is_told_in_words_and_the_question_is_kept(page: Page, policy: 
     page.context.set_offline(False)
     page.keyboard.press("1")
     expect(page.locator("#note")).to_contain_text("Recorded")
+
+
+def test_a_server_that_is_full_says_so_and_when_to_come_again(page: Page, server: RunningServer) -> None:
+    url = httpx.URL(server.url)
+    head = ("POST /v1/chat/completions HTTP/1.1", f"host: {url.host}", "content-length: 99", "expect: 100-continue", "", "")
+    with socket.create_connection((url.host, url.port or 80), timeout=10) as slow:
+        slow.sendall("\r\n".join(head).encode())
+        assert b" 100 " in slow.recv(100)  # the one place is taken, by a body that does not come
+        page.locator("#prompt").fill("Any room?")
+        page.locator("#prompt").press("Enter")
+        expect(page.locator("#note")).to_contain_text("1 answers are under way")
+        expect(page.locator("#note")).to_contain_text("Try again in")
+        expect(page.locator("#prompt")).to_have_value("Any room?")
+    assert any(server.chat().status_code == 200 for _ in range(1_000))
+    page.keyboard.press("Enter")
+    expect(page.locator("#note")).to_contain_text("Pick with a button")
 
 
 def test_one_answer_and_thumbs(page: Page, server: RunningServer, policy: SayingPolicy) -> None:

@@ -64,7 +64,9 @@ async function showPicks() {
   const picks = keptPicks();
   document.getElementById("mine").hidden = !picks.length;
   const found = new Map((await lineageOf(picks.map((pick) => pick.id)).catch(() => [])).map((one) => [one.id, one]));
-  document.getElementById("mine-list").replaceChildren(...picks.map((pick) => {
+  const list = document.getElementById("mine-list");
+  const hadFocus = list.contains(document.activeElement);
+  list.replaceChildren(...picks.map((pick) => {
     const line = document.createElement("li");
     const about = document.createElement("span");
     about.dir = "auto";
@@ -76,6 +78,7 @@ async function showPicks() {
     line.append(about, fate);
     return line;
   }));
+  if (hadFocus) list.focus();
   return found;
 }
 

@@ -11,7 +11,7 @@ async function post(url, body, signal) {
   const { error } = await response.json().catch(() => ({}));
   const said = error ? sentence(error.message) : `the server answered ${response.status}.`;
   const wait = Number(response.headers.get("retry-after"));
-  throw Object.assign(new Error(wait ? `${said} Try again in ${wait} s.` : said), { code: error && error.code });
+  throw Object.assign(new Error(wait && !/again in \d/.test(said) ? `${said} Try again in ${wait} s.` : said), { code: error && error.code });
 }
 
 // Server-sent events of one reply, as parsed chunks.
