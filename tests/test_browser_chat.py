@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -48,34 +49,49 @@ LONG = "word and word " * 75_000
 
 
 class SayingPolicy(FakePolicy):
-    """Says what it is told to, in pieces; an error instead of a text is raised."""
+    """Says what it is told to, in pieces, all answers together; an error instead of a text is raised.
+
+    With ``pause`` it waits for that event after five pieces of each.
+    """
 
     def __init__(self) -> None:
         super().__init__(max_context=100_000)
         self.to_say: deque[str | Exception] = deque()
+        self.pause: threading.Event | None = None
 
     def sample(self, request: SampleRequest) -> Future[tuple[Completion, ...]]:
         said: Future[tuple[Completion, ...]] = Future()
-        completions = []
-        for index in range(request.n):
-            text = self.to_say.popleft() if self.to_say else f"answer {random.randrange(10**6)}"
-            if isinstance(text, Exception):
-                said.set_exception(text)
-                return said
-            size = 1 + len(text) // 100
-            pieces = [text[at : at + size] for at in range(0, len(text), size)]
-            for piece in pieces if request.on_token else ():
-                assert request.on_token is not None
-                request.on_token(TokenEvent(index, 97, -1.0, piece))
-            n = len(pieces)
-            completions.append(Completion(text, (97,) * n, (-1.0,) * n, request.version, FinishReason.STOP))
-        said.set_result(tuple(completions))
+        texts = [self.to_say.popleft() if self.to_say else f"answer {random.randrange(10**6)}" for _ in range(request.n)]
+        errors = [text for text in texts if isinstance(text, Exception)]
+        if errors:
+            said.set_exception(errors[0])
+        elif self.pause is None:
+            said.set_result(self._say(request, [str(text) for text in texts]))
+        else:
+            threading.Thread(target=lambda: said.set_result(self._say(request, [str(text) for text in texts]))).start()
         return said
+
+    def _say(self, request: SampleRequest, texts: list[str]) -> tuple[Completion, ...]:
+        pieces = [[text[at : at + 1 + len(text) // 100] for at in range(0, len(text), 1 + len(text) // 100)] for text in texts]
+        for place in range(max(map(len, pieces))):
+            if self.pause is not None and place == 5:
+                assert self.pause.wait(20)
+            for index, of_one in enumerate(pieces):
+                if request.on_token is not None and place < len(of_one):
+                    request.on_token(TokenEvent(index, 97, -1.0, of_one[place]))
+        sizes = [(97,) * len(of_one) for of_one in pieces]
+        return tuple(
+            Completion(text, ids, (-1.0,) * len(ids), request.version, FinishReason.STOP)
+            for text, ids in zip(texts, sizes, strict=True)
+        )
 
 
 @pytest.fixture
-def policy() -> SayingPolicy:
-    return SayingPolicy()
+def policy() -> Iterator[SayingPolicy]:
+    policy = SayingPolicy()
+    yield policy
+    if policy.pause is not None:
+        policy.pause.set()
 
 
 @pytest.fixture
@@ -155,6 +171,32 @@ def test_hostile_answers_stay_text(page: Page, policy: SayingPolicy, problems: l
     assert page.evaluate("window.ran") is None
     assert not [url for url in asked_for if url.endswith("/v1/status")]
     assert problems == []
+
+
+def test_both_stream_together_and_nothing_can_be_picked_before_both_are_done(
+    page: Page, server: RunningServer, policy: SayingPolicy
+) -> None:
+    policy.pause = threading.Event()
+    policy.to_say.extend(["a" * 10, "b" * 20])
+    page.locator("#prompt").fill("Slowly, please")
+    page.locator("#prompt").press("Enter")
+    for text in ("aaaaa", "bbbbb"):
+        expect(page.locator(".answer.busy .text").filter(has_text=text)).to_have_text(text)
+    left, right = (page.locator(f"#answer-{place}").bounding_box() for place in (0, 1))
+    assert left is not None
+    assert right is not None
+    assert (left["width"], left["y"]) == pytest.approx((right["width"], right["y"]), abs=0.1)
+    assert page.locator("[data-pick=a]").is_disabled()
+    page.keyboard.press("1")
+    page.locator("#prompt").fill("Too early")
+    page.locator("#prompt").press("Enter")
+    expect(page.locator("#note")).to_contain_text("still being written")
+    policy.pause.set()
+    expect(page.locator("#note")).to_contain_text("Pick with a button")
+    expect(page.locator("#prompt")).to_have_value("Too early")
+    assert stored(server) == []
+    page.locator("[data-pick=a]").click()
+    expect(page.locator("#note")).to_contain_text("Recorded")
 
 
 def test_a_megabyte_is_shown_and_can_be_picked(page: Page, policy: SayingPolicy, problems: list[str]) -> None:

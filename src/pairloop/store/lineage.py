@@ -59,8 +59,9 @@ class Trace:
 
 def traces(c: Connection, policy: str, feedback_ids: Collection[str]) -> list[Trace]:
     """Of the feedback that there is, in the order of its ids. A handful of statements, however many rows there are."""
+    told = (feedback.c.feedback_id, feedback.c.group_id, feedback.c.metric, feedback.c.label, feedback.c.seq)
     statement = (
-        sa.select(feedback, groups.c.kind, groups.c.pool, groups.c.duel_id)
+        sa.select(*told, groups.c.kind, groups.c.pool, groups.c.duel_id)
         .select_from(feedback.join(groups))
         .where(feedback.c.feedback_id.in_(feedback_ids), feedback.c.policy == policy)
     )
@@ -156,5 +157,5 @@ def _training(c: Connection, dataset_ids: Collection[str]) -> set[str]:
 def _newest(c: Connection, policy: str) -> tuple[str, int] | None:
     """The dataset that looked at the most feedback, and up to which row."""
     statement = sa.select(datasets.c.dataset_id, datasets.c.feedback_seq).where(datasets.c.policy == policy)
-    row: Any = c.execute(statement.order_by(datasets.c.created_at.desc(), datasets.c.feedback_seq.desc()).limit(1)).first()
+    row: Any = c.execute(statement.order_by(datasets.c.feedback_seq.desc(), datasets.c.created_at.desc()).limit(1)).first()
     return None if row is None else (row.dataset_id, row.feedback_seq)
