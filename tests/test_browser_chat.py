@@ -15,9 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
+from tests.browsing import PHONE, Visit
 from tests.server import POLICY, RunningServer, fake_config
-from tests.test_browser import ARGS, CHROMIUM, open_page, pytestmark
+from tests.test_browser import browser, pytestmark, visit_as_trainer
 
 from pairloop.errors import EngineError
 from pairloop.loop import pairs
@@ -26,7 +27,7 @@ from pairloop.policy.protocols import SampleRequest, TokenEvent
 from pairloop.store import feedback, groups, versions
 from pairloop.types import Alias, Completion, Feedback, FinishReason, Group, Version, VersionKind
 
-__all__ = ["pytestmark"]
+__all__ = ["browser", "pytestmark"]
 
 HOSTILE = {
     "script": "<script>window.ran = 1</script> and\n\n<script>\nwindow.ran = 1\n</script>",
@@ -101,27 +102,19 @@ def server(tmp_path: Path, policy: SayingPolicy) -> Iterator[RunningServer]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield browser
-        browser.close()
+@pytest.fixture
+def seen(server: RunningServer, browser: Browser) -> Iterator[Visit]:
+    """The page of a visitor of the train pool; dialogs are problems, too. It asks nobody but the server."""
+    seen = visit_as_trainer(browser, server.url)
+    seen.page.on("dialog", lambda dialog: seen.problems.append(dialog.message))
+    yield seen
+    assert seen.outside == []
+    seen.page.context.close()
 
 
 @pytest.fixture
-def problems() -> list[str]:
-    """What the console complains about, dialogs, and requests to anybody else."""
-    return []
-
-
-@pytest.fixture
-def page(server: RunningServer, browser: Browser, problems: list[str]) -> Iterator[Page]:
-    page = open_page(browser, server.url, problems)
-    page.on("dialog", lambda dialog: problems.append(dialog.message))
-    page.on("request", lambda request: None if request.url.startswith(server.url) else problems.append(request.url))
-    yield page
-    page.context.close()
+def page(seen: Visit) -> Page:
+    return seen.page
 
 
 def ask(page: Page, question: str) -> None:
@@ -149,7 +142,7 @@ def stored(server: RunningServer) -> list[tuple[Group, list[Feedback]]]:
     return [(group, [row for row in reversed(rows) if row.group_id == group.group_id]) for group in found if group is not None]
 
 
-def test_hostile_answers_stay_text(page: Page, policy: SayingPolicy, problems: list[str]) -> None:
+def test_hostile_answers_stay_text(page: Page, policy: SayingPolicy, seen: Visit) -> None:
     asked_for: list[str] = []
     page.on("request", lambda request: asked_for.append(request.url))
     for name, text in HOSTILE.items():
@@ -170,7 +163,7 @@ def test_hostile_answers_stay_text(page: Page, policy: SayingPolicy, problems: l
         expect(page.locator("#note")).to_contain_text("Recorded")
     assert page.evaluate("window.ran") is None
     assert not [url for url in asked_for if url.endswith("/v1/status")]
-    assert problems == []
+    assert seen.problems == []
 
 
 def test_both_stream_together_and_nothing_can_be_picked_before_both_are_done(
@@ -199,7 +192,7 @@ def test_both_stream_together_and_nothing_can_be_picked_before_both_are_done(
     expect(page.locator("#note")).to_contain_text("Recorded")
 
 
-def test_a_megabyte_is_shown_and_can_be_picked(page: Page, policy: SayingPolicy, problems: list[str]) -> None:
+def test_a_megabyte_is_shown_and_can_be_picked(page: Page, policy: SayingPolicy, seen: Visit) -> None:
     policy.to_say.extend([LONG, LONG.replace("and", "or")])
     ask(page, "Tell me everything")
     sizes = "boxes => boxes.map((box) => box.textContent.length)"
@@ -219,11 +212,11 @@ def test_a_megabyte_is_shown_and_can_be_picked(page: Page, policy: SayingPolicy,
     assert in_focus(page) == "prompt"
     page.keyboard.press("Enter")
     expect(page.locator("#note")).to_contain_text("Pick with a button")
-    (refusal,) = problems
+    (refusal,) = seen.problems
     assert "400" in refusal
 
 
-def test_markdown_is_read_and_can_be_turned_off(page: Page, policy: SayingPolicy) -> None:
+def test_markdown_is_read_and_can_be_turned_off(page: Page, policy: SayingPolicy, seen: Visit) -> None:
     text = (
         "# Title\n\n**bold** [site](https://shop.example/a?b=1&c=2)\n\n1. one\n2. two\n\n"
         "```python\nprint('<b>')\n```\n| a | b |\n|---|---|\n| 1 | 2 |\n"
@@ -238,6 +231,7 @@ def test_markdown_is_read_and_can_be_turned_off(page: Page, policy: SayingPolicy
     assert (link.get_attribute("rel"), link.get_attribute("target")) == ("noopener noreferrer", "_blank")
     page.locator("#differ").check()
     assert sorted(page.locator(".answer mark").all_inner_texts()) == ["bold", "brave"]
+    assert seen.serious() == []
     page.locator("#differ").uncheck()
     page.locator("#plain").check()
     assert page.locator(".answer .text *").count() == 0
@@ -246,7 +240,7 @@ def test_markdown_is_read_and_can_be_turned_off(page: Page, policy: SayingPolicy
     expect(page.locator("#plain")).to_be_checked()
 
 
-def test_the_whole_page_by_keyboard_and_the_focus_is_never_lost(page: Page, server: RunningServer, problems: list[str]) -> None:
+def test_the_whole_page_by_keyboard_and_the_focus_is_never_lost(page: Page, server: RunningServer, seen: Visit) -> None:
     assert in_focus(page) == "prompt"
     page.keyboard.type("First?")
     page.keyboard.press("Enter")
@@ -278,6 +272,7 @@ def test_the_whole_page_by_keyboard_and_the_focus_is_never_lost(page: Page, serv
     page.keyboard.press("Enter")
     expect(page.locator("#ideal-text")).to_be_focused()
     expect(page.locator("#ideal-text")).to_have_value(chosen)
+    assert seen.serious() == []
     page.keyboard.press("Control+End")
     page.keyboard.type(", as I would say")
     page.keyboard.press("Tab")
@@ -300,7 +295,7 @@ def test_the_whole_page_by_keyboard_and_the_focus_is_never_lost(page: Page, serv
     page.locator("#restart").press("Enter")
     assert in_focus(page) == "prompt"
     expect(page.locator("#conversation li")).to_have_count(0)
-    assert problems == []
+    assert seen.problems == []
 
     (group, said), (second, skip), (_, bad) = stored(server)
     pick, comment, ideal = said
@@ -392,21 +387,21 @@ def test_one_answer_and_thumbs(page: Page, server: RunningServer, policy: Saying
     assert len(group.completions) == 1
 
 
-def test_a_phone_has_tabs_and_everything_in_reach(page: Page) -> None:
-    page.set_viewport_size({"width": 390, "height": 844})
+def test_a_phone_has_tabs_and_everything_in_reach(page: Page, seen: Visit) -> None:
+    page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
     ask(page, "On the way?")
     expect(page.locator("#answer-0")).to_be_visible()
     expect(page.locator("#answer-1")).to_be_hidden()
     page.get_by_role("button", name="Answer B").click()
     expect(page.locator("#answer-1")).to_be_visible()
     expect(page.locator("#answer-0")).to_be_hidden()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert (seen.overflow() <= 0, seen.serious()) == (True, [])
     page.get_by_role("button", name="B is better").click()
     expect(page.locator("#note")).to_contain_text("Recorded")
     for name in ("clearer", "Save"):
         page.get_by_role("button", name=name, exact=True).click()
     expect(page.locator("#note")).to_contain_text("Noted")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert (seen.overflow() <= 0, seen.serious()) == (True, [])
 
 
 def test_a_pick_is_in_version_1_once_it_is(page: Page, server: RunningServer) -> None:
