@@ -6,12 +6,13 @@ shows anew is cut out of the whole page by htmx (``hx-select``), so that there i
 
 from __future__ import annotations
 
-from pairloop.web.pages import chat, docs, home, live
+from pairloop.web.pages import chat, docs, home, live, versions
 
 PAGES = (
     chat,
     docs,
     home,
     live,
+    versions,
 )
 """Each has a ``router``."""

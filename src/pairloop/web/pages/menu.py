@@ -20,8 +20,13 @@ class Entry(NamedTuple):
 
 GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ("Use", (Entry("/", "Chat", "chat"),)),
-    ("Loop", (Entry("/home", "Home", "home"),)),
+    ("Loop", (Entry("/home", "Home", "home"), Entry("/versions", "Versions", "versions"))),
 )
+
+
+def path_of(icon: str) -> str | None:
+    """Where the page with this icon is; None where there is none."""
+    return next((entry.path for _, entries in GROUPS for entry in entries if entry.icon == icon), None)
 
 
 def menu(request: Request) -> list[tuple[str, list[Entry]]]:
