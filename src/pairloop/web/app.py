@@ -15,6 +15,7 @@ from pairloop.loop.serve import ChatService
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store
 from pairloop.web import (
+    afterwards,
     api,
     audit,
     chat,
@@ -95,6 +96,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
         picks,
         groups,
         evidence,
+        afterwards,
         files,
         fine_tuning,
         api,

@@ -53,6 +53,8 @@ RULES: tuple[Rule, ...] = (
     Rule("GET POST", "/v1/groups", _OPERATE),
     Rule("GET POST DELETE", "/v1/views", _OPERATE),
     Rule("GET", "/v1/feedback", _READ),
+    # Found by ids that only who gave the feedback was told; it names versions, no text and nobody.
+    Rule("GET", "/v1/lineage", _FEEDBACK, below=False),
     Rule("POST", "/v1/feedback", _FEEDBACK),
     Rule("GET POST DELETE", "/v1/files", _TRAIN),
     Rule("GET POST DELETE", "/v1/fine_tuning", _TRAIN),
