@@ -76,6 +76,7 @@ def test_every_route_says_which_scope_opens_it_and_a_new_one_that_does_not_is_fo
     for path in ("/v1/files", "/v1/files/file-1/content", "/v1/fine_tuning/jobs/ftjob-1/events"):
         assert scopes_of("GET", path) == {Scope.TRAIN}
     assert scopes_of("GET", "/v1/chat/completions") == scopes_of("DELETE", "/v1/chat/completions/x") == {Scope.OPERATE}
+    assert scopes_of("POST", "/v1/chat/completions") == {Scope.INFERENCE, Scope.RATE}
     assert scopes_of("GET", "/v1/chat/completions/x") == scopes_of("POST", "/v1/chat/completions/x") == {Scope.INFERENCE}
     assert scopes_of("GET", "/versions") == frozenset(Scope)  # /version is open, what only begins like it is not
 
