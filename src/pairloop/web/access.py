@@ -59,11 +59,11 @@ class Access:
             return
         came = await self._admit(scope)
         caller, refusal = came.caller, came.refusal if wanted else None
-        if caller is not None and not caller.allows(wanted):
-            refusal = self._lacks(scope, wanted)
         address = scope["client"][0] if scope.get("client") else "unknown"
         who = f"address:{address}" if caller is None else caller.ident
         scope[CALLER], scope[LET_IN], scope[LOCKED] = who, caller, await self._ring.locked()
+        if caller is not None and not caller.allows(wanted):
+            refusal = self._lacks(scope, wanted)
         if came.cookie is not None:
             send = _with_cookie(send, came.cookie)
         limit = None if caller is None else caller.requests_per_minute
@@ -98,7 +98,9 @@ class Access:
     def _lacks(self, scope: Scope, wanted: Scopes) -> Response:
         names = " or ".join(repr(str(name)) for name in sorted(wanted))
         if is_page(scope["method"], scope["path"]):
-            return self._error_page(scope, 403, f"This page takes the scope {names}, which you do not have.")
+            return self._error_page(
+                scope, 403, f"This page takes the scope {names}, which you do not have; an admin can give it to you."
+            )
         return error_response(403, f"This key lacks the scope {names} for {scope['path']}.", code="insufficient_scope")
 
 

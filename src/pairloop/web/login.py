@@ -62,11 +62,11 @@ async def log_in(request: Request, context: Here) -> Response:
         return response
     owner = await _owner(context, name, fields)
     if isinstance(owner, str):
-        return _form(then, owner, 401)
+        return _form(then, owner, 401, name)
     try:
         token = await asyncio.to_thread(context.store.write, lambda c: sessions.begin(c, owner, address=address))
     except NotFoundError:  # removed, or with another password, between the look and the write
-        return _form(then, NO_MATCH, 401)
+        return _form(then, NO_MATCH, 401, name)
     response = RedirectResponse(then or first_path(Caller(owner)), status_code=303)
     response.headers.append("set-cookie", renewed(token, request.url.scheme))
     return response
@@ -109,5 +109,5 @@ def _wait_s(context: Context, name: str, address: str) -> int:
     return math.ceil(max(one.retry_s for one in taken))
 
 
-def _form(then: str | None, problem: str | None = None, status_code: int = 200) -> Response:
-    return render("login.html", status_code=status_code, problem=problem, then=then)
+def _form(then: str | None, problem: str | None = None, status_code: int = 200, name: str = "") -> Response:
+    return render("login.html", status_code=status_code, problem=problem, then=then, name=name)
