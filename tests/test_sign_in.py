@@ -24,6 +24,7 @@ from pairloop.errors import ConflictError, InvalidRequestError
 from pairloop.store import Store, accounts, audit, keys, schema
 from pairloop.store.accounts import Cost, Role
 from pairloop.store.keys import Scope
+from pairloop.web.limits import Buckets
 from pairloop.web.login import PER_NAME
 from pairloop.web.server import refuse_open_doors
 from pairloop.web.sites import own_path
@@ -38,13 +39,23 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounts, "COST", Cost(16, 8, 1))
 
 
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One server for most of these tests."""
+    with RunningServer(tmp_path_factory.mktemp("house") / "server") as server:
+        yield server
+
+
 @pytest.fixture
-def server(serve: Serve) -> RunningServer:
-    """A server with an account of each role."""
-    server = serve()
+def server(house: RunningServer) -> RunningServer:
+    """A server with an account of each role and no keys; nobody has tried to sign in yet."""
+    tables = (schema.sessions, schema.accounts, schema.keys, schema.audit)
+    house.store.write(lambda c: [c.execute(sa.delete(table)) for table in tables])
+    house.app.state.context.sign_ins = Buckets()
+    house.http.cookies.clear()
     for role in Role:
-        add_account(server, f"{role}r", role)
-    return server
+        add_account(house, f"{role}r", role)
+    return house
 
 
 @pytest.fixture
@@ -308,6 +319,7 @@ def test_what_another_sites_page_sends_does_nothing(server: RunningServer, brows
         {"content": b'{"reason": "x=', "headers": {"content-type": "application/x-www-form-urlencoded"}},
         {"files": {"reason": ("x", b"x")}},
     ]
+    before = server.http.get("/v1/status", headers=session).json()["pending_trigger"]
     for more in bad:
         for trick in tricks:
             headers = {**session, **more, **trick.get("headers", {})}
@@ -317,7 +329,7 @@ def test_what_another_sites_page_sends_does_nothing(server: RunningServer, brows
             reply = server.http.post(path, data=data, headers={**session, **more})
             assert (reply.status_code, "set-cookie" in reply.headers) == (403, False), (path, more)
         assert server.http.delete("/v1/accounts/rater", headers={**session, **more}).status_code == 403
-    assert server.http.get("/v1/status", headers=session).json()["pending_trigger"] is None
+    assert server.http.get("/v1/status", headers=session).json()["pending_trigger"] == before
     for good in ({"origin": server.url}, {"sec-fetch-site": "same-origin"}):
         assert server.http.post("/v1/cycles", headers={**session, **good}).status_code == 202
     _, token = add_key(server, Scope.ADMIN)
