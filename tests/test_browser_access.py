@@ -50,7 +50,7 @@ def sign_in(page: Page, name: str) -> None:
     page.keyboard.press("Enter")
 
 
-def test_from_an_open_server_to_accounts_that_sign_in(browser: Browser, server: RunningServer) -> None:
+def test_from_an_open_server_to_accounts_that_sign_in(server: RunningServer, browser: Browser) -> None:
     problems: list[str] = []
     page = open_page(browser, f"{server.url}/keys", problems)
 
@@ -113,11 +113,13 @@ def test_from_an_open_server_to_accounts_that_sign_in(browser: Browser, server: 
 
 
 class Evil(BaseHTTPRequestHandler):
-    """Another service of the same machine: the same site, for a port makes no other; not every browser keeps cookies apart."""
+    """Another service of the same machine: the same site, for a port makes no other: they send it the ``cookies``."""
 
     target = ""
+    cookies = ""
 
     def do_GET(self) -> None:
+        Evil.cookies = self.headers.get("cookie", "")
         kind, path = ("text/plain", "/v1/cycles") if self.path == "/cycle" else ("", self.path)
         field = "<input name='{\"reason\":\"' value='\"}'>"
         form = f'<form method="post" action="{self.target}{path}" enctype="{kind}">{field}</form>'
@@ -130,7 +132,7 @@ class Evil(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
-def test_a_page_of_another_port_is_of_the_same_site_and_still_does_nothing(browser: Browser, server: RunningServer) -> None:
+def test_a_page_of_another_port_is_of_the_same_site_and_still_does_nothing(server: RunningServer, browser: Browser) -> None:
     hashed = accounts.hash_password(PASSWORD)
     server.store.write(lambda c: accounts.create(c, "ada", Role.ADMIN, hashed, actor="test", reason="test"))
     server.app.state.context.keys.forget("ada")
@@ -141,11 +143,12 @@ def test_a_page_of_another_port_is_of_the_same_site_and_still_does_nothing(brows
     try:
         page = open_page(browser, f"{server.url}/home", [])
         sign_in(page, "ada")
-        page.wait_for_url("**/home")
+        expect(page.locator(".who")).to_contain_text("ada · admin")
         for path in ("/cycle", "/logout"):
             with page.expect_response(lambda reply: reply.request.method == "POST") as replied:
                 page.goto(f"http://127.0.0.1:{evil.server_port}{path}", wait_until="commit")
             assert replied.value.status == 403
+            assert "pairloop_session" in Evil.cookies
         page.goto(f"{server.url}/home")
         expect(page.locator(".who")).to_contain_text("ada · admin")
     finally:
