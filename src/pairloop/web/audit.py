@@ -82,7 +82,7 @@ def _lines(
 ) -> Iterator[str]:
     """One text for each entry, newest first."""
     while found:
-        yield "".join(line([getattr(_resource(entry), name) for name in COLUMNS]) for entry in found)
+        yield "".join(line([getattr(one, name) for name in COLUMNS]) for one in map(_resource, found))
         found = _some(store, found[-1].audit_id, filters) if len(found) == AT_ONCE else []
 
 
