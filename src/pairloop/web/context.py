@@ -15,6 +15,7 @@ from pairloop.store import Store
 from pairloop.web.keyring import KeyRing
 from pairloop.web.limits import Buckets
 from pairloop.web.metrics import Metrics
+from pairloop.web.overview import OverviewBoard
 from pairloop.web.status import StatusBoard
 
 
@@ -44,6 +45,7 @@ class Context:
     metrics: Metrics
     board: StatusBoard
     keys: KeyRing
+    overview: OverviewBoard
     sign_ins: Buckets = field(default_factory=Buckets)
     draining: bool = False
 

@@ -45,7 +45,7 @@ RULES: tuple[Rule, ...] = (
     Rule("POST", "/logout", OPEN, below=False),
     Rule("GET", "/", _RATE, below=False),
     *(Rule("GET", path, _RATE) for path in ("/page/events", "/page/live", "/queue")),
-    *(Rule("GET", path, _OPERATE) for path in ("/page", "/home", "/audit")),
+    *(Rule("GET", path, _OPERATE) for path in ("/page", "/home", "/versions", "/audit")),
     Rule("GET", "/keys", _ADMIN),
     Rule("GET", "/metrics", _OPERATE, below=False),
     Rule("GET", "/v1/models", ANY),

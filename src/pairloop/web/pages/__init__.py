@@ -6,7 +6,7 @@ shows anew is cut out of the whole page by htmx (``hx-select``), so that there i
 
 from __future__ import annotations
 
-from pairloop.web.pages import audit, chat, docs, home, keys, live
+from pairloop.web.pages import audit, chat, docs, home, keys, live, versions
 
 PAGES = (
     audit,
@@ -15,5 +15,6 @@ PAGES = (
     home,
     keys,
     live,
+    versions,
 )
 """Each has a ``router``."""
