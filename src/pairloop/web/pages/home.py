@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from pairloop.web.callers import caller_of
 from pairloop.web.alarms import Alarm, alarms
+from pairloop.web.callers import caller_of
 from pairloop.web.context import Context, Here
 from pairloop.web.overview import Overview, is_new
 from pairloop.web.pages.live import view_of
