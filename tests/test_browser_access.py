@@ -148,6 +148,7 @@ def test_a_page_of_another_port_is_of_the_same_site_and_still_does_nothing(serve
             with page.expect_response(lambda reply: reply.request.method == "POST") as replied:
                 page.goto(f"http://127.0.0.1:{evil.server_port}{path}", wait_until="commit")
             assert replied.value.status == 403
+            page.wait_for_url(replied.value.url)
             assert "pairloop_session" in Evil.cookies
         page.goto(f"{server.url}/home")
         expect(page.locator(".who")).to_contain_text("ada · admin")
