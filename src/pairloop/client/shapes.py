@@ -317,6 +317,29 @@ class NewKeyResource(KeyResource):
     token: str
 
 
+class AccountResource(BaseModel):
+    """A person's account; ``id`` is its name."""
+
+    object: Literal["account"] = "account"
+    id: str
+    role: str
+    scopes: list[str]
+    created_at: int
+    last_login_at: int | None
+
+
+class SessionResource(BaseModel):
+    """A sign-in on the pages; ``owner``: ``account:<name>`` or ``key:<id>``."""
+
+    object: Literal["session"] = "session"
+    id: str
+    owner: str
+    address: str
+    created_at: int
+    used_at: int
+    expires_at: int
+
+
 class AuditResource(BaseModel):
     """An act: who did what to the loop, and why."""
 
