@@ -45,6 +45,12 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "POST /v1/policies/{name}/rollback": {"to": 3, "reason": "answers in the wrong language"},
     "POST /v1/raters/{rater_id}/quarantine": {"reason": "votes for the longer answer whatever it says"},
     "POST /v1/raters/{rater_id}/release": {"reason": "talked to them: they had misread the guidelines"},
+    "POST /v1/groups/exclude": {"filters": {"rater": "customer-7"}, "reason": "a test account", "dryrun": True},
+    "POST /v1/groups/include": {"filters": {"rater": "customer-7"}, "reason": "it was a customer after all", "dryrun": True},
+    "POST /v1/groups/relabel": {"filters": {"q": "refund", "label": "A"}, "label": "B", "reason": "B is right", "dryrun": True},
+    "POST /v1/groups/enqueue": {"filters": {"label": "TIE"}, "reason": "another look", "dryrun": True},
+    "POST /v1/groups/dequeue": {"filters": {"label": "TIE"}, "reason": "enough of them", "dryrun": True},
+    "POST /v1/views": {"name": "ties", "filters": {"label": "TIE"}},
     "POST /v1/erasures": {"user": "customer-7", "reason": "asked by mail", "dryrun": True},
     "POST /v1/keys": {"name": "shop front", "scopes": ["inference", "feedback"], "requests_per_minute": 600},
     "POST /v1/fine_tuning/jobs": {

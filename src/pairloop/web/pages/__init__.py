@@ -6,7 +6,7 @@ shows anew is cut out of the whole page by htmx (``hx-select``), so that there i
 
 from __future__ import annotations
 
-from pairloop.web.pages import chat, docs, gates, home, live, runs, versions
+from pairloop.web.pages import chat, docs, gates, home, live, preferences, runs, versions
 
 PAGES = (
     chat,
@@ -14,6 +14,7 @@ PAGES = (
     gates,
     home,
     live,
+    preferences,
     runs,
     versions,
 )

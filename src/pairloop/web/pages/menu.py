@@ -29,6 +29,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("/runs", "Training", "runs"),
         ),
     ),
+    ("People", (Entry("/preferences", "Preferences", "preferences"),)),
 )
 
 
