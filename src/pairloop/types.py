@@ -102,13 +102,14 @@ _TERMINAL_CYCLE_STATES = frozenset(
 
 
 class RunStatus(StrEnum):
-    """A training run's status; the two error states say whose fault it was."""
+    """A training run's status; the two error states say whose fault it was. ``CANCELLED``: with its cycle, by hand."""
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     NOTHING_TO_TRAIN = "nothing_to_train"
     USER_ERROR = "user_error"
     SYSTEM_ERROR = "system_error"
+    CANCELLED = "cancelled"
 
 
 class Alias(StrEnum):
@@ -290,6 +291,10 @@ REPEAT_METRIC = "repeat"
 """A verifier or judge failed on the group: no vote, and no tie."""
 REDACTED_TAG = "pairloop.redacted"
 """The tag of a feedback row that says something was taken out of its value before it was stored."""
+
+
+RELABELLED_TAG = "pairloop.relabelled_by"
+"""The tag of a feedback row that an operator wrote in its rater's place: who it was."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,7 @@ import click
 from pairloop.cli.output import config_option, show, table, verb
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
-    from pairloop.config import Config, GateSection
+    from pairloop.config import GateSection
     from pairloop.loop.gate import Plan
     from pairloop.types import Cycle, Verdict
 
@@ -33,6 +31,7 @@ def gate_explain(config_path: Path, number: int | None, as_json: bool) -> None:
     """Say in words and numbers why a cycle ended as it did, or what an open duel still lacks."""
     from pairloop.cli.opening import open_store
     from pairloop.errors import NotFoundError
+    from pairloop.loop.cycle import last_word
     from pairloop.store import cycles
 
     with open_store(config_path) as (config, store), store.reading() as c:
@@ -40,7 +39,7 @@ def gate_explain(config_path: Path, number: int | None, as_json: bool) -> None:
         if not found:
             told = "no cycle yet" if number is None else f"no cycle {number}"
             raise NotFoundError(f"{told} of {config.policy.name}; `pairloop cycle list` names them")
-        verdict = _verdict(c, config, found[0])
+        verdict = last_word(c, config, found[0])[1]
     show(
         {"cycle": found[0].number, "state": found[0].state, "verdict": verdict},
         _explanation(found[0], verdict),
@@ -118,20 +117,6 @@ def _plan_text(made: Plan, section: GateSection) -> str:
     return f"{text}\n{table(('by picks', 'promoted', '95 % interval'), rows)}"
 
 
-def _verdict(c: Connection, config: Config, one: Cycle) -> Verdict | None:
-    """The last verdict; of a duel that is open, what the gate says now."""
-    from pairloop.loop.cycle import standing
-    from pairloop.store import duels, verdicts
-    from pairloop.types import CycleState
-
-    record = one.record(CycleState.DUELLING)
-    duel = duels.get(c, record["duel_id"]) if record is not None else None
-    if one.state is CycleState.DUELLING and record is not None and duel is not None and duel.closed_at is None:
-        return standing(c, config, duel, record["report"])
-    history = verdicts.for_cycle(c, one.cycle_id)
-    return history[-1][1] if history else None
-
-
 def _explanation(one: Cycle, verdict: Verdict | None) -> str:
     if verdict is None:
         reason = one.steps[-1].record.get("reason", "")
@@ -141,7 +126,15 @@ def _explanation(one: Cycle, verdict: Verdict | None) -> str:
         f"cycle {one.number}: {verdict.kind}. The challenger won {verdict.wins} and lost {verdict.losses} decisive picks "
         f"({verdict.ties} ties) of {verdict.raters} raters; e-value {verdict.e_value:.3g}."
     )
-    return f"{head}\n{_because(verdict)}\n\n{table(('', 'rule', 'why'), rows)}"
+    return f"{head}\n{_because(verdict)}\n\n{table(('', 'rule', 'why'), rows)}\n\n{_meanings(verdict)}".rstrip()
+
+
+def _meanings(verdict: Verdict) -> str:
+    """What the rules mean that did not pass."""
+    from pairloop.loop.gate import RULES
+
+    missed = dict.fromkeys(reason.rule for reason in verdict.reasons if reason.passed is not True)
+    return "\n".join(f"{rule}: {RULES[rule].meaning}" for rule in missed if rule in RULES)
 
 
 def _because(verdict: Verdict) -> str:

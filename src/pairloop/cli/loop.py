@@ -47,6 +47,26 @@ def cycle_status(config_path: Path, as_json: bool) -> None:
     show(status.as_json(), _standing(status), as_json=as_json)
 
 
+@cycle.command("cancel")
+@config_option
+@click.option("--reason", required=True, help="Kept with the cycle.")
+@verb
+def cycle_cancel(config_path: Path, reason: str, as_json: bool) -> None:
+    """End the open cycle as held: its training or its duel stops, the champion stays, the picks stay usable."""
+    from pairloop.cli.opening import actor, open_store
+    from pairloop.errors import NotFoundError
+    from pairloop.loop import cycle as stage
+    from pairloop.store import cycles
+
+    with open_store(config_path) as (config, store):
+        with store.reading() as c:
+            current = cycles.current(c, config.policy.name)
+        if current is None:
+            raise NotFoundError(f"no cycle of {config.policy.name} is open; `pairloop cycle list` names those that were")
+        ended = stage.cancel(store, current.cycle_id, reason=reason, actor=actor())
+    show(_cycle_json(ended), f"cycle {ended.number}: {ended.state}", as_json=as_json)
+
+
 @cycle.command("list")
 @config_option
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Newest cycles to show.")

@@ -15,8 +15,10 @@ from pairloop.client.shapes import (
     CycleResource,
     DatasetResource,
     DuelResource,
+    FeedbackLineage,
     FeedbackReceipt,
     GateResource,
+    Lineage,
     Moved,
     Page,
     PolicyResource,
@@ -120,6 +122,11 @@ class Client:
         body = {"inference_id": inference_id, "metric_name": metric_name, "value": value, **fields}
         return FeedbackReceipt.model_validate(self._transport.call("POST", "/v1/feedback", json=body).json())
 
+    def lineage(self, *feedback_ids: str) -> list[FeedbackLineage]:
+        """What became of feedback, by the ids of its receipts: waiting, in which version, left out and why. 50 ids at most."""
+        params = {"feedback_id": list(feedback_ids)}
+        return Lineage.model_validate(self._transport.call("GET", "/v1/lineage", params=params).json()).data
+
     # -- the loop
 
     def trigger_cycle(self, *, reason: str | None = None) -> Triggered:
@@ -149,6 +156,11 @@ class Client:
             if cycle.state in ENDED:
                 return
             self._sleep(self._poll_s)
+
+    def cancel_cycle(self, cycle_id: str, *, reason: str | None = None) -> CycleResource:
+        """End a cycle as held: its training or its duel stops, the champion stays."""
+        path = f"/v1/cycles/{quote(cycle_id, safe='')}/cancel"
+        return CycleResource.model_validate(self._transport.call("POST", path, json=_body(reason=reason)).json())
 
     def promote(self, version_id: str, *, reason: str | None = None) -> Moved:
         """Make a version the champion, past the gate."""

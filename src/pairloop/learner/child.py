@@ -108,10 +108,12 @@ def read_rows(path: Path, offset: int = 0) -> tuple[list[Row], int]:
     return [json.loads(line) for line in data[:end].splitlines()], offset + end
 
 
-def log_tail(path: Path) -> str:
-    """The last lines that the child wrote before it ended."""
+def log_tail(path: Path, most: int = LOG_TAIL) -> str:
+    """The last lines that the child wrote before it ended, of ``most`` bytes at most."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:].strip()
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - most))
+            return file.read().decode(errors="replace").strip()
     except FileNotFoundError:
         return ""
 

@@ -234,7 +234,9 @@ class Scheduler:
             logger.info("retention: %d groups, datasets %s, versions %s", swept.groups, swept.datasets, swept.versions)
 
     def _turn(self, reason: str, current: Cycle | None) -> None:
-        done = cycle_stage.run(self._loop, trigger=reason, should_stop=self._stopping.is_set)
+        done = cycle_stage.run(
+            self._loop, trigger=reason, should_stop=self._stopping.is_set, only=None if current is None else current.cycle_id
+        )
         logger.info("cycle %d of %s is %s", done.number, self._loop.name, done.state)
         self._new_pairs = (float("-inf"), 0)
         if current is None or len(done.steps) > len(current.steps):  # one that waits for a canary's end did not move

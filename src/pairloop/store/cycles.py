@@ -67,6 +67,19 @@ def list_(c: Connection, policy: str, limit: int = 50, *, after: str | None = No
     return _load(c, statement if after is None else statement.where(cycles.c.number < _number(c, policy, after)))
 
 
+def numbered(c: Connection, policy: str, number: int) -> Cycle | None:
+    return _first(c, sa.select(cycles).where(cycles.c.policy == policy, cycles.c.number == number))
+
+
+def judged(c: Connection, policy: str, limit: int, *, before: int | None = None, kind: str | None = None) -> list[Cycle]:
+    """Cycles that the gate has spoken about, newest first, those numbered below ``before``; ``kind``: of its last verdict."""
+    last = verdicts.alias("last")
+    newest = sa.select(sa.func.max(last.c.seq)).where(last.c.cycle_id == cycles.c.cycle_id).correlate(cycles).scalar_subquery()
+    spoken = sa.exists().where(verdicts.c.seq == newest)
+    statement = _newest_first(policy).where(spoken if kind is None else spoken.where(verdicts.c.kind == kind)).limit(limit)
+    return _load(c, statement if before is None else statement.where(cycles.c.number < before))
+
+
 def with_verdicts(c: Connection, policy: str, limit: int, *, after: str | None = None) -> list[str]:
     """Ids of the cycles that the gate has spoken about, newest first; those that follow the cycle ``after``."""
     spoken = sa.exists().where(verdicts.c.cycle_id == cycles.c.cycle_id)

@@ -61,6 +61,13 @@ def get(c: Connection, duel_id: str) -> Duel | None:
     return None if row is None else _duel(row)
 
 
+def of_cycle(c: Connection, policy: str, cycle_id: str) -> Duel | None:
+    """The duel with its champion of one of the policy's cycles, open or closed."""
+    mine = (duels.c.policy == policy, duels.c.cycle_id == cycle_id, duels.c.kind == DuelKind.GATE.value)
+    row = c.execute(sa.select(duels).where(*mine)).first()
+    return None if row is None else _duel(row)
+
+
 def current(c: Connection, policy: str) -> Duel | None:
     """The open duel of a policy with its champion."""
     return opened(c, policy).get(DuelKind.GATE)
@@ -118,6 +125,14 @@ def picks(c: Connection, duel_id: str) -> list[LabelledGroup]:
         .order_by(groups.c.created_at, groups.c.group_id)
     )
     return feedback_rows.labelled(c, statement, counting=feedback_rows.first_revisions)
+
+
+def picks_about(c: Connection, group_ids: Collection[str]) -> dict[str, LabelledGroup]:
+    """As `picks`, of some groups by their ids."""
+    found = feedback_rows.labelled(
+        c, sa.select(groups).where(groups.c.group_id.in_(group_ids)), counting=feedback_rows.first_revisions
+    )
+    return {labelled.group.group_id: labelled for labelled in found}
 
 
 def count_picks(c: Connection, duel_id: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Column, Connection, Row, Table
 
-from pairloop.store import replies, stored
+from pairloop.store import replies, saved_views, set_aside, stored
 from pairloop.store.groups import chunked
 from pairloop.store.schema import (
     audit,
@@ -124,12 +124,14 @@ def erase_groups(c: Connection, group_ids: Sequence[str], at: datetime) -> None:
 def erase_feedback(c: Connection, feedback_ids: Sequence[str]) -> None:
     """Rows gone, with the replies that were kept about them. Their pairs must be forgotten before."""
     for ids in chunked(feedback_ids):
+        set_aside.forget(c, ids)
         c.execute(sa.delete(feedback).where(feedback.c.feedback_id.in_(ids)))
         replies.forget(c, ids)
 
 
 def forget_quarantines(c: Connection, subjects: Collection[str]) -> None:
-    """Decisions about someone go, and the audit trail tells of them without the name."""
+    """Decisions about someone go, and the audit trail tells of them without the name; saved views that name them go, too."""
+    saved_views.forget(c, subjects)
     c.execute(sa.delete(quarantines).where(quarantines.c.rater_id.in_(subjects)))
     named = [*subjects, *(f"{RATER}{subject}" for subject in subjects)]
     c.execute(sa.update(audit).where(audit.c.subject.in_(named)).values(subject="erased"))

@@ -81,7 +81,7 @@ def cycle_moved(c: Connection, cycle_id: str, step: CycleStep) -> None:
     reason = step.record.get("reason")
     data |= {"state": step.state.value, "version": step.record.get("version"), "reason": _short(reason)}
     put(c, "cycle.ended", cycle.policy, data, step.created_at)
-    if step.state is CycleState.HELD:
+    if step.state is CycleState.HELD and not step.record.get("cancelled"):
         put(c, "gate.held", cycle.policy, data, step.created_at)
 
 

@@ -67,10 +67,16 @@ def end(c: Connection, run_id: str, status: RunStatus, result: Mapping[str, Any]
         events.run_failed(c, run, at)
 
 
-def list_(c: Connection, policy: str) -> list[Run]:
-    """Newest first."""
+def list_(c: Connection, policy: str, limit: int | None = None, *, after: str | None = None) -> list[Run]:
+    """Newest first; those that follow the run ``after``. NotFoundError where there is no such run."""
     statement = sa.select(runs).where(runs.c.policy == policy).order_by(runs.c.created_at.desc(), runs.c.run_id.desc())
-    return [_run(row) for row in c.execute(statement)]
+    if after is not None:
+        last = get(c, after)
+        if last is None:
+            raise NotFoundError(f"no run {after!r}", param="after")
+        same_time = sa.and_(runs.c.created_at == last.created_at, runs.c.run_id < last.run_id)
+        statement = statement.where(sa.or_(runs.c.created_at < last.created_at, same_time))
+    return [_run(row) for row in c.execute(statement.limit(limit))]
 
 
 def parents(c: Connection, policy: str) -> set[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -84,6 +84,15 @@ def list_(
     return [_version(c, row) for row in c.execute(statement)]
 
 
+def newest(c: Connection, policy: str, *, before: int | None = None, limit: int) -> list[Version]:
+    """Those of ``list_`` the other way round, the highest number first; those below number ``before``."""
+    this = [versions.c.policy == policy, versions.c.step_number.is_(None)]
+    if before is not None:
+        this.append(versions.c.number < before)
+    statement = sa.select(versions).where(*this).order_by(versions.c.number.desc()).limit(limit)
+    return [_version(c, row) for row in c.execute(statement)]
+
+
 def count(c: Connection, policy: str) -> int:
     """How many versions ``list_`` has."""
     this = (versions.c.policy == policy, versions.c.step_number.is_(None))
@@ -94,6 +103,12 @@ def of_job(c: Connection, job_id: str) -> list[Version]:
     """What a fine-tuning job made, oldest first: its checkpoints, and at last its model."""
     statement = sa.select(versions).where(versions.c.job_id == job_id).order_by("number")
     return [_version(c, row) for row in c.execute(statement)]
+
+
+def by_runs(c: Connection, policy: str, run_ids: Collection[str]) -> dict[str, Version]:
+    """What these training runs made."""
+    statement = sa.select(versions).where(versions.c.policy == policy, versions.c.run_id.in_(run_ids))
+    return {str(row.run_id): _version(c, row) for row in c.execute(statement)}
 
 
 def by_model_name(c: Connection, model_name: str) -> Version | None:

@@ -59,6 +59,12 @@ class CycleRequest(Body):
     policy: Text512 | None = None
 
 
+class CancelRequest(Body):
+    """Why a cycle is ended by hand."""
+
+    reason: Text512 | None = Field(default=None, examples=["the wrong learning rate"])
+
+
 @router.get("/v1/policies", summary="Policies")
 def list_policies(context: Here, limit: Limit = 20, after: After = None) -> Page[PolicyResource]:
     with context.store.reading() as c:
@@ -123,6 +129,14 @@ def run_cycle(context: Here, actor: Actor, body: CycleRequest | None = None) -> 
     with context.store.reading() as c:
         running = cycles.current(c, policy)
     return Triggered(policy=policy, reason=reason, running=None if running is None else cycle_resource(running))
+
+
+@router.post("/v1/cycles/{cycle_id}/cancel", summary="End a cycle as held: its training or duel stops, the champion stays")
+def cancel_cycle(cycle_id: str, context: Here, actor: Actor, body: CancelRequest | None = None) -> CycleResource:
+    reason = (body.reason if body is not None else None) or BY_HAND
+    ended = stage.cancel(context.store, cycle_id, reason=reason, actor=actor, policy=context.policy)
+    context.notify()
+    return cycle_resource(ended)
 
 
 @router.get("/v1/datasets", summary="Datasets, newest first")

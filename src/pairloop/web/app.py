@@ -15,6 +15,8 @@ from pairloop.loop.serve import ChatService
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store
 from pairloop.web import (
+    accounts,
+    afterwards,
     api,
     audit,
     chat,
@@ -25,6 +27,7 @@ from pairloop.web import (
     evidence,
     files,
     fine_tuning,
+    groups,
     health,
     keys,
     login,
@@ -41,6 +44,7 @@ from pairloop.web.idempotency import Idempotency
 from pairloop.web.keyring import KeyRing
 from pairloop.web.metrics import Metrics
 from pairloop.web.middleware import BodyLimit, Outermost, Sites
+from pairloop.web.overview import OverviewBoard
 from pairloop.web.pages.docs import mount_static
 from pairloop.web.scopes import undeclared
 from pairloop.web.short_way import ShortWay
@@ -64,7 +68,8 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     metrics = Metrics(store, policy, config, scheduling)
     board = StatusBoard(store, config, scheduling)
     ring = KeyRing(store)
-    context = Context(store, policy, config, scheduler, ChatService(store, policy, config), metrics, board, ring)
+    overview = OverviewBoard(store, config, metrics)
+    context = Context(store, policy, config, scheduler, ChatService(store, policy, config), metrics, board, ring, overview)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -92,7 +97,9 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
         chat,
         stored,
         picks,
+        groups,
         evidence,
+        afterwards,
         files,
         fine_tuning,
         api,
@@ -103,6 +110,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
         raters,
         replays,
         keys,
+        accounts,
         health,
         *pages.PAGES,
         login,
@@ -128,7 +136,9 @@ def _add_layers(app: FastAPI, context: Context) -> None:
         timeout_s=duration_s(serve.body_timeout),
     )
     app.add_middleware(InFlight, limit=serve.queue_limit, store=store)
-    app.add_middleware(Access, ring=context.keys, requests_per_minute=serve.requests_per_minute)
+    app.add_middleware(
+        Access, ring=context.keys, requests_per_minute=serve.requests_per_minute, error_page=pages.rendering.error_page
+    )
     if serve.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

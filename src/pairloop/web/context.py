@@ -14,7 +14,9 @@ from pairloop.policy.protocols import Policy
 from pairloop.store import Store
 from pairloop.web.examination import Examination
 from pairloop.web.keyring import KeyRing
+from pairloop.web.limits import Buckets
 from pairloop.web.metrics import Metrics
+from pairloop.web.overview import OverviewBoard
 from pairloop.web.status import StatusBoard
 
 
@@ -44,6 +46,8 @@ class Context:
     metrics: Metrics
     board: StatusBoard
     keys: KeyRing
+    overview: OverviewBoard
+    sign_ins: Buckets = field(default_factory=Buckets)
     doctor: Examination = field(default_factory=Examination)
     draining: bool = False
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 WIDTH, HEIGHT = 820.0, 260.0
@@ -17,6 +17,8 @@ MAX_POINTS = 400
 
 Style = Literal["line", "dots", "band"]
 Tone = Literal["accent", "good", "bad", "warn", "soft"]
+Shape = Literal["circle", "ring", "square", "cross", "small"]
+"""Of dots: what must be told apart is so without colour, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Series:
     style: Style = "line"
     tone: Tone = "accent"
     dashed: bool = False
+    shape: Shape = "circle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class Plot:
     x_labels: Sequence[tuple[float, str]] | None = None
     percent: bool = False
     log_y: bool = False
+    height: float = HEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +100,26 @@ class Drawing:
     rows: tuple[tuple[str, ...], ...]
     headers: tuple[str, ...] = ("series", "x", "y", "lo", "hi", "what")
     width: float = WIDTH
-    height: float = HEIGHT
     left: float = LEFT
     right: float = WIDTH - RIGHT
     top: float = TOP
-    bottom: float = HEIGHT - BOTTOM
+
+    @property
+    def height(self) -> float:
+        return self.plot.height
+
+    @property
+    def bottom(self) -> float:
+        return self.plot.height - BOTTOM
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether points lead somewhere: then it is more than an image to those who hear it read."""
+        return any(dot.point.href for one in self.drawn for dot in one.dots)
 
 
 def draw(plot: Plot) -> Drawing:
-    """Lay a plot out in a WIDTH x HEIGHT box; one without points has axes alone."""
+    """Lay a plot out in a box WIDTH wide and as high as it asks for; one without points has axes alone."""
     series = [_thinned(one) for one in plot.series]
     scale = _Scale(plot, series)
     return Drawing(
@@ -143,7 +158,7 @@ class _Scale:
     def y(self, value: float) -> float:
         lo, hi = self._y
         at = (math.log10(value) if value > 0 else lo) if self.plot.log_y else value
-        return round(TOP + (1 - (min(max(at, lo), hi) - lo) / (hi - lo)) * (HEIGHT - TOP - BOTTOM), 1)
+        return round(TOP + (1 - (min(max(at, lo), hi) - lo) / (hi - lo)) * (self.plot.height - TOP - BOTTOM), 1)
 
     def x_ticks(self) -> list[tuple[float, str]]:
         return [(at, _short(at)) for at in _ticks(*self._x, most=8)]
@@ -186,7 +201,7 @@ def _thinned(series: Series) -> Series:
     step = -(-len(points) // MAX_POINTS)
     if step > 1:
         points = [*points[:-1:step], points[-1]]
-    return Series(series.name, points, series.style, series.tone, series.dashed)
+    return replace(series, points=points)
 
 
 def _range(values: Iterable[float], *, room: float = 0.0) -> tuple[float, float]:
@@ -194,7 +209,8 @@ def _range(values: Iterable[float], *, room: float = 0.0) -> tuple[float, float]
     known = [value for value in values if math.isfinite(value)]
     lo, hi = (min(known), max(known)) if known else (0.0, 1.0)
     if lo == hi:
-        lo, hi = lo - 0.5, hi + 0.5
+        half = abs(lo) / 2 or 0.5
+        lo, hi = lo - half, hi + half
     return lo - room * (hi - lo), hi + room * (hi - lo)
 
 

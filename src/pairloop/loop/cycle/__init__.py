@@ -8,9 +8,11 @@ Run alone: ``pairloop cycle run``.
 """
 
 from pairloop.loop.cycle.base import ensure_base, register_base
+from pairloop.loop.cycle.cancel import cancel
 from pairloop.loop.cycle.context import Loop, is_gone, owning, standstill, training
 from pairloop.loop.cycle.judging import AgainstBase, kept_against_base, standing
 from pairloop.loop.cycle.looks import last_look
+from pairloop.loop.cycle.review import Compared, Look, Review, last_word, review
 from pairloop.loop.cycle.rounds import RoundStatus, round_of
 from pairloop.loop.cycle.stages import record_failure, run
 from pairloop.loop.cycle.status import (
@@ -27,20 +29,26 @@ from pairloop.loop.cycle.status import (
 __all__ = [
     "AgainstBase",
     "CanaryStatus",
+    "Compared",
     "CycleStatus",
     "DuelStatus",
     "LastVerdict",
+    "Look",
     "Loop",
+    "Review",
     "RoundStatus",
+    "cancel",
     "challenger_of",
     "ensure_base",
     "is_gone",
     "kept_against_base",
     "last_look",
+    "last_word",
     "next_run_at",
     "owning",
     "record_failure",
     "register_base",
+    "review",
     "round_of",
     "run",
     "run_json",

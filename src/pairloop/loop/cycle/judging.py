@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -13,12 +13,14 @@ from pairloop.config import Config
 from pairloop.loop import evaluate, gate
 from pairloop.store import duels, quarantines
 from pairloop.store.canaries import Canary
-from pairloop.types import BASE_VERSION, Cycle, Duel, DuelPick, Interval, Verdict
+from pairloop.types import BASE_VERSION, Cycle, Duel, DuelPick, Interval, LabelledGroup, Verdict
 
 
-def standing(c: Connection, config: Config, duel: Duel, report: Mapping[str, Any]) -> Verdict:
-    """The verdict on the duel's votes so far, after the offline report of its check. Records nothing."""
-    votes = votes_so_far(c, config, duel)
+def standing(
+    c: Connection, config: Config, duel: Duel, report: Mapping[str, Any], votes: Sequence[DuelPick] | None = None
+) -> Verdict:
+    """The verdict on the duel's ``votes`` (by default those so far), after the offline report of its check. Records nothing."""
+    votes = votes_so_far(c, config, duel) if votes is None else votes
     is_anchored = config.gate.seed_share > 0 or duel.champion != BASE_VERSION
     return gate.decide(
         evaluate.Report.from_json(report),
@@ -103,10 +105,11 @@ def turning(c: Connection, config: Config, canary: Canary) -> str | None:
 
 def votes_so_far(c: Connection, config: Config, duel: Duel) -> list[DuelPick]:
     """The duel's votes, without those of quarantined raters."""
+    return votes_of(config, duel, duels.picks(c, duel.duel_id), quarantines.current(c, duel.policy))
+
+
+def votes_of(config: Config, duel: Duel, picks: Sequence[LabelledGroup], quarantined: Collection[str]) -> list[DuelPick]:
+    """The votes that some of the duel's picks are."""
     return gate.votes(
-        duel,
-        duels.picks(c, duel.duel_id),
-        min_latency_ms=config.feedback.min_latency_ms,
-        quarantined=quarantines.current(c, duel.policy),
-        slices=config.gate.slices,
+        duel, picks, min_latency_ms=config.feedback.min_latency_ms, quarantined=quarantined, slices=config.gate.slices
     )

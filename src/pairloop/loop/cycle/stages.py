@@ -37,18 +37,26 @@ def _never() -> bool:
     return False
 
 
-def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never, actor: str | None = None) -> Cycle:
+def run(
+    loop: Loop,
+    *,
+    trigger: str,
+    should_stop: Callable[[], bool] = _never,
+    actor: str | None = None,
+    only: str | None = None,
+) -> Cycle:
     """Begin a cycle, go on with the one that was interrupted, or look at the duel again.
 
     Returns when the cycle ended, when it waits for people, or when ``should_stop`` said so; no lease is held then.
-    ``actor``: who asked by hand for a new cycle, for the audit trail. A stage's failure ends the cycle as ``failed``, but one
+    ``actor``: who asked by hand for a new cycle, for the audit trail. ``only``: the id of the cycle to go on with; no new one
+    is begun where it was cancelled meanwhile. A stage's failure ends the cycle as ``failed``, but one
     that comes while stopping is tried again at the next start. ConflictError while another thread or process moves a cycle of
     this policy, or took this one over: then nothing more was written. UnavailableError where the store or the disk is not to
     be had: the next call goes on from the last step.
     """
     with CycleLease(loop) as lease:
         loop = dataclasses.replace(loop, store=loop.store.fenced(lease.check))
-        cycle = _open(loop, trigger, actor)
+        cycle = _open(loop, trigger, actor) if only is None else _get(loop, only)
         while not cycle.state.is_terminal and not should_stop():
             turn = Turn(loop, cycle, lambda: should_stop() or lease.is_lost)
             try:
@@ -60,7 +68,8 @@ def run(loop: Loop, *, trigger: str, should_stop: Callable[[], bool] = _never, a
                 if should_stop():  # the engine may be closed by now, and the stage failed of that
                     logger.info("cycle %d of %s stops while %s: %s", cycle.number, loop.name, cycle.state, error)
                     return _get(loop, cycle.cycle_id)
-                _fail(turn, error)
+                if not _get(loop, cycle.cycle_id).state.is_terminal:  # else it was cancelled, and the stage found out
+                    _fail(turn, error)
             moved = _get(loop, cycle.cycle_id)
             if len(moved.steps) == len(cycle.steps):
                 return moved
@@ -164,8 +173,8 @@ def _train(turn: Turn) -> None:
             turn.enter(CycleState.NOTHING_TO_TRAIN, {"reason": "too few usable pairs to train on", **result})
         case RunStatus.USER_ERROR | RunStatus.SYSTEM_ERROR:
             turn.enter(CycleState.FAILED, _failure(cycle.state, str(done.status), _message(done.result)) | result)
-        case RunStatus.RUNNING:
-            return  # stopped; the next start goes on from the last checkpoint
+        case RunStatus.RUNNING | RunStatus.CANCELLED:
+            return  # stopped; the next start goes on from the last checkpoint, unless the cycle was cancelled
 
 
 def _check(turn: Turn) -> None:

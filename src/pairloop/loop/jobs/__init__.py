@@ -14,24 +14,44 @@ from pairloop.loop.jobs.uploads import TooLarge, upload
 from pairloop.loop.jobs.uploads import delete as delete_file
 from pairloop.loop.jobs.uploads import get as get_file
 from pairloop.loop.jobs.validate import validate_next
+from pairloop.loop.jobs.watching import (
+    Figures,
+    TrainingRun,
+    figures,
+    find,
+    log_of,
+    of_cycles,
+    of_jobs,
+    recipe_of,
+    rows_trained_on,
+)
 from pairloop.loop.jobs.work import train_next
 
 __all__ = [
     "ORGANIZATION",
+    "Figures",
     "JobQueue",
     "JobRequest",
     "TooLarge",
+    "TrainingRun",
     "cancel",
     "checkpoint_id",
     "checkpoint_name",
     "create",
     "delete_file",
+    "figures",
+    "find",
     "find_start",
     "get",
     "get_file",
+    "log_of",
     "model_name",
+    "of_cycles",
+    "of_jobs",
     "pause",
+    "recipe_of",
     "resume",
+    "rows_trained_on",
     "train_next",
     "upload",
     "validate_next",

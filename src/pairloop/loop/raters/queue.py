@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.loop.serve import pool_of
-from pairloop.store import Store, groups, queue
+from pairloop.store import Store, groups, marks, queue
 from pairloop.types import Group
 
 CANDIDATES = 32
@@ -28,7 +28,8 @@ class Item:
 def next_item(store: Store, config: Config, rater_id: str, *, rng: random.Random, repeats_only: bool = False) -> Item | None:
     """What this rater should look at next; None where there is nothing.
 
-    New comparisons come from the rater's own pool, so that nobody who trains also judges. A repeat comes with chance
+    New comparisons come from the rater's own pool, so that nobody who trains also judges; those that an operator sent here come
+    first. A repeat comes with chance
     ``feedback.repeat_share``; with ``repeats_only`` nothing else does.
     """
     if store.redactor is not None:
@@ -43,8 +44,9 @@ def next_item(store: Store, config: Config, rater_id: str, *, rng: random.Random
 
 def _new(c: Connection, config: Config, rater_id: str, rng: random.Random) -> Item | None:
     pool = pool_of(rater_id, config.serve.gate_share)
+    sent = marks.queued(c, config.policy.name, pool, rater_id, CANDIDATES)
     ids = queue.unpicked(c, config.policy.name, pool, CANDIDATES)
-    for group in _usable(c, rng.sample(ids, len(ids))):
+    for group in _usable(c, rng.sample(sent, len(sent)) + rng.sample(ids, len(ids))):
         return Item(group, (0, 1) if rng.random() < 0.5 else (1, 0), is_repeat=False)
     return None
 

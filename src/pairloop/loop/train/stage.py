@@ -19,11 +19,11 @@ from sqlalchemy import Connection
 
 from pairloop import faults
 from pairloop.config import Config, duration_s
-from pairloop.errors import NotFoundError, StoreError, UnavailableError
+from pairloop.errors import ConflictError, NotFoundError, StoreError, UnavailableError
 from pairloop.learner.child import Row, read_rows
 from pairloop.learner.job import DISK_FULL, TrainJob, TrainResult, TrainStatus
 from pairloop.loop.train.attempts import Listener, OnProgress, Start, attempt, job_in
-from pairloop.store import Store, new_id, runs, versions
+from pairloop.store import Store, cycles, new_id, runs, versions
 from pairloop.types import Dataset, Run, RunStatus, Version, VersionKind
 
 LOG = logging.getLogger(__name__)
@@ -57,8 +57,8 @@ def run(
 
     The caller holds the policy's lease. ``on_progress`` gets each metrics row; ``should_stop`` pauses the run; the version's
     record holds ``also_recorded`` beside recipe and result. Raises ConfigError where method and parent do not go together,
-    UnavailableError where the disk is full: the next call goes on from the last checkpoint. Every failure of the training
-    itself is a record.
+    ConflictError where the cycle was cancelled, UnavailableError where the disk is full: the next call goes on from the last
+    checkpoint. Every failure of the training itself is a record.
     """
     row = _take_up(store, config, dataset, parent, cycle_id, owner)
     faults.reach("run.taken_up")
@@ -69,7 +69,14 @@ def run(
     heart = _Heart(store, row, duration_s(config.schedule.lease), on_progress)
     start = Start.of(config.policy.model, parent, hold)
     job = job_in(folder, config, start=start, data=hold(dataset.path), train=config.train)
-    result = attempt(job, folder, heart, should_stop)
+    try:
+        result = attempt(job, folder, heart, should_stop)
+    except ConflictError:  # another process took it over, or it was cancelled
+        with store.reading() as c:
+            ended = runs.get(c, row.run_id)
+        if ended is not None and ended.status is RunStatus.CANCELLED:
+            _tidy(folder)
+        raise
     if result.status is TrainStatus.PAUSED:
         return TrainRecord(row.run_id, RunStatus.RUNNING, None, {})
     if result.error is not None and result.error.code == DISK_FULL:
@@ -117,6 +124,9 @@ def _take_up(store: Store, config: Config, dataset: Dataset, parent: Version, cy
     )
 
     def take(c: Connection) -> Run:
+        cycle = cycles.get(c, cycle_id) if cycle_id is not None else None
+        if cycle is not None and cycle.state.is_terminal:
+            raise ConflictError(f"cycle {cycle.number} of {cycle.policy} has ended ({cycle.state}); it trains no more")
         found = runs.for_cycle(c, cycle_id) if cycle_id is not None else None
         if found is not None and (found.status is not RunStatus.RUNNING or found.owner == owner):
             return found

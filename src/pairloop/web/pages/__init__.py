@@ -6,16 +6,37 @@ shows anew is cut out of the whole page by htmx (``hx-select``), so that there i
 
 from __future__ import annotations
 
-from pairloop.web.pages import chat, datasets, docs, home, live, requests, schedule, system
-
-PAGES = (
+from pairloop.web.pages import (
+    audit,
     chat,
     datasets,
     docs,
+    gates,
     home,
+    keys,
     live,
+    preferences,
     requests,
+    runs,
     schedule,
     system,
+    versions,
+)
+
+PAGES = (
+    audit,
+    chat,
+    datasets,
+    docs,
+    gates,
+    home,
+    keys,
+    live,
+    preferences,
+    requests,
+    runs,
+    schedule,
+    system,
+    versions,
 )
 """Each has a ``router``."""

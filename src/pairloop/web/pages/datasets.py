@@ -13,9 +13,9 @@ from fastapi import APIRouter, Query, Request, Response
 from pairloop.errors import InvalidRequestError, NotFoundError, StoreError
 from pairloop.formats import snapshot
 from pairloop.loop.pairs import Dropped
-from pairloop.store import datasets, lineage
+from pairloop.store import datasets, provenance
 from pairloop.store.artifacts import read_manifest
-from pairloop.store.lineage import Maker
+from pairloop.store.provenance import Maker
 from pairloop.types import Dataset, Message, PreferencePair, TrainingRow, spoken
 from pairloop.web.context import Context, Here
 from pairloop.web.pages.rendering import PageRoute, page
@@ -50,6 +50,7 @@ WHY: Mapping[str, str] = {
     Dropped.QUARANTINED: "the rater is quarantined",
     Dropped.ABANDONED: "the client went away before the answer was whole",
     Dropped.DELETED: "deleted or erased",
+    Dropped.EXCLUDED: "an operator excluded it",
     Dropped.REDACTED: "something was taken out of the text",
     Dropped.DUEL: "a duel's pick: it judges versions, and trains none",
     Dropped.DUPLICATE_GROUP: "the same comparison twice",
@@ -108,7 +109,7 @@ async def dataset_list(request: Request, context: Here, after: After = None) -> 
             found = datasets.list_(c, context.policy_name, after=after, limit=ON_A_PAGE + 1, with_jobs=True)
             shown = found[:ON_A_PAGE]
             ids = [one.dataset_id for one in shown]
-            made, used = lineage.makers(c, ids), lineage.trained_on(c, ids)
+            made, used = provenance.makers(c, ids), provenance.trained_on(c, ids)
         more = shown[-1].dataset_id if len(found) > ON_A_PAGE else None
         return {"datasets": shown, "makers": made, "trained": used, "more": more, "after": after}
 
@@ -141,9 +142,9 @@ def _detail(context: Context, dataset_id: str, split: Split, at: int) -> Detail:
         if dataset is None:
             raise NotFoundError(f"no dataset {dataset_id!r}", param="dataset_id")
         current = datasets.current(c, dataset_id)
-        maker = lineage.makers(c, [dataset_id])[dataset_id]
-        used = lineage.trained_on(c, [dataset_id]).get(dataset_id, [])
-        runs = lineage.runs_on(c, dataset.policy, dataset_id)
+        maker = provenance.makers(c, [dataset_id])[dataset_id]
+        used = provenance.trained_on(c, [dataset_id]).get(dataset_id, [])
+        runs = provenance.runs_on(c, dataset.policy, dataset_id)
     rows, next_at, manifest = ([], None, {}) if current is None else _read(context, current, split, at)
     rules = [(name.replace("_", " "), _rule(value)) for name, value in manifest.get("rules", {}).items()]
     return Detail(dataset, current, maker, used, runs, rules, manifest.get("parent"), rows, next_at)

@@ -12,8 +12,7 @@ from starlette.responses import StreamingResponse
 
 from pairloop.types import CycleState
 from pairloop.web.context import Context, Here
-from pairloop.web.curve import chart
-from pairloop.web.pages.rendering import SECURITY_HEADERS, PageRoute, render
+from pairloop.web.pages.rendering import PageRoute, render
 from pairloop.web.status import STAGES, Status
 
 LOOK_EVERY_S = 1.0
@@ -34,7 +33,7 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 @router.get("/page/events")
 async def events(request: Request, context: Here) -> Response:
     """Server-sent events: ``tick`` when the loop's figures changed, ``moved`` when its history did."""
-    headers = {**SECURITY_HEADERS, "x-accel-buffering": "no"}
+    headers = {"x-accel-buffering": "no"}
     return StreamingResponse(_events(request, context), media_type="text/event-stream", headers=headers)
 
 
@@ -61,14 +60,8 @@ async def _events(request: Request, context: Context) -> AsyncIterator[str]:
 
 
 def view_of(status: Status) -> dict[str, Any]:
-    """What the loop's card and the curve are rendered from."""
-    return {
-        "status": status,
-        "now": status.now,
-        "stages": stages_of(status.now.state),
-        "chart": chart(status.points, champion=status.now.champion),
-        "points": {point.contest.challenger: point for point in status.points},
-    }
+    """What the loop's card is rendered from."""
+    return {"status": status, "now": status.now, "stages": stages_of(status.now.state)}
 
 
 def stages_of(state: str) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""What every page shares: the templates, the headers, the menu, and errors that a person can read."""
+"""What every page shares: the templates, the menu, and errors that a person can read."""
 
 from __future__ import annotations
 
@@ -12,26 +12,18 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.types import Scope
 
 from pairloop import __version__
 from pairloop.errors import PairloopError
 from pairloop.types import Interval
+from pairloop.web.callers import caller_of
 from pairloop.web.context import Context, context_of
 from pairloop.web.errors import from_error, from_validation
 from pairloop.web.pages.menu import menu
 
 WEB = Path(__file__).parent.parent
 HTML = "text/html; charset=utf-8"
-
-SECURITY_HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
 
 
 class PageRoute(APIRoute):
@@ -47,27 +39,29 @@ class PageRoute(APIRoute):
                 refusal = from_error(error)
             except RequestValidationError as error:
                 refusal = from_validation(error.errors())
-            context, status = context_of(request), refusal.status_code
-            return page(request, context, "error.html", title=f"Error {status}", status_code=status, message=refusal.message)
+            return error_page(request.scope, refusal.status_code, refusal.message)
 
         return handle_as_page
 
 
+def error_page(scope: Scope, status: int, message: str) -> Response:
+    """What went wrong, as a page."""
+    request = Request(scope)
+    context = context_of(request)
+    return page(request, context, "error.html", title=f"Error {status}", status_code=status, message=message)
+
+
 def page(request: Request, context: Context, template: str, *, title: str, status_code: int = 200, **values: Any) -> Response:
     """A page of the house: ``template`` extends base.html, which has the menu with ``request``'s page marked."""
-    policy, path = context.policy_name, request.url.path
-    return render(template, status_code=status_code, title=title, policy=policy, menu=menu(request), path=path, **values)
+    policy, path, caller = context.policy_name, request.url.path, caller_of(request.scope)
+    return render(
+        template, status_code=status_code, title=title, policy=policy, menu=menu(request), path=path, caller=caller, **values
+    )
 
 
-def render(template: str, *, status_code: int = 200, sends_forms: bool = False, **values: Any) -> Response:
-    """A page; one that ``sends_forms`` may send them to this server, and to nobody else."""
-    body = environment().get_template(template).render(**values)
-    headers = dict(SECURITY_HEADERS)
-    if sends_forms:
-        headers["content-security-policy"] = headers["content-security-policy"].replace(
-            "form-action 'none'", "form-action 'self'"
-        )
-    return Response(body, status_code=status_code, media_type=HTML, headers=headers)
+def render(template: str, *, status_code: int = 200, **values: Any) -> Response:
+    """A template as a response."""
+    return Response(environment().get_template(template).render(**values), status_code=status_code, media_type=HTML)
 
 
 @cache
@@ -78,8 +72,10 @@ def environment() -> Environment:
     environment.filters |= {
         "percent": _percent,
         "interval": _interval,
+        "between": _between,
         "clock": _clock,
         "ago": _ago,
+        "duration": _duration,
         "number": _number,
         "words": _words,
         "took": _took,
@@ -96,6 +92,10 @@ def _interval(interval: Interval) -> str:
     return f"{100 * interval.mean:.0f} % ({100 * interval.lo:.0f}–{100 * interval.hi:.0f})"
 
 
+def _between(interval: Interval) -> str:
+    return f"{100 * interval.lo:.0f}–{100 * interval.hi:.0f} %"
+
+
 def _clock(at: datetime) -> str:
     return at.strftime("%Y-%m-%d %H:%M:%S")
 
@@ -103,16 +103,19 @@ def _clock(at: datetime) -> str:
 def _ago(at: datetime) -> str:
     """``3 min ago``, of a time with a zone; ``in 3 min`` of one to come."""
     seconds = (datetime.now(UTC) - at).total_seconds()
-    size = abs(seconds)
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
-        if size >= length or unit == "s":
-            amount = f"{size / length:.0f} {unit}"
-            return f"{amount} ago" if seconds >= 0 else f"in {amount}"
-    raise AssertionError("the last unit fits all")
+    return f"{_duration(seconds)} ago" if seconds >= 0 else f"in {_duration(-seconds)}"
+
+
+def _duration(seconds: float) -> str:
+    """In the largest unit that it fills."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _took(seconds: float) -> str:
-    """A duration in the unit that fits it."""
+    """A duration to be compared with others, so with one digit more than ``_duration``."""
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.1f} {unit}"

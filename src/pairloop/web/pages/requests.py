@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.loop.feedback import is_revealed
-from pairloop.store import datasets, feedback, groups, lineage, removed, requests, versions
+from pairloop.store import datasets, feedback, groups, provenance, removed, requests, versions
 from pairloop.store.requests import LOOKED_AT_MOST, RequestFilter
 from pairloop.types import PREFERENCE_METRIC, Feedback, Group, GroupKind, LabelledGroup, Message, Pool, offered_tools, spoken
 from pairloop.web.context import Context, Here
@@ -100,7 +100,7 @@ async def request_list(
         "is_cut": found.is_cut,
         "looked": LOOKED_AT_MOST,
     }
-    return page(request, context, "requests.html", title="Requests", sends_forms=True, **values)
+    return page(request, context, "requests.html", title="Requests", **values)
 
 
 @router.get("/requests/{group_id}")
@@ -140,8 +140,8 @@ def _detail(context: Context, group_id: str) -> Detail:
         if group is None or group.policy != context.policy_name:
             raise NotFoundError(f"no request {group_id!r}", param="group_id")
         revealed = is_revealed(c, group)
-        held = lineage.containing_group(c, group_id)
-        made = lineage.trained_on(c, held)
+        held = provenance.containing_group(c, group_id)
+        made = provenance.trained_on(c, held)
         known = [one for one in versions.list_(c, context.policy_name) if not removed.is_removed(c, one.path)]
         return Detail(
             group=group,
