@@ -72,6 +72,7 @@ def test_the_page_says_what_is_due_and_why(serve: Callable[..., RunningServer], 
     assert "No cycle yet" in page
     assert "alpha = 0.02" in page.split('id="settings"')[1]
     assert "nothing waits to begin" in page
+    assert "/cancel" not in page
     asked = server.http.post("/v1/cycles", json={"reason": EVIL})
     assert asked.status_code == 202
     server.store.write(lambda c: cycles.insert(c, cycle(1, (CycleState.BUILDING, 0), (CycleState.HELD, 90))))
@@ -83,6 +84,10 @@ def test_the_page_says_what_is_due_and_why(serve: Callable[..., RunningServer], 
     assert "1.5 min" in page
     assert "host:1" in page
     assert "unless renewed" in page
+    server.store.write(lambda c: cycles.insert(c, cycle(2, (CycleState.BUILDING, 0))))
+    assert 'data-api="POST /v1/cycles/cycle_2/cancel"' in fresh(server)
+    assert server.http.post("/v1/cycles/cycle_2/cancel", json={"reason": "no"}).status_code == 200
+    assert "/cancel" not in fresh(server)
 
 
 def fresh(server: RunningServer) -> str:

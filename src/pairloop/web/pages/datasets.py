@@ -12,13 +12,13 @@ from fastapi import APIRouter, Query, Request, Response
 
 from pairloop.errors import InvalidRequestError, NotFoundError, StoreError
 from pairloop.formats import snapshot
-from pairloop.loop.pairs import Dropped
 from pairloop.store import datasets, provenance
 from pairloop.store.artifacts import read_manifest
 from pairloop.store.provenance import Maker
 from pairloop.types import Dataset, Message, PreferencePair, TrainingRow, spoken
 from pairloop.web.context import Context, Here
 from pairloop.web.pages.rendering import PageRoute, page
+from pairloop.web.words import WHY
 
 ON_A_PAGE = 25
 ROWS_ON_A_PAGE = 8
@@ -28,43 +28,6 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 After = Annotated[str | None, Query(max_length=128)]
 Split = Literal["train", "heldout"]
 Byte = Annotated[int, Query(ge=0, le=2**62)]
-
-WHY: Mapping[str, str] = {
-    Dropped.TIE: "a tie prefers neither answer",
-    Dropped.BOTH_BAD: "both answers were called bad",
-    Dropped.SKIP: "skipped",
-    Dropped.MAJORITY_TIE: "as many raters for one answer as for the other",
-    Dropped.OUTVOTED: "most raters said otherwise",
-    Dropped.EQUAL_SCORES: "both answers have the same score",
-    Dropped.SCORE_WITHOUT_PARTNER: "a score, and no other answer to the prompt that has one",
-    Dropped.CONFLICTING_THUMBS: "thumbs up and down for the same answer",
-    Dropped.THUMB_WITHOUT_PARTNER: "a thumb, and no other answer to the prompt with the opposite one",
-    Dropped.DEMONSTRATION_WITHOUT_PARTNER: "an ideal answer, and nothing that it is better than",
-    Dropped.COMMENT: "a comment: words, no preference",
-    Dropped.OTHER_METRIC: "a metric that no objective trains on",
-    Dropped.MALFORMED: "not usable as it was recorded",
-    Dropped.JUDGE_ERROR: "the verifier or judge failed",
-    Dropped.REPEAT: "a repeated comparison: it measures how often picks are flipped",
-    Dropped.INSTANT_PICK: "picked faster than anybody reads (feedback.min_latency_ms)",
-    Dropped.RATER_CAP: "the rater has enough picks in this round (feedback.max_picks_per_rater)",
-    Dropped.QUARANTINED: "the rater is quarantined",
-    Dropped.ABANDONED: "the client went away before the answer was whole",
-    Dropped.DELETED: "deleted or erased",
-    Dropped.EXCLUDED: "an operator excluded it",
-    Dropped.REDACTED: "something was taken out of the text",
-    Dropped.DUEL: "a duel's pick: it judges versions, and trains none",
-    Dropped.DUPLICATE_GROUP: "the same comparison twice",
-    Dropped.EARLIER_ROUND: "trained on before",
-    Dropped.STALE: "answered by a version too many promotions ago (pairs.max_staleness)",
-    Dropped.IDENTICAL: "both answers are the same",
-    Dropped.EMPTY_CHOSEN: "the better answer is empty",
-    Dropped.CONFLICT: "the same two answers, the other way round",
-    Dropped.OUTRANKED: "a stronger statement about the same answers was used",
-    Dropped.PROMPT_IN_HELDOUT: "its prompt is held out",
-    Dropped.PROMPT_CAP: "the prompt has enough pairs (pairs.max_pairs_per_prompt)",
-    Dropped.OVER_LONG: "longer than train.max_length",
-    Dropped.TEMPLATE_REFUSED: "the chat template refuses the conversation",
-}
 
 
 class Reason(NamedTuple):
