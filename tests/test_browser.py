@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,23 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
+from tests.browsing import CHROMIUM, PHONE, Visit, chromium, visit
 from tests.server import POLICY, user_of
 
 from pairloop.loop.serve import pool_of
 from pairloop.policy.fake import quality
 from pairloop.types import Pool
 
-CHROMIUM = shutil.which("chromium")
-ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 CONFIG = """
 [policy]
 model = "fake"
@@ -78,12 +68,10 @@ def url(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
             process.wait(30)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 def visitor(pool: Pool) -> str:
@@ -91,20 +79,11 @@ def visitor(pool: Pool) -> str:
     return next(name for name in names if pool_of(name, 0.2) is pool)
 
 
-def open_page(browser: Browser, url: str, problems: list[str], **options: Any) -> Page:
-    """The first page for a visitor of the train pool; what the console complains about goes to ``problems``."""
-
-    def note(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            problems.append(message.text)
-
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
-    context.add_cookies([{"name": "pairloop_visitor", "value": visitor(Pool.TRAIN), "url": url}])
-    page = context.new_page()
-    page.on("console", note)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto(url)
-    return page
+def visit_as_trainer(browser: Browser, url: str, **options: Any) -> Visit:
+    """The first page for a visitor of the train pool."""
+    cookie = {"name": "pairloop_visitor", "value": visitor(Pool.TRAIN), "domain": "127.0.0.1", "path": "/", "expires": -1}
+    kept = {"cookies": [{**cookie, "httpOnly": True, "secure": False, "sameSite": "Strict"}], "origins": []}
+    return visit(browser, url, storage_state=kept, **options)
 
 
 def customer_picks(http: httpx.Client, user: str, better: Callable[[list[str]], int]) -> None:
@@ -122,8 +101,8 @@ def the_higher(texts: list[str]) -> int:
 def test_a_pick_by_key_and_a_cycle_on_the_page(browser: Browser, url: str, tmp_path: Path) -> None:
     shots = Path(os.environ.get("PAIRLOOP_SCREENSHOTS") or tmp_path / "screenshots")
     shots.mkdir(parents=True, exist_ok=True)
-    problems: list[str] = []
-    page = open_page(browser, url, problems)
+    first = visit_as_trainer(browser, url)
+    page = first.page
     page.screenshot(path=shots / "1-idle.png", full_page=True)
 
     # Asked with Enter, picked with a key; the conversation goes on with the chosen answer.
@@ -147,7 +126,8 @@ def test_a_pick_by_key_and_a_cycle_on_the_page(browser: Browser, url: str, tmp_p
 
     with httpx.Client(base_url=url, timeout=30.0, trust_env=False) as http:
         feedback = http.get("/metrics").text
-        assert 'pairloop_picks_total{label="B"} 1.0' in feedback
+        labels = [f'pairloop_picks_total{{label="{label}"}} 1.0' in feedback for label in "AB"]
+        assert sum(labels) == 1  # whichever index stood on the right
         assert 'pairloop_picks_total{label="TIE"} 1.0' in feedback
         for number in range(16):
             customer_picks(http, user_of(Pool.TRAIN, number), the_higher)
@@ -168,26 +148,26 @@ def test_a_pick_by_key_and_a_cycle_on_the_page(browser: Browser, url: str, tmp_p
         expect(page.locator("#curve svg .point.good a").last).to_have_attribute("aria-label", re.compile("^@1, promoted"))
     page.screenshot(path=shots / "5-promoted.png", full_page=True)
 
-    dark = open_page(browser, url, problems, color_scheme="dark")
-    dark.screenshot(path=shots / "6-dark.png", full_page=True)
-    phone = open_page(browser, url, problems)
-    phone.set_viewport_size({"width": 390, "height": 844})
+    dark = visit_as_trainer(browser, url, color_scheme="dark")
+    dark.page.screenshot(path=shots / "6-dark.png", full_page=True)
+    small = visit_as_trainer(browser, url, size=PHONE)
+    phone = small.page
     phone.keyboard.type("Where is my order?")
     phone.keyboard.press("Enter")
     expect(phone.locator("#note")).to_contain_text("Pick with a button")
     phone.screenshot(path=shots / "7-phone.png", full_page=True)
-    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    assert small.overflow() <= 0
     phone.goto(f"{url}/docs")
     phone.set_viewport_size({"width": 1000, "height": 800})
     phone.locator("summary", has_text="/v1/preferences").click()
     phone.screenshot(path=shots / "8-docs.png", full_page=True)
-    assert problems == []
+    assert [(seen.problems, seen.outside) for seen in (first, dark, small)] == [([], [])] * 3
 
 
 @pytest.mark.parametrize("url", ["[feedback]\nrepeat_share = 1.0\nrepeat_after = 1\n"], indirect=True)
 def test_an_earlier_comparison_comes_again_with_its_sides_swapped(browser: Browser, url: str, tmp_path: Path) -> None:
-    problems: list[str] = []
-    page = open_page(browser, url, problems)
+    seen = visit_as_trainer(browser, url)
+    page = seen.page
     shown = []
     for question in ("Where is my order?", "And my refund?"):
         page.keyboard.type(question)
@@ -196,6 +176,7 @@ def test_an_earlier_comparison_comes_again_with_its_sides_swapped(browser: Brows
         shown.append([page.locator(f"#text-{place}").inner_text() for place in (0, 1)])
         page.keyboard.press("1")
         expect(page.locator("#note")).not_to_contain_text("Pick with a button")
+    page.get_by_role("button", name="Look at an earlier question").press("Enter")
     expect(page.locator("#note")).to_contain_text("One more: an earlier question of yours")
     expect(page.locator("#question")).to_have_text("Where is my order?")
     assert [page.locator(f"#text-{place}").inner_text() for place in (0, 1)] == shown[0][::-1]
@@ -208,4 +189,4 @@ def test_an_earlier_comparison_comes_again_with_its_sides_swapped(browser: Brows
     page.keyboard.type("Thanks, and the next one?")  # the conversation goes on where it was
     page.keyboard.press("Enter")
     expect(page.locator("#note")).to_contain_text("Pick with a button")
-    assert problems == []
+    assert (seen.problems, seen.outside) == ([], [])

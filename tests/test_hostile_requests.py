@@ -75,7 +75,7 @@ def test_an_origin_that_is_no_address_is_another_site(shared: RunningServer, ori
 def test_a_long_login_form_is_not_read(shared: RunningServer) -> None:
     assert shared.http.post("/login", content=b"&a=1" * 100_000).status_code == 413
     for key in ("sk-pairloop-%00-x", "sk-pairloop-" + "8" * 3_000 + "-x"):
-        assert shared.http.post("/login", content=f"key={key}").status_code == 401
+        assert shared.http.post("/login", content=f"key={key}", headers={"origin": shared.url}).status_code == 401
 
 
 def test_many_parts_in_one_upload_are_refused(shared: RunningServer) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from tests.browsing import ARGS
 from tests.server import POLICY, RunningServer, fake_config
-from tests.test_browser import ARGS
 
 from pairloop.store import feedback, groups, keys
 from pairloop.types import Label

@@ -11,6 +11,7 @@ import click
 
 from pairloop import __version__
 from pairloop.cli import (
+    accounts,
     audit,
     bench,
     comparing,
@@ -40,7 +41,24 @@ def pairloop() -> None:
     """
 
 
-rooms = (serving, keeping, keys, loop, gate, raters, versions, privacy, audit, data, training, jobs, webhooks, lab, bench)
+rooms = (
+    serving,
+    keeping,
+    keys,
+    accounts,
+    loop,
+    gate,
+    raters,
+    versions,
+    privacy,
+    audit,
+    data,
+    training,
+    jobs,
+    webhooks,
+    lab,
+    bench,
+)
 for command in (command for room in rooms for command in room.COMMANDS):
     pairloop.add_command(command)
 lab.lab.add_command(comparing.compare)

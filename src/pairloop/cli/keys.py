@@ -13,7 +13,7 @@ from pairloop.cli.output import config_option, show, table, verb
 if TYPE_CHECKING:
     from pairloop.store.keys import Key
 
-SCOPES = ("inference", "feedback", "operate", "train", "admin")
+SCOPES = ("inference", "feedback", "rate", "operate", "train", "admin")
 
 
 @click.group()
@@ -29,7 +29,8 @@ def keys() -> None:
     "scopes",
     type=click.Choice(SCOPES),
     multiple=True,
-    help="What it may do; may be given more than once. By default inference and feedback; admin may do everything.",
+    help="What it may do; may be given more than once. By default inference and feedback; rate opens the pages chat and queue, "
+    "admin everything.",
 )
 @click.option("--expires", help="How long it is good, such as 90d; by default until it is revoked.")
 @click.option("--requests-per-minute", type=click.IntRange(0), help="Its own limit instead of serve.requests_per_minute.")

@@ -15,8 +15,10 @@ from pairloop.client.shapes import (
     CycleResource,
     DatasetResource,
     DuelResource,
+    FeedbackLineage,
     FeedbackReceipt,
     GateResource,
+    Lineage,
     Moved,
     Page,
     PolicyResource,
@@ -119,6 +121,11 @@ class Client:
         """Record a value about one answer: thumbs, score, comment, demonstration, or a metric of your own."""
         body = {"inference_id": inference_id, "metric_name": metric_name, "value": value, **fields}
         return FeedbackReceipt.model_validate(self._transport.call("POST", "/v1/feedback", json=body).json())
+
+    def lineage(self, *feedback_ids: str) -> list[FeedbackLineage]:
+        """What became of feedback, by the ids of its receipts: waiting, in which version, left out and why. 50 ids at most."""
+        params = {"feedback_id": list(feedback_ids)}
+        return Lineage.model_validate(self._transport.call("GET", "/v1/lineage", params=params).json()).data
 
     # -- the loop
 

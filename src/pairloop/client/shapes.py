@@ -248,6 +248,40 @@ class Queue(BaseModel):
     item: QueueItem | None
 
 
+class AnswerFacts(BaseModel):
+    """What is told of an answer without its text; ``version`` is null where a duel is not to be unblinded."""
+
+    version: str | None
+    tokens: int
+    finish_reason: str
+
+
+class FeedbackLineage(BaseModel):
+    """What became of one feedback row: its use, the datasets and versions that hold it, the oldest first."""
+
+    object: Literal["feedback.lineage"] = "feedback.lineage"
+    id: str
+    inference_id: str
+    metric_name: str
+    label: str | None
+    use: str
+    """trained, training, waiting, left_out, judged, examines or noted."""
+    reason: str | None
+    versions: list[str]
+    serving: bool
+    """Whether one of the versions, or one that descends from it, is the champion."""
+    datasets: list[str]
+    duel_id: str | None
+    answers: list[AnswerFacts]
+
+
+class Lineage(BaseModel):
+    """The rows that were asked for, in the order of their ids."""
+
+    object: Literal["list"] = "list"
+    data: list[FeedbackLineage]
+
+
 class ScheduleResource(BaseModel):
     """When the cycles of a policy begin: by a clock, a cron line, new pairs, or the pending trigger."""
 
@@ -281,6 +315,29 @@ class NewKeyResource(KeyResource):
     """A key that was just made, with its token: this once."""
 
     token: str
+
+
+class AccountResource(BaseModel):
+    """A person's account; ``id`` is its name."""
+
+    object: Literal["account"] = "account"
+    id: str
+    role: str
+    scopes: list[str]
+    created_at: int
+    last_login_at: int | None
+
+
+class SessionResource(BaseModel):
+    """A sign-in on the pages; ``owner``: ``account:<name>`` or ``key:<id>``."""
+
+    object: Literal["session"] = "session"
+    id: str
+    owner: str
+    address: str
+    created_at: int
+    used_at: int
+    expires_at: int
 
 
 class AuditResource(BaseModel):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from pairloop.config.artifacts import check_place
 from pairloop.config.section import Positive, Section, Share, duration_s
@@ -189,6 +189,10 @@ class FeedbackSection(Section):
     """Picks of the rater between a comparison and its repeat."""
     thumb_metrics: tuple[str, ...] = ("resolved",)
     """Metrics of your own, true or false, that count as thumbs: what is said of a whole conversation, say."""
+    reasons: tuple[Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[^,\n]+$")], ...] = Field(
+        default=("more correct", "more helpful", "clearer", "better tone", "safer"), max_length=10
+    )
+    """What the page offers as reasons after a pick; those that are named are kept with the comment, in its tag `reasons`."""
 
 
 class LabelSection(Section):

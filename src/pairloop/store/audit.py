@@ -37,6 +37,10 @@ class AuditAction(StrEnum):
     DEQUEUE = "dequeue"
     KEY_CREATE = "key_create"
     KEY_REVOKE = "key_revoke"
+    ACCOUNT_CREATE = "account_create"
+    ACCOUNT_CHANGE = "account_change"
+    ACCOUNT_REMOVE = "account_remove"
+    SESSION_END = "session_end"
     ERASE = "erase"
     RETENTION = "retention"
     REBUILD = "rebuild"
@@ -50,7 +54,10 @@ class AuditAction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One act. ``actor``: ``key:<id>``, ``address:<ip>``, ``cli:<login>`` or ``scheduler``; ``subject``: to what."""
+    """One act. ``actor``: ``key:<id>``, ``account:<name>``, ``address:<ip>``, ``cli:<login>`` or ``scheduler``.
+
+    ``subject``: to what.
+    """
 
     seq: int
     at: datetime
@@ -86,15 +93,26 @@ def list_(
     limit: int | None = None,
     after: str | None = None,
     since: datetime | None = None,
+    until: datetime | None = None,
     action: str | None = None,
+    actor: str | None = None,
+    subject: str | None = None,
 ) -> list[AuditEntry]:
-    """Newest first; those that follow the entry ``after``. NotFoundError where there is none, InvalidRequestError for an
-    unknown action."""
+    """Newest first; those that follow the entry ``after``, from ``since`` on and before ``until``.
+
+    ``actor`` and ``subject``: parts of them, in any case of letters. NotFoundError where there is no entry ``after``,
+    InvalidRequestError for an unknown action.
+    """
     statement = sa.select(audit).order_by(audit.c.seq.desc()).limit(limit)
     if after is not None:
         statement = statement.where(audit.c.seq < _seq(c, after))
     if since is not None:
         statement = statement.where(audit.c.at >= since)
+    if until is not None:
+        statement = statement.where(audit.c.at < until)
+    for column, part in ((audit.c.actor, actor), (audit.c.subject, subject)):
+        if part:
+            statement = statement.where(column.icontains(part, autoescape=True))
     if action is not None:
         if action not in list(AuditAction):
             raise InvalidRequestError(f"no action {action!r}; there are {', '.join(AuditAction)}", param="action")

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Row
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.store import audit
 from pairloop.store.audit import AuditAction
-from pairloop.store.schema import keys
+from pairloop.store.schema import keys, sessions
 
 PREFIX = "sk-pairloop-"
 LONGEST_NAME = 128
@@ -32,10 +32,11 @@ _GET = sa.select(keys).where(keys.c.key_id == sa.bindparam("key_id"))
 
 
 class Scope(StrEnum):
-    """What a key may do; ``admin`` may do everything."""
+    """What a key may do; ``rate``: chat and label on the pages. ``admin`` may do everything."""
 
     INFERENCE = "inference"
     FEEDBACK = "feedback"
+    RATE = "rate"
     OPERATE = "operate"
     TRAIN = "train"
     ADMIN = "admin"
@@ -63,6 +64,10 @@ class Key:
         """Why this key is not good with this secret, or None."""
         if not hmac.compare_digest(self.secret_hash, hash_of(secret)):
             return "is not known"
+        return self.ended(now)
+
+    def ended(self, now: datetime) -> str | None:
+        """Why this key is no longer good, or None."""
         if self.revoked_at is not None:
             return "was revoked"
         if self.expires_at is not None and self.expires_at <= now:
@@ -144,13 +149,20 @@ def list_(c: Connection, *, after: str | None = None, limit: int | None = None) 
     return [_key(row) for row in c.execute(statement)]
 
 
+def names(c: Connection, key_ids: Collection[str]) -> dict[str, str]:
+    """What keys are called, by id."""
+    found = sa.select(keys.c.key_id, keys.c.name).where(keys.c.key_id.in_(key_ids))
+    return {row.key_id: row.name for row in c.execute(found)} if key_ids else {}
+
+
 def revoke(c: Connection, key_id: str, at: datetime, *, actor: str, reason: str) -> Key:
-    """Revoke a key for good; a second time changes nothing. NotFoundError for an unknown one."""
+    """Revoke a key for good, and end its sessions; a second time changes nothing. NotFoundError for an unknown one."""
     was_good = c.execute(sa.update(keys).where(keys.c.key_id == key_id, keys.c.revoked_at.is_(None)).values(revoked_at=at))
     key = get(c, key_id)
     if key is None:
         raise NotFoundError(f"no key {key_id!r}", param="key_id")
     if was_good.rowcount:
+        c.execute(sa.delete(sessions).where(sessions.c.key_id == key_id))
         details = {"name": key.name}
         audit.record(c, AuditAction.KEY_REVOKE, actor=actor, subject=f"key:{key_id}", reason=reason, details=details, at=at)
     return key

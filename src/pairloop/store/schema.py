@@ -3,9 +3,9 @@
 Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts, quarantines,
 the audit trail, events) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and
 end, the closing of a duel or canary, the traffic of a minute that is not over (an outage of the engine takes errors back), a
-key's last use and revocation, a fine-tuning job until it has ended, a webhook's delivery, what the wire shows of a group, why
-a feedback row is not used so far;
-and the texts of a group that was deleted, which is recorded. Stored replies are deleted after a day, traffic after a month.
+key's last use and revocation, accounts and sessions, a fine-tuning job until it has ended, a webhook's delivery, what the wire
+shows of a group, why a feedback row is not used so far; and the texts of a group that was deleted, which is recorded. Stored
+replies are deleted after a day, traffic after a month.
 """
 
 from __future__ import annotations
@@ -447,6 +447,33 @@ keys = Table(
     Column("expires_at", UtcDateTime),
     Column("last_used_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
+)
+
+# A removed account keeps its row, without its password: the audit trail names it.
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("name", String(48), primary_key=True),
+    Column("role", String(16), nullable=False),
+    Column("password_hash", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("last_login_at", UtcDateTime),
+    Column("removed_at", UtcDateTime),
+)
+
+# Who is signed in, by a key or an account; the row goes when the session ends.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("session_id", String(64), primary_key=True),
+    Column("secret_hash", String(64), nullable=False),
+    Column("key_id", String(64), ForeignKey("keys.key_id")),
+    Column("account", String(48), ForeignKey("accounts.name")),
+    Column("address", String(64), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("used_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Index(None, "created_at", "session_id"),
 )
 
 # Who was erased, as a salted hash: a row can be matched by hashing its user, and nobody can be read out of it.

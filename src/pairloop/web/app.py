@@ -15,6 +15,8 @@ from pairloop.loop.serve import ChatService
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store
 from pairloop.web import (
+    accounts,
+    afterwards,
     api,
     audit,
     chat,
@@ -95,6 +97,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
         picks,
         groups,
         evidence,
+        afterwards,
         files,
         fine_tuning,
         api,
@@ -103,6 +106,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
         erasures,
         raters,
         keys,
+        accounts,
         health,
         *pages.PAGES,
         login,
@@ -128,7 +132,9 @@ def _add_layers(app: FastAPI, context: Context) -> None:
         timeout_s=duration_s(serve.body_timeout),
     )
     app.add_middleware(InFlight, limit=serve.queue_limit, store=store)
-    app.add_middleware(Access, ring=context.keys, requests_per_minute=serve.requests_per_minute)
+    app.add_middleware(
+        Access, ring=context.keys, requests_per_minute=serve.requests_per_minute, error_page=pages.rendering.error_page
+    )
     if serve.allowed_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Request
@@ -13,6 +13,7 @@ from pairloop.loop.serve import ChatService
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store
 from pairloop.web.keyring import KeyRing
+from pairloop.web.limits import Buckets
 from pairloop.web.metrics import Metrics
 from pairloop.web.overview import OverviewBoard
 from pairloop.web.status import StatusBoard
@@ -45,6 +46,7 @@ class Context:
     board: StatusBoard
     keys: KeyRing
     overview: OverviewBoard
+    sign_ins: Buckets = field(default_factory=Buckets)
     draining: bool = False
 
     @property

@@ -28,7 +28,7 @@ from pairloop.redaction import Redactor
 from pairloop.store import Store, new_id, replies
 from pairloop.store.replies import StoredReply
 from pairloop.store.waiting import awaitable
-from pairloop.web.access import CALLER
+from pairloop.web.callers import CALLER
 from pairloop.web.errors import error_response
 from pairloop.web.headers import header
 

@@ -1,41 +1,113 @@
-"""The page's door: a key typed in becomes a cookie that scripts cannot read and other sites cannot send."""
+"""The pages' door: a name and password, or a key, become a session."""
 
 from __future__ import annotations
 
+import asyncio
+import math
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
-from pairloop.web.access import KEY_COOKIE
-from pairloop.web.context import Here
+from pairloop.errors import NotFoundError
+from pairloop.store import accounts, sessions
+from pairloop.store.accounts import LONGEST_PASSWORD, Account
+from pairloop.store.keys import Key
+from pairloop.web.callers import Caller, caller_of
+from pairloop.web.context import Context, Here
+from pairloop.web.cookies import cleared, renewed
 from pairloop.web.errors import error_response
+from pairloop.web.pages.menu import first_path
 from pairloop.web.pages.rendering import render
+from pairloop.web.sites import is_own, own_path
 
 router = APIRouter(include_in_schema=False)
 
-COOKIE_MAX_AGE_S = 14 * 24 * 3600
-LONGEST_FORM = 4_096
+LONGEST_FORM = 8_192
+PER_NAME, PER_ADDRESS = 10, 30
+"""Sign-ins that may be tried in a minute."""
+HASHING = ThreadPoolExecutor(2, "hashing")
+"""Passwords are slow on purpose: however many are tried, they take no thread from anybody else, and 16 MB each."""
+NO_MATCH = "Name and password do not match."
+FOREIGN = "This form was not sent from this server's own page. Try again here."
 
 
 @router.get("/login")
-async def form() -> Response:
-    return render("login.html", sends_forms=True, problem=None)
+async def form(request: Request, context: Here) -> Response:
+    then = own_path(request.query_params.get("next", ""))
+    caller = caller_of(request.scope)
+    if caller is not None or not await context.keys.locked():
+        return RedirectResponse(then or ("/" if caller is None else first_path(caller)), status_code=303)
+    return _form(then)
 
 
 @router.post("/login")
 async def log_in(request: Request, context: Here) -> Response:
-    """The key itself is the cookie: it stops working when the key does."""
-    form = b""
+    """A session for who shows a key or password; the same refusal, after the same time, whatever of both was wrong."""
+    sent = b""
     async for chunk in request.stream():
-        form += chunk
-        if len(form) > LONGEST_FORM:
+        sent += chunk
+        if len(sent) > LONGEST_FORM:
             return error_response(413, f"The form of /login has at most {LONGEST_FORM} bytes.")
-    token = parse_qs(form.decode(errors="replace")).get("key", [""])[0].strip()
-    key = await context.keys.verify(token)
-    if isinstance(key, str):
-        return render("login.html", sends_forms=True, status_code=401, problem=f"This key {key}.")
-    response = RedirectResponse("/", status_code=303)
-    secure = request.url.scheme == "https"
-    response.set_cookie(KEY_COOKIE, token, max_age=COOKIE_MAX_AGE_S, httponly=True, secure=secure, samesite="strict")
+    fields = {name: values[0] for name, values in parse_qs(sent.decode(errors="replace")).items()}
+    then = own_path(fields.get("next", ""))
+    if not is_own(request.headers, request.url.scheme):
+        return _form(then, FOREIGN, 403)
+    name, address = fields.get("name", "").strip()[:LONGEST_PASSWORD], request.client.host if request.client else "unknown"
+    wait_s = _wait_s(context, name, address)
+    if wait_s:
+        response = _form(then, f"Too many sign-ins were tried. Try again in {wait_s} s.", 429)
+        response.headers["retry-after"] = str(wait_s)
+        return response
+    owner = await _owner(context, name, fields)
+    if isinstance(owner, str):
+        return _form(then, owner, 401, name)
+    try:
+        token = await asyncio.to_thread(context.store.write, lambda c: sessions.begin(c, owner, address=address))
+    except NotFoundError:  # removed, or with another password, between the look and the write
+        return _form(then, NO_MATCH, 401, name)
+    response = RedirectResponse(then or first_path(Caller(owner)), status_code=303)
+    response.headers.append("set-cookie", renewed(token, request.url.scheme))
     return response
+
+
+@router.post("/logout")
+async def log_out(request: Request, context: Here) -> Response:
+    if not is_own(request.headers, request.url.scheme):
+        return error_response(403, "Log out from a page of this server.", code="cross_site")
+    caller = caller_of(request.scope)
+    session_id = caller.session_id if caller is not None else None
+    if session_id is not None:
+        await asyncio.to_thread(context.store.write, lambda c: sessions.log_out(c, session_id))
+        context.keys.forget(session_id)
+    response = RedirectResponse("/login", status_code=303)
+    response.headers.append("set-cookie", cleared(request.url.scheme))
+    return response
+
+
+async def _owner(context: Context, name: str, fields: dict[str, str]) -> Key | Account | str:
+    """Who signs in, or why nobody does."""
+    if fields.get("key", "").strip():
+        key = await context.keys.verify(fields["key"].strip())
+        return f"This key {key}." if isinstance(key, str) else key
+
+    def look() -> Account | None:
+        with context.store.reading() as c:
+            account = accounts.get(c, name)
+        return account if accounts.matches(account, fields.get("password", "")) else None
+
+    account = await asyncio.get_running_loop().run_in_executor(HASHING, look)
+    return account if account is not None else NO_MATCH
+
+
+def _wait_s(context: Context, name: str, address: str) -> int:
+    """How long until one more sign-in may be tried from this address, and under this name; 0 where it may be."""
+    taken = [context.sign_ins.take(f"address:{address}", PER_ADDRESS)]
+    if name and not taken[0].retry_s:
+        taken.append(context.sign_ins.take(f"name:{name}", PER_NAME))
+    return math.ceil(max(one.retry_s for one in taken))
+
+
+def _form(then: str | None, problem: str | None = None, status_code: int = 200, name: str = "") -> Response:
+    return render("login.html", status_code=status_code, problem=problem, then=then, name=name)

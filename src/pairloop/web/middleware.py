@@ -17,9 +17,9 @@ from uuid_utils import uuid7
 from pairloop.errors import PairloopError, log_failure
 from pairloop.loop.serve.stopwatch import watch
 from pairloop.telemetry import logs
-from pairloop.web.access import CALLER
+from pairloop.web.callers import CALLER
 from pairloop.web.errors import ERROR_CODE, error_response, from_error
-from pairloop.web.headers import header
+from pairloop.web.headers import header, secured
 from pairloop.web.metrics import Metrics
 from pairloop.web.scopes import rule_of
 from pairloop.web.sites import site_of
@@ -39,7 +39,7 @@ _TRACE = re.compile(r"[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{
 
 
 class Outermost:
-    """Gives every response its ``x-request-id`` and ``openai-processing-ms``, counts it, and turns a crash into a 500.
+    """Gives every response its ``x-request-id``, its time and what keeps browsers safe, counts it; a crash is a 500.
 
     The id is always our own, so that it is one request's only; ``traceparent`` ties a request to its sender's, in the log. A
     reply that names its version says what it cost beside sampling, too: a duel's does not, for the time would tell its sides.
@@ -60,7 +60,7 @@ class Outermost:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 elapsed_s = perf_counter() - begun
-                headers = message["headers"] = list(message["headers"])
+                headers = message["headers"] = secured(message["headers"], scope["scheme"])
                 headers += [
                     (b"x-request-id", request_id.encode()),
                     (b"openai-processing-ms", str(round(elapsed_s * 1000)).encode()),

@@ -52,6 +52,8 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "POST /v1/groups/dequeue": {"filters": {"label": "TIE"}, "reason": "enough of them", "dryrun": True},
     "POST /v1/views": {"name": "ties", "filters": {"label": "TIE"}},
     "POST /v1/erasures": {"user": "customer-7", "reason": "asked by mail", "dryrun": True},
+    "POST /v1/accounts": {"name": "ada", "role": "rate", "password": "correct horse battery staple"},
+    "POST /v1/accounts/{name}": {"role": "operate"},
     "POST /v1/keys": {"name": "shop front", "scopes": ["inference", "feedback"], "requests_per_minute": 600},
     "POST /v1/fine_tuning/jobs": {
         "training_file": "file-0192f0c17d0a7b6e9f7c2f4f1f6a3b11",

@@ -19,13 +19,31 @@ OPEN: Scopes = frozenset()
 ANY: Scopes = frozenset(Scope)
 """A key, whatever its scopes."""
 _INFERENCE: Scopes = frozenset({Scope.INFERENCE})
-_FEEDBACK: Scopes = frozenset({Scope.FEEDBACK})
+_GIVE: Scopes = frozenset({Scope.FEEDBACK, Scope.RATE})
 _OPERATE: Scopes = frozenset({Scope.OPERATE})
+_RATE: Scopes = frozenset({Scope.RATE, Scope.OPERATE})
+"""Chat and labelling queue, and what these pages show."""
 _TRAIN: Scopes = frozenset({Scope.TRAIN})
 _READ: Scopes = frozenset({Scope.OPERATE, Scope.TRAIN})
 _ADMIN: Scopes = frozenset({Scope.ADMIN})
 
 _LOOP = ("policies", "versions", "cycles", "datasets", "duels", "gates", "raters", "schedules", "status")
+
+
+_PAGES = (
+    "page",
+    "home",
+    "versions",
+    "gates",
+    "runs",
+    "preferences",
+    "raters",
+    "datasets",
+    "requests",
+    "schedule",
+    "audit",
+    "system",
+)
 
 
 class Rule(NamedTuple):
@@ -40,29 +58,35 @@ class Rule(NamedTuple):
 RULES: tuple[Rule, ...] = (
     *(Rule("GET", path, OPEN) for path in ("/health", "/version", "/docs", "/openapi.json", "/static", "/favicon.ico")),
     Rule("GET POST", "/login", OPEN, below=False),
-    Rule("GET", "/", _OPERATE, below=False),
-    *(Rule("GET", path, _OPERATE) for path in ("/page", "/home", "/versions", "/gates", "/runs", "/preferences")),
+    Rule("POST", "/logout", OPEN, below=False),
+    Rule("GET", "/", _RATE, below=False),
+    *(Rule("GET", path, _RATE) for path in ("/page/events", "/page/live", "/queue")),
+    *(Rule("GET", f"/{noun}", _OPERATE) for noun in _PAGES),
+    Rule("GET", "/keys", _ADMIN),
     Rule("GET", "/metrics", _OPERATE, below=False),
     Rule("GET", "/v1/models", ANY),
     # One stored completion is found by its id, which only its client was told; the list shows everybody's.
     Rule("GET", "/v1/chat/completions", _OPERATE, below=False),
+    Rule("POST", "/v1/chat/completions", frozenset({Scope.INFERENCE, Scope.RATE}), below=False),
     Rule("GET POST", "/v1/chat/completions", _INFERENCE),
     Rule("DELETE", "/v1/chat/completions", _OPERATE),
-    Rule("POST", "/v1/preferences", _FEEDBACK),
+    Rule("POST", "/v1/preferences", _GIVE),
     # What people said, and what is decided about it.
     Rule("GET POST", "/v1/groups", _OPERATE),
     Rule("GET POST DELETE", "/v1/views", _OPERATE),
     Rule("GET", "/v1/feedback", _READ),
-    Rule("POST", "/v1/feedback", _FEEDBACK),
+    # Found by ids that only who gave the feedback was told; it names versions, no text and nobody.
+    Rule("GET", "/v1/lineage", _GIVE, below=False),
+    Rule("POST", "/v1/feedback", _GIVE),
     Rule("GET POST DELETE", "/v1/files", _TRAIN),
     Rule("GET POST DELETE", "/v1/fine_tuning", _TRAIN),
     # Other people's conversations.
-    Rule("GET", "/v1/queue", _OPERATE, below=False),
+    Rule("GET", "/v1/queue", _RATE, below=False),
     Rule("GET", "/v1/rater_checks", _READ, below=False),
     *(Rule("GET", f"/v1/{noun}", _READ) for noun in _LOOP),
     *(Rule("POST", f"/v1/{noun}", _OPERATE) for noun in _LOOP),
     Rule("GET", "/v1/audit", _OPERATE),
-    Rule("GET POST DELETE", "/v1/keys", _ADMIN),
+    *(Rule("GET POST DELETE", f"/v1/{noun}", _ADMIN) for noun in ("keys", "accounts", "sessions")),
     Rule("GET POST", "/v1/erasures", _ADMIN),
 )
 
@@ -81,6 +105,12 @@ def scopes_of(method: str, path: str) -> Scopes:
     """The scopes one of which opens this; a path that no route has still takes a key to be told so."""
     rule = rule_of(method, path)
     return ANY if rule is None else rule.scopes
+
+
+def is_page(method: str, path: str) -> bool:
+    """Whether this is a page for people: without a session it leads to /login, and its refusals are pages."""
+    known = rule_of(method, path) is not None
+    return known and method in ("GET", "HEAD") and path != "/metrics" and not path.startswith(("/v1/", "/page/"))
 
 
 def undeclared(routes: Iterable[BaseRoute]) -> list[str]:

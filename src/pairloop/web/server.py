@@ -22,7 +22,7 @@ from pairloop.errors import TEXTS, ConfigError
 from pairloop.loop.cycle import Loop, ensure_base
 from pairloop.loop.schedule import Scheduler
 from pairloop.policy.engine import open_policy
-from pairloop.store import Store, keys
+from pairloop.store import Store, accounts
 from pairloop.telemetry import logs, traces
 from pairloop.web.app import create_app
 from pairloop.web.context import Context
@@ -83,16 +83,17 @@ def url_of(listener: socket.socket) -> str:
 
 
 def refuse_open_doors(store: Store, config: Config) -> None:
-    """ConfigError where others than this machine could reach a server that has no keys: they could train and roll back."""
+    """ConfigError where other machines could reach a server without keys and accounts: they could train and roll back."""
     host, names = config.serve.host, config.serve.allowed_hosts
     if is_loopback(host) and not names:
         return
     with store.reading() as c:
-        if keys.any_(c):
+        if accounts.is_locked(c):
             return
     what = f"serve.allowed_hosts = {list(names)}" if is_loopback(host) else f"serve.host = {host!r} is not loopback and"
     raise ConfigError(
-        f"{what} opens the server to others, and it has no API key yet: make one with `pairloop keys create --scope admin`, or "
+        f"{what} opens the server to others, and it has no API key and no account yet: make one with `pairloop keys create "
+        "--scope admin` or `pairloop accounts create NAME --role admin`, or "
         'leave serve.host at "127.0.0.1" and serve.allowed_hosts empty'
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -101,6 +101,17 @@ def set_aside_rows(folder: Path) -> Iterator[tuple[str, str]]:
         for line in lines:
             row = json.loads(line)
             yield row["feedback_id"], row["reason"]
+
+
+def why_set_aside(folder: Path, feedback_ids: Iterable[str]) -> dict[str, str]:
+    """The reasons of a few rows that the snapshot in ``folder`` did not use; the file is searched, not parsed."""
+    whole = (folder / SET_ASIDE_FILE).read_bytes()
+    found = {}
+    for feedback_id in feedback_ids:
+        at = whole.find(f'{{"feedback_id": {json.dumps(feedback_id)},'.encode())
+        if at >= 0:
+            found[feedback_id] = str(json.loads(whole[at : whole.index(b"\n", at)])["reason"])
+    return found
 
 
 def _manifest(config: Config, new: Staged) -> dict[str, Any]:

@@ -6,13 +6,15 @@ shows anew is cut out of the whole page by htmx (``hx-select``), so that there i
 
 from __future__ import annotations
 
-from pairloop.web.pages import chat, docs, gates, home, live, preferences, runs, versions
+from pairloop.web.pages import audit, chat, docs, gates, home, keys, live, preferences, runs, versions
 
 PAGES = (
+    audit,
     chat,
     docs,
     gates,
     home,
+    keys,
     live,
     preferences,
     runs,

@@ -25,10 +25,9 @@ async def first_page(request: Request, context: Here) -> Response:
     known = _VISITOR.fullmatch(visitor) is not None
     visitor = visitor if known else f"visitor-{uuid4().hex}"
     status = await asyncio.to_thread(context.board.read)
-    min_latency_ms = context.config.feedback.min_latency_ms
-    response = page(
-        request, context, "chat.html", title="Chat", visitor=visitor, min_latency_ms=min_latency_ms, **view_of(status)
-    )
+    picking = context.config.feedback
+    shown = {"visitor": visitor, "min_latency_ms": picking.min_latency_ms, "reasons": picking.reasons, **view_of(status)}
+    response = page(request, context, "chat.html", title="Chat", **shown)
     if not known:
         response.set_cookie(VISITOR_COOKIE, visitor, max_age=VISITOR_MAX_AGE_S, httponly=True, samesite="strict")
     return response

@@ -15,8 +15,17 @@ from pairloop.web.pages.rendering import WEB, PageRoute, page
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 
+class Assets(StaticFiles):
+    """Kept by browsers for a minute, then asked for by their etag."""
+
+    def file_response(self, *args: Any, **more: Any) -> Response:
+        response = super().file_response(*args, **more)
+        response.headers["cache-control"] = "max-age=60"
+        return response
+
+
 def mount_static(app: FastAPI) -> None:
-    app.mount("/static", StaticFiles(directory=WEB / "static"), name="static")
+    app.mount("/static", Assets(directory=WEB / "static"), name="static")
 
 
 @router.get("/docs")

@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from pairloop.web.access import KEY
 from pairloop.web.alarms import Alarm, alarms
+from pairloop.web.callers import caller_of
 from pairloop.web.context import Context, Here
 from pairloop.web.overview import Overview, is_new
 from pairloop.web.pages.live import view_of
@@ -38,7 +38,7 @@ def _values(request: Request, status: Status, found: Overview, told: list[Alarm]
         "alarms": [(alarm, alarm.page if alarm.page.startswith("/") else path_of(alarm.page)) for alarm in told],
         "is_new": is_new(status),
         "base_url": str(request.base_url).rstrip("/") + "/v1",
-        "api_key": "none" if request.scope.get(KEY) is None else "your key",
+        "api_key": "none" if caller_of(request.scope) is None else "your key",
         "gate": path_of("gate"),
         "schedule": path_of("schedule"),
     }

@@ -12,7 +12,7 @@ from starlette.responses import StreamingResponse
 
 from pairloop.types import CycleState
 from pairloop.web.context import Context, Here
-from pairloop.web.pages.rendering import SECURITY_HEADERS, PageRoute, render
+from pairloop.web.pages.rendering import PageRoute, render
 from pairloop.web.status import STAGES, Status
 
 LOOK_EVERY_S = 1.0
@@ -33,7 +33,7 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 @router.get("/page/events")
 async def events(request: Request, context: Here) -> Response:
     """Server-sent events: ``tick`` when the loop's figures changed, ``moved`` when its history did."""
-    headers = {**SECURITY_HEADERS, "x-accel-buffering": "no"}
+    headers = {"x-accel-buffering": "no"}
     return StreamingResponse(_events(request, context), media_type="text/event-stream", headers=headers)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from fastapi import Request
 
-from pairloop.web.access import KEY
+from pairloop.web.callers import Caller, may_open
 from pairloop.web.scopes import scopes_of
 
 
@@ -29,7 +29,14 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("/runs", "Training", "runs"),
         ),
     ),
-    ("People", (Entry("/preferences", "Preferences", "preferences"),)),
+    ("Data", (Entry("/preferences", "Preferences", "preferences"),)),
+    (
+        "Operate",
+        (
+            Entry("/keys", "Keys", "keys"),
+            Entry("/audit", "Audit", "audit"),
+        ),
+    ),
 )
 
 
@@ -39,11 +46,16 @@ def path_of(icon: str) -> str | None:
 
 
 def menu(request: Request) -> list[tuple[str, list[Entry]]]:
-    """The groups with the entries that whoever asks may open."""
-    key = request.scope.get(KEY)
+    """The groups with the entries that whoever asks may open; none for one who has still to sign in."""
     shown = []
     for word, entries in GROUPS:
-        allowed = [entry for entry in entries if key is None or key.allows(scopes_of("GET", entry.path))]
+        allowed = [entry for entry in entries if may_open(request.scope, scopes_of("GET", entry.path))]
         if allowed:
             shown.append((word, allowed))
     return shown
+
+
+def first_path(caller: Caller) -> str:
+    """Where somebody who has just signed in begins."""
+    paths = (entry.path for _, entries in GROUPS for entry in entries)
+    return next((path for path in paths if caller.allows(scopes_of("GET", path))), "/docs")

@@ -1,4 +1,4 @@
-"""What every page shares: the templates, the headers, the menu, and errors that a person can read."""
+"""What every page shares: the templates, the menu, and errors that a person can read."""
 
 from __future__ import annotations
 
@@ -12,26 +12,18 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.types import Scope
 
 from pairloop import __version__
 from pairloop.errors import PairloopError
 from pairloop.types import Interval
+from pairloop.web.callers import caller_of
 from pairloop.web.context import Context, context_of
 from pairloop.web.errors import from_error, from_validation
 from pairloop.web.pages.menu import menu
 
 WEB = Path(__file__).parent.parent
 HTML = "text/html; charset=utf-8"
-
-SECURITY_HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
 
 
 class PageRoute(APIRoute):
@@ -47,27 +39,29 @@ class PageRoute(APIRoute):
                 refusal = from_error(error)
             except RequestValidationError as error:
                 refusal = from_validation(error.errors())
-            context, status = context_of(request), refusal.status_code
-            return page(request, context, "error.html", title=f"Error {status}", status_code=status, message=refusal.message)
+            return error_page(request.scope, refusal.status_code, refusal.message)
 
         return handle_as_page
 
 
+def error_page(scope: Scope, status: int, message: str) -> Response:
+    """What went wrong, as a page."""
+    request = Request(scope)
+    context = context_of(request)
+    return page(request, context, "error.html", title=f"Error {status}", status_code=status, message=message)
+
+
 def page(request: Request, context: Context, template: str, *, title: str, status_code: int = 200, **values: Any) -> Response:
     """A page of the house: ``template`` extends base.html, which has the menu with ``request``'s page marked."""
-    policy, path = context.policy_name, request.url.path
-    return render(template, status_code=status_code, title=title, policy=policy, menu=menu(request), path=path, **values)
+    policy, path, caller = context.policy_name, request.url.path, caller_of(request.scope)
+    return render(
+        template, status_code=status_code, title=title, policy=policy, menu=menu(request), path=path, caller=caller, **values
+    )
 
 
-def render(template: str, *, status_code: int = 200, sends_forms: bool = False, **values: Any) -> Response:
-    """A page; one that ``sends_forms`` may send them to this server, and to nobody else."""
-    body = environment().get_template(template).render(**values)
-    headers = dict(SECURITY_HEADERS)
-    if sends_forms:
-        headers["content-security-policy"] = headers["content-security-policy"].replace(
-            "form-action 'none'", "form-action 'self'"
-        )
-    return Response(body, status_code=status_code, media_type=HTML, headers=headers)
+def render(template: str, *, status_code: int = 200, **values: Any) -> Response:
+    """A template as a response."""
+    return Response(environment().get_template(template).render(**values), status_code=status_code, media_type=HTML)
 
 
 @cache

@@ -1,5 +1,6 @@
 // Forms that change something: <form data-api="POST /v1/…" data-done="Promoted."> sends its fields as JSON to the API, the same
-// one that everybody uses. Fields: data-type="number|boolean|json" where it is no text; an empty one without data-keep is left out.
+// one that everybody uses. Fields: data-type="number|boolean|date|json" where it is no text (a date: as Unix seconds); an empty one without data-keep is
+// left out; checkboxes with data-list of one name are a list of the checked values.
 // data-confirm="dialog-id" shows that <dialog> first, whose own form (method="dialog") may add fields, a reason say.
 // data-goto="/page" leads on; otherwise the page hears loop:moved and looks again.
 // <button data-copy="id"> puts that element's text on the clipboard.
@@ -9,7 +10,10 @@ function toast(text, isError = false) {
   const line = document.createElement("p");
   line.className = isError ? "toast error" : "toast";
   line.textContent = text;
-  document.getElementById("toasts").replaceChildren(line);
+  const toasts = document.getElementById("toasts");
+  toasts.replaceChildren(line);
+  if (toasts.matches(":popover-open")) toasts.hidePopover();
+  toasts.showPopover();  // above a dialog that is open
   setTimeout(() => line.remove(), isError ? 15000 : 6000);
 }
 
@@ -17,10 +21,14 @@ function fieldsOf(form) {
   const fields = {};
   for (const field of form.elements) {
     if (!field.name || field.disabled || (field.type === "radio" && !field.checked)) continue;
-    if (field.type === "checkbox") fields[field.name] = field.checked;
+    if (field.type === "checkbox" && "list" in field.dataset) {
+      fields[field.name] ??= [];
+      if (field.checked) fields[field.name].push(field.value);
+    } else if (field.type === "checkbox") fields[field.name] = field.checked;
     else if (field.value === "" && !("keep" in field.dataset)) continue;
     else if (field.dataset.type === "number") fields[field.name] = Number(field.value);
     else if (field.dataset.type === "boolean") fields[field.name] = field.value === "true";
+    else if (field.dataset.type === "date") fields[field.name] = Date.parse(field.value) / 1000;
     else if (field.dataset.type === "json") fields[field.name] = JSON.parse(field.value);
     else fields[field.name] = field.value;
   }

@@ -1,11 +1,152 @@
-// The arena: ask, watch two answers arrive, pick one by button or key, go on with the chosen one.
+// The arena: ask, watch two answers arrive, pick one by button or key, say why, go on with the chosen one.
 "use strict";
 
 const { policy, visitor, minLatencyMs } = document.body.dataset;
 const byId = (id) => document.getElementById(id);
 const prompt = byId("prompt");
-const pickButtons = [...document.querySelectorAll("[data-pick]")];
-const PICK_BY_KEY = { 1: "a", 2: "b", 3: "tie", 4: "both_bad", 0: "skip" };
+const buttons = Object.fromEntries([...document.querySelectorAll("[data-pick]")].map((button) => [button.dataset.pick, button]));
+const views = [0, 1].map((place) => new AnswerView(byId(`answer-${place}`)));
+const KEYS = {
+  pair: { 1: "a", 2: "b", 3: "tie", 4: "both_bad", 0: "skip", r: "again", R: "again" },
+  repeat: { 1: "a", 2: "b", 3: "tie", 4: "both_bad", 0: "skip" },
+  single: { 1: "good", 2: "bad", r: "again", R: "again" },
+};
+const SAID = { a: "A", b: "B", tie: "tie", both_bad: "both bad", skip: "skip", good: "good", bad: "not good" };
+
+let messages = []; // the turns that are over
+let branch = null; // the group that the last turn is an edited answer of: no stored answer has its text
+let round = null; // what is on the screen: {kind, state: asking | open | sending | settled, question, order, texts, …}
+let repeat = null; // an earlier comparison that may be looked at once more
+
+function note(text, isError = false) {
+  byId("note").textContent = text;
+  byId("note").classList.toggle("error", isError);
+}
+
+// order: places → indices. Where both answers are of one version the server tosses no coin, so that it is tossed here.
+function newRound(kind, question, order, texts = order.map(() => "")) {
+  return { kind, state: "asking", question, order, texts, seconds: [], id: null, began: performance.now(), stop: new AbortController() };
+}
+
+function showRound() {
+  const isSingle = round.kind === "single";
+  byId("comparison").hidden = false;
+  byId("comparison").classList.toggle("is-single", isSingle);
+  byId("comparison").setAttribute("aria-label", isSingle ? "The answer" : "Two answers to compare");
+  byId("answers").classList.toggle("single", isSingle);
+  byId("empty").hidden = true;
+  byId("after").hidden = true;
+  byId("once-more").hidden = true;
+  byId("question").textContent = round.question;
+  for (const view of views) view.begin();
+  showTab(0);
+  allowPicks(false);
+}
+
+function allowPicks(allowed) {
+  byId("picks").hidden = false;
+  const names = Object.values(KEYS[round.kind]);
+  for (const [name, button] of Object.entries(buttons)) {
+    button.hidden = !names.includes(name);
+    button.disabled = !allowed;
+    button.removeAttribute("aria-pressed");
+  }
+}
+
+function showTab(place) {
+  byId("answers").dataset.tab = place;
+  for (const tab of document.querySelectorAll(".tabs button")) tab.setAttribute("aria-pressed", tab.dataset.tab === String(place));
+  views[place].reach();
+}
+
+// -- asking
+
+async function ask(question) {
+  const isSingle = byId("single").checked;
+  const mine = newRound(isSingle ? "single" : "pair", question, isSingle ? [0] : Math.random() < 0.5 ? [0, 1] : [1, 0]);
+  round = mine;
+  note(isSingle ? "" : "Both answers are being written.");
+  showRound();
+  byId("comparison").focus({ preventScroll: true });
+  byId("comparison").scrollIntoView({ block: "nearest" });
+  try {
+    await stream(mine);
+    if (round === mine) answered();
+  } catch (error) {
+    if (round === mine) refused(error);
+  }
+}
+
+async function stream(mine) {
+  const body = { model: policy, messages: [...messages, { role: "user", content: mine.question }], n: mine.order.length, stream: true, user: visitor };
+  if (mine.kind === "single") body.stream_options = { include_usage: true };
+  if (branch) body.metadata = { parent: branch };
+  const response = await post("/v1/chat/completions", body, mine.stop.signal);
+  let open = mine.order.length;
+  for await (const chunk of chunksOf(response)) {
+    if (chunk.error) throw new Error(sentence(chunk.error.message));
+    if (round !== mine) return;
+    Object.assign(mine, { id: chunk.id, model: chunk.model, usage: chunk.usage });
+    for (const { index, delta, finish_reason: reason } of chunk.choices) {
+      const place = mine.order.indexOf(index);
+      const piece = delta.content || "";
+      mine.texts[index] += piece;
+      views[place].add(piece);
+      if (piece) mine.seconds[index] = (performance.now() - mine.began) / 1000; // the ends of both come together
+      if (!reason) continue;
+      open -= 1;
+      views[place].end(byId("plain").checked);
+    }
+  }
+  if (open) throw new Error("the answer broke off.");
+}
+
+// What went wrong, in words; the question stays where it can be sent again.
+function refused(error) {
+  [round, branch] = [null, null];
+  byId("comparison").hidden = true;
+  byId("empty").hidden = messages.length > 0;
+  if (!prompt.value.trim()) prompt.value = lastQuestion;
+  const full = error.code === "context_length_exceeded" && messages.length;
+  const next = full ? "Start a new conversation; your question is kept." : "Your question is kept: Enter sends it again.";
+  note(`No answer: ${error.message} ${next}`, true);
+  prompt.focus();
+}
+
+let lastQuestion = "";
+
+function answered() {
+  if (prompt.value.trim() === round.question) prompt.value = "";
+  note("Pick with a button, or with the keys 1, 2, 3, 4 and 0; R asks again.");
+  offer();
+  if (round.kind === "single") {
+    reveal([round.model], round.usage ? [round.usage.completion_tokens] : []);
+    openAfter();
+    note("Rate it, or just go on.");
+    prompt.focus();
+  }
+}
+
+function offer() {
+  Object.assign(round, { state: "open", shownAt: performance.now() });
+  allowPicks(true);
+  draw();
+  byId("comparison").focus({ preventScroll: true }); // neither answer: a highlighted one would be picked more often
+  byId("comparison").scrollIntoView({ block: "nearest" });
+}
+
+function draw() {
+  if (!round || round.state === "asking") return;
+  const compared = byId("differ").checked && round.kind !== "single" ? differences(views[0].text, views[1].text) : undefined;
+  views.slice(0, round.order.length).forEach((view, place) => {
+    if (compared) showRuns(view.box, compared[place]);
+    else view.draw(byId("plain").checked);
+    view.reach();
+  });
+  if (compared === null) note("The answers are too long to be compared word by word.");
+}
+
+// -- picking
 
 function outcomeOf(name, [first, second]) {
   if (name === "a") return { outcome: "chosen", chosen_index: first, rejected_index: second };
@@ -13,23 +154,128 @@ function outcomeOf(name, [first, second]) {
   return { outcome: name };
 }
 
-let messages = [];
-let open = null; // the comparison that waits for a pick: {id, texts, order, repeat, shownAt, sending}; order: places → indices
-let asking = false;
-
-function note(text, isError = false) {
-  byId("note").textContent = text;
-  byId("note").classList.toggle("error", isError);
+async function pick(name) {
+  if (!round || !(name in buttons) || (round.state !== "open" && !(round.kind === "single" && round.state === "settled"))) return;
+  if (name === "again") {
+    askAgain();
+    return;
+  }
+  const mine = round;
+  const latency = Math.round(performance.now() - mine.shownAt);
+  mine.state = "sending";
+  allowPicks(false);
+  try {
+    const reply = await (mine.kind === "single" ? rate(mine, name === "good") : prefer(mine, name, latency));
+    if (round !== mine) return;
+    mine.state = "settled";
+    if (mine.kind === "repeat") settleRepeat();
+    else settle(name, latency, reply);
+  } catch (error) {
+    if (round !== mine) return;
+    mine.state = "open";
+    allowPicks(true);
+    byId("comparison").focus({ preventScroll: true });
+    note(`The pick was not recorded: ${error.message} Pick again.`, true);
+  }
 }
 
-function setPickable(pickable) {
-  for (const button of pickButtons) button.disabled = !pickable;
+// The group that was not picked from stays unpicked.
+function askAgain() {
+  const { question } = round;
+  round = null;
+  lastQuestion = question;
+  ask(question);
 }
+
+async function prefer(mine, name, latency) {
+  const body = { inference_id: mine.id, ...outcomeOf(name, mine.order), shown_order: mine.order, repeat: mine.kind === "repeat", rater_id: visitor, latency_ms: latency, tags: { via: "page" } };
+  return (await post("/v1/preferences", body)).json();
+}
+
+const rate = (mine, isGood) => say(mine, "thumbs", isGood, 0);
+
+// The pick is stored: show who answered, and go on with the chosen answer (the left one of a tie).
+function settle(name, latency, reply) {
+  const mine = round;
+  const taken = mine.kind === "single" ? 0 : name === "tie" ? mine.order[0] : outcomeOf(name, mine.order).chosen_index;
+  mine.taken = taken;
+  if (taken !== undefined && mine.kind !== "single") views[mine.order.indexOf(taken)].article.classList.add("chosen");
+  mine.versions = reply.versions || [];
+  if (mine.kind === "pair") {
+    byId("picks").hidden = true; // they have done their part
+    reveal(mine.versions, []);
+  }
+  if (mine.kind === "single") {
+    allowPicks(true);
+    buttons.again.disabled = true;
+    for (const one of ["good", "bad"]) buttons[one].setAttribute("aria-pressed", one === name);
+  }
+  if (name !== "skip") openAfter();
+  note(settledWords(mine, taken, latency));
+  rememberPick(reply.feedback_id, SAID[name], mine.question).then((found) => {
+    const known = found.get(reply.feedback_id);
+    if (round === mine && known && mine.versions.length) reveal(mine.versions, known.answers.map((answer) => answer.tokens));
+  });
+  prompt.focus();
+  if (mine.kind === "pair") lookForRepeat();
+}
+
+function settledWords(mine, taken, latency) {
+  if (mine.kind === "single") return "Recorded. Go on, or say why.";
+  const who = mine.versions.length ? ` A was ${mine.versions[mine.order[0]]}, B was ${mine.versions[mine.order[1]]}.` : "";
+  const fast = latency < Number(minLatencyMs) ? " It was very fast, so it is kept but not trained on." : "";
+  return `Recorded.${who}${fast}${taken === undefined ? " Ask again, or something else." : " Go on with the chosen answer."}`;
+}
+
+// versions and tokens by index, as far as they are known; how long an answer took is known here.
+function reveal(versions, tokens) {
+  round.order.forEach((index, place) => {
+    const took = round.seconds[index];
+    const parts = [versions[index], took && (took < 1 ? `${(took * 1000).toFixed(0)} ms` : `${took.toFixed(1)} s`), tokens[index] && `${tokens[index]} tokens`];
+    views[place].tell(parts.filter(Boolean).join(" · "));
+  });
+}
+
+// -- an earlier comparison once more, sides swapped: how often are picks flipped? What is said of it is no vote.
+
+async function lookForRepeat() {
+  const response = await fetch(`/v1/queue?repeats_only=true&rater_id=${encodeURIComponent(visitor)}`).catch(() => null);
+  repeat = response && response.ok ? (await response.json()).item : null;
+  byId("once-more").hidden = !repeat || !round || round.state !== "settled";
+}
+
+function offerRepeat() {
+  fold();
+  const asked = repeat.messages.filter((turn) => turn.role === "user");
+  round = newRound("repeat", asked.length ? asked.at(-1).content : "", repeat.shown_order);
+  round.id = repeat.inference_id;
+  showRound();
+  repeat.choices.forEach((choice, place) => {
+    views[place].add(choice.text);
+    views[place].end(byId("plain").checked);
+  });
+  repeat = null;
+  note("One more: an earlier question of yours. Which answer is better?");
+  offer();
+}
+
+function settleRepeat() {
+  round = null;
+  byId("comparison").hidden = true;
+  note("Thank you. That told us how sure picks are. Go on where you were.");
+  prompt.focus();
+}
+
+// -- the conversation
 
 function addTurn(role, text, detail = "") {
   const turn = document.createElement("li");
   turn.className = `turn ${role}`;
-  turn.textContent = text;
+  const body = document.createElement("div");
+  body.dir = "auto";
+  if (role === "assistant") show(body, text, byId("plain").checked);
+  else body.textContent = text;
+  turn.append(body);
   if (detail) {
     const small = document.createElement("small");
     small.textContent = detail;
@@ -38,190 +284,50 @@ function addTurn(role, text, detail = "") {
   byId("conversation").append(turn);
 }
 
-function showComparison(question) {
-  byId("comparison").hidden = false;
-  byId("empty").hidden = true;
-  byId("question").textContent = question;
-  for (const index of [0, 1]) {
-    byId(`answer-${index}`).className = "answer busy";
-    byId(`text-${index}`).textContent = "";
-    byId(`version-${index}`).textContent = "";
-  }
-  setPickable(false);
-}
-
-// Server-sent events of one reply, as parsed chunks.
-async function* chunksOf(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const events = (rest + value).split("\n\n");
-    rest = events.pop();
-    for (const event of events) {
-      const data = event.replace(/^data: /, "");
-      if (data !== "[DONE]") yield JSON.parse(data);
-    }
-  }
-}
-
-async function ask(question) {
-  asking = true;
-  byId("send").disabled = true;
-  note("");
-  showComparison(question);
-  const asked = [...messages, { role: "user", content: question }];
-  try {
-    const response = await post("/v1/chat/completions", { model: policy, messages: asked, n: 2, stream: true, user: visitor });
-    const texts = ["", ""];
-    let id = null;
-    for await (const chunk of chunksOf(response)) {
-      if (chunk.error) throw new Error(chunk.error.message);
-      id = chunk.id;
-      for (const choice of chunk.choices) {
-        texts[choice.index] += choice.delta.content || "";
-        byId(`text-${choice.index}`).textContent = texts[choice.index];
-        if (choice.finish_reason) byId(`answer-${choice.index}`).classList.remove("busy");
-      }
-    }
-    messages = asked;
-    prompt.value = "";
-    offer({ id, texts, order: [0, 1], repeat: false });
-    note("Pick with a button, or with the keys 1, 2, 3, 4 and 0.");
-  } catch (error) {
-    byId("comparison").hidden = true;
-    note(`No answer: ${error.message}`, true);
-    prompt.focus();
-  } finally {
-    asking = false;
-    byId("send").disabled = open !== null;
-  }
-}
-
-function offer(comparison) {
-  open = { ...comparison, shownAt: performance.now(), sending: false };
-  setPickable(true);
-  byId("comparison").focus({ preventScroll: true }); // neither answer: a highlighted one would be picked more often
-  byId("comparison").scrollIntoView({ block: "nearest" });
-}
-
-// Now and then an earlier comparison once more, sides swapped: how often are picks flipped? What is said of it is no vote.
-async function offerRepeat() {
-  const response = await fetch(`/v1/queue?repeats_only=true&rater_id=${encodeURIComponent(visitor)}`);
-  const item = response.ok ? (await response.json()).item : null;
-  if (item === null || asking || open !== null) return;
-  fold();
-  const asked = item.messages.filter((turn) => turn.role === "user");
-  showComparison(asked.length ? asked[asked.length - 1].content : "");
-  const texts = ["", ""];
-  item.choices.forEach((choice, place) => {
-    texts[choice.index] = choice.text;
-    byId(`text-${place}`).textContent = choice.text;
-    byId(`answer-${place}`).classList.remove("busy");
-  });
-  byId("send").disabled = true;
-  offer({ id: item.inference_id, texts, order: item.shown_order, repeat: true });
-  note("One more: an earlier question of yours. Which answer is better?");
-}
-
-async function pick(name) {
-  if (open === null || open.sending) return;
-  open.sending = true;
-  setPickable(false);
-  const outcome = outcomeOf(name, open.order);
-  const latency = Math.round(performance.now() - open.shownAt);
-  try {
-    const response = await post("/v1/preferences", {
-      inference_id: open.id,
-      ...outcome,
-      shown_order: open.order,
-      repeat: open.repeat,
-      rater_id: visitor,
-      latency_ms: latency,
-      tags: { via: "page" },
-    });
-    const reply = await response.json();
-    if (open.repeat) settleRepeat();
-    else settle(name, outcome, latency, reply);
-  } catch (error) {
-    open.sending = false;
-    setPickable(true);
-    note(`The pick was not recorded: ${error.message}`, true);
-  }
-}
-
-function settleRepeat() {
-  open = null;
-  byId("comparison").hidden = true;
-  byId("send").disabled = false;
-  note("Thank you. That told us how sure picks are. Go on where you were.");
-  prompt.focus();
-}
-
-// The pick is stored: show who answered, and go on with the chosen answer (the left one of a tie).
-function settle(name, outcome, latency, reply) {
-  const goesOn = name === "tie" ? 0 : outcome.chosen_index;
-  const versions = reply.versions || [];
-  const question = messages[messages.length - 1].content;
-  if (goesOn === undefined) {
-    messages.pop();
-  } else {
-    byId(`answer-${goesOn}`).classList.add("chosen");
-    messages.push({ role: "assistant", content: open.texts[goesOn] });
-  }
-  versions.forEach((version, index) => { byId(`version-${index}`).textContent = version; });
-  const told = versions.length === 2 ? ` A was ${versions[0]}, B was ${versions[1]}.` : "";
-  const fast = latency < Number(minLatencyMs) ? " It was very fast, so it is kept but not trained on." : "";
-  const next = goesOn === undefined ? " Ask again, or something else." : " Go on with the chosen answer.";
-  note(`Recorded.${told}${fast}${next}`);
-  settled = goesOn === undefined ? null : { question, answer: open.texts[goesOn], version: versions[goesOn] };
-  open = null;
-  byId("send").disabled = false;
-  prompt.focus();
-  offerRepeat();
-}
-
-let settled = null; // the last turn, still shown as a comparison until the next question is sent
-
+// What is on the screen becomes a turn of the conversation, if it was decided; reasons that were not saved are.
 function fold() {
-  if (settled !== null) {
-    addTurn("user", settled.question);
-    addTurn("assistant", settled.answer, settled.version);
-    settled = null;
-  }
+  const mine = round;
+  if (!mine || mine.kind === "repeat") return;
+  saveWhy(mine).catch((error) => note(`The reasons were not saved: ${error.message}`, true));
+  const taken = mine.kind === "single" ? 0 : mine.taken;
+  const text = mine.edited ?? mine.texts[taken];
+  round = null;
+  if (text === undefined) return;
+  messages.push({ role: "user", content: mine.question }, { role: "assistant", content: text });
+  branch = mine.edited === undefined ? null : mine.id;
+  addTurn("user", mine.question);
+  addTurn("assistant", text, mine.edited === undefined ? (mine.versions || [])[taken] || mine.model : "edited by you");
 }
 
 function restart() {
-  if (asking) return;
-  messages = [];
-  settled = null;
-  open = null;
+  if (round) {
+    round.stop.abort();
+    saveWhy(round).catch(() => {});
+  }
+  [messages, branch, round] = [[], null, null];
   byId("conversation").replaceChildren();
   byId("comparison").hidden = true;
+  byId("once-more").hidden = true;
   byId("empty").hidden = false;
-  byId("send").disabled = false;
   note("");
   prompt.focus();
 }
 
-async function post(url, body) {
-  const response = await fetch(url, {
-    method: "POST",
-    headers: { "content-type": "application/json" },
-    body: JSON.stringify(body),
-  });
-  if (response.ok) return response;
-  const { error } = await response.json();
-  throw new Error(error.message);
+function submit() {
+  const question = prompt.value.trim();
+  if (!question) return;
+  if (round && round.state === "asking") note("The answers are still being written.");
+  else if (round && round.state !== "settled" && round.kind !== "single") note("Pick first: 1, 2, 3 or 4; 0 skips.");
+  else {
+    fold();
+    lastQuestion = question;
+    ask(question);
+  }
 }
 
 byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  const question = prompt.value.trim();
-  if (!question || asking || open !== null) return;
-  fold();
-  ask(question);
+  submit();
 });
 prompt.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -229,13 +335,22 @@ prompt.addEventListener("keydown", (event) => {
     byId("ask").requestSubmit();
   }
 });
+// Keys pick unless somebody writes: in an empty message a digit still picks while two answers wait, a letter never.
 document.addEventListener("keydown", (event) => {
-  const typing = event.target === prompt && prompt.value !== "";
-  if (typing || event.repeat || event.ctrlKey || event.metaKey || event.altKey || open === null) return;
-  if (event.key in PICK_BY_KEY) {
-    event.preventDefault();
-    pick(PICK_BY_KEY[event.key]);
-  }
+  if (!round || round.state !== "open" || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  const writes = event.target.matches("textarea, input:not([type=checkbox])");
+  const empty = event.target === prompt && prompt.value === "" && round.kind !== "single" && event.key >= "0" && event.key <= "9";
+  if (!(event.key in KEYS[round.kind]) || (writes && !empty)) return;
+  event.preventDefault();
+  pick(KEYS[round.kind][event.key]);
 });
-for (const button of pickButtons) button.addEventListener("click", () => pick(button.dataset.pick));
+for (const [name, button] of Object.entries(buttons)) button.addEventListener("click", () => pick(name));
+for (const tab of document.querySelectorAll(".tabs button")) tab.addEventListener("click", () => showTab(Number(tab.dataset.tab)));
+byId("once-more").addEventListener("click", offerRepeat);
 byId("restart").addEventListener("click", restart);
+for (const id of ["plain", "differ"]) byId(id).addEventListener("change", draw);
+for (const id of ["single", "plain"]) {
+  byId(id).checked = recall(id) === true;
+  byId(id).addEventListener("change", () => remember(id, byId(id).checked));
+}
+showPicks();

@@ -1,0 +1,106 @@
+"""What became of feedback, for whoever gave it: "your pick is in version 13"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from pairloop.client.shapes import AnswerFacts, FeedbackLineage, Lineage
+from pairloop.loop.pairs import why_set_aside
+from pairloop.store import Store, datasets, lineage
+from pairloop.store.lineage import Trace
+from pairloop.types import COMMENT_METRIC, PREFERENCE_METRIC, REPEAT_METRIC, GroupKind, Label, Pool
+from pairloop.web.chat import version_name
+from pairloop.web.context import Here
+
+router = APIRouter(tags=["feedback"])
+
+FeedbackIds = Annotated[
+    list[Annotated[str, Query(max_length=128)]],
+    Query(min_length=1, max_length=50, description="An id that a 201 told; may be given several times."),
+]
+
+
+@router.get("/v1/lineage", summary="What became of feedback: waiting, in which version, left out and why, or kept to judge by")
+def feedback_lineage(feedback_id: FeedbackIds, context: Here) -> Lineage:
+    """`use` is `trained` (`versions` learned from it, `serving` says whether one of them, or a descendant, answers now),
+    `training`, `waiting` for the next cycle, `left_out` with its `reason`, `judged` (a pick of a duel), `examines` (the gate
+    pool's, on which versions are examined and never trained), or `noted` (ties, comments and repeats train nothing).
+
+    Ids that are not known (any more) are left out. `answers` are those of the inference, by index; of a duel they name their
+    versions only where this row is the pick that revealed them.
+    """
+    policy = context.policy_name
+    with context.store.reading() as c:
+        found = lineage.traces(c, policy, feedback_id)
+        line = lineage.serving(c, policy)
+    reasons = _reasons(context.store, [trace for trace in found if _is_left_out(trace)])
+    return Lineage(data=[_resource(policy, trace, line, reasons.get(trace.feedback_id)) for trace in found])
+
+
+def _use(trace: Trace) -> str:
+    if trace.metric in (COMMENT_METRIC, REPEAT_METRIC) or trace.label is Label.SKIP:
+        return "noted"
+    if trace.kind is GroupKind.DUEL:
+        return "judged" if trace.metric == PREFERENCE_METRIC else "noted"
+    if trace.label in (Label.TIE, Label.BOTH_BAD):
+        return "noted"
+    if trace.pool is Pool.GATE:
+        return "examines"
+    if trace.versions:
+        return "trained"
+    if trace.is_training:
+        return "training"
+    return "left_out" if _is_left_out(trace) else "waiting"
+
+
+def _is_left_out(trace: Trace) -> bool:
+    """A dataset looked at it, and took it not."""
+    return trace.looked_at is not None and not trace.datasets
+
+
+def _reasons(store: Store, left_out: Sequence[Trace]) -> Mapping[str, str]:
+    """Why each was left out, where the dataset that did it still says so."""
+    asked: dict[str, list[str]] = {}
+    for trace in left_out:
+        if trace.looked_at is not None:
+            asked.setdefault(trace.looked_at, []).append(trace.feedback_id)
+    told: dict[str, str] = {}
+    for dataset_id, ids in asked.items():
+        with store.reading() as c:
+            dataset = datasets.current(c, dataset_id)
+        if dataset is None:
+            continue
+        try:
+            told |= why_set_aside(store.artifacts.local(dataset.path), ids)
+        except OSError:  # its folder is gone; the fact is told without its reason
+            continue
+    return told
+
+
+def _resource(policy: str, trace: Trace, line: frozenset[int], reason: str | None) -> FeedbackLineage:
+    use = _use(trace)
+    reveals = trace.metric == PREFERENCE_METRIC and trace.label is not Label.SKIP
+    named = trace.kind is not GroupKind.DUEL or reveals
+    return FeedbackLineage(
+        id=trace.feedback_id,
+        inference_id=trace.group_id,
+        metric_name=trace.metric,
+        label=None if trace.label is None else trace.label.value,
+        use=use,
+        reason=reason if use == "left_out" else None,
+        versions=[f"{policy}@{number}" for number in trace.versions],
+        serving=not line.isdisjoint(trace.versions),
+        datasets=list(trace.datasets),
+        duel_id=trace.duel_id,
+        answers=[
+            AnswerFacts(
+                version=version_name(policy, answer.version) if named else None,
+                tokens=answer.tokens,
+                finish_reason=answer.finish_reason,
+            )
+            for answer in trace.answers
+        ],
+    )
