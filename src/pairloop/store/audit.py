@@ -30,6 +30,8 @@ class AuditAction(StrEnum):
     CANARY_STOP = "canary_stop"
     QUARANTINE = "quarantine"
     RELEASE = "release"
+    GOLD_ADD = "gold_add"
+    GOLD_REMOVE = "gold_remove"
     KEY_CREATE = "key_create"
     KEY_REVOKE = "key_revoke"
     ERASE = "erase"

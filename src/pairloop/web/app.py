@@ -30,6 +30,7 @@ from pairloop.web import (
     openapi,
     pages,
     picks,
+    queue,
     raters,
     stored,
 )
@@ -97,6 +98,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
         audit,
         deployment,
         erasures,
+        queue,
         raters,
         keys,
         health,

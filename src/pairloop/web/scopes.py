@@ -41,7 +41,7 @@ RULES: tuple[Rule, ...] = (
     *(Rule("GET", path, OPEN) for path in ("/health", "/version", "/docs", "/openapi.json", "/static", "/favicon.ico")),
     Rule("GET POST", "/login", OPEN, below=False),
     Rule("GET", "/", _OPERATE, below=False),
-    *(Rule("GET", path, _OPERATE) for path in ("/page", "/home")),
+    *(Rule("GET", path, _OPERATE) for path in ("/page", "/home", "/queue", "/raters")),
     Rule("GET", "/metrics", _OPERATE, below=False),
     Rule("GET", "/v1/models", ANY),
     # One stored completion is found by its id, which only its client was told; the list shows everybody's.
@@ -54,7 +54,8 @@ RULES: tuple[Rule, ...] = (
     Rule("GET POST DELETE", "/v1/files", _TRAIN),
     Rule("GET POST DELETE", "/v1/fine_tuning", _TRAIN),
     # Other people's conversations.
-    Rule("GET", "/v1/queue", _OPERATE, below=False),
+    Rule("GET POST", "/v1/queue/gold", _OPERATE),
+    Rule("GET POST DELETE", "/v1/queue", _OPERATE),
     Rule("GET", "/v1/rater_checks", _READ, below=False),
     *(Rule("GET", f"/v1/{noun}", _READ) for noun in _LOOP),
     *(Rule("POST", f"/v1/{noun}", _OPERATE) for noun in _LOOP),

@@ -21,6 +21,7 @@ class Entry(NamedTuple):
 GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ("Use", (Entry("/", "Chat", "chat"),)),
     ("Loop", (Entry("/home", "Home", "home"),)),
+    ("Feedback", (Entry("/queue", "Labelling queue", "queue"), Entry("/raters", "Raters", "raters"))),
 )
 
 
