@@ -8,6 +8,7 @@ an engine sees it whether it fits the base.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import threading
 from collections import Counter
@@ -16,6 +17,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from types import CoroutineType
 from typing import Any, TypeVar
 
 from pairloop.config import Config, PolicySection, duration_s, secret
@@ -273,12 +275,19 @@ class RemotePolicy:
 
     async def _shut(self) -> None:
         while tasks := asyncio.all_tasks() - {asyncio.current_task()}:  # what is cancelled may begin others to clean up
-            for task in tasks:
+            begun = [task for task in tasks if _has_begun(task)]
+            for task in begun:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*begun, asyncio.sleep(0), return_exceptions=True)
         for replica in self._fleet.replicas:
             await replica.close()
         await self._loop.shutdown_asyncgens()
+
+
+def _has_begun(task: asyncio.Task[Any]) -> bool:
+    """Only such a one may be cancelled: anyio's tasks wrap a coroutine that would otherwise never be awaited."""
+    coroutine = task.get_coro()
+    return not isinstance(coroutine, CoroutineType) or inspect.getcoroutinestate(coroutine) != inspect.CORO_CREATED
 
 
 def adapter_name(version: Version) -> str:
