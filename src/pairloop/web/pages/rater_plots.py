@@ -50,6 +50,7 @@ def picks_by_day(profiles: Sequence[Profile]) -> Drawing:
             "day (UTC)",
             "picks",
             series,
+            y_range=(0.0, 1.1 * max([1, *(n for _, by_day in lines for n in by_day.values())])),
             x_labels=[(float(place), f"{day:%d %b}") for place, day in enumerate(span) if place % step == 0],
         )
     )
@@ -67,7 +68,7 @@ def left_shares(profiles: Sequence[Profile]) -> Drawing:
         points.append(
             Point(float(place), left.mean, left.lo, left.hi, tip, "bad" if is_odd else None, rater_href(one.rater_id))
         )
-    labels = [(float(place), short(one.rater_id, 8)) for place, (one, _) in enumerate(told)]
+    labels = [(float(place), _tail(one.rater_id)) for place, (one, _) in enumerate(told)]
     n = sum(left.n for _, left in told)
     return draw(
         Plot(
@@ -89,6 +90,11 @@ def left_shares(profiles: Sequence[Profile]) -> Drawing:
 def rater_href(rater_id: str) -> str:
     """The page of a rater, whose id may hold anything."""
     return f"/raters/{quote(rater_id, safe='')}"
+
+
+def _tail(name: str) -> str:
+    """Names that begin alike are told apart by their ends."""
+    return name if len(name) <= 8 else f"…{name[-7:]}"
 
 
 def short(name: str, most: int = 24) -> str:
