@@ -52,5 +52,6 @@ def test_percent_agreement_leaves_skips_and_single_votes_out() -> None:
     votes = [Vote(group, f"r{n}", labels[letter]) for group, letters in said.items() for n, letter in enumerate(letters)]
     found = agreement(votes)
     assert found is not None
-    assert (found.rate.mean, found.rate.n, found.picks) == (pytest.approx((1 / 3 + 1) / 2), 2, 5)
+    assert found.rate.mean == pytest.approx((1 / 3 + 1) / 2)
+    assert (found.rate.n, found.picks) == (2, 5)
     assert agreement(votes[-3:]) is None

@@ -79,7 +79,7 @@ def left_shares(profiles: Sequence[Profile]) -> Drawing:
             "left",
             [Series("share with 95 % interval; red: one side too often", points, style="dots")],
             marks=[(0.5, "sides are a coin")],
-            x_range=(-0.5, max(len(points), 2) - 0.5),
+            x_range=(-0.5, len(points) + 0.5),
             y_range=(0.0, 1.0),
             x_labels=labels,
             percent=True,
