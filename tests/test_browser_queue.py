@@ -48,7 +48,7 @@ def test_labelling_by_keyboard_and_a_quarantine(browser: Browser, server: Runnin
     page.goto(f"{server.url}/queue")
     page.keyboard.type(ANN)
     page.keyboard.press("Enter")
-    expect(page.locator("#guide h1")).to_have_text("How to choose")
+    expect(page.locator("#guide h2")).to_have_text("How to choose")
     expect(page.locator("#asked")).to_have_text(EVIL)
     expect(page.locator("#hold")).to_contain_text("yours for")
 

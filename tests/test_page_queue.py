@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from tests.server import RunningServer, fake_config, user_of
+from tests.server import POLICY, RunningServer, fake_config, user_of
+from tests.store_rows import a_pick
 from tests.test_pages import Collector
 from tests.test_queue import ASKER, asked, label
 
+from pairloop.store import feedback
 from pairloop.types import Pool
 
 ANN, BOB = (user_of(Pool.TRAIN, number) for number in (1, 2))
@@ -98,7 +101,7 @@ def test_raters_are_listed_sorted_filtered_and_paged(server: RunningServer) -> N
     assert column(text(server, "/raters?flag=none&q=RA"), 0) == ["rare"]
     assert "No rater fits these filters." in text(server, "/raters?held=yes")
     assert "No rater fits these filters." in text(server, "/raters?page=2")
-    for bad in ("sort=size", "page=0", "flag=odd", "newest=7"):
+    for bad in ("sort=size", "page=0", "flag=odd", "newest=20000"):
         assert bad.split("=")[0] in text(server, f"/raters?{bad}", 400)
     assert {attributes["data-plot"] for tag, attributes in Collector(page).tags if tag == "figure"} == {
         "picks-by-day",
@@ -139,6 +142,12 @@ def test_a_raters_picks_are_paged_and_what_is_old_still_has_a_page(server: Runni
     assert "revision 51" in page
     assert "revision 1<" in earlier
     assert "older →" not in earlier
+    crowd = [replace(a_pick(group), feedback_id=f"f{n}", rater_id=f"other-{n}", latency_ms=2_000) for n in range(1_000)]
+    server.store.write(lambda c: feedback.insert_new(c, crowd, [POLICY] * len(crowd)))
+    old = text(server, f"/raters/{BOB}?newest=1000")
+    assert "None of everybody's newest 1,000 picks is theirs." in " ".join(old.split())
+    assert "of their own newest" in old
+    assert "Earlier" not in old
 
 
 def test_gold_is_listed_with_its_reason(server: RunningServer) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import sqlalchemy as sa
 from tests.server import RunningServer, fake_config, user_of
 
 from pairloop.loop import pairs, privacy, raters
-from pairloop.store import reservations
+from pairloop.store import queue, reservations
 from pairloop.store.schema import reservations as table
 from pairloop.types import Pool
 
@@ -74,6 +76,27 @@ def test_a_comparison_is_one_raters_until_it_is_answered_given_back_or_its_time_
     assert take(server, ANN)["inference_id"] == only
     assert pick(server, his).status_code == 201  # late, and not lost
     assert take(server, CARLA) is None
+
+
+def at_once(server: RunningServer) -> list[str]:
+    """The comparisons that seven people get who ask at the same time."""
+    people = [user_of(Pool.TRAIN, number) for number in range(1, 8)]
+    with ThreadPoolExecutor(len(people)) as pool:
+        items = list(pool.map(lambda rater: raters.reserve(server.store, server.config, rater, rng=random.Random(1)), people))
+    return sorted(item.group.group_id for item in items if item is not None)
+
+
+def test_raters_who_ask_at_once_all_get_a_comparison_of_their_own(server: RunningServer) -> None:
+    all_ids = asked(server, 6)
+    assert at_once(server) == sorted(all_ids)  # one of seven got nothing
+
+
+def test_without_a_look_in_the_transaction_two_would_get_the_same(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked(server, 6)
+    monkeypatch.setattr(queue, "has_room", lambda *_: True)
+    assert len(set(at_once(server))) < 6
 
 
 def test_reservations_are_swept_a_day_after_they_end(server: RunningServer) -> None:

@@ -9,7 +9,7 @@ from pairloop.loop.raters import gold
 from pairloop.loop.raters.checks import Checked, Observed, Share, check
 from pairloop.loop.raters.desk import NEWEST, DuelEffect, Effect, Raters, decide, look, measured_flips, preview, stored_id
 from pairloop.loop.raters.flips import FlipRate, flip_rate
-from pairloop.loop.raters.overview import Overview, overview
+from pairloop.loop.raters.overview import Overview, alone, overview
 from pairloop.loop.raters.profile import Agreement, Profile, agreement, profiles
 from pairloop.loop.raters.progress import Progress, progress
 from pairloop.loop.raters.queue import Held, Item, next_item, pool_for, reserve
@@ -30,6 +30,7 @@ __all__ = [
     "Raters",
     "Share",
     "agreement",
+    "alone",
     "check",
     "decide",
     "flip_rate",

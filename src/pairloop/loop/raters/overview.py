@@ -13,6 +13,7 @@ from pairloop.loop.raters.checks import Observed, check
 from pairloop.loop.raters.flips import FlipRate, flip_rate
 from pairloop.loop.raters.profile import Agreement, Profile, agreement, profiles, votes_of
 from pairloop.store import Store, gold, picked, quarantines
+from pairloop.store.picked import Picked
 from pairloop.store.quarantines import Quarantine
 from pairloop.types import GOLD_METRIC, PREFERENCE_METRIC
 
@@ -43,15 +44,7 @@ def overview(store: Store, config: Config, *, newest: int = desk.NEWEST) -> Over
         decisions = quarantines.history(c, policy)[::-1]
         held = quarantines.current(c, policy)
         gold_items = gold.count(c, policy)
-    seen: dict[str, list[Observed]] = defaultdict(list)
-    votes: list[Observed] = []
-    for row in reversed(rows):
-        if row.metric == GOLD_METRIC:
-            continue
-        one = desk.observed(row, challengers, config.feedback.min_latency_ms)
-        seen[row.rater_id].append(one)
-        if row.metric == PREFERENCE_METRIC:
-            votes.append(one)
+    seen, votes = _observed(rows, challengers, config)
     asked_twice = [one for rater, own in seen.items() if rater not in held for one in own]
     return Overview(
         rows=len(rows),
@@ -64,3 +57,30 @@ def overview(store: Store, config: Config, *, newest: int = desk.NEWEST) -> Over
         gold_items=gold_items,
         is_whole=len(rows) < newest,
     )
+
+
+def alone(store: Store, config: Config, rater_id: str, *, newest: int) -> Profile | None:
+    """One rater by their own newest picks, however old, beside nobody; None where they picked from nothing."""
+    policy, rater_id = config.policy.name, desk.stored_id(store, rater_id)
+    with store.reading() as c:
+        rows = [row for row in picked.of_rater(c, policy, rater_id, limit=newest) if row.revision == 0]
+        challengers = desk.challengers_of(c, policy)
+        answered = [answer for answer in gold.answers(c, policy) if answer.rater_id == rater_id]
+    seen, votes = _observed(rows, challengers, config)
+    return next(iter(profiles(rows, seen, answered, check(votes))), None)
+
+
+def _observed(
+    rows: Sequence[Picked], challengers: Mapping[str, int], config: Config
+) -> tuple[dict[str, list[Observed]], list[Observed]]:
+    """What the tests look at, oldest first: votes and repeats by rater, and all votes."""
+    seen: dict[str, list[Observed]] = defaultdict(list)
+    votes: list[Observed] = []
+    for row in reversed(rows):
+        if row.metric == GOLD_METRIC:
+            continue
+        one = desk.observed(row, challengers, config.feedback.min_latency_ms)
+        seen[row.rater_id].append(one)
+        if row.metric == PREFERENCE_METRIC:
+            votes.append(one)
+    return seen, votes

@@ -20,6 +20,10 @@ from pairloop.types import Group, Pool
 
 CANDIDATES = 32
 """One of so many is drawn: raters who ask at the same time mostly get different ones."""
+DRAWN = 4
+"""New comparisons that are drawn at once, since others may take one meanwhile."""
+TRIES = 4
+"""Draws until the queue says that there is nothing, where all that was drawn is taken meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +75,31 @@ def reserve(store: Store, config: Config, rater_id: str, *, rng: random.Random) 
     their own again by ``feedback.repeat_share``.
     """
     rater_id = stored_id(store, rater_id)
-    with store.reading() as c:
-        asking = _asking(c, config, rater_id)
-        draws = list(_drawn(c, config, asking, rng))
+    for _ in range(TRIES):
+        with store.reading() as c:
+            asking = _asking(c, config, rater_id)
+            draws = list(_drawn(c, config, asking, rng))
+        held = store.write(lambda c, draws=draws: _take(c, config, rater_id, draws))  # type: ignore[misc]
+        if held is not None or not draws:
+            return held
+    return None
 
-    def commit(c: Connection) -> Held | None:
-        now = shared_now(c)
-        reservations.sweep(c, now)
-        mine = reservations.held(c, config.policy.name, rater_id, now)
-        group = None if mine is None else groups.get(c, mine.group_id)
-        if mine is not None and group is not None and not group.is_erased:
-            return Held(mine, group)
-        for draw in draws:
-            if draw.kind is not ItemKind.NEW or queue.has_room(c, asking._replace(now=now), draw.group.group_id):
-                held = _reservation(config, rater_id, draw, now)
-                reservations.insert(c, held)
-                return Held(held, draw.group)
-        return None
 
-    return store.write(commit)
+def _take(c: Connection, config: Config, rater_id: str, draws: list[_Draw]) -> Held | None:
+    """What the rater holds already, else the first draw that nobody took meanwhile."""
+    now = shared_now(c)
+    reservations.sweep(c, now)
+    mine = reservations.held(c, config.policy.name, rater_id, now)
+    group = None if mine is None else groups.get(c, mine.group_id)
+    if mine is not None and group is not None and not group.is_erased:
+        return Held(mine, group)
+    asking = Asking(config.policy.name, rater_id, config.queue.reviewers, now)
+    for draw in draws:
+        if draw.kind is not ItemKind.NEW or queue.has_room(c, asking, draw.group.group_id):
+            held = _reservation(config, rater_id, draw, now)
+            reservations.insert(c, held)
+            return Held(held, draw.group)
+    return None
 
 
 def _asking(c: Connection, config: Config, rater_id: str) -> Asking:
@@ -110,8 +120,8 @@ def _reservation(config: Config, rater_id: str, draw: _Draw, now: datetime) -> R
 
 
 def _drawn(c: Connection, config: Config, asking: Asking, rng: random.Random) -> Iterator[_Draw]:
-    """What may be shown, the best first; a few, since others may take one meanwhile."""
-    new = [draw for draw, _ in zip(_new(c, config, asking, rng), range(4), strict=False)]
+    """What may be shown, the best first."""
+    new = [draw for draw, _ in zip(_new(c, config, asking, rng), range(DRAWN), strict=False)]
     repeat = _repeat(c, config, asking, rng)
     if repeat is not None:
         yield repeat

@@ -28,7 +28,7 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 ON_A_PAGE = 50
 GOLD_SHOWN = 20
 DECISIONS_SHOWN = 50
-WINDOWS = (1_000, 5_000, 20_000)
+WINDOWS = (1_000, 5_000)
 """How many of the newest picks the figures may be taken from."""
 
 FLAGS: Mapping[str, tuple[str, str]] = {
@@ -39,7 +39,7 @@ FLAGS: Mapping[str, tuple[str, str]] = {
 }
 """Each test: the word on its chip, and its question."""
 
-Window = Annotated[Literal["1000", "5000", "20000"], Query(description="Newest picks the figures are taken from.")]
+Window = Annotated[Literal["1000", "5000"], Query(description="Newest picks the figures are taken from.")]
 Flag = Literal["all", "any", "none", "side_bias", "length_outlier", "duel_outlier", "instant_picks"]
 Held = Literal["all", "yes", "no"]
 Order = Literal["picks", "rater", "last", "agreement", "left", "speed", "instant", "flips", "gold"]
@@ -158,8 +158,12 @@ def _read_one(context: Context, rater_id: str, newest: int, before: int | None) 
         right = {row.group_id: item.label for row in rows if (item := gold.get(c, row.group_id)) is not None}
     seen = desk.overview(context.store, context.config, newest=newest)
     one = next((profile for profile in seen.profiles if profile.rater_id == stored), None)
+    is_alone = one is None
+    if is_alone:  # nothing of late: by what they said then
+        one = desk.alone(context.store, context.config, stored, newest=newest)
     return _about(rater or Rater(stored, 0, decisions[-1].created_at, decisions[0].created_at), one, rows) | {
         "seen": seen,
+        "is_alone": is_alone,
         "pool": desk.pool_for(context.config, stored).value,
         "held": held,
         "decisions": decisions,

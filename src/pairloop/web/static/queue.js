@@ -6,10 +6,12 @@ const byId = (id) => document.getElementById(id);
 const NAME = "pairloop.rater";
 const PICK_BY_KEY = { 1: "a", 2: "b", 3: "tie", 4: "both_bad", 0: "skip" };
 const WORDS = { a: "A is better", b: "B is better", tie: "tie", both_bad: "both bad", skip: "skipped" };
+const LOOK_AGAIN_S = 10;
 const KEPT = 50; // so many answers can be undone
 
 let item = null; // {id, inference_id, choices, shown_order, expires_at, seenMs, shownAt, said}
 let busy = false;
+let seconds = 0;
 const done = []; // answered ones, the newest last
 
 function note(text, isError = false) {
@@ -130,6 +132,8 @@ function next() {
 
 function tick() {
   let text = "";
+  seconds += 1;
+  if (item === null && seconds % LOOK_AGAIN_S === 0 && !document.hidden) once(take);
   if (item !== null && item.said === null) {
     const left = Math.round(item.expires_at - Date.now() / 1000);
     text = left > 0 ? `yours for ${Math.floor(left / 60)}:${String(left % 60).padStart(2, "0")}` : "hold ended: someone else may see it; your pick counts";
@@ -162,6 +166,11 @@ function unfold() {
     FORBID_TAGS: ["style", "img", "form", "input"],
     FORBID_ATTR: ["style"],
   });
+  for (const title of clean.querySelectorAll("h1, h2, h3, h4")) { // below the page's own
+    const lower = document.createElement(`h${Number(title.tagName[1]) + 1}`);
+    lower.replaceChildren(...title.childNodes);
+    title.replaceWith(lower);
+  }
   byId("guide").classList.remove("text");
   byId("guide").replaceChildren(clean);
 }
