@@ -1,4 +1,4 @@
-.PHONY: setup demo serve lab bench test test-slow test-faults test-postgres test-ray test-vllm test-quantized check docs wheel clean
+.PHONY: screenshots setup demo serve lab bench test test-slow test-faults test-postgres test-ray test-vllm test-quantized check docs wheel clean
 VENV := .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
@@ -49,6 +49,9 @@ test-vllm: setup  ## the remote policy on a real vLLM; PAIRLOOP_VLLM_PYTHON name
 test-quantized: setup  ## bases in 4 bits (adds the extra)
 	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[quantized]'
 	$(PY) -m pytest tests/test_quantized.py
+
+screenshots: setup  ## every page as a picture, light, dark and phone, into screenshots/; needs chromium
+	$(PY) -m tests.screenshots
 
 check: setup  ## format, lint, types, layers, dead code, dependencies, generated docs
 	$(VENV)/bin/ruff format --check .

@@ -109,6 +109,7 @@ def test_r10_passes_and_tells_its_figures() -> None:
     assert null["promoted"] <= r10()["null_without_minimum"] <= 0.05 * 2_000
 
 
+@pytest.mark.slow
 def test_planted_fault_the_repeated_z_test_as_the_gate_fails() -> None:
     naive = r10()["z_test"]
     assert naive["promoted"] / naive["duels"] > 0.1

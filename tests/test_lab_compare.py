@@ -69,6 +69,7 @@ def test_tied_groups_are_sampled_again_within_the_budget(cache: Path) -> None:
     assert (plain.steps, resampled.steps < plain.steps) == (8, True)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_another_another(cache: Path) -> None:
     first, again, other = (run(ARMS["dpo_s4"], Quick(), seed, SMALL, cache) for seed in (0, 0, 1))
     assert first.curve == again.curve
@@ -82,6 +83,7 @@ def test_the_first_step_of_online_dpo_has_full_effective_sample_size_and_stale_s
     assert stale < 0.97
 
 
+@pytest.mark.slow
 def test_an_arms_rate_is_a_share_of_the_comparisons(cache: Path) -> None:
     whole, half = Arm("whole", rounds=1), Arm("half", rounds=1, rate=0.5)
     slower, same, faster = (

@@ -175,6 +175,7 @@ def test_the_printed_weights_are_those_of_the_formula() -> None:
     assert [round(expectations.usable_share(0.1, size), 3) for size in (2, 8, 16)] == [0.18, 0.57, 0.815]
 
 
+@pytest.mark.slow
 def test_simulated_weights_agree_and_a_wrong_std_is_found() -> None:
     rows = expectations.simulated_rows(seed=0, rates=(0.3,))
     assert failing(rows) == set()

@@ -27,7 +27,7 @@ ROWS = 3
 EVERY = [REVISIONS[0], *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.postgres]) for name in REVISIONS[1:])]
 
 MEANT: dict[str, dict[str, Any]] = {
-    "kind": {"groups": "train", "versions": "full", "verdicts": "hold"},
+    "kind": {"groups": "train", "versions": "full", "verdicts": "hold", "duels": "gate"},
     "pool": {"groups": "train"},
     "source": {"feedback": "human"},
     "label": {"feedback": "A"},

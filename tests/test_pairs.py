@@ -547,7 +547,7 @@ def test_where_nothing_is_left_the_reasons_are_told_most_frequent_first(store: S
     new = pairs.compile_new(store, None, Config(), parent=0)
     assert new.text == "no new usable pairs: 1 held out, 3 tie, 2 both bad, 1 comment, 1 for other reasons"
     assert (new.dropped["identical"], new.counts["heldout_pairs"]) == (1, 1)
-    assert pairs.record(store, Config(), new, cycle_id=None) is None
+    assert pairs.run(store, None, Config(), cycle_id=None, parent=0) is None
 
 
 def test_a_dataset_built_by_hand_starts_the_count_of_new_pairs_over_only_once_a_cycle_trains_on_it(store: Store) -> None:

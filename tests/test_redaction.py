@@ -441,7 +441,7 @@ def test_a_redacted_answer_is_set_aside_and_a_redacted_prompt_trains_without_log
         rig.serve(4, gate_n=0)
         rig.store.redactor = Redactor(lambda text: text.replace("case", "[CASE]"), b"key")
         with rig.store.reading() as c:
-            groups_now, _ = feedback.labelled_since(c, "bot", after_seq=0, kinds=list(pairs.dataset._KINDS))
+            groups_now, _ = feedback.labelled_since(c, "bot", after_seq=0, kinds=list(pairs.fresh.KINDS))
         prompted, answered = (rig.store.redactor.group(groups_now[i].group) for i in (0, 1))
         answered = replace(
             answered, completions=tuple(replace(c, token_ids=(), is_redacted=True) for c in answered.completions)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from tests.store_rows import (
     BOT,
     NOW,
@@ -43,6 +44,8 @@ from pairloop.store import (
     verdicts,
     versions,
 )
+from pairloop.store.groups import ID_CHUNK
+from pairloop.store.schema import dataset_pairs, pair_feedback, pair_groups
 from pairloop.types import (
     Alias,
     Completion,
@@ -387,6 +390,19 @@ def test_datasets_keep_their_lineage(store: Store) -> None:
     with pytest.raises(ConflictError, match=r"(?i)foreign key"):
         store.write(lambda c: datasets.insert(c, a_dataset("data_3"), feedback_seq=2, cycle_id=None, pairs=lost))
     assert read(store, datasets.get, "data_3") is None
+
+
+def test_lineage_may_be_a_stream_longer_than_what_is_held_at_a_time(store: Store) -> None:
+    put_groups(store, a_group("g"))
+    (one,) = (pick.feedback_id for pick in put_picks(store, a_pick("g")))
+    names = [f"pair_{n:04d}" for n in range(2 * ID_CHUNK + 1)]
+    for dataset_id in ("data_1", "data_2"):  # all of them are known the second time
+        stream = ((name, ["g"], [one]) for name in (*names, names[0]))  # a pair may come again
+        store.write(lambda c, d=dataset_id, s=stream: datasets.insert(c, a_dataset(d), feedback_seq=1, cycle_id=None, pairs=s))  # type: ignore[misc]
+    with store.reading() as c:
+        for table, links in ((dataset_pairs, 2), (pair_groups, 1), (pair_feedback, 1)):
+            found = list(c.execute(sa.select(table.c.pair_id).order_by("pair_id")).scalars())
+            assert found == sorted(names * links)
 
 
 def put_dataset(store: Store, n: int, cycle_id: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -280,3 +281,12 @@ def test_a_template_without_tools_refuses_them(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="does not take tools") as refused:
         chat.encode_prompt(TOOL_CHAT)
     assert refused.value.param == "tools"
+
+
+def test_another_process_can_be_handed_a_template(tmp_path: Path) -> None:
+    chat = ChatTemplate.load(write(tmp_path, CHATML, bos=True))
+    copy = pickle.loads(pickle.dumps(chat))
+    assert (copy.hash, copy.has_tools, copy.eos_token_ids) == (chat.hash, chat.has_tools, chat.eos_token_ids)
+    for prompt in (CHAT, "plain", (Message("user", "<|im_end|> é"),)):
+        assert copy.encode_prompt(prompt) == chat.encode_prompt(prompt)
+        assert copy.encode_completion(prompt, "Today.") == chat.encode_completion(prompt, "Today.")

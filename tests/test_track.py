@@ -115,6 +115,7 @@ def test_a_run_is_heard_once_whoever_takes_it_up_again(tmp_path: Path) -> None:
     assert {name for name in run.run.data.metrics if "of" in name.split("/") or "warning" in name} == set()
 
 
+@pytest.mark.slow
 def test_a_cycle_is_one_run_with_its_training_report_and_verdict(tmp_path: Path) -> None:
     config = tracked(tmp_path, "mlflow", "tensorboard")
     with open_rig(config) as rig:

@@ -473,7 +473,7 @@ run(parse_config({"state_dir": Path(sys.argv[1]), "policy": {"model": "fake", "m
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_the_process_says_where_it_listens_and_ends_in_order(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-c", SERVE, str(tmp_path / "state")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:

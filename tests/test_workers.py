@@ -134,7 +134,8 @@ def test_a_mean_in_place_of_the_sum_is_seen(make_job: MakeJob, base: Path, tmp_p
         assert distance(alone, divided) > 1000 * TOLERANCE
 
 
-@pytest.mark.parametrize("begun_by", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("begun_by", [1, 2])
 def test_a_run_goes_on_with_another_number_of_processes(make_job: MakeJob, base: Path, tmp_path: Path, begun_by: int) -> None:
     """Up to step 7 by one process or by two, whose weights are divided, and then by the other: to the same best weights."""
     pairs = recorded(text_pairs(24), base)

@@ -78,11 +78,12 @@ STAKES = (0.9, 0.6, 0.4, 0.25, 0.16, 0.1, 0.06, 0.04, 0.025, 0.016, 0.01, 0.006,
 """How far towards certainty each bet of `log_excess` places the true chance; any fixed list is valid."""
 
 
-def log_excess(k: int, n: int, p: float) -> float:
+def log_excess(k: float, n: int, p: float) -> float:
     """Log of the evidence that ``k`` of ``n`` is more than chance ``p`` gives, valid however often one looks.
 
     The mean of bets that each win where the chance is p + (1 - p) s. While it is at most ``p`` at every observation the mean
-    never exceeds 1, so (Ville 1939) it ever reaches 1/alpha with a chance of at most alpha. Falls as ``p`` rises.
+    never exceeds 1, so (Ville 1939) it ever reaches 1/alpha with a chance of at most alpha. Falls as ``p`` rises. An
+    observation may be half of one: the bets are convex, so that it wins no more than one that is as likely as not.
     """
     if p >= 1 or n == 0:
         return -math.inf if n else 0.0
@@ -92,7 +93,7 @@ def log_excess(k: int, n: int, p: float) -> float:
     return highest + math.log(math.fsum(math.exp(log - highest) for log in logs) / len(STAKES))
 
 
-def at_most(k: int, n: int, alpha: float) -> float:
+def at_most(k: float, n: int, alpha: float) -> float:
     """A chance that the true one exceeds with probability alpha at most, however often one looks; 1 where nothing is known."""
     low, high = (k / n if n else 1.0), 1.0
     needed = math.log(1 / alpha)

@@ -29,7 +29,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,18 @@ class ChatTemplate:
         self._control = re.compile("|".join(map(re.escape, reversed(control)))) if control else None
         probe, plain = self._tokenizer.encode("a").ids, self._tokenizer.encode("a", add_special_tokens=False).ids
         self._leading = tuple(probe[: next((i for i in range(len(probe)) if probe[i : i + len(plain)] == plain), 0)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Can be handed to another process, which makes it again."""
+        make = partial(
+            ChatTemplate,
+            special_tokens=self.special_tokens,
+            eos_token_ids=self._eos,
+            tool_template=self._tool_source,
+            response_template=self.response_template,
+            origin=self._origin,
+        )
+        return make, (self._tokenizer.to_str(), self._source)
 
     @classmethod
     def load(cls, model_dir: Path) -> ChatTemplate:

@@ -494,9 +494,19 @@ class Cycle:
         return next((step.record for step in self.steps if step.state is state), None)
 
 
+class DuelKind(StrEnum):
+    """``gate``: against the champion, it decides about the promotion; ``seed``: beside it, against the base."""
+
+    GATE = "gate"
+    SEED = "seed"
+
+
 @dataclass(frozen=True, slots=True)
 class Duel:
-    """Live comparisons of challenger and champion in the gate pool; closed by its cycle's verdict."""
+    """Live comparisons of challenger and champion in the gate pool; closed by its cycle's verdict.
+
+    In a seed duel the base stands in the champion's place.
+    """
 
     duel_id: str
     cycle_id: str
@@ -505,6 +515,7 @@ class Duel:
     challenger: int
     opened_at: datetime
     closed_at: datetime | None = None
+    kind: DuelKind = DuelKind.GATE
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,3 +222,23 @@ def _run(
 
 
 COMMANDS = (bench,)
+
+
+@bench.command()
+@quick_option
+@out_option
+@verb
+def pages(quick: bool, out: Path, as_json: bool) -> None:
+    """How fast the pages answer and paint with 100,000 groups in the store; painting needs a Chromium and playwright."""
+    from pairloop.bench import pages as measured
+    from pairloop.bench import report
+    from pairloop.bench.settings import Settings
+    from pairloop.cli.progress import TerminalWatcher
+
+    with TerminalWatcher() as watcher:
+        settings = Settings(out.resolve(), watcher.bar, quick=quick)
+        found = report.document(settings, pages=measured.bench(settings))
+    file = out / "pages.json"
+    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    text = f"{table(measured.HEADERS, measured.rows(found['pages']))}\n\n{measured.sentence(found['pages'])}"
+    show(found | {"files": [file]}, f"{text}\nwritten: {file}", as_json=as_json)

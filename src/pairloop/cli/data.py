@@ -232,8 +232,10 @@ def pairs_build(config_path: Path, as_json: bool) -> None:
     from pairloop.loop import pairs as stage
 
     with open_loop(config_path) as loop:
-        new = stage.compile_new(loop.store, loop.policy.tokens, loop.config, parent=_champion(loop.store, loop.config))
-        dataset = stage.record(loop.store, loop.config, new, cycle_id=None)
+        compiling = stage.staged(loop.store, loop.policy.tokens, loop.config, parent=_champion(loop.store, loop.config))
+        with compiling as new:
+            assert new is not None, "nobody stops it"
+            dataset = stage.record(loop.store, loop.config, new, cycle_id=None)
     text = new.text if dataset is None else _counted(dataset)
     document = {"dataset": dataset, "counts": new.counts, "dropped": new.dropped}
     show(document, _with_reasons(text, new.dropped), as_json=as_json)

@@ -90,6 +90,7 @@ class DuelResource(BaseModel):
     id: str
     cycle_id: str
     policy: str
+    kind: Literal["gate", "seed"]
     champion: str
     challenger: str
     picks: int

@@ -107,6 +107,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _seed_duel_has_somebody_to_ask(self) -> Self:
+        is_asked = self.label.verifier is not None or self.label.judge_url is not None or self.gate.seed_share > 0
+        if "seed_duel" in self.gate.require and not is_asked:
+            raise ValueError(
+                'gate.require names "seed_duel", and nobody compares a challenger with the base: set gate.seed_share (0.2, '
+                "say), which asks the raters, or label.verifier or label.judge_url"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _suite_has_a_file(self) -> Self:
         if "suite" in self.gate.require and self.evaluate.suite is None:
             raise ValueError('gate.require names "suite": set evaluate.suite to its file')

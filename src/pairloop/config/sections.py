@@ -293,7 +293,11 @@ class GateSection(Section):
     max_verifier_drop: float = Field(default=0.05, ge=0.0)
     """What the verifier's mean score may lose to the champion's, in the verifier's own points."""
     min_seed_win_rate: Share = 0.5
-    """Win rate against the base, by the verifier or judge on the offline report's samples."""
+    """Lower bound of the win rate against the base: by the verifier or judge on the offline report's samples where one is
+    asked, else by raters in the live duel of ``seed_share``."""
+    seed_share: float = Field(default=0.0, ge=0.0, le=0.5)
+    """Share of the duel's requests that the challenger answers beside the base instead of the champion, for ``seed_duel``.
+    Where the base is the champion, all of them are against the base anyway."""
     max_suite_lost: int = Field(default=0, ge=0)
     """Cases of ``evaluate.suite`` that the champion passes and the challenger may fail."""
     min_heldout_accuracy: Share = 0.5
@@ -330,6 +334,10 @@ class GateSection(Section):
         live = sorted({"sides", "adjusted_win_rate", "worst_slice"} & set(self.require))
         if self.offline and live:
             raise ValueError(f"an offline duel has no sides, raters or slices: take {', '.join(live)} out of require")
+        if self.offline and self.seed_share:
+            raise ValueError(
+                "an offline duel has no requests to share: set seed_share = 0, the verifier or judge knows the base"
+            )
         return self
 
 

@@ -26,7 +26,7 @@ from pairloop.loop import deploy, pairs, privacy
 from pairloop.loop.cycle import Loop
 from pairloop.loop.jobs import JobQueue
 from pairloop.store import canaries, cycles, duels, triggers, versions
-from pairloop.types import BASE_VERSION, Cycle, CycleState, Duel
+from pairloop.types import BASE_VERSION, Cycle, CycleState, Duel, DuelKind
 
 logger = logging.getLogger(__name__)
 
@@ -275,8 +275,9 @@ class Scheduler:
         """New picks since the last look, a duel or canary that was closed, whose time is over, or on which a guard broke."""
         loop = self._loop
         with loop.store.reading() as c:
-            duel, canary = duels.current(c, loop.name), canaries.current(c, loop.name)
-            look = None if duel is None else _Look(duel.duel_id, duels.count_picks(c, duel.duel_id))
+            opened, canary = duels.opened(c, loop.name), canaries.current(c, loop.name)
+            duel, counts = opened.get(DuelKind.GATE), duels.counts_of_picks(c, [one.duel_id for one in opened.values()])
+            look = None if duel is None else _Look(duel.duel_id, sum(counts.values()))
         changed, self._seen = look != self._seen, look
         if changed or self._watch.alarm:
             return True

@@ -15,11 +15,15 @@ _Processor = Callable[[Any], Any]
 
 
 class BulkInsert:
-    """``INSERT`` of these columns of a table, as plain text with as many rows as come; the columns' types apply."""
+    """``INSERT`` of these columns of a table, as plain text with as many rows as come; the columns' types apply.
 
-    def __init__(self, table: Table, columns: Sequence[str]) -> None:
+    ``known_stay``: a row whose key is there already is left as it is.
+    """
+
+    def __init__(self, table: Table, columns: Sequence[str], *, known_stay: bool = False) -> None:
         self._table = table
         self._columns = tuple(columns)
+        self._tail = " ON CONFLICT DO NOTHING" if known_stay else ""
         self._prepared: dict[str, tuple[dict[int, str], list[tuple[int, _Processor]]]] = {}
 
     def __call__(self, c: Connection, rows: Sequence[Sequence[Any]]) -> None:
@@ -42,7 +46,7 @@ class BulkInsert:
         names = ", ".join(quote(name) for name in self._columns)
         row = f"({', '.join(['?' if dialect.paramstyle == 'qmark' else '%s'] * len(self._columns))})"
         head = f"INSERT INTO {quote(self._table.name)} ({names}) VALUES "
-        return {size: head + ", ".join([row] * size) for size in CHUNKS}
+        return {size: head + ", ".join([row] * size) + self._tail for size in CHUNKS}
 
     def _processors(self, dialect: Dialect) -> list[tuple[int, _Processor]]:
         types = [self._table.c[name].type.dialect_impl(dialect) for name in self._columns]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy import Column, ColumnElement, Connection, Row, Table
+from sqlalchemy import ColumnElement, Connection, Row
 
 from pairloop.errors import NotFoundError
 from pairloop.store import artifacts
-from pairloop.store.groups import chunked
+from pairloop.store.bulk import BulkInsert
+from pairloop.store.groups import ID_CHUNK
 from pairloop.store.schema import (
     dataset_pairs,
     datasets,
@@ -28,7 +30,7 @@ PairLineage = tuple[str, Sequence[str], Sequence[str]]
 """(pair_id, group_ids, feedback_ids)"""
 
 
-def insert(c: Connection, dataset: Dataset, *, feedback_seq: int, cycle_id: str | None, pairs: Sequence[PairLineage]) -> None:
+def insert(c: Connection, dataset: Dataset, *, feedback_seq: int, cycle_id: str | None, pairs: Iterable[PairLineage]) -> None:
     """Write a dataset with its pairs. A pair that an earlier dataset holds too has one lineage, to which rows may be added."""
     c.execute(
         sa.insert(datasets),
@@ -48,14 +50,16 @@ def insert(c: Connection, dataset: Dataset, *, feedback_seq: int, cycle_id: str 
     add_lineage(c, dataset.dataset_id, pairs)
 
 
-def add_lineage(c: Connection, dataset_id: str, pairs: Sequence[PairLineage]) -> None:
-    """Write which pairs a dataset holds, and where each comes from; what is there already stays as it is."""
-    known = set(c.execute(sa.select(dataset_pairs.c.pair_id).where(dataset_pairs.c.dataset_id == dataset_id)).scalars())
-    pair_ids = [pair_id for pair_id in dict.fromkeys(pair_id for pair_id, _, _ in pairs) if pair_id not in known]
-    if pair_ids:
-        c.execute(sa.insert(dataset_pairs), [{"dataset_id": dataset_id, "pair_id": pair_id} for pair_id in pair_ids])
-    _add_links(c, pair_groups, pair_groups.c.group_id, ((pair_id, group) for pair_id, ids, _ in pairs for group in ids))
-    _add_links(c, pair_feedback, pair_feedback.c.feedback_id, ((pair_id, row) for pair_id, _, ids in pairs for row in ids))
+def add_lineage(c: Connection, dataset_id: str, pairs: Iterable[PairLineage]) -> None:
+    """Write which pairs a dataset holds, and where each comes from; what is there already stays as it is.
+
+    ``pairs`` may be a stream: some hundred are held at a time.
+    """
+    stream = iter(pairs)
+    while some := list(islice(stream, ID_CHUNK)):
+        _ADD_PAIRS(c, [(dataset_id, pair_id) for pair_id, _, _ in some])
+        _ADD_GROUPS(c, [(pair_id, group_id) for pair_id, ids, _ in some for group_id in ids])
+        _ADD_FEEDBACK(c, [(pair_id, feedback_id) for pair_id, _, ids in some for feedback_id in ids])
 
 
 def get(c: Connection, dataset_id: str) -> Dataset | None:
@@ -170,15 +174,9 @@ def containing_feedback(c: Connection, feedback_id: str) -> list[str]:
 
 _NEWEST_FIRST = (datasets.c.created_at.desc(), datasets.c.feedback_seq.desc())
 
-
-def _add_links(c: Connection, table: Table, column: Column[Any], links: Iterable[tuple[str, str]]) -> None:
-    """Insert the links that are not there yet."""
-    wanted = set(links)
-    for ids in chunked(sorted({pair_id for pair_id, _ in wanted})):
-        found = c.execute(sa.select(table.c.pair_id, column).where(table.c.pair_id.in_(ids)))
-        wanted -= {(pair_id, other) for pair_id, other in found}
-    if wanted:
-        c.execute(sa.insert(table), [{"pair_id": pair_id, column.name: other} for pair_id, other in sorted(wanted)])
+_ADD_PAIRS = BulkInsert(dataset_pairs, ("dataset_id", "pair_id"), known_stay=True)
+_ADD_GROUPS = BulkInsert(pair_groups, ("pair_id", "group_id"), known_stay=True)
+_ADD_FEEDBACK = BulkInsert(pair_feedback, ("pair_id", "feedback_id"), known_stay=True)
 
 
 def _dataset(c: Connection, row: Row[Any]) -> Dataset:

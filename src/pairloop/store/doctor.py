@@ -31,7 +31,7 @@ from pairloop.store.schema import (
     versions,
 )
 from pairloop.store.store import Store
-from pairloop.types import Alias
+from pairloop.types import Alias, DuelKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +153,14 @@ def _duels(c: Connection) -> Iterator[Problem]:
         if cycle is not None and cycle.state.is_terminal:
             text = f"duel {row.duel_id} is open, but its cycle {cycle.cycle_id} has ended ({cycle.state})"
             yield Problem("open_duel", text, row.duel_id)
+        elif row.kind == DuelKind.SEED.value and not _has_open_duel(c, row.cycle_id):
+            text = f"seed duel {row.duel_id} is open, but the duel of its cycle {row.cycle_id} with the champion is not"
+            yield Problem("open_duel", text, row.duel_id)
+
+
+def _has_open_duel(c: Connection, cycle_id: str) -> bool:
+    of_gate = (duels.c.cycle_id == cycle_id, duels.c.kind == DuelKind.GATE.value, duels.c.closed_at.is_(None))
+    return c.execute(sa.select(duels.c.duel_id).where(*of_gate)).first() is not None
 
 
 def _jobs(c: Connection) -> Iterator[Problem]:

@@ -1,4 +1,8 @@
-"""Duels: when challenger and champion answer side by side in the gate pool."""
+"""Duels: when challenger and champion answer side by side in the gate pool.
+
+The duel of a policy is the gate's. Beside it there may be a seed duel of the same challenger against the base, with the same
+cycle, opened and closed in the same transactions.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,16 @@ from pairloop.errors import ConflictError, NotFoundError
 from pairloop.store import feedback as feedback_rows
 from pairloop.store import verdicts
 from pairloop.store.schema import cycles, duels, feedback, groups
-from pairloop.types import PREFERENCE_METRIC, Duel, LabelledGroup
+from pairloop.types import PREFERENCE_METRIC, Duel, DuelKind, LabelledGroup
 
-_CURRENT = (
-    sa.select(duels)
-    .where(duels.c.policy == sa.bindparam("policy"), duels.c.closed_at.is_(None))
-    .order_by(duels.c.opened_at.desc())
-    .limit(1)
+_OPEN = (
+    sa.select(duels).where(duels.c.policy == sa.bindparam("policy"), duels.c.closed_at.is_(None)).order_by(duels.c.opened_at)
 )
 
 
 def open(c: Connection, duel: Duel) -> None:
-    """Open a duel; ConflictError while the policy has another open one."""
-    other = current(c, duel.policy)
+    """Open a duel; ConflictError while the policy has another open one of its kind."""
+    other = opened(c, duel.policy).get(duel.kind)
     if other is not None:
         raise ConflictError(f"policy {duel.policy} is duelling already ({other.duel_id}); one duel at a time")
     c.execute(
@@ -38,6 +39,7 @@ def open(c: Connection, duel: Duel) -> None:
             "challenger": duel.challenger,
             "opened_at": duel.opened_at,
             "closed_at": duel.closed_at,
+            "kind": duel.kind.value,
         },
     )
 
@@ -49,21 +51,41 @@ def close(c: Connection, duel_id: str, at: datetime) -> None:
         raise NotFoundError(f"no duel {duel_id}", param="duel_id")
 
 
+def close_all(c: Connection, policy: str, at: datetime) -> None:
+    """Close the open duels of a policy, that against the base with that against the champion."""
+    c.execute(sa.update(duels).where(duels.c.policy == policy, duels.c.closed_at.is_(None)).values(closed_at=at))
+
+
 def get(c: Connection, duel_id: str) -> Duel | None:
     row = c.execute(sa.select(duels).where(duels.c.duel_id == duel_id)).first()
     return None if row is None else _duel(row)
 
 
 def current(c: Connection, policy: str) -> Duel | None:
-    """The open duel of a policy."""
-    row = c.execute(_CURRENT, {"policy": policy}).first()
+    """The open duel of a policy with its champion."""
+    return opened(c, policy).get(DuelKind.GATE)
+
+
+def opened(c: Connection, policy: str) -> dict[DuelKind, Duel]:
+    """The open duels of a policy: none, the gate's, or the gate's and the seed duel beside it."""
+    return {duel.kind: duel for duel in map(_duel, c.execute(_OPEN, {"policy": policy}))}
+
+
+def seed_of(c: Connection, duel: Duel) -> Duel | None:
+    """The seed duel that was opened with the gate's ``duel``, open or not; None where there was none."""
+    statement = sa.select(duels).where(duels.c.cycle_id == duel.cycle_id, duels.c.kind == DuelKind.SEED.value)
+    row = c.execute(statement.limit(1)).first()
     return None if row is None else _duel(row)
 
 
-def list_(c: Connection, policy: str, limit: int = 50, *, after: str | None = None) -> list[Duel]:
-    """Newest first; those that follow the duel ``after``. NotFoundError where there is no such duel."""
+def list_(
+    c: Connection, policy: str, limit: int = 50, *, after: str | None = None, kind: DuelKind | None = DuelKind.GATE
+) -> list[Duel]:
+    """Newest first; those that follow the duel ``after``. NotFoundError where there is no such duel. ``kind`` None: both."""
     newest_first = (duels.c.opened_at.desc(), duels.c.duel_id.desc())
     statement = sa.select(duels).where(duels.c.policy == policy).order_by(*newest_first).limit(limit)
+    if kind is not None:
+        statement = statement.where(duels.c.kind == kind.value)
     if after is not None:
         last = get(c, after)
         if last is None:
@@ -123,4 +145,5 @@ def _duel(row: Row[Any]) -> Duel:
         challenger=row.challenger,
         opened_at=row.opened_at,
         closed_at=row.closed_at,
+        kind=DuelKind(row.kind),
     )

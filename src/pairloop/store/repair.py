@@ -275,9 +275,7 @@ def _refuse_moved(c: Connection, policy: str, alias: Alias, found: int | None) -
 def _end_duel(c: Connection, policy: str, at: datetime) -> None:
     """No duel outlives a change of its two sides; its cycle is held when it is next looked at."""
     versions.set_alias(c, policy, Alias.CHALLENGER, None)
-    duel = duels.current(c, policy)
-    if duel is not None:
-        duels.close(c, duel.duel_id, at)
+    duels.close_all(c, policy, at)
 
 
 def _end_canary(c: Connection, policy: str, why: str, at: datetime) -> None:

@@ -257,6 +257,7 @@ duels = Table(
     Column("challenger", Integer, nullable=False),
     Column("opened_at", UtcDateTime, nullable=False),
     Column("closed_at", UtcDateTime),
+    Column("kind", String(8), nullable=False, server_default="gate"),
     Index(None, "policy", "closed_at"),
     Index(None, "policy", "opened_at"),
 )

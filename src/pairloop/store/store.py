@@ -13,11 +13,9 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from pairloop.config import Config, duration_s
-from pairloop.errors import StoreError, UnavailableError
+from pairloop.errors import StoreError
 from pairloop.redaction import Redactor
 from pairloop.store.artifacts import ROOT_OPTION, Artifacts
 from pairloop.store.clock import shared_now
@@ -33,6 +31,7 @@ from pairloop.store.database import (
     writer_engine,
 )
 from pairloop.store.opening import open_artifacts
+from pairloop.store.reader import Reader, reading_from
 from pairloop.store.writer import MAX_BATCH, Committed, GroupCommitWriter, Limits, Together
 
 T = TypeVar("T")
@@ -100,11 +99,12 @@ class Store:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection that sees one snapshot and cannot write. Keep it short: a long one holds back SQLite's checkpoints."""
-        try:
-            with self._reading.connect() as connection:
-                yield connection
-        except (DBAPIError, PoolTimeoutError) as error:
-            raise UnavailableError(f"{self.name}: {getattr(error, 'orig', None) or error}") from error
+        with reading_from(self._reading, self.name) as connection:
+            yield connection
+
+    def reader(self) -> Reader:
+        """What another process reads this database by."""
+        return Reader(self.url, self.artifacts.root)
 
     def fenced(self, fence: Fence | None) -> Store:
         """The same store for a worker that may be overtaken: every write through it first asks ``fence``, in its transaction.

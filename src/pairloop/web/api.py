@@ -168,10 +168,10 @@ def export_dataset(
     return StreamingResponse(lines(Rows(format)), media_type="application/jsonl")
 
 
-@router.get("/v1/duels", summary="Duels, newest first")
+@router.get("/v1/duels", summary="Duels, newest first: against the champion (gate) and against the base (seed)")
 def list_duels(context: Here, limit: Limit = 20, after: After = None) -> Page[DuelResource]:
     with context.store.reading() as c:
-        found = duels.list_(c, context.policy_name, limit + 1, after=after)
+        found = duels.list_(c, context.policy_name, limit + 1, after=after, kind=None)
         picks = duels.counts_of_picks(c, [duel.duel_id for duel in found])
     return page([duel_resource(duel, picks.get(duel.duel_id, 0)) for duel in found], limit=limit)
 

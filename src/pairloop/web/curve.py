@@ -17,7 +17,10 @@ MAX_STEP = 110.0
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """One challenger's comparisons with the champion of its time; ``verdict`` is None while the duel is open."""
+    """One challenger's comparisons with the champion of its time; ``verdict`` is None while the duel is open.
+
+    ``met_base``: its win rate where raters compared it with the base itself, None where they did not.
+    """
 
     challenger: int
     champion: int
@@ -25,6 +28,7 @@ class Contest:
     losses: int
     ties: int
     verdict: str | None
+    met_base: Interval | None = None
 
     @property
     def rate(self) -> Interval:
@@ -34,7 +38,7 @@ class Contest:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A challenger on the curve: its own duel, and its estimated win rate against the base."""
+    """A challenger on the curve: its own duel, and its estimated win rate against the base (``contest.met_base``: the seen)."""
 
     contest: Contest
     rate: Interval
@@ -136,6 +140,11 @@ def as_json(points: Sequence[Point]) -> list[Mapping[str, object]]:
             "ci95": [point.rate.lo, point.rate.hi],
             "against_base": point.against_base.mean,
             "against_base_ci95": [point.against_base.lo, point.against_base.hi],
+            "met_base": None if point.contest.met_base is None else _seen(point.contest.met_base),
         }
         for point in points
     ]
+
+
+def _seen(rate: Interval) -> Mapping[str, object]:
+    return {"win_rate": rate.mean, "ci95": [rate.lo, rate.hi], "votes": rate.n}

@@ -79,6 +79,7 @@ def duel_resource(duel: Duel, picks: int) -> DuelResource:
         id=duel.duel_id,
         cycle_id=duel.cycle_id,
         policy=duel.policy,
+        kind=duel.kind.value,
         champion=f"{duel.policy}@{duel.champion}",
         challenger=f"{duel.policy}@{duel.challenger}",
         picks=picks,

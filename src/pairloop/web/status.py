@@ -12,9 +12,9 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.loop import cycle as loop_cycle
-from pairloop.loop.cycle import CanaryStatus, CycleStatus, DuelStatus, LastVerdict
+from pairloop.loop.cycle import AgainstBase, CanaryStatus, CycleStatus, DuelStatus, LastVerdict
 from pairloop.store import Store, cycles, duels, groups, verdicts, versions
-from pairloop.types import Cycle, CycleState, Duel, Verdict, VerdictKind
+from pairloop.types import Cycle, CycleState, Duel, Interval, Verdict, VerdictKind
 from pairloop.web.curve import Contest, Point, as_json, curve
 
 FRESH_S = 0.5
@@ -125,10 +125,16 @@ def _contests(views: Sequence[CycleView], by_cycle: Mapping[str, Duel], live: Du
         champion = duel.champion if duel is not None else view.cycle.parent
         if view.challenger is not None and view.verdict is not None and view.verdict.kind is not VerdictKind.CONTINUE:
             counts = view.verdict
-            found.append(Contest(view.challenger, champion, counts.wins, counts.losses, counts.ties, counts.kind.value))
+            met = _rate(loop_cycle.kept_against_base(view.cycle))
+            found.append(Contest(view.challenger, champion, counts.wins, counts.losses, counts.ties, counts.kind.value, met))
         elif live is not None and duel is not None and duel.duel_id == live.duel_id:
-            found.append(Contest(live.challenger, live.champion, live.wins, live.losses, live.ties, None))
+            met = _rate(live.against_base)
+            found.append(Contest(live.challenger, live.champion, live.wins, live.losses, live.ties, None, met))
     return found
+
+
+def _rate(met: AgainstBase | None) -> Interval | None:
+    return None if met is None else met.win_rate
 
 
 def _cycle_json(now: CycleStatus) -> dict[str, Any] | None:

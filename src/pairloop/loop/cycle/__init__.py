@@ -9,7 +9,7 @@ Run alone: ``pairloop cycle run``.
 
 from pairloop.loop.cycle.base import ensure_base, register_base
 from pairloop.loop.cycle.context import Loop, is_gone, owning, standstill, training
-from pairloop.loop.cycle.judging import standing
+from pairloop.loop.cycle.judging import AgainstBase, kept_against_base, standing
 from pairloop.loop.cycle.looks import last_look
 from pairloop.loop.cycle.rounds import RoundStatus, round_of
 from pairloop.loop.cycle.stages import record_failure, run
@@ -25,6 +25,7 @@ from pairloop.loop.cycle.status import (
 )
 
 __all__ = [
+    "AgainstBase",
     "CanaryStatus",
     "CycleStatus",
     "DuelStatus",
@@ -34,6 +35,7 @@ __all__ = [
     "challenger_of",
     "ensure_base",
     "is_gone",
+    "kept_against_base",
     "last_look",
     "next_run_at",
     "owning",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import Connection
 
@@ -12,20 +13,74 @@ from pairloop.config import Config
 from pairloop.loop import evaluate, gate
 from pairloop.store import duels, quarantines
 from pairloop.store.canaries import Canary
-from pairloop.types import Duel, DuelPick, Verdict
+from pairloop.types import BASE_VERSION, Cycle, Duel, DuelPick, Interval, Verdict
 
 
 def standing(c: Connection, config: Config, duel: Duel, report: Mapping[str, Any]) -> Verdict:
     """The verdict on the duel's votes so far, after the offline report of its check. Records nothing."""
+    votes = votes_so_far(c, config, duel)
+    is_anchored = config.gate.seed_share > 0 or duel.champion != BASE_VERSION
     return gate.decide(
         evaluate.Report.from_json(report),
-        votes_so_far(c, config, duel),
+        votes,
         config.gate,
         opened_at=duel.opened_at,
         now=datetime.now(UTC),
         picks_made=duels.count_picks(c, duel.duel_id),
         duel_number=duels.number(c, duel),
+        seed_votes=_against_base(c, config, duel, votes) if is_anchored else None,
     )
+
+
+_KEPT = "against_base"
+
+
+@dataclass(frozen=True, slots=True)
+class AgainstBase:
+    """How a challenger did against the base in a live duel. ``win_rate``: its own, ties half, as the gate reads it."""
+
+    win_rate: Interval
+    wins: int
+    losses: int
+    ties: int
+    raters: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON data; ``from_json`` is the way back."""
+        return {**asdict(self), "win_rate": self.win_rate._asdict()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**{**data, "win_rate": Interval(**data["win_rate"])})
+
+
+def base_record(c: Connection, config: Config, duel: Duel) -> Mapping[str, Any]:
+    """What the step that ends a duel keeps of how its challenger does against the base; ``kept_against_base`` reads it."""
+    met = against_base(c, config, duel, votes_so_far(c, config, duel))
+    return {} if met is None else {_KEPT: met.as_json()}
+
+
+def kept_against_base(cycle: Cycle) -> AgainstBase | None:
+    """What was known when the gate decided about the cycle's challenger; None before, and where the two never met."""
+    found = next((step.record[_KEPT] for step in cycle.steps if _KEPT in step.record), None)
+    return None if found is None else AgainstBase.from_json(found)
+
+
+def against_base(c: Connection, config: Config, duel: Duel, votes: Sequence[DuelPick]) -> AgainstBase | None:
+    """How the challenger of ``duel``, whose votes so far are ``votes``, does against the base; None where they do not meet."""
+    met = _against_base(c, config, duel, votes)
+    if met is None:
+        return None
+    rate, tally = gate.against_base(met, config.gate)
+    return AgainstBase(rate, tally.wins, tally.losses, tally.ties, tally.raters)
+
+
+def _against_base(c: Connection, config: Config, duel: Duel, votes: Sequence[DuelPick]) -> Sequence[DuelPick] | None:
+    """Votes of the seed duel beside ``duel``; those of ``duel`` itself where the base is its champion; else None."""
+    if duel.champion == BASE_VERSION:
+        return votes
+    seed = duels.seed_of(c, duel)
+    return None if seed is None else votes_so_far(c, config, seed)
 
 
 def turning(c: Connection, config: Config, canary: Canary) -> str | None:

@@ -15,7 +15,7 @@ from pairloop.errors import NotFoundError, PairloopError, UnavailableError, User
 from pairloop.loop import deploy, evaluate, gate, label, pairs
 from pairloop.loop.cycle import canary, looks, smoothing, tracking
 from pairloop.loop.cycle.context import CycleLease, Loop, training
-from pairloop.loop.cycle.judging import standing
+from pairloop.loop.cycle.judging import base_record, standing
 from pairloop.loop.cycle.turn import Turn
 from pairloop.store import audit, canaries, cycles, datasets, duels, events, new_id, triggers, verdicts, versions
 from pairloop.store.audit import AuditAction
@@ -124,8 +124,11 @@ def _get(loop: Loop, cycle_id: str) -> Cycle:
 def _build(turn: Turn) -> None:
     loop, cycle = turn.loop, turn.cycle
     labels = dataclasses.asdict(label.run(loop.store, loop.config))
-    new = pairs.compile_new(loop.store, loop.policy.tokens, loop.config, parent=cycle.parent)
-    dataset = pairs.record(loop.store, loop.config, new, cycle_id=cycle.cycle_id)
+    compiling = pairs.staged(loop.store, loop.policy.tokens, loop.config, parent=cycle.parent, should_stop=turn.should_stop)
+    with compiling as new:
+        if new is None:
+            return  # stopped; the next start compiles again
+        dataset = pairs.record(loop.store, loop.config, new, cycle_id=cycle.cycle_id)
     found = {"counts": dict(new.counts), "dropped": dict(new.dropped), "labels": labels}
     if dataset is None:
         turn.enter(CycleState.NOTHING_TO_TRAIN, {"reason": new.text, **found})
@@ -184,7 +187,8 @@ def _check(turn: Turn) -> None:
     if report.errors and turn.should_stop():
         return  # an engine that was closed meanwhile says nothing about the challenger; the next start looks again
     now = datetime.now(UTC)
-    verdict = gate.decide(report, (), loop.config.gate, opened_at=now, now=now)
+    is_anchored = loop.config.gate.seed_share > 0
+    verdict = gate.decide(report, (), loop.config.gate, opened_at=now, now=now, seed_votes=() if is_anchored else None)
     record: dict[str, Any] = {"report": report.as_json()}
     if verdict.kind is VerdictKind.CONTINUE and loop.config.gate.offline:
         duel = evaluate.offline_duel(loop.store, loop.policy, loop.config, challenger=challenger, champion=champion)
@@ -207,7 +211,13 @@ def _check(turn: Turn) -> None:
         turn.record(c, CycleState.DUELLING, {**record, "duel_id": duel.duel_id, "version": challenger.number})
 
     deploy.open_duel(
-        loop.store, loop.policy, cycle_id=cycle.cycle_id, champion=champion, challenger=challenger, also=record_duel
+        loop.store,
+        loop.policy,
+        cycle_id=cycle.cycle_id,
+        champion=champion,
+        challenger=challenger,
+        beside_base=is_anchored,
+        also=record_duel,
     )
 
 
@@ -221,6 +231,7 @@ def _duel(turn: Turn) -> None:
         history = verdicts.for_cycle(c, cycle.cycle_id)
         assert duel is not None, "the step was recorded with its duel"
         verdict = standing(c, loop.config, duel, record["report"])
+        told = base_record(c, loop.config, duel) if verdict.kind is not VerdictKind.CONTINUE else {}
         watched = deploy.duel_standing(c, loop.config, duel, datetime.now(UTC))
     looks.remember(loop.name, duel.duel_id, verdict)
     challenger, champion = turn.version(duel.challenger), turn.version(duel.champion)
@@ -232,7 +243,7 @@ def _duel(turn: Turn) -> None:
         _close(turn, challenger, CycleState.REJECTED, {"reason": reason, **deploy.evidence(watched)})
         return
     if verdict.kind is not VerdictKind.CONTINUE:
-        _conclude(turn, challenger, champion, verdict, {}, duel_id=duel.duel_id)
+        _conclude(turn, challenger, champion, verdict, told, duel_id=duel.duel_id)
     elif not history:
         loop.store.write(lambda c: verdicts.insert(c, cycle.cycle_id, duel.duel_id, verdict, datetime.now(UTC)))
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config, ScheduleSection, duration_s
 from pairloop.loop import deploy, gate, pairs
-from pairloop.loop.cycle.judging import votes_so_far
+from pairloop.loop.cycle.judging import AgainstBase, against_base, votes_so_far
 from pairloop.loop.cycle.rounds import RoundStatus, round_of
 from pairloop.store import Store, canaries, cycles, datasets, duels, runs, triggers, verdicts, versions
 from pairloop.store.canaries import Canary
@@ -33,7 +33,7 @@ class Progress(NamedTuple):
 class DuelStatus:
     """The duel so far. ``picks`` are all that people made, ``wins``, ``losses`` and ``ties`` the votes that count.
 
-    ``win_rate``: the challenger's, ties half.
+    ``win_rate``: the challenger's, ties half. ``seed_picks``: those of the seed duel beside it.
     """
 
     duel_id: str
@@ -49,6 +49,8 @@ class DuelStatus:
     e_needed: float
     to_go: int
     text: str
+    seed_picks: int
+    against_base: AgainstBase | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ class CycleStatus:
             data["canary"]["until"] = self.canary.until.isoformat()
         if self.duel is not None:
             data["duel"]["win_rate"] = self.duel.win_rate._asdict()
+            met = self.duel.against_base
+            data["duel"]["against_base"] = None if met is None else met.as_json()
         if self.last_verdict is not None:
             data["last_verdict"]["given_at"] = self.last_verdict.given_at.isoformat()
         data["last_round"] = None if self.last_round is None else self.last_round.as_json()
@@ -212,12 +216,14 @@ def next_run_at(section: ScheduleSection, last_started_at: datetime, now: dateti
 def _duel_status(c: Connection, config: Config, duel: Duel | None, earlier: CycleStatus | None) -> DuelStatus | None:
     if duel is None:
         return None
-    picks = duels.count_picks(c, duel.duel_id)
+    picks, seed = duels.count_picks(c, duel.duel_id), duels.seed_of(c, duel)
+    seed_picks = 0 if seed is None else duels.count_picks(c, seed.duel_id)
     known = None if earlier is None else earlier.duel
-    if known is not None and (known.duel_id, known.picks) == (duel.duel_id, picks):
+    if known is not None and (known.duel_id, known.picks, known.seed_picks) == (duel.duel_id, picks, seed_picks):
         return known
     limits = gate.spent(config.gate, duels.number(c, duel))
-    counted = gate.count(votes_so_far(c, config, duel), limits)
+    votes = votes_so_far(c, config, duel)
+    counted = gate.count(votes, limits)
     counts = counted.tally
     to_go = gate.picks_to_go(counts, limits)
     return DuelStatus(
@@ -234,6 +240,8 @@ def _duel_status(c: Connection, config: Config, duel: Duel | None, earlier: Cycl
         e_needed=1 / limits.alpha,
         to_go=to_go,
         text=f"duelling, {picks} picks, about {to_go} to go",
+        seed_picks=seed_picks,
+        against_base=against_base(c, config, duel, votes),
     )
 
 

@@ -8,6 +8,7 @@ its verdict) are committed in the same transaction, so that nothing stands betwe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from pairloop.policy.protocols import Policy
 from pairloop.store import Store, audit, canaries, duels, events, new_id, removed, versions
 from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.versions import Promotion
-from pairloop.types import Alias, Duel, Version
+from pairloop.types import BASE_VERSION, Alias, Duel, DuelKind, Version
 
 Also = Callable[[Connection], None]
 
@@ -36,11 +37,16 @@ def open_duel(
     cycle_id: str,
     champion: Version,
     challenger: Version,
+    beside_base: bool = False,
     also: Callable[[Connection, Duel], None],
 ) -> Duel:
-    """Load and probe the challenger, then set its alias and open the duel."""
+    """Load and probe the challenger, then set its alias and open the duel.
+
+    ``beside_base`` opens the seed duel with it, unless the base is the champion: then the duel itself is against the base.
+    """
     load(policy, challenger, champion)
     duel = Duel(new_id("duel"), cycle_id, challenger.policy, champion.number, challenger.number, datetime.now(UTC))
+    seed = replace(duel, duel_id=new_id("duel"), champion=BASE_VERSION, kind=DuelKind.SEED)
 
     faults.reach("duel.before_open")
 
@@ -48,6 +54,8 @@ def open_duel(
         refuse_removed(c, duel.policy, duel.challenger)
         versions.set_alias(c, duel.policy, Alias.CHALLENGER, duel.challenger)
         duels.open(c, duel)
+        if beside_base and duel.champion != BASE_VERSION:
+            duels.open(c, seed)
         also(c, duel)
 
     store.write(commit)
@@ -243,11 +251,9 @@ def _move(
 
 
 def end_duel(c: Connection, policy_name: str, at: datetime) -> None:
-    """No duel outlives a change of its two sides."""
+    """No duel outlives a change of its two sides, nor a seed duel the one beside it."""
     versions.set_alias(c, policy_name, Alias.CHALLENGER, None)
-    duel = duels.current(c, policy_name)
-    if duel is not None:
-        duels.close(c, duel.duel_id, at)
+    duels.close_all(c, policy_name, at)
 
 
 def end_canary(c: Connection, policy_name: str, outcome: canaries.Outcome, reason: str, at: datetime) -> None:

@@ -10,6 +10,7 @@ from pairloop.loop.gate.count import CHALLENGER, CHAMPION, Count, Tally, count
 from pairloop.loop.gate.evidence import Staked, e_value, log_e_value, win_rate
 from pairloop.loop.gate.plan import Crowd, Plan, plan, simulate
 from pairloop.loop.gate.rails import OfflineReport, guardrails
+from pairloop.loop.gate.seed import against_base
 from pairloop.loop.gate.sides import bradley_terry, coin
 from pairloop.loop.gate.verdict import decide, e_value_of, picks_to_go, spent
 from pairloop.loop.gate.votes import votes
@@ -23,6 +24,7 @@ __all__ = [
     "Plan",
     "Staked",
     "Tally",
+    "against_base",
     "bradley_terry",
     "coin",
     "count",

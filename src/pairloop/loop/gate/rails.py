@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from pairloop.config import GateSection
+from pairloop.loop.gate.seed import METRIC, RULE
 from pairloop.types import Interval, Reason
 
 
@@ -20,19 +21,20 @@ class OfflineReport(Protocol):
     def errors(self) -> Mapping[str, str]: ...
 
 
-def guardrails(report: OfflineReport, config: GateSection) -> tuple[Reason, ...]:
+def guardrails(report: OfflineReport, config: GateSection, *, seed_is_live: bool = False) -> tuple[Reason, ...]:
     """One reason per demanded metric, and per other one that is known; ``passed`` is None where what is demanded is not shown.
 
     Ratios and KL pass when the adverse end of the 95 % interval keeps within the limit (non-inferiority). The share of
     bad answers fails when it grew by more than the limit and its interval excludes no change: on tens of answers a
     margin of a few points cannot be shown, and a challenger like the champion must pass. The others fail when the whole
-    interval is below the limit; where it reaches over it, they hold if required and pass if not.
+    interval is below the limit; where it reaches over it, they hold if required and pass if not. ``seed_is_live``: the raters
+    compare the challenger with the base, so that it need not stand in the report.
     """
     known = (
         _at_least(
             report, config, "verifier", "verifier_increase", "verifier's score above the champion's", -config.max_verifier_drop
         ),
-        _at_least(report, config, "seed_duel", "seed_win_rate", "win rate against the base", config.min_seed_win_rate),
+        None if seed_is_live and not says_of_seed(report) else _seed(report, config),
         _at_least(
             report, config, "heldout_accuracy", "heldout_accuracy", "held-out pairs got right", config.min_heldout_accuracy
         ),
@@ -45,6 +47,11 @@ def guardrails(report: OfflineReport, config: GateSection) -> tuple[Reason, ...]
         _bad_share(report, config.max_bad_share),
         *(reason for reason in known if reason is not None),
     )
+
+
+def says_of_seed(report: OfflineReport) -> bool:
+    """Whether a verifier or judge compared the challenger with the base, or failed to."""
+    return METRIC in report.metrics or METRIC in report.errors
 
 
 def _value(report: OfflineReport, metric: str) -> Interval | None:
@@ -96,6 +103,14 @@ def _at_least(report: OfflineReport, config: GateSection, rule: str, metric: str
         return Reason(rule, True, f"{seen}, at least {limit:g}", value.lo, limit)
     text = f"{seen}: not shown to be {'at least' if is_required else 'below'} {limit:g}"
     return Reason(rule, None if is_required else True, text, value.lo, limit)
+
+
+def _seed(report: OfflineReport, config: GateSection) -> Reason | None:
+    """By the verifier or judge; a duel may have been opened before the configuration asked for one against the base."""
+    what = "win rate against the base"
+    if says_of_seed(report) or RULE not in config.require:
+        return _at_least(report, config, RULE, METRIC, what, config.min_seed_win_rate)
+    return Reason(RULE, None, f"{what}: missing from the report, and no duel against the base was opened")
 
 
 def _suite(report: OfflineReport, config: GateSection) -> Reason | None:

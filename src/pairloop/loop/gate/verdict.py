@@ -14,7 +14,8 @@ from datetime import datetime
 from pairloop.config import GateSection
 from pairloop.loop.gate.count import CHALLENGER, CHAMPION, Count, Tally, count
 from pairloop.loop.gate.evidence import MAX_LOG, log_e_value, win_rate
-from pairloop.loop.gate.rails import OfflineReport, guardrails
+from pairloop.loop.gate.rails import OfflineReport, guardrails, says_of_seed
+from pairloop.loop.gate.seed import seed_duel
 from pairloop.loop.gate.sides import adjusted, coin
 from pairloop.loop.gate.slices import worst_slice
 from pairloop.types import DuelPick, Reason, Verdict
@@ -32,22 +33,25 @@ def decide(
     more_to_come: bool = True,
     duel_number: int = 1,
     also: Sequence[Reason] = (),
+    seed_votes: Sequence[DuelPick] | None = None,
 ) -> Verdict:
     """The verdict on a challenger.
 
     ``also``: rules that the caller looked at, which count like guardrails: one that failed rejects, an open one holds.
     ``picks_made``: the picks that the duel took from people, with those that do not count; it is these that ``max_picks``
     bounds. ``more_to_come=False`` (an offline duel that is over) turns CONTINUE into HOLD. ``duel_number``: this policy's
-    duels up to this one, for lifetime spending.
+    duels up to this one, for lifetime spending. ``seed_votes``: those of the live duel against the base, which counts where the
+    report does not say how the challenger does against it; None where there is none.
     """
-    rails = (*also, *guardrails(report, config))
+    seed_votes = None if says_of_seed(report) else seed_votes
+    rails = (*also, *guardrails(report, config, seed_is_live=seed_votes is not None))
     if any(reason.passed is False for reason in rails):
         return Verdict(Kind.REJECT, rails)
     if any(reason.passed is None for reason in rails):
         return Verdict(Kind.HOLD, rails)
     config = spent(config, duel_number)
     counted = count(duel_votes, config)
-    looks = _looks(counted, duel_votes)
+    looks = _looks(counted, duel_votes, seed_votes)
     kind, duel_reasons = _judge(counted, looks)
     if kind is Kind.CONTINUE:
         hours = (now - opened_at).total_seconds() / 3600
@@ -98,8 +102,8 @@ def picks_to_go(tally: Tally, config: GateSection) -> int:
     return low
 
 
-def _looks(counted: Count, duel_votes: Sequence[DuelPick]) -> tuple[Reason, ...]:
-    """What else the votes say: about the coin, side and length, and slices."""
+def _looks(counted: Count, duel_votes: Sequence[DuelPick], seed_votes: Sequence[DuelPick] | None) -> tuple[Reason, ...]:
+    """What else the votes say: about the coin, side and length, slices, and the base."""
     config = counted.config
     sides = coin(counted.counted)
     if sides is None and "sides" in config.require:
@@ -108,6 +112,7 @@ def _looks(counted: Count, duel_votes: Sequence[DuelPick]) -> tuple[Reason, ...]
         sides,
         adjusted(counted.counted, is_required="adjusted_win_rate" in config.require),
         worst_slice(duel_votes, config),
+        None if seed_votes is None else seed_duel(seed_votes, config),
     )
     return tuple(reason for reason in found if reason is not None)
 

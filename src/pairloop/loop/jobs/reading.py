@@ -1,23 +1,18 @@
-"""From a job's files to the rows it trains on, or to everything that is wrong with them.
-
-Large files are read in a process of their own: millions of small objects would otherwise stop the server's threads for up to a
-second at a time (Python collects garbage in all of them at once), and their memory would stay with the server.
-"""
+"""From a job's files to the rows it trains on, or to everything that is wrong with them. Large files are read by a process of
+their own (`loop.apart`)."""
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 
 from pairloop.config import Config
-from pairloop.errors import RowProblem, SystemFailure, UserError
+from pairloop.errors import RowProblem, UserError
 from pairloop.formats import ReadResult, read_rows, snapshot
 from pairloop.loop import pairs
+from pairloop.loop.apart import apart
 from pairloop.loop.jobs.dataset import Rows
 from pairloop.loop.pairs.rows import refuse_empty
 from pairloop.policy.engine import FAKE_MODEL, resolve_model
@@ -29,7 +24,6 @@ SMALL_BYTES = 1_000_000
 """Files up to this size together are read by the thread that asks: a process takes a second to start."""
 PROMPTS = "prompts"
 """The family of rows that are prompts alone."""
-POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,43 +71,12 @@ def read(order: Order, should_stop: Callable[[], bool]) -> Found | None:
     sources = [source for source in (order.training, order.validation) if source is not None]
     if sum(Path(source.path).stat().st_size for source in sources) <= SMALL_BYTES:
         return _read(order)
-    context = multiprocessing.get_context("spawn")
-    answers, answer = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(order, answer), name="read-rows", daemon=True)
-    process.start()
-    answer.close()
-    try:
-        while not answers.poll(POLL_S):
-            if should_stop():
-                return None
-        found = answers.recv()
-        if isinstance(found, Exception):
-            raise found
-        assert isinstance(found, Found)
-        return found
-    except EOFError as error:
-        process.join()
-        raise SystemFailure(f"the process that read the rows ended with code {process.exitcode}") from error
-    finally:
-        process.kill()
-        process.join()
+    return apart(partial(_read, order), should_stop, doing="reading the rows")
 
 
 def prompts_of(config: Config, source: Source) -> list[Group]:
     """The prompts of a job whose answers are sampled and scored by a verifier, which were validated before."""
     return [labelled.group for labelled in _read_file(config, source, family=PROMPTS).groups]
-
-
-def _child(order: Order, answer: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends this process
-    gc.disable()  # nothing of this is cyclic, and the process ends soon
-    try:
-        answer.send(_read(order))
-    except UserError as error:  # a model or a file that cannot be used: told as where it is read in the caller's thread
-        answer.send(error)
-    except Exception as error:  # the supervisor line of this process: the parent tells it in the job
-        answer.send(SystemFailure(f"the rows could not be read: {type(error).__name__}: {error}"))
-        raise
 
 
 def _read(order: Order) -> Found:

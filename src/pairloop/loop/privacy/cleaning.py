@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from pairloop.errors import StoreError
 from pairloop.formats import snapshot
 from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE
-from pairloop.loop.pairs.dataset import SET_ASIDE_FILE
+from pairloop.loop.pairs.staging import SET_ASIDE_FILE
 from pairloop.store import Store, datasets, versions
 from pairloop.store.artifacts import MANIFEST
 from pairloop.store.datasets import PairLineage

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -20,6 +21,7 @@ from pairloop.store.audit import AuditAction
 from pairloop.store.erasures import RATER
 from pairloop.store.picked import Picked
 from pairloop.store.quarantines import Action, Quarantine
+from pairloop.store.reader import Readable
 from pairloop.store.schema import feedback as feedback_table
 from pairloop.types import BASE_VERSION, PREFERENCE_METRIC, REPEAT_METRIC, Alias, Duel, Source
 
@@ -92,12 +94,18 @@ def preview(store: Store, config: Config, rater_id: str, action: Action) -> Effe
             raise ConflictError(f"rater {rater_id!r} {is_held}")
         after = held | {rater_id} if action is Action.QUARANTINE else held - {rater_id}
         before_duel, after_duel = (_duel(c, config, duel, who) if duel is not None else None for who in (held, after))
-    compiled = pairs.compile_new(store, None, config, parent=champion).compiled
-    if action is Action.QUARANTINE:
-        touched = sum(not own.isdisjoint(pair.feedback_ids) for pair in compiled.pairs)
-    else:
-        touched = sum(reason == Dropped.QUARANTINED and row in own for row, reason in compiled.set_aside.items())
+    touch = partial(_touched, config=config, parent=champion, own=own, action=action)
+    touched = pairs.near_or_apart(store, config, touch, parent=champion)
+    assert touched is not None, "nobody stops it"
     return Effect(rater_id, action, len(own), touched, before_duel, after_duel)
+
+
+def _touched(store: Readable, *, config: Config, parent: int, own: Collection[str], action: Action) -> int:
+    """How many pairs of the next snapshot rest on feedback among ``own``, or would again."""
+    compiled = pairs.compile_new(store, None, config, parent=parent).compiled
+    if action is Action.QUARANTINE:
+        return sum(any(one in own for one in pair.feedback_ids) for pair in compiled.pairs)
+    return sum(reason == Dropped.QUARANTINED and row in own for row, reason in compiled.set_aside.items())
 
 
 def decide(store: Store, config: Config, rater_id: str, action: Action, reason: str, *, actor: str) -> Effect:
@@ -148,7 +156,7 @@ def _observed(c: Connection, config: Config) -> tuple[list[Observed], list[Obser
 
 
 def challengers_of(c: Connection, policy: str) -> dict[str, int]:
-    """The challenger of each duel, by the duel."""
+    """The challenger of each duel with a champion: against the base most people prefer most challengers."""
     return {duel.duel_id: duel.challenger for duel in duels.list_(c, policy, NEWEST)}
 
 

@@ -22,6 +22,7 @@ from pairloop.types import (
     BASE_VERSION,
     Alias,
     Duel,
+    DuelKind,
     Group,
     GroupKind,
     Message,
@@ -114,6 +115,7 @@ class _Routing:
     challenger: int | None
     pinned: int | None
     duel: Duel | None
+    seed_duel: Duel | None
     canary: Canary | None
     warm: frozenset[int]
 
@@ -237,11 +239,13 @@ class Planner:
         warm = self._forerunners(c, champion)
         canary = canaries.current(c, policy) if Alias.CANARY in named else None
         if "@" in model:
-            return _Routing(champion, challenger, self._pinned(c, model, selector, named), None, canary, warm)
-        duel = duels.current(c, policy) if challenger is not None else None
-        # A rollback in mid-duel leaves a duel whose champion no longer serves: nothing may be added to it.
-        live = duel if duel is not None and (duel.champion, duel.challenger) == (champion, challenger) else None
-        return _Routing(champion, challenger, None, live, canary, warm)
+            return _Routing(champion, challenger, self._pinned(c, model, selector, named), None, None, canary, warm)
+        opened = duels.opened(c, policy) if challenger is not None else {}
+        duel, seed_duel = opened.get(DuelKind.GATE), opened.get(DuelKind.SEED)
+        if duel is None or (duel.champion, duel.challenger) != (champion, challenger):
+            # A rollback in mid-duel leaves a duel whose champion no longer serves: nothing may be added to it.
+            duel = seed_duel = None
+        return _Routing(champion, challenger, None, duel, seed_duel, canary, warm)
 
     def _forerunners(self, c: Connection, champion: int) -> frozenset[int]:
         """The former champions that stay loaded; read again when the champion has changed."""
@@ -295,8 +299,9 @@ class Planner:
     ) -> tuple[GroupKind, tuple[int, ...], str | None]:
         """Kind, version per index, and duel of a group.
 
-        A request that would tell the sides apart (`ChatRequest.is_telling`) never duels. The canary answers its users in both
-        pools, all completions of a group alike; it changes neither who is in which pool nor who duels.
+        A request that would tell the sides apart (`ChatRequest.is_telling`) never duels. Of those that duel a share does so
+        against the base. The canary answers its users in both pools, all completions of a group alike; it changes neither who
+        is in which pool nor who duels.
         """
         if routing.pinned is not None:
             return GroupKind.HELDOUT, (routing.pinned,) * n, None
@@ -307,6 +312,8 @@ class Planner:
             return GroupKind.TRAIN, (answering,) * n, None
         duel = routing.duel
         if n == 2 and duel is not None and not request.is_telling and self._coin(self._config.serve.duel_share):
+            if routing.seed_duel is not None and self._coin(self._config.gate.seed_share):
+                duel = routing.seed_duel
             sides = (duel.champion, duel.challenger)
             return GroupKind.DUEL, sides if self._coin(0.5) else sides[::-1], duel.duel_id
         return GroupKind.HELDOUT, (answering,) * n, None
