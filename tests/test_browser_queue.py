@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
+from tests.browsing import CHROMIUM, PHONE, chromium, visit
 from tests.server import RunningServer, fake_config, user_of
-from tests.test_browser import browser, pytestmark  # noqa: F401
-from tests.test_queue import asked
+from tests.test_queue import asked, label
 
 from pairloop.store import feedback
 from pairloop.types import Label, Pool
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
 
 ANN = user_of(Pool.TRAIN, 1)
 EVIL = "</textarea><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -28,11 +31,10 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
         yield running
 
 
-def opened(browser: Browser, problems: list[str]) -> Page:  # noqa: F811
-    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
-    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    return page
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
 
 
 def said(server: RunningServer, group: str) -> list[tuple[Label | None, int]]:
@@ -40,12 +42,11 @@ def said(server: RunningServer, group: str) -> list[tuple[Label | None, int]]:
         return [(row.label, row.revision) for row in feedback.history(c, group)]
 
 
-def test_labelling_by_keyboard_and_a_quarantine(browser: Browser, server: RunningServer) -> None:  # noqa: F811
-    problems: list[str] = []
+def test_labelling_by_keyboard_and_a_quarantine(browser: Browser, server: RunningServer) -> None:
     server.chat(n=2, user=ANN, messages=[{"role": "user", "content": EVIL}])
     (hostile,) = [row["inference_id"] for row in [server.http.get("/v1/queue", params={"rater_id": ANN}).json()["item"]]]
-    page = opened(browser, problems)
-    page.goto(f"{server.url}/queue")
+    seen = visit(browser, server.url, "/queue")
+    page = seen.page
     page.keyboard.type(ANN)
     page.keyboard.press("Enter")
     expect(page.locator("#guide h2")).to_have_text("How to choose")
@@ -97,4 +98,19 @@ def test_labelling_by_keyboard_and_a_quarantine(browser: Browser, server: Runnin
     expect(page.locator(".alarm.bad")).to_contain_text("only a test")
     expect(page.get_by_role("button", name="Release …")).to_be_visible()
     assert page.title() != "owned"
-    assert problems == []
+    assert (seen.problems, seen.outside) == ([], [])
+
+
+def test_the_queue_at_work_and_a_rater_are_accessible_and_fit_a_phone(browser: Browser, server: RunningServer) -> None:
+    asked(server, 3)
+    label(server, ANN)
+    looks: list[dict[str, Any]] = [{"color_scheme": "dark"}, {"color_scheme": "light", "size": PHONE}]
+    for path in (f"/queue?rater={ANN}", f"/raters/{ANN}"):
+        for options in looks:
+            seen = visit(browser, server.url, path, **options)
+            if path.startswith("/queue"):
+                expect(seen.page.locator("#item")).to_be_visible()
+            assert seen.serious() == []
+            assert (seen.problems, seen.outside, max(0, seen.overflow())) == ([], [], 0)
+            assert seen.page.locator("h1").count() == 1
+            seen.page.context.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date, timedelta
-from urllib.parse import quote
 
 from pairloop.loop.raters import Profile
 from pairloop.web.plots import Drawing, Plot, Point, Series, Tone, draw
@@ -65,9 +64,7 @@ def left_shares(profiles: Sequence[Profile]) -> Drawing:
         is_odd = one.checked is not None and "side_bias" in one.checked.flags
         shares = f"{100 * left.mean:.0f} % left ({100 * left.lo:.0f}–{100 * left.hi:.0f}) of {left.n:,} picks"
         tip = f"{one.rater_id}\n{shares}"
-        points.append(
-            Point(float(place), left.mean, left.lo, left.hi, tip, "bad" if is_odd else None, rater_href(one.rater_id))
-        )
+        points.append(Point(float(place), left.mean, left.lo, left.hi, tip, "bad" if is_odd else None))
     labels = [(float(place), _tail(one.rater_id)) for place, (one, _) in enumerate(told)]
     n = sum(left.n for _, left in told)
     return draw(
@@ -85,11 +82,6 @@ def left_shares(profiles: Sequence[Profile]) -> Drawing:
             percent=True,
         )
     )
-
-
-def rater_href(rater_id: str) -> str:
-    """The page of a rater, whose id may hold anything."""
-    return f"/raters/{quote(rater_id, safe='')}"
 
 
 def _tail(name: str) -> str:
