@@ -45,6 +45,10 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "POST /v1/policies/{name}/rollback": {"to": 3, "reason": "answers in the wrong language"},
     "POST /v1/raters/{rater_id}/quarantine": {"reason": "votes for the longer answer whatever it says"},
     "POST /v1/raters/{rater_id}/release": {"reason": "talked to them: they had misread the guidelines"},
+    "POST /v1/queue/reservations": {"rater_id": "ann"},
+    "POST /v1/queue/gold": {"inference_id": PICK["inference_id"], "chosen_index": 1, "reason": "the other invents a date"},
+    "POST /v1/queue/gold/unanimous": {"min_raters": 3, "limit": 20, "reason": "all agreed", "dryrun": True},
+    "POST /v1/queue/gold/{inference_id}/take_back": {"reason": "the policy changed: both are right"},
     "POST /v1/erasures": {"user": "customer-7", "reason": "asked by mail", "dryrun": True},
     "POST /v1/keys": {"name": "shop front", "scopes": ["inference", "feedback"], "requests_per_minute": 600},
     "POST /v1/fine_tuning/jobs": {

@@ -43,7 +43,7 @@ _RNG = random.SystemRandom()
 class ReservationRequest(Body):
     """Who labels."""
 
-    rater_id: Rater = Field(examples=["ann"])
+    rater_id: Rater
 
 
 class GoldRequest(Body):
@@ -51,7 +51,7 @@ class GoldRequest(Body):
 
     inference_id: str = Field(max_length=255, pattern=NO_NUL)
     chosen_index: int = Field(ge=0, le=1)
-    reason: Text512 = Field(min_length=1, examples=["the other one invents a phone number"])
+    reason: Text512 = Field(min_length=1)
 
 
 class UnanimousRequest(Body):
@@ -66,7 +66,7 @@ class UnanimousRequest(Body):
 class TakeBackRequest(Body):
     """Why a comparison is no gold any more."""
 
-    reason: Text512 = Field(min_length=1, examples=["the policy changed"])
+    reason: Text512 = Field(min_length=1)
 
 
 @router.get(
