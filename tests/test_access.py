@@ -77,7 +77,7 @@ def test_every_route_says_which_scope_opens_it_and_a_new_one_that_does_not_is_fo
         assert scopes_of("GET", path) == {Scope.TRAIN}
     assert scopes_of("GET", "/v1/chat/completions") == scopes_of("DELETE", "/v1/chat/completions/x") == {Scope.OPERATE}
     assert scopes_of("GET", "/v1/chat/completions/x") == scopes_of("POST", "/v1/chat/completions/x") == {Scope.INFERENCE}
-    assert scopes_of("GET", "/versions") == frozenset(Scope)  # /version is open, what only begins like it is not
+    assert scopes_of("GET", "/versionless") == frozenset(Scope)  # /version is open, what only begins like it is not
 
 
 @pytest.mark.parametrize("scope", list(Scope))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -163,8 +164,8 @@ def test_a_pick_by_key_and_a_cycle_on_the_page(browser: Browser, url: str, tmp_p
             judges += 1
         expect(page.locator("#live .chip")).to_have_text("PROMOTE", timeout=30_000)
         expect(page.locator("#live .badge")).to_have_text(f"champion {POLICY}@1")
-        page.goto(f"{url}/home")
-        expect(page.locator("#curve svg .mark.promote")).to_have_count(1)
+        page.goto(f"{url}/versions")
+        expect(page.locator("#curve svg .point.good a").last).to_have_attribute("aria-label", re.compile("^@1, promoted"))
     page.screenshot(path=shots / "5-promoted.png", full_page=True)
 
     dark = open_page(browser, url, problems, color_scheme="dark")

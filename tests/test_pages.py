@@ -13,7 +13,9 @@ from tests.server import POLICY, RunningServer
 
 from pairloop.store import cycles, verdicts
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, Reason, Verdict, VerdictKind
-from pairloop.web.curve import Contest, chart, curve
+from pairloop.web.curve import Contest, curve
+from pairloop.web.curve_plot import versions_plot
+from pairloop.web.plots import draw
 
 EVIL = "<script>alert('x')</script>"
 
@@ -47,16 +49,24 @@ def test_strength_adds_up_along_the_chain_of_champions() -> None:
     assert third.against_base.hi - third.against_base.lo > 0
 
 
-def test_an_empty_duel_is_all_doubt_and_the_chart_stays_in_its_box() -> None:
-    contests = [Contest(number, 0, 0, 0, 0, None) for number in range(1, 41)]
-    points = curve(contests)
+def test_what_was_compared_with_a_champion_of_unknown_strength_says_nothing_about_the_base() -> None:
+    known, after = curve([Contest(8, 7, 60, 40, 0, "PROMOTE"), Contest(9, 8, 60, 40, 0, "PROMOTE")])
+    assert (known.against_base.lo, known.against_base.hi) == (0.0, 1.0)
+    assert (after.against_base.lo, after.against_base.hi) == (0.0, 1.0)
+    assert known.rate.lo > 0.5
+
+
+def test_an_empty_duel_is_all_doubt_and_the_curve_stays_in_its_box() -> None:
+    points = curve([Contest(number, 0, 0, 0, 0, None) for number in range(1, 41)])
     assert (points[0].rate.lo, points[0].rate.hi) == (0.0, 1.0)
-    drawn = chart(points, champion=0)
-    assert len(drawn.marks) == 40
-    for mark in drawn.marks:
-        assert drawn.left <= mark.x <= drawn.right
-        assert 0 <= mark.y_hi <= mark.y <= mark.y_lo <= drawn.height
-    assert chart([], champion=0).marks == ()
+    drawing = draw(versions_plot(points, history=(), details={}, by="version", champion=0))
+    dots = [dot for one in drawing.drawn for dot in one.dots]
+    assert len(dots) == 40
+    for dot in dots:
+        assert drawing.left <= dot.x <= drawing.right
+        assert drawing.top <= dot.y <= drawing.bottom
+        assert dot.y_lo is None  # nobody compared it: no interval is drawn
+    assert draw(versions_plot([], history=(), details={}, by="time", champion=0)).drawn == ()
 
 
 class Collector(HTMLParser):
@@ -122,7 +132,7 @@ def judged(server: RunningServer) -> None:
 
 def test_verdicts_and_the_curve_are_shown_and_escaped(server: RunningServer) -> None:
     judged(server)
-    live, curve_text = server.http.get("/page/live").text, server.http.get("/home").text
+    live, curve_text = server.http.get("/page/live").text, server.http.get("/versions").text
     assert EVIL not in live
     assert "&lt;script&gt;" in live
     assert "PROMOTE" in live
@@ -131,7 +141,8 @@ def test_verdicts_and_the_curve_are_shown_and_escaped(server: RunningServer) -> 
     classes = [attributes.get("class") for tag, attributes in Collector(live).tags if tag == "li"]
     assert classes[-3:] == ["passed", "failed", "open"]
     assert "73 % (58–84)" in curve_text
-    assert 'class="mark promote"' in curve_text
+    assert "@1, promoted" in curve_text
+    assert EVIL not in curve_text
 
 
 def test_a_running_cycle_shows_its_stage_and_progress(server: RunningServer) -> None:
@@ -170,7 +181,7 @@ def test_an_idle_loop_says_what_it_waits_for(server: RunningServer) -> None:
     assert "0 new pairs of the 500 that start the next cycle" in live
     assert "The gate has not spoken yet" in live
     assert "Training round" not in live
-    assert "No version has been compared" in server.http.get("/home").text
+    assert "No version has been compared" in server.http.get("/versions").text
 
 
 def test_docs_name_every_route_with_its_fields(server: RunningServer) -> None:

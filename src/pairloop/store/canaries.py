@@ -78,5 +78,11 @@ def get(c: Connection, canary_id: str) -> Canary | None:
     return None if row is None else _canary(row)
 
 
+def of_version(c: Connection, policy: str, version: int) -> list[Canary]:
+    """Oldest first; a version may have been a canary more than once."""
+    statement = sa.select(canaries).where(canaries.c.policy == policy, canaries.c.version == version)
+    return [_canary(row) for row in c.execute(statement.order_by(canaries.c.opened_at))]
+
+
 def _canary(row: Row[Any]) -> Canary:
     return Canary(**row._mapping)

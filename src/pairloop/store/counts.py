@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from pairloop.store.schema import (
     verdicts,
     webhook_deliveries,
 )
-from pairloop.types import CycleState, GroupKind, RunStatus
+from pairloop.types import PREFERENCE_METRIC, CycleState, GroupKind, RunStatus
 
 _ENDS = tuple(state.value for state in CycleState if state.is_terminal)
 _KINDS = (GroupKind.TRAIN.value, GroupKind.HELDOUT.value)
@@ -72,6 +73,24 @@ def runs_by_status(c: Connection, policy: str) -> dict[str, int]:
 
 def jobs_by_status(c: Connection) -> dict[str, int]:
     return _counted(c, sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status))
+
+
+def picks_since(c: Connection, policy: str, since: datetime) -> int:
+    """Picks given since then, each counted once however often it was revised. Reads all feedback rows of the policy."""
+    this = (feedback.c.policy == policy, feedback.c.metric == PREFERENCE_METRIC, feedback.c.revision == 0)
+    return c.execute(sa.select(sa.func.count()).where(*this, feedback.c.created_at >= since)).scalar_one()
+
+
+def requests_between(c: Connection, policy: str, since: datetime, until: datetime) -> int:
+    """Groups that were recorded in this time; what was sampled in the shadow counts too."""
+    at = groups.c.created_at
+    return c.execute(sa.select(sa.func.count()).where(groups.c.policy == policy, at >= since, at < until)).scalar_one()
+
+
+def requests_of_duels(c: Connection, duel_ids: Collection[str]) -> dict[str, int]:
+    """Requests that were answered by both sides of each duel, picked from or not."""
+    statement = sa.select(groups.c.duel_id, sa.func.count()).where(groups.c.duel_id.in_(duel_ids))
+    return _counted(c, statement.group_by(groups.c.duel_id))
 
 
 def oldest_run_beat(c: Connection, policy: str) -> datetime | None:

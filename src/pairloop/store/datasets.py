@@ -161,6 +161,26 @@ def lineage(c: Connection, pair_id: str) -> tuple[list[str], list[str]]:
     return list(group_ids.scalars()), list(feedback_ids.scalars())
 
 
+class Evidence(NamedTuple):
+    """How much stands behind a snapshot: its pairs, the comparisons they came from, and what was said about those."""
+
+    pairs: int
+    groups: int
+    feedback: int
+
+
+def evidence(c: Connection, dataset_id: str) -> Evidence:
+    """Zeros for rows that came from files, which have no picks behind them."""
+    mine = dataset_pairs.c.dataset_id == dataset_id
+
+    def counted(table: sa.Table, column: sa.Column[Any]) -> int:
+        joined = dataset_pairs.join(table, table.c.pair_id == dataset_pairs.c.pair_id)
+        return c.execute(sa.select(sa.func.count(column.distinct())).select_from(joined).where(mine)).scalar_one()
+
+    pairs = c.execute(sa.select(sa.func.count()).select_from(dataset_pairs).where(mine)).scalar_one()
+    return Evidence(pairs, counted(pair_groups, pair_groups.c.group_id), counted(pair_feedback, pair_feedback.c.feedback_id))
+
+
 def containing_feedback(c: Connection, feedback_id: str) -> list[str]:
     """Ids of the datasets that hold a pair made from this feedback, oldest first."""
     holding = (

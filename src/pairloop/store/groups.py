@@ -97,6 +97,13 @@ def of_conversation(c: Connection, conversation_id: str, *, limit: int) -> list[
     return load(c, statement.order_by(groups.c.created_at, groups.c.group_id).limit(limit))
 
 
+def of_duel(c: Connection, duel_id: str, *, limit: int) -> list[Group]:
+    """The newest groups of a duel that were answered and not erased, newest first; at most ``limit``."""
+    whole = sa.exists().where(completions.c.group_id == groups.c.group_id, completions.c.finish_reason.not_in(_WITHOUT_TEXT))
+    statement = sa.select(groups).where(groups.c.duel_id == duel_id, whole)
+    return load(c, statement.order_by(groups.c.created_at.desc(), groups.c.group_id.desc()).limit(limit))
+
+
 def erase(c: Connection, group_ids: Sequence[str], *, with_user: bool = False) -> None:
     """Remove what was asked and answered, and the words that were said about it, for good.
 

@@ -84,6 +84,15 @@ def list_(
     return [_version(c, row) for row in c.execute(statement)]
 
 
+def newest(c: Connection, policy: str, *, before: int | None = None, limit: int) -> list[Version]:
+    """Those of ``list_`` the other way round, the highest number first; those below number ``before``."""
+    this = [versions.c.policy == policy, versions.c.step_number.is_(None)]
+    if before is not None:
+        this.append(versions.c.number < before)
+    statement = sa.select(versions).where(*this).order_by(versions.c.number.desc()).limit(limit)
+    return [_version(c, row) for row in c.execute(statement)]
+
+
 def count(c: Connection, policy: str) -> int:
     """How many versions ``list_`` has."""
     this = (versions.c.policy == policy, versions.c.step_number.is_(None))

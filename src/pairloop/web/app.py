@@ -40,6 +40,7 @@ from pairloop.web.idempotency import Idempotency
 from pairloop.web.keyring import KeyRing
 from pairloop.web.metrics import Metrics
 from pairloop.web.middleware import BodyLimit, Outermost, Sites
+from pairloop.web.overview import OverviewBoard
 from pairloop.web.pages.docs import mount_static
 from pairloop.web.scopes import undeclared
 from pairloop.web.short_way import ShortWay
@@ -63,7 +64,8 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     metrics = Metrics(store, policy, config, scheduling)
     board = StatusBoard(store, config, scheduling)
     ring = KeyRing(store)
-    context = Context(store, policy, config, scheduler, ChatService(store, policy, config), metrics, board, ring)
+    overview = OverviewBoard(store, config, metrics)
+    context = Context(store, policy, config, scheduler, ChatService(store, policy, config), metrics, board, ring, overview)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -14,6 +14,7 @@ from pairloop.policy.protocols import Policy
 from pairloop.store import Store
 from pairloop.web.keyring import KeyRing
 from pairloop.web.metrics import Metrics
+from pairloop.web.overview import OverviewBoard
 from pairloop.web.status import StatusBoard
 
 
@@ -43,6 +44,7 @@ class Context:
     metrics: Metrics
     board: StatusBoard
     keys: KeyRing
+    overview: OverviewBoard
     draining: bool = False
 
     @property

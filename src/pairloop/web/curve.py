@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from pairloop.loop.gate import win_rate
+from pairloop.statistics import Z95
 from pairloop.types import BASE_VERSION, Interval
-
-Z95 = 1.96
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 16.0, 18.0, 34.0
-WIDTH, HEIGHT = 820.0, 240.0
-MAX_STEP = 110.0
 
 
 @dataclass(frozen=True, slots=True)
 class Contest:
     """One challenger's comparisons with the champion of its time; ``verdict`` is None while the duel is open.
 
-    ``met_base``: its win rate where raters compared it with the base itself, None where they did not.
+    ``at``: when the verdict was given, or the open duel began. ``met_base``: its win rate where raters compared it with the
+    base itself, None where they did not.
     """
 
     challenger: int
@@ -28,6 +26,7 @@ class Contest:
     losses: int
     ties: int
     verdict: str | None
+    at: datetime | None = None
     met_base: Interval | None = None
 
     @property
@@ -49,7 +48,8 @@ def curve(contests: Sequence[Contest]) -> list[Point]:
     """One point per contest, in order.
 
     Against the base: log-odds of the duels along the chain of champions, summed (Bradley-Terry), each with half a pick added
-    to either side; the interval is the normal one on the log-odds scale.
+    to either side; the interval is the normal one on the log-odds scale. Of a champion that no contest is known of (one that
+    was promoted by hand) nothing is known, nor of what was compared with it: their intervals go from 0 to 1.
     """
     strength: dict[int, tuple[float, float]] = {BASE_VERSION: (0.0, 0.0)}
     points = []
@@ -57,7 +57,7 @@ def curve(contests: Sequence[Contest]) -> list[Point]:
         n = contest.wins + contest.losses + contest.ties
         won = contest.wins + contest.ties / 2 + 0.5
         lost = n + 1 - won
-        at, variance = strength.get(contest.champion, (0.0, 0.0))
+        at, variance = strength.get(contest.champion, (0.0, math.inf))
         strength[contest.challenger] = (at + math.log(won / lost), variance + 1 / won + 1 / lost)
         points.append(Point(contest, contest.rate, _interval(*strength[contest.challenger], n)))
     return points
@@ -70,61 +70,6 @@ def _interval(log_odds: float, variance: float, n: int) -> Interval:
 
 def _logistic(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A point in the drawing's coordinates."""
-
-    point: Point
-    x: float
-    y: float
-    y_lo: float
-    y_hi: float
-    y_base: float
-    champion: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """What the template draws: marks, the grid, and the line of champions against the base."""
-
-    width: float
-    height: float
-    left: float
-    right: float
-    bottom: float
-    base_x: float
-    y_half: float
-    grid: tuple[tuple[str, float], ...]
-    marks: tuple[Mark, ...]
-    line: str
-
-
-def chart(points: Sequence[Point], *, champion: int) -> Chart:
-    """Lay the curve out in a WIDTH x HEIGHT box."""
-    step = min(MAX_STEP, (WIDTH - LEFT - RIGHT - 24) / max(1, len(points)))
-    base_x = LEFT + 24
-    marks = tuple(
-        Mark(
-            point=point,
-            x=round(base_x + step * (position + 1), 1),
-            y=_y(point.rate.mean),
-            y_lo=_y(point.rate.lo),
-            y_hi=_y(point.rate.hi),
-            y_base=_y(point.against_base.mean),
-            champion=point.contest.challenger == champion,
-        )
-        for position, point in enumerate(points)
-    )
-    promoted = [mark for mark in marks if mark.point.contest.verdict == "PROMOTE"]
-    line = " ".join(f"{x},{y}" for x, y in [(round(base_x, 1), _y(0.5)), *((mark.x, mark.y_base) for mark in promoted)])
-    grid = tuple((f"{percent} %", _y(percent / 100)) for percent in (0, 25, 50, 75, 100))
-    return Chart(WIDTH, HEIGHT, LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM, base_x, _y(0.5), grid, marks, line)
-
-
-def _y(share: float) -> float:
-    return round(TOP + (1 - share) * (HEIGHT - TOP - BOTTOM), 1)
 
 
 def as_json(points: Sequence[Point]) -> list[Mapping[str, object]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 WIDTH, HEIGHT = 820.0, 260.0
@@ -17,6 +17,8 @@ MAX_POINTS = 400
 
 Style = Literal["line", "dots", "band"]
 Tone = Literal["accent", "good", "bad", "warn", "soft"]
+Shape = Literal["circle", "ring", "square", "cross", "small"]
+"""Of dots: what must be told apart is so without colour, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Series:
     style: Style = "line"
     tone: Tone = "accent"
     dashed: bool = False
+    shape: Shape = "circle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,11 @@ class Drawing:
     right: float = WIDTH - RIGHT
     top: float = TOP
     bottom: float = HEIGHT - BOTTOM
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether points lead somewhere: then it is more than an image to those who hear it read."""
+        return any(dot.point.href for one in self.drawn for dot in one.dots)
 
 
 def draw(plot: Plot) -> Drawing:
@@ -186,7 +194,7 @@ def _thinned(series: Series) -> Series:
     step = -(-len(points) // MAX_POINTS)
     if step > 1:
         points = [*points[:-1:step], points[-1]]
-    return Series(series.name, points, series.style, series.tone, series.dashed)
+    return replace(series, points=points)
 
 
 def _range(values: Iterable[float], *, room: float = 0.0) -> tuple[float, float]:

@@ -41,7 +41,7 @@ RULES: tuple[Rule, ...] = (
     *(Rule("GET", path, OPEN) for path in ("/health", "/version", "/docs", "/openapi.json", "/static", "/favicon.ico")),
     Rule("GET POST", "/login", OPEN, below=False),
     Rule("GET", "/", _OPERATE, below=False),
-    *(Rule("GET", path, _OPERATE) for path in ("/page", "/home", "/queue", "/raters")),
+    *(Rule("GET", path, _OPERATE) for path in ("/page", "/home", "/queue", "/raters", "/versions")),
     Rule("GET", "/metrics", _OPERATE, below=False),
     Rule("GET", "/v1/models", ANY),
     # One stored completion is found by its id, which only its client was told; the list shows everybody's.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from time import monotonic
 from typing import Any
 
@@ -25,11 +26,12 @@ CYCLES_SHOWN = 200
 
 @dataclass(frozen=True, slots=True)
 class CycleView:
-    """A cycle with what became of it."""
+    """A cycle with what became of it; ``judged_at``: when the last verdict was given."""
 
     cycle: Cycle
     challenger: int | None
     verdict: Verdict | None
+    judged_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,8 @@ class StatusBoard:
 
 def _view(c: Connection, cycle: Cycle, duel: Duel | None) -> CycleView:
     spoken = verdicts.for_cycle(c, cycle.cycle_id)
-    return CycleView(cycle, loop_cycle.challenger_of(cycle, duel), spoken[-1][1] if spoken else None)
+    at, last = spoken[-1] if spoken else (None, None)
+    return CycleView(cycle, loop_cycle.challenger_of(cycle, duel), last, at)
 
 
 def _contests(views: Sequence[CycleView], by_cycle: Mapping[str, Duel], live: DuelStatus | None) -> list[Contest]:
@@ -125,11 +128,11 @@ def _contests(views: Sequence[CycleView], by_cycle: Mapping[str, Duel], live: Du
         champion = duel.champion if duel is not None else view.cycle.parent
         if view.challenger is not None and view.verdict is not None and view.verdict.kind is not VerdictKind.CONTINUE:
             counts = view.verdict
-            met = _rate(loop_cycle.kept_against_base(view.cycle))
-            found.append(Contest(view.challenger, champion, counts.wins, counts.losses, counts.ties, counts.kind.value, met))
+            votes, met = (counts.wins, counts.losses, counts.ties), _rate(loop_cycle.kept_against_base(view.cycle))
+            found.append(Contest(view.challenger, champion, *votes, counts.kind.value, view.judged_at, met))
         elif live is not None and duel is not None and duel.duel_id == live.duel_id:
-            met = _rate(live.against_base)
-            found.append(Contest(live.challenger, live.champion, live.wins, live.losses, live.ties, None, met))
+            votes, met = (live.wins, live.losses, live.ties), _rate(live.against_base)
+            found.append(Contest(live.challenger, live.champion, *votes, None, duel.opened_at, met))
     return found
 
 

@@ -6,7 +6,7 @@ shows anew is cut out of the whole page by htmx (``hx-select``), so that there i
 
 from __future__ import annotations
 
-from pairloop.web.pages import chat, docs, home, live, queue, raters
+from pairloop.web.pages import chat, docs, home, live, queue, raters, versions
 
 PAGES = (
     chat,
@@ -15,5 +15,6 @@ PAGES = (
     live,
     queue,
     raters,
+    versions,
 )
 """Each has a ``router``."""

@@ -12,7 +12,6 @@ from starlette.responses import StreamingResponse
 
 from pairloop.types import CycleState
 from pairloop.web.context import Context, Here
-from pairloop.web.curve import chart
 from pairloop.web.pages.rendering import SECURITY_HEADERS, PageRoute, render
 from pairloop.web.status import STAGES, Status
 
@@ -61,14 +60,8 @@ async def _events(request: Request, context: Context) -> AsyncIterator[str]:
 
 
 def view_of(status: Status) -> dict[str, Any]:
-    """What the loop's card and the curve are rendered from."""
-    return {
-        "status": status,
-        "now": status.now,
-        "stages": stages_of(status.now.state),
-        "chart": chart(status.points, champion=status.now.champion),
-        "points": {point.contest.challenger: point for point in status.points},
-    }
+    """What the loop's card is rendered from."""
+    return {"status": status, "now": status.now, "stages": stages_of(status.now.state)}
 
 
 def stages_of(state: str) -> list[dict[str, str]]:

@@ -20,9 +20,14 @@ class Entry(NamedTuple):
 
 GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ("Use", (Entry("/", "Chat", "chat"),)),
-    ("Loop", (Entry("/home", "Home", "home"),)),
+    ("Loop", (Entry("/home", "Home", "home"), Entry("/versions", "Versions", "versions"))),
     ("Feedback", (Entry("/queue", "Labelling queue", "queue"), Entry("/raters", "Raters", "raters"))),
 )
+
+
+def path_of(icon: str) -> str | None:
+    """Where the page with this icon is; None where there is none."""
+    return next((entry.path for _, entries in GROUPS for entry in entries if entry.icon == icon), None)
 
 
 def menu(request: Request) -> list[tuple[str, list[Entry]]]:

@@ -78,8 +78,10 @@ def environment() -> Environment:
     environment.filters |= {
         "percent": _percent,
         "interval": _interval,
+        "between": _between,
         "clock": _clock,
         "ago": _ago,
+        "duration": _duration,
         "number": _number,
         "words": _words,
     }
@@ -95,6 +97,10 @@ def _interval(interval: Interval) -> str:
     return f"{100 * interval.mean:.0f} % ({100 * interval.lo:.0f}–{100 * interval.hi:.0f})"
 
 
+def _between(interval: Interval) -> str:
+    return f"{100 * interval.lo:.0f}–{100 * interval.hi:.0f} %"
+
+
 def _clock(at: datetime) -> str:
     return at.strftime("%Y-%m-%d %H:%M:%S")
 
@@ -102,12 +108,15 @@ def _clock(at: datetime) -> str:
 def _ago(at: datetime) -> str:
     """``3 min ago``, of a time with a zone; ``in 3 min`` of one to come."""
     seconds = (datetime.now(UTC) - at).total_seconds()
-    size = abs(seconds)
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
-        if size >= length or unit == "s":
-            amount = f"{size / length:.0f} {unit}"
-            return f"{amount} ago" if seconds >= 0 else f"in {amount}"
-    raise AssertionError("the last unit fits all")
+    return f"{_duration(seconds)} ago" if seconds >= 0 else f"in {_duration(-seconds)}"
+
+
+def _duration(seconds: float) -> str:
+    """In the largest unit that it fills."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _number(value: float) -> str:

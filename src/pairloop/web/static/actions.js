@@ -2,6 +2,7 @@
 // one that everybody uses. Fields: data-type="number|boolean|json" where it is no text; an empty one without data-keep is left out.
 // data-confirm="dialog-id" shows that <dialog> first, whose own form (method="dialog") may add fields, a reason say.
 // data-goto="/page" leads on; otherwise the page hears loop:moved and looks again.
+// <button data-copy="id"> puts that element's text on the clipboard.
 "use strict";
 
 function toast(text, isError = false) {
@@ -75,4 +76,15 @@ document.addEventListener("submit", (event) => {
   if (!event.target.dataset.api) return;
   event.preventDefault();
   send(event.target);
+});
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  try {
+    await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+    toast("Copied.");
+  } catch {
+    toast("The browser lets nothing be copied here: mark the text and copy it by hand.", true);
+  }
 });
