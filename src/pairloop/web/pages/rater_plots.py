@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date, timedelta
+from urllib.parse import quote
 
 from pairloop.loop.raters import Profile
 from pairloop.web.plots import Drawing, Plot, Point, Series, Tone, draw
@@ -64,7 +65,8 @@ def left_shares(profiles: Sequence[Profile]) -> Drawing:
         is_odd = one.checked is not None and "side_bias" in one.checked.flags
         shares = f"{100 * left.mean:.0f} % left ({100 * left.lo:.0f}–{100 * left.hi:.0f}) of {left.n:,} picks"
         tip = f"{one.rater_id}\n{shares}"
-        points.append(Point(float(place), left.mean, left.lo, left.hi, tip, "bad" if is_odd else None))
+        tone: Tone | None = "bad" if is_odd else None
+        points.append(Point(float(place), left.mean, left.lo, left.hi, tip, tone, rater_href(one.rater_id)))
     labels = [(float(place), _tail(one.rater_id)) for place, (one, _) in enumerate(told)]
     n = sum(left.n for _, left in told)
     return draw(
@@ -87,6 +89,11 @@ def left_shares(profiles: Sequence[Profile]) -> Drawing:
 def _tail(name: str) -> str:
     """Names that begin alike are told apart by their ends."""
     return name if len(name) <= 8 else f"…{name[-7:]}"
+
+
+def rater_href(rater_id: str) -> str:
+    """The page of a rater, whose id may hold anything."""
+    return f"/raters/{quote(rater_id, safe='')}"
 
 
 def short(name: str, most: int = 24) -> str:

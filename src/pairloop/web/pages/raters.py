@@ -19,7 +19,7 @@ from pairloop.store.picked import Picked
 from pairloop.store.raters import Rater
 from pairloop.types import Interval
 from pairloop.web.context import Context, Here
-from pairloop.web.pages.rater_plots import left_shares, picks_by_day
+from pairloop.web.pages.rater_plots import left_shares, picks_by_day, rater_href
 from pairloop.web.pages.rendering import PageRoute, page
 from pairloop.web.wire import NO_NUL
 
@@ -180,11 +180,6 @@ def _about(rater: Rater, one: Profile | None, rows: Sequence[Picked]) -> dict[st
         "older": shown[-1].seq if len(rows) > ON_A_PAGE else None,
         "plots": [] if one is None else [picks_by_day([one])],
     }
-
-
-def rater_href(rater_id: str) -> str:
-    """The page of a rater, whose id may hold anything."""
-    return f"/raters/{quote(rater_id, safe='')}"
 
 
 def api(rater_id: str, action: str) -> str:
