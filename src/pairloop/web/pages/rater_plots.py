@@ -12,7 +12,7 @@ from pairloop.web.plots import Drawing, Plot, Point, Series, Tone, draw
 
 LINES = 5
 """Raters with a line of their own; the others share one."""
-DOTS = 14
+DOTS = 12
 _TONES: Sequence[Tone] = ("accent", "good", "warn", "bad", "soft")
 
 
@@ -77,7 +77,7 @@ def left_shares(profiles: Sequence[Profile]) -> Drawing:
             "rater, most picks first",
             "left",
             [Series("share with 95 % interval; red: one side too often", points, style="dots")],
-            marks=[(0.5, "sides are a coin")],
+            marks=[(0.5, "a coin")],
             x_range=(-0.5, len(points) + 0.5),
             y_range=(0.0, 1.0),
             x_labels=labels,
@@ -88,7 +88,7 @@ def left_shares(profiles: Sequence[Profile]) -> Drawing:
 
 def _tail(name: str) -> str:
     """Names that begin alike are told apart by their ends."""
-    return name if len(name) <= 8 else f"…{name[-7:]}"
+    return name if len(name) <= 7 else f"…{name[-6:]}"
 
 
 def rater_href(rater_id: str) -> str:
