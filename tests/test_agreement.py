@@ -28,7 +28,7 @@ def test_alpha_is_what_its_author_says(lines: tuple[str, ...], alpha: float) -> 
     assert krippendorff_alpha(units(lines)) == pytest.approx(alpha, abs=5e-4)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.sampled_from("abc"), max_size=4), max_size=12), st.randoms(use_true_random=False))
 def test_alpha_is_one_at_most_and_blind_to_order_and_names(found: list[list[str]], rng: random.Random) -> None:
     alpha = krippendorff_alpha(found)

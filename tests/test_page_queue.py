@@ -53,7 +53,7 @@ def votes(server: RunningServer, rater: str, n: int, **fields: Any) -> None:
         assert server.http.post("/v1/preferences", json=body).status_code == 201
 
 
-def test_the_queue_asks_who_labels_and_tells_how_it_goes(server: RunningServer) -> None:
+def test_the_queue_asks_who_labels_and_tells_how_it_goes_and_no_version(server: RunningServer) -> None:
     asking = text(server, "/queue")
     assert "Who labels?" in asking
     assert "form-action 'self'" in server.http.get("/queue").headers["content-security-policy"]
@@ -65,6 +65,9 @@ def test_the_queue_asks_who_labels_and_tells_how_it_goes(server: RunningServer) 
     assert re.search(r"Left for you</dt><dd>2 ", page)  # two look at each
     assert "no comparison has picks of two people yet" in page
     assert "# Prefer the *right* one\n&lt;script&gt;alert(1)&lt;/script&gt;�" in page
+    held = server.http.post("/v1/queue/reservations", json={"rater_id": ANN}).text
+    assert "support-bot@" not in page + held  # nothing tells a version before the pick
+    assert "version" not in held
     version = re.search(r'data-guidelines="([0-9a-f]{12})"', page)
     assert version is not None
     guide = server.config.queue.guidelines
@@ -74,14 +77,6 @@ def test_the_queue_asks_who_labels_and_tells_how_it_goes(server: RunningServer) 
     guide.unlink()
     assert "cannot be read (No such file or directory)" in text(server, f"/queue?rater={ANN}")
     assert "rater" in text(server, "/queue?rater=", 400)
-
-
-def test_nothing_tells_a_version_before_the_pick(server: RunningServer) -> None:
-    asked(server, 1)
-    page = text(server, f"/queue?rater={ANN}")
-    reply = server.http.post("/v1/queue/reservations", json={"rater_id": ANN}).text
-    assert "support-bot@" not in page + reply
-    assert "version" not in reply
 
 
 def test_raters_are_listed_sorted_filtered_and_paged(server: RunningServer) -> None:
@@ -109,7 +104,7 @@ def test_raters_are_listed_sorted_filtered_and_paged(server: RunningServer) -> N
     }
 
 
-def test_a_rater_with_any_name_has_a_page_and_is_quarantined_from_it(server: RunningServer) -> None:
+def test_a_rater_with_any_name_has_a_page_and_is_quarantined_from_it_and_gold_is_listed(server: RunningServer) -> None:
     votes(server, EVIL, 11)
     (address,) = {tag["href"] for name, tag in Collector(text(server, "/raters")).tags if name == "a" and "alert" in str(tag)}
     page = text(server, str(address))
@@ -128,6 +123,12 @@ def test_a_rater_with_any_name_has_a_page_and_is_quarantined_from_it(server: Run
     assert "quarantined" in column(listed, 7)[0]
     assert listed.count("&lt;script&gt;alert") >= 2
     assert "no rater" in text(server, "/raters/nobody", 404)
+    group = asked(server, 1, ASKER)[0]
+    body = {"inference_id": group, "chosen_index": 1, "reason": f"known {EVIL}"}
+    assert server.http.post("/v1/queue/gold", json=body).status_code == 201
+    page = text(server, "/raters")
+    assert f"/v1/queue/gold/{group}/take_back" in page
+    assert "known &lt;script&gt;" in page
 
 
 def test_a_raters_picks_are_paged_and_what_is_old_still_has_a_page(server: RunningServer) -> None:
@@ -148,12 +149,3 @@ def test_a_raters_picks_are_paged_and_what_is_old_still_has_a_page(server: Runni
     assert "None of everybody's newest 1,000 picks is theirs." in " ".join(old.split())
     assert "of their own newest" in old
     assert "Earlier" not in old
-
-
-def test_gold_is_listed_with_its_reason(server: RunningServer) -> None:
-    group = asked(server, 1, ASKER)[0]
-    body = {"inference_id": group, "chosen_index": 1, "reason": f"known {EVIL}"}
-    assert server.http.post("/v1/queue/gold", json=body).status_code == 201
-    page = text(server, "/raters")
-    assert f"/v1/queue/gold/{group}/take_back" in page
-    assert "known &lt;script&gt;" in page
