@@ -95,7 +95,7 @@ def test_without_a_look_in_the_transaction_two_would_get_the_same(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked(server, 6)
-    monkeypatch.setattr(queue, "has_room", lambda *_: True)
+    monkeypatch.setattr(queue, "has_room", lambda *_, **__: True)
     assert len(set(at_once(server))) < 6
 
 
@@ -238,3 +238,14 @@ def test_the_queues_own_metrics_are_nobody_elses(server: RunningServer) -> None:
         body = {"inference_id": group, "metric_name": metric, "value": True, "choice_index": 0}
         refused = server.http.post("/v1/feedback", json=body)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "metric_name")
+
+
+def test_what_an_operator_sends_comes_first_to_one_rater_at_a_time(server: RunningServer) -> None:
+    asked(server, 1)
+    known = label(server, ANN)["inference_id"]
+    asked(server, 2)
+    sent = server.http.post("/v1/groups/enqueue", json={"ids": [known], "reason": "another look"})
+    assert sent.status_code == 200, sent.text
+    assert take(server, BOB)["inference_id"] == known
+    assert take(server, CARLA)["inference_id"] != known
+    assert take(server, ANN)["inference_id"] != known

@@ -294,6 +294,10 @@ REDACTED_TAG = "pairloop.redacted"
 """The tag of a feedback row that says something was taken out of its value before it was stored."""
 
 
+RELABELLED_TAG = "pairloop.relabelled_by"
+"""The tag of a feedback row that an operator wrote in its rater's place: who it was."""
+
+
 @dataclass(frozen=True, slots=True)
 class Feedback:
     """One immutable feedback row: a pick (metric ``preference``, with a label) or a value about one completion.

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Column, Connection, Row, Table
 
-from pairloop.store import replies, stored
+from pairloop.store import replies, saved_views, set_aside, stored
 from pairloop.store.groups import chunked
 from pairloop.store.schema import (
     audit,
@@ -125,12 +125,14 @@ def erase_groups(c: Connection, group_ids: Sequence[str], at: datetime) -> None:
 def erase_feedback(c: Connection, feedback_ids: Sequence[str]) -> None:
     """Rows gone, with the replies that were kept about them. Their pairs must be forgotten before."""
     for ids in chunked(feedback_ids):
+        set_aside.forget(c, ids)
         c.execute(sa.delete(feedback).where(feedback.c.feedback_id.in_(ids)))
         replies.forget(c, ids)
 
 
 def forget_quarantines(c: Connection, subjects: Collection[str]) -> None:
-    """Decisions about someone go, with what they were shown, and the audit trail tells of them without the name."""
+    """Decisions about someone go, with what they were shown and saved views that name them; the audit trail tells no name."""
+    saved_views.forget(c, subjects)
     c.execute(sa.delete(quarantines).where(quarantines.c.rater_id.in_(subjects)))
     c.execute(sa.delete(reservations).where(reservations.c.rater_id.in_(subjects)))
     named = [*subjects, *(f"{RATER}{subject}" for subject in subjects)]

@@ -67,9 +67,12 @@ def wanting(c: Connection, asking: Asking, pool: Pool, limit: int) -> list[str]:
     return list(c.execute(statement.limit(limit)).scalars())
 
 
-def has_room(c: Connection, asking: Asking, group_id: str) -> bool:
-    """Whether a comparison wants one more pick, beside those that others are shown right now."""
-    spoken = c.execute(_picks(sa.literal(group_id))).scalar_one()
+def has_room(c: Connection, asking: Asking, group_id: str, *, is_sent: bool = False) -> bool:
+    """Whether a comparison wants one more pick, beside those that others are shown right now.
+
+    One that was sent to the queue wants one, whoever picked from it before.
+    """
+    spoken = asking.reviewers - 1 if is_sent else c.execute(_picks(sa.literal(group_id))).scalar_one()
     held = sa.select(sa.func.count()).where(
         *_held(sa.literal(group_id), asking.now), reservations.c.rater_id != asking.rater_id
     )

@@ -4,8 +4,8 @@ Evidence (groups, completions, feedback, datasets and their lineage, versions, p
 the audit trail, events) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and
 end, the closing of a duel or canary, the traffic of a minute that is not over (an outage of the engine takes errors back), a
 key's last use and revocation, what the labelling queue shows to whom and which items are gold, a fine-tuning job until it has
-ended, a webhook's delivery, and what the wire shows of a group; and the texts of a group that was deleted, which is recorded.
-Stored replies and reservations are deleted after a day, traffic after a month.
+ended, a webhook's delivery, what the wire shows of a group, and why a feedback row is not used so far; and the texts of a
+group that was deleted, which is recorded. Stored replies and reservations are deleted after a day, traffic after a month.
 """
 
 from __future__ import annotations
@@ -582,4 +582,41 @@ stored_replies = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Index(None, "created_at"),
     Index(None, "subject"),
+)
+
+# Why a feedback row became part of no training row, as the last dataset that looked at it said.
+set_aside = Table(
+    "set_aside",
+    metadata,
+    Column("feedback_id", String(255), ForeignKey("feedback.feedback_id"), primary_key=True),
+    Column("dataset_id", String(64), ForeignKey("datasets.dataset_id"), nullable=False),
+    Column("reason", String(32), nullable=False),
+)
+
+# What an operator decided about single groups: not to train on them, to show them to raters again. The newest row holds.
+marks = Table(
+    "marks",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("policy", String(64), nullable=False),
+    Column("group_id", String(255), ForeignKey("groups.group_id"), nullable=False),
+    Column("mark", String(16), nullable=False),
+    Column("is_set", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index(None, "group_id", "mark", "seq"),
+    Index(None, "policy", "mark", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# Named sets of filters over the preferences.
+saved_views = Table(
+    "saved_views",
+    metadata,
+    Column("view_id", String(64), primary_key=True),
+    Column("policy", String(64), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("filters", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("policy", "name"),
 )

@@ -49,6 +49,12 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "POST /v1/queue/gold": {"inference_id": PICK["inference_id"], "chosen_index": 1, "reason": "the other invents a date"},
     "POST /v1/queue/gold/unanimous": {"min_raters": 3, "limit": 20, "reason": "all agreed", "dryrun": True},
     "POST /v1/queue/gold/{inference_id}/take_back": {"reason": "the policy changed: both are right"},
+    "POST /v1/groups/exclude": {"filters": {"rater": "customer-7"}, "reason": "a test account", "dryrun": True},
+    "POST /v1/groups/include": {"filters": {"rater": "customer-7"}, "reason": "it was a customer after all", "dryrun": True},
+    "POST /v1/groups/relabel": {"filters": {"q": "refund", "label": "A"}, "label": "B", "reason": "B is right", "dryrun": True},
+    "POST /v1/groups/enqueue": {"filters": {"label": "TIE"}, "reason": "another look", "dryrun": True},
+    "POST /v1/groups/dequeue": {"filters": {"label": "TIE"}, "reason": "enough of them", "dryrun": True},
+    "POST /v1/views": {"name": "ties", "filters": {"label": "TIE"}},
     "POST /v1/erasures": {"user": "customer-7", "reason": "asked by mail", "dryrun": True},
     "POST /v1/keys": {"name": "shop front", "scopes": ["inference", "feedback"], "requests_per_minute": 600},
     "POST /v1/fine_tuning/jobs": {

@@ -41,7 +41,7 @@ RULES: tuple[Rule, ...] = (
     *(Rule("GET", path, OPEN) for path in ("/health", "/version", "/docs", "/openapi.json", "/static", "/favicon.ico")),
     Rule("GET POST", "/login", OPEN, below=False),
     Rule("GET", "/", _OPERATE, below=False),
-    *(Rule("GET", path, _OPERATE) for path in ("/page", "/home", "/queue", "/raters", "/versions")),
+    *(Rule("GET", path, _OPERATE) for path in ("/page", "/home", "/preferences", "/queue", "/raters", "/versions")),
     Rule("GET", "/metrics", _OPERATE, below=False),
     Rule("GET", "/v1/models", ANY),
     # One stored completion is found by its id, which only its client was told; the list shows everybody's.
@@ -49,6 +49,9 @@ RULES: tuple[Rule, ...] = (
     Rule("GET POST", "/v1/chat/completions", _INFERENCE),
     Rule("DELETE", "/v1/chat/completions", _OPERATE),
     Rule("POST", "/v1/preferences", _FEEDBACK),
+    # What people said, and what is decided about it.
+    Rule("GET POST", "/v1/groups", _OPERATE),
+    Rule("GET POST DELETE", "/v1/views", _OPERATE),
     Rule("GET", "/v1/feedback", _READ),
     Rule("POST", "/v1/feedback", _FEEDBACK),
     Rule("GET POST DELETE", "/v1/files", _TRAIN),

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pairloop.config import Config
 from pairloop.loop.pairs.fresh import KINDS
 from pairloop.loop.pairs.staging import SET_ASIDE_FILE, Staged, staged
 from pairloop.policy.protocols import Tokens
-from pairloop.store import Store, datasets, feedback, quarantines, versions
+from pairloop.store import Store, datasets, feedback, quarantines, set_aside, versions
 from pairloop.store.schema import completions as completion_table
 from pairloop.store.schema import feedback as feedback_table
 from pairloop.store.schema import groups as group_table
@@ -66,7 +67,10 @@ def record(store: Store, config: Config, new: Staged, *, cycle_id: str | None) -
         datasets.insert(c, dataset, feedback_seq=new.feedback_seq, cycle_id=cycle_id, pairs=new.lineage())
         return dataset
 
-    return store.write(insert)
+    recorded = store.write(insert)
+    for part in set_aside.parts(set_aside_rows(store.artifacts.local(recorded.path))):
+        store.write(partial(set_aside.put, dataset_id=recorded.dataset_id, reasons=part))
+    return recorded
 
 
 def count_new(store: Store, config: Config) -> int:

@@ -11,7 +11,8 @@ from pairloop.loop.pairs.builder import Refuse
 from pairloop.loop.pairs.rows import compile_rows
 from pairloop.loop.pairs.rules import CompiledRows, Dropped, PairRules
 from pairloop.policy.protocols import Tokens
-from pairloop.store import datasets, feedback, quarantines, versions
+from pairloop.store import datasets, feedback, marks, quarantines, versions
+from pairloop.store.marks import Mark
 from pairloop.store.reader import Readable
 from pairloop.types import GroupKind, PreferencePair, TrainingRow, Version
 
@@ -77,7 +78,9 @@ def compile_new(store: Readable, tokens: Tokens | None, config: Config, *, paren
         groups, feedback_seq = feedback.labelled_since(c, policy, after_seq=after_seq, kinds=KINDS)
         lineage = versions.list_(c, policy, checkpoints=True)
         quarantined = quarantines.current(c, policy)
-    rules = PairRules.of(config, staleness=promotions_between(lineage, parent), quarantined=quarantined)
+        excluded = marks.marked(c, policy, Mark.EXCLUDED).intersection(labelled.group.group_id for labelled in groups)
+    distances = promotions_between(lineage, parent)
+    rules = PairRules.of(config, staleness=distances, quarantined=quarantined, excluded=excluded)
     compiled = compile_rows(groups, rules, config.train.objective, refuse=_refusal(tokens, config.train.max_length))
     return NewPairs(rules, parent, after_seq, feedback_seq, compiled.counts, compiled.dropped, compiled)
 

@@ -40,6 +40,7 @@ class Dropped(StrEnum):
     DELETED = "deleted"
     REDACTED = "redacted"
     DUEL = "duel"
+    EXCLUDED = "excluded"
     DUPLICATE_GROUP = "duplicate_group"
     EARLIER_ROUND = "earlier_round"
     STALE = "stale"
@@ -69,6 +70,8 @@ class PairRules:
     staleness: Mapping[int, int] | None = None
     quarantined: tuple[str, ...] = ()
     """Raters whose feedback is set aside."""
+    excluded: tuple[str, ...] = ()
+    """Groups that an operator decided not to train on."""
     heldout_share: float = 0.0
     """Share of the prompts of imported groups, by hash, that is held out."""
     thumb_metrics: tuple[str, ...] = ()
@@ -81,6 +84,7 @@ class PairRules:
         *,
         staleness: Mapping[int, int] | None = None,
         quarantined: Iterable[str] = (),
+        excluded: Iterable[str] = (),
         split_prompts: bool = True,
     ) -> Self:
         """The configured rules; without ``split_prompts`` no imported prompt is held out."""
@@ -91,6 +95,7 @@ class PairRules:
             max_staleness=config.pairs.max_staleness,
             staleness=staleness,
             quarantined=tuple(sorted(quarantined)),
+            excluded=tuple(sorted(excluded)),
             heldout_share=config.pairs.heldout_share if split_prompts else 0.0,
             thumb_metrics=config.feedback.thumb_metrics,
         )

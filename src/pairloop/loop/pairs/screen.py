@@ -34,13 +34,15 @@ def gather(groups: Iterable[LabelledGroup], rules: PairRules) -> Evidence:
     """Screen every row of every group: who may speak, about what. The order of the input is the order of everything."""
     evidence = Evidence(rules)
     seen: set[str] = set()
-    quota = _Quota(rules)
+    quota, excluded = _Quota(rules), frozenset(rules.excluded)
     for labelled in groups:
         group = labelled.group
         rows = [evidence.ledger.enter(row, is_new=row.feedback_id not in labelled.earlier) for row in labelled.feedback]
         evidence.counts["groups"] += 1
         evidence.prompts.add(group.prompt)
         reason = Dropped.DUPLICATE_GROUP if group.group_id in seen else _refused_group(group, rules)
+        if reason is None and group.group_id in excluded:
+            reason = Dropped.EXCLUDED
         seen.add(group.group_id)
         if reason is not None:
             evidence.ledger.drop(rows, reason)

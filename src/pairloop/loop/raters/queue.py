@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from pairloop.config import Config
 from pairloop.loop.raters.desk import stored_id
 from pairloop.loop.serve import pool_of
-from pairloop.store import Store, groups, new_id, queue, reservations
+from pairloop.store import Store, groups, marks, new_id, queue, reservations
 from pairloop.store.clock import shared_now
 from pairloop.store.queue import Asking
 from pairloop.store.reservations import ItemKind, Reservation
@@ -50,13 +50,15 @@ class _Draw:
     kind: ItemKind
     group: Group
     first_index: int
+    is_sent: bool = False
+    """Whether an operator sent it to the queue, whoever picked from it before."""
 
 
 def next_item(store: Store, config: Config, rater_id: str, *, rng: random.Random, repeats_only: bool = False) -> Item | None:
     """What this rater should look at next; None where there is nothing. Nothing is held, and gold is not shown.
 
-    New comparisons come from the rater's own pool, so that nobody who trains also judges. A repeat comes with chance
-    ``feedback.repeat_share``; with ``repeats_only`` nothing else does.
+    New comparisons come from the rater's own pool, so that nobody who trains also judges; those that an operator sent here come
+    first. A repeat comes with chance ``feedback.repeat_share``; with ``repeats_only`` nothing else does.
     """
     rater_id = stored_id(store, rater_id)
     with store.reading() as c:
@@ -95,7 +97,7 @@ def _take(c: Connection, config: Config, rater_id: str, draws: list[_Draw]) -> H
         return Held(mine, group)
     asking = Asking(config.policy.name, rater_id, config.queue.reviewers, now)
     for draw in draws:
-        if draw.kind is not ItemKind.NEW or queue.has_room(c, asking, draw.group.group_id):
+        if draw.kind is not ItemKind.NEW or queue.has_room(c, asking, draw.group.group_id, is_sent=draw.is_sent):
             held = _reservation(config, rater_id, draw, now)
             reservations.insert(c, held)
             return Held(held, draw.group)
@@ -134,7 +136,12 @@ def _drawn(c: Connection, config: Config, asking: Asking, rng: random.Random) ->
 
 
 def _new(c: Connection, config: Config, asking: Asking, rng: random.Random) -> Iterator[_Draw]:
-    ids = queue.wanting(c, asking, pool_for(config, asking.rater_id), CANDIDATES)
+    pool = pool_for(config, asking.rater_id)
+    sent = marks.queued(c, config.policy.name, pool, asking.rater_id, CANDIDATES)
+    for group in _usable(c, rng.sample(sent, len(sent))):
+        if queue.has_room(c, asking, group.group_id, is_sent=True):
+            yield _Draw(ItemKind.NEW, group, rng.randrange(2), is_sent=True)
+    ids = queue.wanting(c, asking, pool, CANDIDATES)
     for group in _usable(c, rng.sample(ids, len(ids))):
         yield _Draw(ItemKind.NEW, group, rng.randrange(2))
 

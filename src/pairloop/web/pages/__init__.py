@@ -6,13 +6,14 @@ shows anew is cut out of the whole page by htmx (``hx-select``), so that there i
 
 from __future__ import annotations
 
-from pairloop.web.pages import chat, docs, home, live, queue, raters, versions
+from pairloop.web.pages import chat, docs, home, live, preferences, queue, raters, versions
 
 PAGES = (
     chat,
     docs,
     home,
     live,
+    preferences,
     queue,
     raters,
     versions,

@@ -21,7 +21,14 @@ class Entry(NamedTuple):
 GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ("Use", (Entry("/", "Chat", "chat"),)),
     ("Loop", (Entry("/home", "Home", "home"), Entry("/versions", "Versions", "versions"))),
-    ("Feedback", (Entry("/queue", "Labelling queue", "queue"), Entry("/raters", "Raters", "raters"))),
+    (
+        "People",
+        (
+            Entry("/preferences", "Preferences", "preferences"),
+            Entry("/queue", "Labelling queue", "queue"),
+            Entry("/raters", "Raters", "raters"),
+        ),
+    ),
 )
 
 

@@ -1,0 +1,52 @@
+// The ticked groups go into the decisions' forms; without any, the filters do. A pair opens as a drawer.
+"use strict";
+
+function ticked() {
+  return [...document.querySelectorAll("[data-tick]:checked")].map((box) => box.dataset.tick);
+}
+
+function choose() {
+  const ids = ticked();
+  const chosen = document.getElementById("chosen");
+  if (chosen === null) return;
+  const some = ids.length > 0;
+  const scope = some ? `${ids.length} ticked ${ids.length === 1 ? "group" : "groups"}` : `all ${chosen.dataset.all} groups that the filters find`;
+  chosen.textContent = `Decisions are about ${scope}.`;
+  for (const form of document.querySelectorAll("#found form.decision")) {
+    form.elements.ids.value = JSON.stringify(ids);
+    form.elements.ids.disabled = !some;
+    form.elements.filters.disabled = some;
+  }
+  for (const words of document.querySelectorAll("#found [data-scope]")) words.textContent = scope;
+}
+
+document.addEventListener("change", (event) => {
+  if ("tickAll" in event.target.dataset) {
+    for (const box of document.querySelectorAll("[data-tick]")) box.checked = event.target.checked;
+  } else if (!("tick" in event.target.dataset)) return;
+  choose();
+});
+
+// An address says what is asked, and not what is not.
+document.addEventListener("submit", (event) => {
+  if (event.target.method !== "get") return;
+  for (const field of event.target.elements) if (field.value === "" && field.name) field.disabled = true;
+});
+window.addEventListener("pageshow", () => {
+  for (const field of document.querySelectorAll("form[method=get] :disabled")) field.disabled = false;
+});
+
+document.addEventListener("api:done", (event) => {
+  const { changed, selected } = event.detail;
+  if (selected !== undefined) event.target.dataset.done = `${changed} of ${selected} ${selected === 1 ? "group" : "groups"} changed.`;
+  if (event.target.dataset.api.includes("/v1/views")) window.location.reload();
+  else document.body.dispatchEvent(new CustomEvent("preferences:changed"));
+});
+
+document.addEventListener("htmx:afterSwap", (event) => {
+  const drawer = document.getElementById("drawer");
+  if (event.target.id === "drawer-body" && !drawer.open) drawer.showModal();
+  if (event.target.id === "found") choose();
+});
+document.addEventListener("DOMContentLoaded", choose);
+if (document.readyState !== "loading") choose();
