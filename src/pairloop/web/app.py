@@ -33,6 +33,7 @@ from pairloop.web import (
     openapi,
     pages,
     picks,
+    queue,
     raters,
     stored,
 )
@@ -104,6 +105,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
         audit,
         deployment,
         erasures,
+        queue,
         raters,
         keys,
         accounts,

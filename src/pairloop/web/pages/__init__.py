@@ -6,7 +6,7 @@ shows anew is cut out of the whole page by htmx (``hx-select``), so that there i
 
 from __future__ import annotations
 
-from pairloop.web.pages import audit, chat, docs, gates, home, keys, live, preferences, runs, versions
+from pairloop.web.pages import audit, chat, docs, gates, home, keys, live, preferences, queue, raters, runs, versions
 
 PAGES = (
     audit,
@@ -17,6 +17,8 @@ PAGES = (
     keys,
     live,
     preferences,
+    queue,
+    raters,
     runs,
     versions,
 )

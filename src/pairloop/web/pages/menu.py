@@ -19,7 +19,13 @@ class Entry(NamedTuple):
 
 
 GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
-    ("Use", (Entry("/", "Chat", "chat"),)),
+    (
+        "Use",
+        (
+            Entry("/", "Chat", "chat"),
+            Entry("/queue", "Label", "queue"),
+        ),
+    ),
     (
         "Loop",
         (
@@ -29,7 +35,13 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
             Entry("/runs", "Training", "runs"),
         ),
     ),
-    ("Data", (Entry("/preferences", "Preferences", "preferences"),)),
+    (
+        "Data",
+        (
+            Entry("/preferences", "Preferences", "preferences"),
+            Entry("/raters", "Raters", "raters"),
+        ),
+    ),
     (
         "Operate",
         (
