@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from pairloop.loop import raters as desk
 from pairloop.types import Pool
-from pairloop.web.access import KEY
+from pairloop.web.callers import caller_of
 from pairloop.web.context import Here
 from pairloop.web.pages.rendering import PageRoute, page
 from pairloop.web.wire import NO_NUL
@@ -35,13 +35,12 @@ class Guidelines(NamedTuple):
 
 @router.get("/queue")
 async def labelling(request: Request, context: Here, rater: Who = None) -> Response:
-    key = request.scope.get(KEY)
-    who = key.name if key is not None else rater
+    caller = caller_of(request.scope)
+    who = caller.owner.name if caller is not None else rater
     values: dict[str, Any] = {
         "rater": who,
-        "is_signed_in": key is not None,
+        "is_signed_in": caller is not None,
         "settings": context.config.queue,
-        "sends_forms": True,
     }
     if who is None:
         return page(request, context, "queue.html", title="Labelling queue", progress=None, guidelines=None, **values)
