@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,13 +9,12 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from tests.browsing import ARGS, CHROMIUM
 from tests.server import RunningServer
-from tests.test_browser import ARGS
 
 from pairloop.store import accounts, audit
 from pairloop.store.accounts import Role
 
-CHROMIUM = shutil.which("chromium")
 PASSWORD = "correct horse battery"
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from tests.browsing import ARGS, CHROMIUM
 from tests.loop_rig import Rig
 from tests.server import RunningServer, fake_config, user_of
-from tests.test_browser import ARGS, customer_picks, the_higher
+from tests.test_browser import customer_picks, the_higher
 
 from pairloop.loop.cycle import Loop
 from pairloop.types import Pool
-
-CHROMIUM = shutil.which("chromium")
 
 pytestmark = [
     pytest.mark.slow,

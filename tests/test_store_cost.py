@@ -165,6 +165,8 @@ def test_no_code_of_ours_updates_or_deletes_evidence() -> None:
         "files",
         "jobs",
         "removed_artifacts",
+        "gold_items",
+        "reservations",
     } == {
         "groups",
         "completions",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from statistics import correlation, fmean, stdev
 
 from pairloop.types import Interval
@@ -52,6 +53,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = highest
     return adjusted
+
+
+def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
+    """Krippendorff's alpha of nominal labels: 1 is full agreement, 0 what chance gives, below 0 is worse than chance.
+
+    Each unit is the list of what its raters said, however many they were; those with fewer than two say nothing. None where
+    nothing can be compared, or where everybody always said the same (there chance would agree, too). Krippendorff 2011.
+    """
+    totals: Counter[Hashable] = Counter()
+    disagreed = 0.0  # observed pairs of different labels within a unit, each unit weighted by its number of raters
+    for unit in units:
+        m = len(unit)
+        if m >= 2:
+            counts = Counter(unit)
+            totals.update(counts)
+            disagreed += (m * m - sum(k * k for k in counts.values())) / (m - 1)
+    n = sum(totals.values())
+    by_chance = (n * n - sum(k * k for k in totals.values())) / (n - 1) if n > 1 else 0.0
+    return 1.0 - disagreed / by_chance if by_chance else None
 
 
 STAKES = (0.9, 0.6, 0.4, 0.25, 0.16, 0.1, 0.06, 0.04, 0.025, 0.016, 0.01, 0.006, 0.004, 0.0025)

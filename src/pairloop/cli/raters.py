@@ -29,7 +29,7 @@ def raters() -> None:
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="Raters to show, most picks first.")
 @verb
 def raters_list(config_path: Path, flagged: bool, limit: int, as_json: bool) -> None:
-    """Raters of the newest 20,000 answered comparisons, and how often a pick says the opposite of what was meant.
+    """Raters of the newest 20,000 picks, and how often a pick says the opposite of what was meant.
 
     Flags: `side_bias` (one side too often), `length_outlier` and `duel_outlier` (another taste than everybody else's),
     `instant_picks`. Tests are adjusted for the number of raters: about one list in a hundred flags an honest one.

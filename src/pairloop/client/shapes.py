@@ -282,6 +282,59 @@ class Lineage(BaseModel):
     data: list[FeedbackLineage]
 
 
+class ReservationItem(BaseModel):
+    """A comparison that is one rater's until ``expires_at``: ``choices`` in the order of the places."""
+
+    id: str
+    inference_id: str
+    messages: list[dict[str, Any]]
+    choices: list[QueueChoice]
+    shown_order: list[int]
+    expires_at: int
+
+
+class Reservation(BaseModel):
+    """What a rater labels next; ``item`` is null where there is nothing."""
+
+    object: Literal["queue.reservation"] = "queue.reservation"
+    item: ReservationItem | None
+
+
+class ReservationEnd(BaseModel):
+    """A comparison that went back to the queue; ``deleted`` is false where its rater had answered, or it was gone."""
+
+    object: Literal["queue.reservation.deleted"] = "queue.reservation.deleted"
+    id: str
+    deleted: bool
+
+
+class GoldResource(BaseModel):
+    """A comparison whose answer is known: the better one by its index, who knows it, and why."""
+
+    object: Literal["queue.gold"] = "queue.gold"
+    id: str
+    chosen_index: int
+    origin: Literal["operator", "unanimous"]
+    reason: str
+    created_at: int
+
+
+class AgreedItem(BaseModel):
+    """A comparison of which ``raters`` people said the same, and nobody anything else."""
+
+    inference_id: str
+    chosen_index: int
+    raters: int
+
+
+class UnanimousGold(BaseModel):
+    """The comparisons that became gold because all agreed, or with ``dryrun`` would."""
+
+    object: Literal["queue.gold.unanimous"] = "queue.gold.unanimous"
+    data: list[AgreedItem]
+    dryrun: bool
+
+
 class ScheduleResource(BaseModel):
     """When the cycles of a policy begin: by a clock, a cron line, new pairs, or the pending trigger."""
 

@@ -19,6 +19,7 @@ from pairloop.config.deploy import DeploySection
 from pairloop.config.log import LogSection, MetricsSection
 from pairloop.config.otel import OtelSection
 from pairloop.config.privacy import PrivacySection
+from pairloop.config.queue import QueueSection
 from pairloop.config.section import Section, duration_s, is_loopback
 from pairloop.config.sections import (
     Durability,
@@ -55,6 +56,7 @@ __all__ = [
     "PairsSection",
     "PolicySection",
     "PrivacySection",
+    "QueueSection",
     "ScheduleSection",
     "Section",
     "ServeSection",
@@ -84,6 +86,7 @@ class Config(Section):
     serve: ServeSection = ServeSection()
     feedback: FeedbackSection = FeedbackSection()
     label: LabelSection = LabelSection()
+    queue: QueueSection = QueueSection()
     pairs: PairsSection = PairsSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()

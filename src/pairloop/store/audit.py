@@ -30,6 +30,8 @@ class AuditAction(StrEnum):
     CANARY_STOP = "canary_stop"
     QUARANTINE = "quarantine"
     RELEASE = "release"
+    GOLD_ADD = "gold_add"
+    GOLD_REMOVE = "gold_remove"
     EXCLUDE = "exclude"
     INCLUDE = "include"
     RELABEL = "relabel"

@@ -22,6 +22,7 @@ from pairloop.store.schema import (
     pair_feedback,
     pair_groups,
     quarantines,
+    reservations,
     version_marks,
     versions,
 )
@@ -130,9 +131,10 @@ def erase_feedback(c: Connection, feedback_ids: Sequence[str]) -> None:
 
 
 def forget_quarantines(c: Connection, subjects: Collection[str]) -> None:
-    """Decisions about someone go, and the audit trail tells of them without the name; saved views that name them go, too."""
+    """Decisions about someone go, with what they were shown and saved views that name them; the audit trail tells no name."""
     saved_views.forget(c, subjects)
     c.execute(sa.delete(quarantines).where(quarantines.c.rater_id.in_(subjects)))
+    c.execute(sa.delete(reservations).where(reservations.c.rater_id.in_(subjects)))
     named = [*subjects, *(f"{RATER}{subject}" for subject in subjects)]
     c.execute(sa.update(audit).where(audit.c.subject.in_(named)).values(subject="erased"))
 

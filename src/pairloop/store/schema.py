@@ -3,9 +3,10 @@
 Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts, quarantines,
 the audit trail, events) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and
 end, the closing of a duel or canary, the traffic of a minute that is not over (an outage of the engine takes errors back), a
-key's last use and revocation, accounts and sessions, a fine-tuning job until it has ended, a webhook's delivery, what the wire
-shows of a group, why a feedback row is not used so far; and the texts of a group that was deleted, which is recorded. Stored
-replies are deleted after a day, traffic after a month.
+key's last use and revocation, accounts and sessions, what the labelling queue shows to whom and which items are gold, a
+fine-tuning job until it has ended, a webhook's delivery, what the wire shows of a group, why a feedback row is not used so far;
+and the texts of a group that was deleted, which is recorded. Stored replies and reservations are deleted after a day, traffic
+after a month.
 """
 
 from __future__ import annotations
@@ -291,6 +292,38 @@ quarantines = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Index(None, "policy", "seq"),
     sqlite_autoincrement=True,
+)
+
+# What the labelling queue shows to whom, until when; deleted a day after it ends.
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("reservation_id", String(64), primary_key=True),
+    Column("policy", String(64), nullable=False),
+    Column("group_id", String(255), ForeignKey("groups.group_id"), nullable=False),
+    Column("rater_id", Text, nullable=False),
+    Column("kind", String(16), nullable=False),
+    # Which answer stands in the first place.
+    Column("first_index", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("done_at", UtcDateTime),
+    Index(None, "group_id"),
+    Index(None, "policy", "rater_id"),
+    Index(None, "expires_at"),
+)
+
+# Comparisons whose answer is known; what was marked and taken back, and why, is in the audit trail.
+gold_items = Table(
+    "gold_items",
+    metadata,
+    Column("group_id", String(255), ForeignKey("groups.group_id"), primary_key=True),
+    Column("policy", String(64), nullable=False),
+    Column("label", String(16), nullable=False),
+    Column("origin", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index(None, "policy", "created_at"),
 )
 
 runs = Table(

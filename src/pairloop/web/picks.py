@@ -20,6 +20,7 @@ from pairloop.loop.feedback import (
     submit_outcome,
     submit_preference,
     submit_repeat,
+    submit_reserved,
 )
 from pairloop.store.waiting import awaitable
 from pairloop.telemetry import traces
@@ -57,7 +58,14 @@ class PreferenceBody(Body):
     source: SourceName | None = None
     tags: Metadata | None = None
     repeat: bool = False
+    reservation_id: Id | None = None
     dryrun: bool = False
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Self:
+        if self.repeat and self.reservation_id is not None:
+            raise field_error("repeat", "a reservation knows whether it is a repeat: leave repeat out")
+        return self
 
     def as_pick(self) -> Pick:
         return Pick(
@@ -142,13 +150,18 @@ async def preferences(body: PreferenceBody, context: Here) -> Response:
     `edited_text` is an ideal answer of its own beside the pick: it becomes chosen against what was served. The outcome `error`
     says that a judge or verifier failed (`source: llm | code`): it is kept, is no vote, and never a tie. With `repeat` it is
     what the rater says of a comparison shown once more, sides swapped (`GET /v1/queue`): no vote either, it measures flips.
+    With `reservation_id` it is what the labelling queue held for the rater (`POST /v1/queue/reservations`): it knows which.
     """
     return await _take_preference(body, context)
 
 
 async def _take_preference(body: PreferenceBody, context: Context) -> Response:
-    submit = submit_repeat if body.repeat else submit_preference
-    recorded = await awaitable(submit(context.store, body.as_pick(), dryrun=body.dryrun))
+    if body.reservation_id is not None:
+        submitted = submit_reserved(context.store, body.as_pick(), body.reservation_id, dryrun=body.dryrun)
+    else:
+        submit = submit_repeat if body.repeat else submit_preference
+        submitted = submit(context.store, body.as_pick(), dryrun=body.dryrun)
+    recorded = await awaitable(submitted)
     if not (recorded.duplicate or recorded.dryrun):
         context.notify()
         context.metrics.picks.labels(str(recorded.feedback.label or ERROR_METRIC)).inc()

@@ -1,8 +1,7 @@
-"""Raters over HTTP: who they are, what is odd about them, quarantine with a preview, and the labelling queue."""
+"""Raters over HTTP: who they are, what is odd about them, quarantine with a preview."""
 
 from __future__ import annotations
 
-import random
 from dataclasses import asdict
 from typing import Annotated
 
@@ -14,16 +13,12 @@ from pairloop.client.shapes import (
     DuelCount,
     FlipRateResource,
     Page,
-    Queue,
-    QueueChoice,
-    QueueItem,
     RaterChecks,
     RaterDecision,
     RaterResource,
     ShareResource,
 )
 from pairloop.errors import NotFoundError
-from pairloop.judge import messages_of
 from pairloop.loop import raters as desk
 from pairloop.store import quarantines, raters
 from pairloop.store.quarantines import Action
@@ -36,8 +31,6 @@ from pairloop.web.wire import Body, Text512
 router = APIRouter(tags=["raters"])
 
 RaterAfter = Annotated[str | None, Query(max_length=512, description="The rater behind whom the page begins.")]
-RaterId = Annotated[str, Query(min_length=1, max_length=512, description="Who is about to look.")]
-_RNG = random.SystemRandom()
 
 
 class DecisionRequest(Body):
@@ -56,7 +49,7 @@ def list_raters(context: Here, limit: Limit = 20, after: RaterAfter = None) -> P
     return page([rater_resource(rater, share, held.get(rater.rater_id)) for rater in found], limit=limit)
 
 
-@router.get("/v1/raters/{rater_id}", summary="One rater")
+@router.get("/v1/raters/{rater_id:path}", summary="One rater")
 def get_rater(rater_id: str, context: Here) -> RaterResource:
     stored = desk.stored_id(context.store, rater_id)
     with context.store.reading() as c:
@@ -96,37 +89,14 @@ def check_raters(context: Here) -> RaterChecks:
     )
 
 
-@router.post("/v1/raters/{rater_id}/quarantine", summary="Set a rater's votes aside, with a reason; nothing is deleted")
+@router.post("/v1/raters/{rater_id:path}/quarantine", summary="Set a rater's votes aside, with a reason; nothing is deleted")
 def quarantine(rater_id: str, body: DecisionRequest, context: Here, actor: Actor) -> RaterDecision:
     return _decide(context, rater_id, Action.QUARANTINE, body, actor)
 
 
-@router.post("/v1/raters/{rater_id}/release", summary="Count a quarantined rater's votes again, with a reason")
+@router.post("/v1/raters/{rater_id:path}/release", summary="Count a quarantined rater's votes again, with a reason")
 def release(rater_id: str, body: DecisionRequest, context: Here, actor: Actor) -> RaterDecision:
     return _decide(context, rater_id, Action.RELEASE, body, actor)
-
-
-@router.get(
-    "/v1/queue", summary="The next comparison for a rater: one that nobody picked from, now and then one of their own again"
-)
-def next_in_queue(rater_id: RaterId, context: Here, repeats_only: bool = False) -> Queue:
-    """Show `choices` in their order, and send the pick with `rater_id`, `shown_order` and `repeat` to `POST /v1/preferences`.
-
-    New ones come from the rater's own pool. With `repeats_only` there are only own ones again, by `feedback.repeat_share`.
-    """
-    item = desk.next_item(context.store, context.config, rater_id, rng=_RNG, repeats_only=repeats_only)
-    if item is None:
-        return Queue(item=None)
-    group = item.group
-    return Queue(
-        item=QueueItem(
-            inference_id=group.group_id,
-            messages=messages_of(group.prompt),
-            choices=[QueueChoice(index=index, text=group.completions[index].text) for index in item.shown_order],
-            shown_order=list(item.shown_order),
-            repeat=item.is_repeat,
-        )
-    )
 
 
 def _decide(context: Context, rater_id: str, action: Action, body: DecisionRequest, actor: str) -> RaterDecision:

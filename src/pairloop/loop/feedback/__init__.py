@@ -8,6 +8,7 @@ from pairloop.loop.feedback.outcomes import Applied, ConversationValue, record_o
 from pairloop.loop.feedback.picks import Outcome, Pick, record_preference, submit_preference
 from pairloop.loop.feedback.record import Recorded, is_revealed
 from pairloop.loop.feedback.repeats import submit_repeat
+from pairloop.loop.feedback.reserved import submit_reserved
 from pairloop.loop.feedback.values import MetricValue, record_metric, submit_metric
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "submit_outcome",
     "submit_preference",
     "submit_repeat",
+    "submit_reserved",
 ]

@@ -35,7 +35,7 @@ def submit_repeat(store: Store, pick: Pick, *, dryrun: bool = False) -> Future[R
     def write(c: Connection) -> Recorded:
         group = pickable(c, pick.inference_id)
         row = replace(rows_of(group)[0], metric=REPEAT_METRIC)
-        _check(c, row)
+        check_repeat(c, row)
         if dryrun:
             return Recorded(row, group, duplicate=False, dryrun=True)
         stored, duplicate = feedback.insert(c, row)
@@ -44,7 +44,8 @@ def submit_repeat(store: Store, pick: Pick, *, dryrun: bool = False) -> Future[R
     return store.submit(write)
 
 
-def _check(c: Connection, repeat: Feedback) -> None:
+def check_repeat(c: Connection, repeat: Feedback) -> None:
+    """ConflictError where this rater did not choose here before, or was shown the same order."""
     earlier = [
         row
         for row in feedback.history(c, repeat.group_id)

@@ -17,7 +17,9 @@ from pairloop.types import (
     COMMENT_METRIC,
     DEMONSTRATION_METRIC,
     ERROR_METRIC,
+    GOLD_METRIC,
     PREFERENCE_METRIC,
+    REPEAT_METRIC,
     SCORE_METRIC,
     THUMBS_METRIC,
     Feedback,
@@ -90,6 +92,10 @@ def checked_value(metric: str, value: bool | float | str) -> bool | float | str:
         raise InvalidRequestError("picks between two answers go to /v1/preferences", param="metric_name")
     if metric == ERROR_METRIC:
         raise InvalidRequestError("a labeller's failure goes to /v1/preferences, with the outcome 'error'", param="metric_name")
+    if metric in (GOLD_METRIC, REPEAT_METRIC):
+        raise InvalidRequestError(
+            f"{metric} is what the labelling queue records; name a metric of your own", param="metric_name"
+        )
     if metric == THUMBS_METRIC and not isinstance(value, bool):
         raise InvalidRequestError("thumbs is true or false", param="value")
     if metric == SCORE_METRIC and (isinstance(value, bool | str)):

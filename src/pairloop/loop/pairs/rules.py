@@ -30,6 +30,7 @@ class Dropped(StrEnum):
     MALFORMED = "malformed"
     JUDGE_ERROR = "judge_error"
     REPEAT = "repeat"
+    GOLD = "gold"
     # who said it, and how
     INSTANT_PICK = "instant_pick"
     RATER_CAP = "rater_cap"

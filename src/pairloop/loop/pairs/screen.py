@@ -13,6 +13,7 @@ from pairloop.types import (
     COMMENT_METRIC,
     DEMONSTRATION_METRIC,
     ERROR_METRIC,
+    GOLD_METRIC,
     PREFERENCE_METRIC,
     REDACTED_TAG,
     REPEAT_METRIC,
@@ -164,7 +165,12 @@ def _is_edit(group: Group, feedback: Feedback) -> bool:
     return ideal_of(group, feedback) is not None and (feedback.choice_index is None or _names_completion(group, feedback))
 
 
-_SAYS_NOTHING = {COMMENT_METRIC: Dropped.COMMENT, ERROR_METRIC: Dropped.JUDGE_ERROR, REPEAT_METRIC: Dropped.REPEAT}
+_SAYS_NOTHING = {
+    COMMENT_METRIC: Dropped.COMMENT,
+    ERROR_METRIC: Dropped.JUDGE_ERROR,
+    GOLD_METRIC: Dropped.GOLD,
+    REPEAT_METRIC: Dropped.REPEAT,
+}
 
 _WELL_FORMED: dict[str, Callable[[Group, Feedback], bool]] = {
     PREFERENCE_METRIC: _is_pick,

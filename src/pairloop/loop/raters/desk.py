@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,17 +16,17 @@ from pairloop.loop import gate, pairs
 from pairloop.loop.pairs import Dropped
 from pairloop.loop.raters.checks import Checked, Observed, check
 from pairloop.loop.raters.flips import FlipRate, flip_rate
-from pairloop.store import Store, audit, duels, feedback, quarantines, versions
+from pairloop.store import Store, audit, duels, picked, quarantines, versions
 from pairloop.store.audit import AuditAction
 from pairloop.store.erasures import RATER
+from pairloop.store.picked import Picked
 from pairloop.store.quarantines import Action, Quarantine
 from pairloop.store.reader import Readable
 from pairloop.store.schema import feedback as feedback_table
-from pairloop.store.schema import groups as group_table
-from pairloop.types import BASE_VERSION, PREFERENCE_METRIC, REPEAT_METRIC, Alias, Duel, Feedback, Group, Label, Source
+from pairloop.types import BASE_VERSION, PREFERENCE_METRIC, REPEAT_METRIC, Alias, Duel, Source
 
 NEWEST = 20_000
-"""Groups with picks that one look reads, the newest."""
+"""Picks that one look reads, the newest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class Effect:
 
 
 def look(store: Store, config: Config) -> Raters:
-    """Every rater with what is odd about them. Reads the newest `NEWEST` groups that have picks."""
+    """Every rater with what is odd about them. Reads the newest `NEWEST` picks."""
     with store.reading() as c:
         picks, repeats = _observed(c, config)
         quarantined = quarantines.current(c, config.policy.name)
@@ -147,49 +146,32 @@ def _feedback_ids(c: Connection, policy: str, rater_id: str) -> set[str]:
 
 
 def _observed(c: Connection, config: Config) -> tuple[list[Observed], list[Observed]]:
-    """The people's picks as they were first made, oldest first, and what they said when they were asked the same again."""
-    picked = sa.exists().where(
-        feedback_table.c.group_id == group_table.c.group_id,
-        feedback_table.c.metric == PREFERENCE_METRIC,
-        feedback_table.c.source == Source.HUMAN.value,
-    )
-    statement = (
-        sa.select(group_table)
-        .where(group_table.c.policy == config.policy.name, picked)
-        .order_by(group_table.c.created_at.desc(), group_table.c.group_id.desc())
-        .limit(NEWEST)
-    )
-    # Of duels with a champion only: against the base most people prefer most challengers.
-    challengers = {duel.duel_id: duel.challenger for duel in duels.list_(c, config.policy.name, NEWEST)}
-    found = feedback.labelled(c, statement, counting=feedback.first_revisions)
+    """What people first said, oldest first, and what they said when they were asked the same again."""
+    challengers = challengers_of(c, config.policy.name)
     seen: dict[str, list[Observed]] = {PREFERENCE_METRIC: [], REPEAT_METRIC: []}
-    for labelled in reversed(found):
-        if len(labelled.group.completions) != 2 or labelled.group.is_erased:
-            continue
-        for row in labelled.feedback:
-            if row.metric in seen and row.source is Source.HUMAN:
-                seen[row.metric].append(_one(labelled.group, row, challengers, config.feedback.min_latency_ms))
+    for row in reversed(picked.newest(c, config.policy.name, NEWEST)):
+        if row.metric in seen:
+            seen[row.metric].append(observed(row, challengers, config.feedback.min_latency_ms))
     return seen[PREFERENCE_METRIC], seen[REPEAT_METRIC]
 
 
-def _one(group: Group, row: Feedback, challengers: dict[str, int], min_latency_ms: int) -> Observed:
-    texts = [completion.text for completion in group.completions]
-    chosen = {Label.A: 0, Label.B: 1}.get(row.label or Label.SKIP)
-    first = row.shown_order[0] if row.shown_order else 0
-    lengths = [len(text) for text in texts]
-    challenger = challengers.get(group.duel_id or "")
-    is_told = chosen is not None and texts[0] != texts[1]
+def challengers_of(c: Connection, policy: str) -> dict[str, int]:
+    """The challenger of each duel with a champion: against the base most people prefer most challengers."""
+    return {duel.duel_id: duel.challenger for duel in duels.list_(c, policy, NEWEST)}
+
+
+def observed(row: Picked, challengers: Mapping[str, int], min_latency_ms: int) -> Observed:
+    """What the tests look at of one row."""
+    chosen, first = row.chosen, row.first_index
+    challenger = challengers.get(row.duel_id or "")
+    is_told = chosen is not None and row.keys[0] != row.keys[1]
     return Observed(
         rater_id=row.rater_id,
         place=chosen == first if is_told else None,
-        longer=lengths[chosen] == max(lengths) if chosen is not None and lengths[0] != lengths[1] else None,
-        challenger=group.completions[chosen].version == challenger if chosen is not None and is_told and challenger else None,
+        longer=row.lengths[chosen] == max(row.lengths) if chosen is not None and row.lengths[0] != row.lengths[1] else None,
+        challenger=row.versions[chosen] == challenger if chosen is not None and is_told and challenger else None,
         is_instant=row.latency_ms is not None and row.latency_ms < min_latency_ms,
-        question=_hash(repr((group.prompt, sorted(texts)))),
-        chosen=texts[chosen] if chosen is not None else None,
-        first=texts[first],
+        question=row.question,
+        chosen=row.keys[chosen] if chosen is not None else None,
+        first=row.keys[first],
     )
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -19,7 +19,13 @@ class Entry(NamedTuple):
 
 
 GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
-    ("Use", (Entry("/", "Chat", "chat"),)),
+    (
+        "Use",
+        (
+            Entry("/", "Chat", "chat"),
+            Entry("/queue", "Label", "queue"),
+        ),
+    ),
     (
         "Loop",
         (
@@ -33,6 +39,7 @@ GROUPS: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         "Data",
         (
             Entry("/preferences", "Preferences", "preferences"),
+            Entry("/raters", "Raters", "raters"),
             Entry("/datasets", "Datasets", "datasets"),
             Entry("/requests", "Requests", "requests"),
         ),
