@@ -83,9 +83,9 @@ RULES: tuple[Rule, ...] = (
     # Other people's conversations.
     Rule("GET POST", "/v1/queue/gold", _OPERATE),
     Rule("GET", "/v1/queue", _RATE, below=False),
+    Rule("POST DELETE", "/v1/queue/reservations", _RATE),
     Rule("POST", "/v1/replays", _OPERATE, below=False),
     Rule("GET POST", "/v1/doctor", _OPERATE, below=False),
-    Rule("POST DELETE", "/v1/queue/reservations", _RATE),
     Rule("GET", "/v1/rater_checks", _READ, below=False),
     *(Rule("GET", f"/v1/{noun}", _READ) for noun in _LOOP),
     *(Rule("POST", f"/v1/{noun}", _OPERATE) for noun in _LOOP),
