@@ -81,6 +81,7 @@ ERASED = {
     *(("groups", column) for column in ("prompt", "prompt_hash", "prompt_token_ids", "metadata")),
     *(("completions", column) for column in ("text", "token_ids", "logps", "answer_key", "finish_reason")),
     *(("feedback", column) for column in ("text", "tags", "value")),
+    ("marks", "reason"),
 }
 """What a recorded erasure takes from the evidence: the texts, never who answered."""
 MAY_BE_DELETED = {"aliases", "triggers", "removed_artifacts", "stored_metadata", "stored_replies"}
@@ -167,10 +168,16 @@ def test_no_code_of_ours_updates_or_deletes_evidence() -> None:
         "removed_artifacts",
         "gold_items",
         "reservations",
+        "accounts",
+        "account_rows",
+        "sessions",
+        "saved_views",
+        "set_aside",
     } == {
         "groups",
         "completions",
         "feedback",
+        "marks",
     }
     erasing = Path(groups.__file__).read_text().split("def erase")[1].split("\ndef ")[0]
     assert erasing.count("sa.update(") == 4, "texts are erased in one place"

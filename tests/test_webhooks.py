@@ -109,7 +109,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def config_to(folder: Path, receiver: Receiver, *, url: str | None = None, **settings: Any) -> Config:
     kinds = settings.pop("events", ())
     endpoint = {"name": "ops", "url": url or receiver.url, "secret_env": "HOOK_KEY", "events": kinds}
-    return fake_config(folder, webhooks={"endpoints": [endpoint], **settings})
+    # The disk that tests run on may be nearly full, which is told, too.
+    return fake_config(folder, webhooks={"endpoints": [endpoint], "disk_low": 0.0, **settings})
 
 
 @contextmanager

@@ -43,6 +43,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "POST /v1/versions/{version_id}/promote": {"reason": "tried by hand", "canary_share": 0.1},
     "POST /v1/policies/{name}/canary/stop": {"reason": "answers in the wrong language"},
     "POST /v1/policies/{name}/rollback": {"to": 3, "reason": "answers in the wrong language"},
+    "POST /v1/cycles/{cycle_id}/cancel": {"reason": "the picks of last night came from a test"},
     "POST /v1/raters/{rater_id}/quarantine": {"reason": "votes for the longer answer whatever it says"},
     "POST /v1/raters/{rater_id}/release": {"reason": "talked to them: they had misread the guidelines"},
     "POST /v1/replays": {"inference_id": PICK["inference_id"], "model": "support-bot@2"},

@@ -79,7 +79,7 @@ class Line:
 @router.get("/preferences")
 async def list_preferences(request: Request, context: Here, query: Annotated[Asked, Query()]) -> Response:
     values = await asyncio.to_thread(_listing, context, query)
-    return page(request, context, "preferences.html", title="Preferences", sends_forms=True, **values)
+    return page(request, context, "preferences.html", title="Preferences", **values)
 
 
 @router.get("/preferences/funnel")
