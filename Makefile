@@ -3,6 +3,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
+# Compiled files are kept: a minute of the tests is servers that come up, and assertions that pytest rewrites.
+unexport PYTHONDONTWRITEBYTECODE
 
 setup: $(VENV)/.ready  ## virtual environment with the dev extra, pinned
 
@@ -27,7 +29,7 @@ bench: setup  ## training, sampling and the loop beside TRL and transformers; in
 	$(VENV)/bin/pairloop bench
 
 test: setup  ## the default suite, under three minutes on two cores
-	$(PY) -m pytest -n 2 --dist worksteal
+	$(PY) -m pytest -n 3 --dist worksteal
 
 test-slow: setup  ## demo, crashes under load, browser, wheel
 	$(PY) -m pytest -m slow --timeout 1500
