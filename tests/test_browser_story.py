@@ -100,6 +100,6 @@ def test_from_ten_picks_to_a_rollback(browser: Browser, url: str) -> None:
     operator.page.get_by_role("button", name="Roll back").click()
     operator.page.locator("dialog[open] [name=reason]").fill("the story ends where it began")
     operator.page.locator("dialog[open] button[value=yes]").click()
-    expect(operator.page.locator(".toast")).not_to_have_class("toast error", timeout=30_000)
-    assert httpx.get(f"{url}/v1/status", trust_env=False).json()["champion"] == f"{POLICY}@0"
+    expect(operator.page.locator("#toasts")).to_contain_text("Rolled back.", timeout=30_000)
+    assert httpx.get(f"{url}/v1/policies/{POLICY}", trust_env=False).json()["champion"] == f"{POLICY}@0"
     assert (visitor.problems, visitor.outside, operator.problems, operator.outside) == ([], [], [], [])
