@@ -23,6 +23,7 @@ from pairloop.config import parse_config
 from pairloop.errors import ConfigError, InvalidRequestError
 from pairloop.scaffold import write_config
 from pairloop.store import Store, keys
+from pairloop.store.accounts import SCOPES_OF, Role
 from pairloop.store.keys import Scope
 from pairloop.types import Pool
 from pairloop.web import keyring
@@ -435,3 +436,13 @@ def test_what_a_reply_cost_is_told_unless_it_would_unblind_a_duel(serve: Serve, 
 def test_clients_are_told_not_to_send_a_conflict_again(serve: Serve) -> None:
     server = serve()
     assert server.http.post(f"/v1/policies/{POLICY}/rollback").headers["x-should-retry"] == "false"
+
+
+def test_who_only_rates_reads_no_stored_conversation_and_a_broken_address_is_no_error(
+    locked: tuple[RunningServer, str],
+) -> None:
+    server, _ = locked
+    assert SCOPES_OF[Role.RATE].isdisjoint(scopes_of("GET", "/v1/chat/completions/chatcmpl-1"))
+    assert not SCOPES_OF[Role.RATE].isdisjoint(scopes_of("POST", "/v1/chat/completions"))
+    sent = {"hx-request": "true", "hx-current-url": "http://["}
+    assert server.http.get("/home", headers=sent).status_code == 401

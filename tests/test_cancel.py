@@ -13,7 +13,7 @@ from tests.server import RunningServer, fake_config
 from tests.test_cli import run as invoke
 
 from pairloop.errors import ConflictError, NotFoundError
-from pairloop.loop import cycle, train
+from pairloop.loop import cycle, deploy, train
 from pairloop.store import audit, cycles, duels, new_id, runs, versions
 from pairloop.types import Alias, Cycle, CycleState, Run, RunStatus
 
@@ -90,6 +90,20 @@ def test_a_duel_that_is_cancelled_is_over_and_no_new_cycle_begins_in_its_name(tm
         with pytest.raises(NotFoundError):
             cycle.cancel(rig.store, new_id("cycle"), reason="which", actor="tester")
         assert cycle.run(rig.loop, trigger="the next").number == 2
+
+
+def test_a_version_that_was_promoted_by_hand_meanwhile_goes_on_serving(tmp_path: Path) -> None:
+    with open_rig(settings(tmp_path, evaluate={"prompts": 8})) as rig:
+        rig.serve(60)
+        duelling = cycle.run(rig.loop, trigger="test")
+        with rig.store.reading() as c:
+            made = versions.get(c, "bot", 1)
+        assert made is not None
+        deploy.promote(rig.store, rig.policy, made, reason="by hand")
+        with pytest.raises(ConflictError, match="was promoted by hand"):
+            cycle.cancel(rig.store, duelling.cycle_id, reason="enough", actor="tester", policy=rig.policy)
+        assert 1 in rig.policy.loaded()
+        assert rig.champion == 1
 
 
 def test_it_is_cancelled_over_http_and_by_the_command_line(tmp_path: Path) -> None:

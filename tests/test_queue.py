@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from tests.server import RunningServer, fake_config, user_of
+from tests.server import POLICY, RunningServer, fake_config, user_of
 
 from pairloop.loop import pairs, privacy, raters
-from pairloop.store import queue, reservations
+from pairloop.store import feedback, marks, queue, reservations
+from pairloop.store import gold as gold_items
 from pairloop.store.schema import reservations as table
-from pairloop.types import Pool
+from pairloop.types import Label, Pool
 
 ANN, BOB, CARLA = (user_of(Pool.TRAIN, number) for number in (1, 2, 3))
 ASKER = user_of(Pool.TRAIN)
@@ -249,3 +250,42 @@ def test_what_an_operator_sends_comes_first_to_one_rater_at_a_time(server: Runni
     assert take(server, BOB)["inference_id"] == known
     assert take(server, CARLA)["inference_id"] != known
     assert take(server, ANN)["inference_id"] != known
+
+
+def test_neither_gold_nor_duels_become_votes_by_being_sent_here(server: RunningServer) -> None:
+    gold, other = asked(server, 2)
+    body = {"inference_id": gold, "chosen_index": 1, "reason": "0 invents a number"}
+    assert server.http.post("/v1/queue/gold", json=body).status_code == 201
+    server.add_version(1)
+    server.open_duel(1)
+    judge = user_of(Pool.GATE)
+    duel = next(one for one in (asked(server, 1, user=judge)[0] for _ in range(40)) if server.group(one).duel_id is not None)
+    sent = server.http.post("/v1/groups/enqueue", json={"ids": [gold, duel], "reason": "another look"})
+    assert sent.status_code == 200, sent.text
+    assert take(server, ANN)["inference_id"] == other
+    with server.store.reading() as c:
+        assert [marks.queued(c, POLICY, pool, "somebody", 10) for pool in Pool] == [[], []]
+
+
+def test_what_an_operator_relabelled_is_no_agreement_and_a_skip_stays_one(server: RunningServer) -> None:
+    (one,) = asked(server, 1)
+    for rater, said in ((ANN, {"outcome": "chosen", "chosen_index": 0}), (BOB, {"outcome": "chosen", "chosen_index": 1})):
+        assert server.http.post("/v1/preferences", json={"inference_id": one, "rater_id": rater, **said}).status_code == 201
+    skip = {"inference_id": one, "rater_id": CARLA, "outcome": "skip"}
+    assert server.http.post("/v1/preferences", json=skip).status_code == 201
+    changed = server.http.post("/v1/groups/relabel", json={"ids": [one], "label": "A", "reason": "A is right"})
+    assert changed.status_code == 200, changed.text
+    with server.store.reading() as c:
+        newest = {row.rater_id: row.label for row in feedback.latest_revisions(feedback.history(c, one))}
+        assert gold_items.unanimous(c, POLICY, min_raters=2, newest=100, limit=10) == []
+    assert newest == {ANN: Label.A, BOB: Label.A, CARLA: Label.SKIP}
+
+
+def test_lineage_tells_gold_from_a_pick_by_nothing(server: RunningServer) -> None:
+    gold, _ = asked(server, 2)
+    body = {"inference_id": gold, "chosen_index": 1, "reason": "0 invents a number"}
+    assert server.http.post("/v1/queue/gold", json=body).status_code == 201
+    item = take(server, ANN)
+    said = pick(server, item).json()["feedback_id"]
+    (row,) = server.http.get("/v1/lineage", params={"feedback_id": said}).json()["data"]
+    assert (item["inference_id"], row["metric_name"]) == (gold, "preference")

@@ -82,9 +82,10 @@ ERASED = {
     *(("completions", column) for column in ("text", "token_ids", "logps", "answer_key", "finish_reason")),
     *(("feedback", column) for column in ("text", "tags", "value")),
     ("marks", "reason"),
+    ("audit", "reason"),
 }
 """What a recorded erasure takes from the evidence: the texts, never who answered."""
-MAY_BE_DELETED = {"aliases", "triggers", "removed_artifacts", "stored_metadata", "stored_replies"}
+MAY_BE_DELETED = {"aliases", "triggers", "removed_artifacts", "stored_metadata", "stored_replies", "gold_items"}
 
 
 def write_everything(c: Connection) -> None:
@@ -178,6 +179,7 @@ def test_no_code_of_ours_updates_or_deletes_evidence() -> None:
         "completions",
         "feedback",
         "marks",
+        "audit",
     }
     erasing = Path(groups.__file__).read_text().split("def erase")[1].split("\ndef ")[0]
     assert erasing.count("sa.update(") == 4, "texts are erased in one place"

@@ -184,7 +184,7 @@ def _revised(labelled: LabelledGroup, label: Label, decision: Decision) -> Itera
     if group.kind is GroupKind.DUEL or group.is_abandoned or group.is_erased or len(group.completions) != 2:
         return
     votes = [row for row in labelled.feedback if row.metric == PREFERENCE_METRIC and row.source is Source.HUMAN]
-    raters = {row.rater_id: row.shown_order for row in votes if row.label is not label}
+    raters = {row.rater_id: row.shown_order for row in votes if row.label not in (label, Label.SKIP)}
     for rater_id, shown_order in raters.items() if votes else ((f"{EXPERT}{decision.actor}", ()),):
         yield _vote(group, rater_id, shown_order, label, decision)
 

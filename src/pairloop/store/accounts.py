@@ -34,10 +34,10 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
-_RATE = frozenset({Scope.RATE, Scope.INFERENCE, Scope.FEEDBACK})
 SCOPES_OF: Mapping[Role, frozenset[Scope]] = {
-    Role.RATE: _RATE,
-    Role.OPERATE: _RATE | {Scope.OPERATE, Scope.TRAIN},
+    # Asking and picking go with it; "inference" would also open stored conversations by the ids that the queue tells.
+    Role.RATE: frozenset({Scope.RATE}),
+    Role.OPERATE: frozenset({Scope.RATE, Scope.INFERENCE, Scope.FEEDBACK, Scope.OPERATE, Scope.TRAIN}),
     Role.ADMIN: frozenset(Scope),
 }
 

@@ -55,10 +55,12 @@ class Found:
     pair_ids: frozenset[str]
     dataset_ids: tuple[str, ...]
     quarantines: int
+    traces: int
+    """What they were shown in the labelling queue, and saved views that name them."""
 
     @property
     def is_empty(self) -> bool:
-        return not (self.group_ids or self.feedback_ids or self.pair_ids or self.quarantines)
+        return not (self.group_ids or self.feedback_ids or self.pair_ids or self.quarantines or self.traces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,14 @@ def find(c: Connection, subjects: Collection[str]) -> Found:
     feedback_ids = list(c.execute(sa.select(feedback.c.feedback_id).where(feedback.c.rater_id.in_(subjects))).scalars())
     pair_ids = frozenset(pairs_of(c, group_ids, feedback_ids))
     held = sa.select(sa.func.count()).select_from(quarantines).where(quarantines.c.rater_id.in_(subjects))
+    shown = sa.select(sa.func.count()).select_from(reservations).where(reservations.c.rater_id.in_(subjects))
     return Found(
-        tuple(group_ids), tuple(feedback_ids), pair_ids, tuple(_datasets_of(c, pair_ids)), c.execute(held).scalar_one()
+        tuple(group_ids),
+        tuple(feedback_ids),
+        pair_ids,
+        tuple(_datasets_of(c, pair_ids)),
+        c.execute(held).scalar_one(),
+        c.execute(shown).scalar_one() + saved_views.naming(c, subjects),
     )
 
 
@@ -141,7 +149,7 @@ def forget_quarantines(c: Connection, subjects: Collection[str]) -> None:
 
 def people(c: Connection) -> Iterator[str]:
     """Every id by which somebody is known: users, raters, and those who asked without saying who they are."""
-    for column in (groups.c.user, feedback.c.rater_id, quarantines.c.rater_id):
+    for column in (groups.c.user, feedback.c.rater_id, quarantines.c.rater_id, reservations.c.rater_id):
         yield from c.execute(sa.select(column).where(column.is_not(None)).distinct()).scalars()
     nameless = sa.select(groups.c.conversation_id).where(groups.c.user.is_(None), groups.c.conversation_id.is_not(None))
     yield from (f"{CONVERSATION}{name}" for name in c.execute(nameless.distinct()).scalars())

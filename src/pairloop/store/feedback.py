@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, Row, Select
 
 from pairloop.errors import ConflictError, InvalidRequestError, NotFoundError
-from pairloop.store import groups
+from pairloop.store import groups, marks
 from pairloop.store.bulk import BulkInsert
 from pairloop.store.schema import feedback
 from pairloop.store.schema import groups as group_table
@@ -184,7 +184,7 @@ def max_seq(c: Connection, policy: str) -> int:
 def count_new_picks(c: Connection, policy: str, *, after_seq: int, pool: Pool, quarantined: Collection[str] = ()) -> int:
     """Decisive picks (A or B) newer than ``after_seq`` that no later revision replaced. Linear in the new rows.
 
-    Those of ``quarantined`` people are not counted.
+    Those of ``quarantined`` people, and about groups that were excluded, are not counted.
     """
     statement = (
         sa.select(sa.func.count())
@@ -196,6 +196,7 @@ def count_new_picks(c: Connection, policy: str, *, after_seq: int, pool: Pool, q
             feedback.c.label.in_([Label.A.value, Label.B.value]),
             group_table.c.pool == pool.value,
             is_latest(),
+            ~marks.is_marked(feedback.c.group_id, marks.Mark.EXCLUDED),
         )
     )
     if quarantined:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row
 
 from pairloop.errors import NotFoundError
 from pairloop.store.schema import completions, feedback, gold_items, groups
-from pairloop.types import GOLD_METRIC, PREFERENCE_METRIC, GroupKind, Label, Source
+from pairloop.types import GOLD_METRIC, PREFERENCE_METRIC, RELABELLED_TAG, GroupKind, Label, Source
 
 
 class Origin(StrEnum):
@@ -100,7 +100,8 @@ def answers(c: Connection, policy: str) -> list[Answered]:
 def unanimous(c: Connection, policy: str, *, min_raters: int, newest: int, limit: int) -> list[Agreed]:
     """Comparisons of the ``newest`` rows of feedback from which so many people picked the same answer, and none another.
 
-    A tie and "both bad" count as another answer, a skip as none. Most raters first. Neither duels nor gold items.
+    A tie and "both bad" count as another answer, a skip as none. Most raters first. Neither duels nor gold items, nor what an
+    operator relabelled.
     """
     recent = sa.select(feedback.c.group_id).where(feedback.c.policy == policy).order_by(feedback.c.seq.desc()).limit(newest)
     touched = sa.select(recent.subquery().c.group_id).distinct()
@@ -110,6 +111,10 @@ def unanimous(c: Connection, policy: str, *, min_raters: int, newest: int, limit
         later.c.rater_id == feedback.c.rater_id,
         later.c.metric == feedback.c.metric,
         later.c.revision > feedback.c.revision,
+    )
+    other = feedback.alias("other")
+    relabelled = sa.exists().where(
+        other.c.group_id == feedback.c.group_id, sa.cast(other.c.tags, sa.Text).like(f"%{RELABELLED_TAG}%")
     )
     people = sa.func.count(feedback.c.rater_id.distinct())
     said = sa.func.count(feedback.c.label.distinct())
@@ -121,6 +126,7 @@ def unanimous(c: Connection, policy: str, *, min_raters: int, newest: int, limit
             feedback.c.source == Source.HUMAN.value,
             feedback.c.label != Label.SKIP.value,
             ~revised,
+            ~relabelled,
             ~sa.exists().where(gold_items.c.group_id == feedback.c.group_id),
             ~sa.exists().where(groups.c.group_id == feedback.c.group_id, groups.c.kind == GroupKind.DUEL.value),
             sa.exists().where(completions.c.group_id == feedback.c.group_id, completions.c.position == 1),

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection
 
 from pairloop.store.groups import chunked
-from pairloop.store.schema import feedback, groups, marks
-from pairloop.types import PREFERENCE_METRIC, Pool, Source
+from pairloop.store.schema import audit, feedback, gold_items, groups, marks
+from pairloop.types import PREFERENCE_METRIC, GroupKind, Pool, Source
 
 
 class Mark(StrEnum):
@@ -74,23 +74,28 @@ def is_marked(group_id: ColumnElement[str], mark: Mark) -> ColumnElement[bool]:
 def queued(c: Connection, policy: str, pool: Pool, rater_id: str, limit: int) -> list[str]:
     """Ids of the pool's groups that were sent to the labelling queue, oldest first, of which this rater has said nothing.
 
-    One that a person picked from since then is served.
+    One that a person picked from since then is served. Neither duels, whose votes are the gate's, nor gold items, whose answers
+    are no votes.
     """
     said = [feedback.c.group_id == marks.c.group_id, feedback.c.metric == PREFERENCE_METRIC]
-    own = sa.exists().where(*said, feedback.c.rater_id == rater_id)
+    own = sa.exists().where(feedback.c.group_id == marks.c.group_id, feedback.c.rater_id == rater_id)
+    is_gold = sa.exists().where(gold_items.c.group_id == marks.c.group_id)
     since = sa.exists().where(*said, feedback.c.source == Source.HUMAN.value, feedback.c.created_at > marks.c.created_at)
     statement = (
         sa.select(marks.c.group_id)
         .select_from(marks.join(groups, groups.c.group_id == marks.c.group_id))
         .where(marks.c.policy == policy, marks.c.mark == Mark.QUEUED.value, *_holds())
-        .where(groups.c.pool == pool.value, ~own, ~since)
+        .where(groups.c.pool == pool.value, groups.c.kind != GroupKind.DUEL.value, ~own, ~since, ~is_gold)
     )
     return list(c.execute(statement.order_by(marks.c.seq).limit(limit)).scalars())
 
 
 def forget_reasons(c: Connection, group_ids: Sequence[str]) -> None:
-    """Of groups that are erased: what was decided stays, the words about it go."""
+    """Of groups that are erased: what was decided stays, the words about it go, in the audit trail, too; none stays gold."""
     c.execute(sa.update(marks).where(marks.c.group_id.in_(group_ids)).values(reason=""))
+    c.execute(sa.delete(gold_items).where(gold_items.c.group_id.in_(group_ids)))
+    subjects = [*group_ids, *(f"group:{group_id}" for group_id in group_ids)]
+    c.execute(sa.update(audit).where(audit.c.subject.in_(subjects)).values(reason=""))
 
 
 def _holds() -> tuple[ColumnElement[bool], ColumnElement[bool]]:

@@ -25,7 +25,7 @@ from pairloop.store.groups import ERASED_HASH
 from pairloop.store.marks import Mark, is_marked
 from pairloop.store.outcomes import has_trained
 from pairloop.store.schema import completions, feedback, groups, pair_groups, set_aside
-from pairloop.types import PREFERENCE_METRIC, GroupKind, Pool
+from pairloop.types import PREFERENCE_METRIC, GroupKind, Label, Pool
 
 WINDOW = 5_000
 """So many groups with feedback are looked through at a time: some 60 ms."""
@@ -161,7 +161,8 @@ def _facets(matched: sa.CTE, policy: str, wanted: Wanted) -> Iterator[sa.Select[
     answers = matched.join(completions, completions.c.group_id == matched.c.group_id)
     of_version = sa.func.count(matched.c.group_id.distinct())
     version = sa.cast(completions.c.version, sa.Text)
-    yield sa.select(sa.literal("version"), version, of_version).select_from(answers).group_by(completions.c.version)
+    by_version = sa.select(sa.literal("version"), version, of_version).select_from(answers)
+    yield by_version.where(_is_told(matched.c.kind, matched.c.group_id)).group_by(completions.c.version)
     for state in State:
         is_so = _is_in(state, policy, matched)
         yield sa.select(sa.literal("state"), sa.literal(state.value), n).select_from(matched).where(is_so)
@@ -197,10 +198,17 @@ def _conditions(c: Connection, policy: str, wanted: Wanted, group_id: ColumnElem
         yield sa.exists().where(feedback.c.group_id == group_id, *_of_a_vote(wanted))
     if wanted.version is not None:
         yield sa.exists().where(completions.c.group_id == group_id, completions.c.version == wanted.version)
+        yield _is_told(groups.c.kind, group_id)
     if wanted.state is not None:
         yield _is_in(wanted.state, policy, groups)
     for term in terms(wanted.search or ""):
         yield _says(c.dialect.name, term, group_id)
+
+
+def _is_told(kind: ColumnElement[str], group_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether its versions may be told (`loop.feedback.is_revealed`): of a duel once somebody has picked."""
+    picked = (feedback.c.metric == PREFERENCE_METRIC, feedback.c.label != Label.SKIP.value)
+    return sa.or_(kind != GroupKind.DUEL.value, sa.exists().where(feedback.c.group_id == group_id, *picked))
 
 
 def _of_a_vote(wanted: Wanted) -> Iterator[ColumnElement[bool]]:

@@ -151,7 +151,10 @@ def _sent_to_login(scope: Scope, headers: Headers, *, ended: bool) -> Response:
     if scope["method"] not in ("GET", "HEAD") or "authorization" in headers:
         return _unauthorized(text)
     if "hx-request" in headers:
-        shown = urlsplit(headers.get("hx-current-url", ""))
+        try:
+            shown = urlsplit(headers.get("hx-current-url", ""))
+        except ValueError:
+            shown = urlsplit("/")
         return _unauthorized(text, {"hx-redirect": login_path(f"{shown.path}?{shown.query}" if shown.query else shown.path)})
     if not is_page(scope["method"], scope["path"]):
         return _unauthorized(text)

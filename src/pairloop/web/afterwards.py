@@ -11,7 +11,7 @@ from pairloop.client.shapes import AnswerFacts, FeedbackLineage, Lineage
 from pairloop.loop.pairs import why_set_aside
 from pairloop.store import Store, datasets, lineage
 from pairloop.store.lineage import Trace
-from pairloop.types import COMMENT_METRIC, PREFERENCE_METRIC, REPEAT_METRIC, GroupKind, Label, Pool
+from pairloop.types import COMMENT_METRIC, GOLD_METRIC, PREFERENCE_METRIC, REPEAT_METRIC, GroupKind, Label, Pool
 from pairloop.web.chat import version_name
 from pairloop.web.context import Here
 
@@ -87,7 +87,7 @@ def _resource(policy: str, trace: Trace, line: frozenset[int], reason: str | Non
     return FeedbackLineage(
         id=trace.feedback_id,
         inference_id=trace.group_id,
-        metric_name=trace.metric,
+        metric_name=PREFERENCE_METRIC if trace.metric in (GOLD_METRIC, REPEAT_METRIC) else trace.metric,  # not told apart
         label=None if trace.label is None else trace.label.value,
         use=use,
         reason=reason if use == "left_out" else None,

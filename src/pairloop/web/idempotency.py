@@ -35,7 +35,7 @@ from pairloop.web.headers import header
 HEADER = b"idempotency-key"
 LONGEST = 255
 UPLOADS = b"multipart/"
-_NOT_KEPT = ("/v1/keys",)
+_NOT_KEPT = ("/v1/keys", "/v1/accounts")
 """A reply that holds a secret is not written down."""
 _STREAMED = "/export"
 """A reply that may be as large as a dataset; it changes nothing, so it may be asked for again."""
@@ -244,10 +244,13 @@ def _answers(body: bytes) -> object:
 
 
 def _subject(body: bytes) -> str | None:
-    """The ``id`` of a reply that is an object with one."""
+    """The group whose texts a reply shows, or else its ``id``, where it is an object with one: who deletes that deletes it."""
     try:
         told = json.loads(body)
     except ValueError:
         return None
-    subject = told.get("id") if isinstance(told, dict) else None
+    if not isinstance(told, dict):
+        return None
+    item = told.get("item")
+    subject = told.get("inference_id") or (item.get("inference_id") if isinstance(item, dict) else None) or told.get("id")
     return subject if isinstance(subject, str) and len(subject) <= LONGEST else None

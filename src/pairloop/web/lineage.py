@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from pairloop.errors import NotFoundError
 from pairloop.loop.cycle import RoundStatus, round_of
+from pairloop.loop.feedback import is_revealed
 from pairloop.store import Store, canaries, cycles, datasets, duels, erasures, groups, runs, traffic, verdicts, versions
 from pairloop.store.canaries import Canary
 from pairloop.store.datasets import Evidence
@@ -174,9 +175,11 @@ def _duel(c: Connection, cycle: Cycle | None) -> Duel | None:
 
 
 def _samples(c: Connection, duel: Duel) -> tuple[Sample, ...]:
-    """The newest prompts of the duel with both answers."""
+    """The newest prompts of the duel with both answers; while it is open, of those that somebody picked from."""
     found = []
     for group in groups.of_duel(c, duel.duel_id, limit=SAMPLES):
+        if duel.closed_at is None and not is_revealed(c, group):
+            continue
         by_version = {answer.version: answer for answer in group.completions}
         if duel.challenger in by_version and duel.champion in by_version:
             sides = (by_version[duel.challenger], by_version[duel.champion])

@@ -25,8 +25,9 @@ from pairloop.web.sites import is_own, own_path
 router = APIRouter(include_in_schema=False)
 
 LONGEST_FORM = 8_192
-PER_NAME, PER_ADDRESS = 10, 30
-"""Sign-ins that may be tried in a minute."""
+PER_NAME, PER_ADDRESS, PER_NAME_ANYWHERE = 10, 30, 100
+"""Sign-ins that may be tried in a minute: under one name from one address, from one address, and under one name from all of
+them, which is more, so that nobody is locked out by somebody else's few tries."""
 HASHING = ThreadPoolExecutor(2, "hashing")
 """Passwords are slow on purpose: however many are tried, they take no thread from anybody else, and 16 MB each."""
 NO_MATCH = "Name and password do not match."
@@ -105,7 +106,8 @@ def _wait_s(context: Context, name: str, address: str) -> int:
     """How long until one more sign-in may be tried from this address, and under this name; 0 where it may be."""
     taken = [context.sign_ins.take(f"address:{address}", PER_ADDRESS)]
     if name and not taken[0].retry_s:
-        taken.append(context.sign_ins.take(f"name:{name}", PER_NAME))
+        taken.append(context.sign_ins.take(f"name:{name}@{address}", PER_NAME))
+        taken.append(context.sign_ins.take(f"name:{name}", PER_NAME_ANYWHERE))
     return math.ceil(max(one.retry_s for one in taken))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
-MAX_WORDS = 1_500
+MAX_WORDS = 300
 """Longer answers are shown without a diff: its time grows with the product of both lengths."""
 
 _WORD = re.compile(r"\s+|\w+|[^\w\s]")

@@ -32,6 +32,10 @@ def cancel(store: Store, cycle_id: str, *, reason: str, actor: str, policy: Poli
             raise ConflictError(f"cycle {found.number} has ended already, as {found.state}")
         if found.state is CycleState.CANARY:
             raise ConflictError(f"cycle {found.number} was promoted to a canary; stop that instead: POST .../canary/stop")
+        duel = duels.of_cycle(c, found.policy, cycle_id)
+        made = challenger_of(found, duel)
+        if made is not None and versions.alias(c, found.policy, Alias.CHAMPION) == made:
+            raise ConflictError(f"version {made} of cycle {found.number} was promoted by hand; the cycle ends by itself")
         return _end(c, found, reason, actor, datetime.now(UTC))
 
     challenger = store.write(commit)

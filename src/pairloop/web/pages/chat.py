@@ -9,7 +9,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Request, Response
 
 from pairloop.web.context import Here
-from pairloop.web.pages.live import view_of
+from pairloop.web.pages.live import is_operator, view_of
 from pairloop.web.pages.rendering import PageRoute, page
 
 VISITOR_COOKIE = "pairloop_visitor"
@@ -27,6 +27,7 @@ async def first_page(request: Request, context: Here) -> Response:
     status = await asyncio.to_thread(context.board.read)
     picking = context.config.feedback
     shown = {"visitor": visitor, "min_latency_ms": picking.min_latency_ms, "reasons": picking.reasons, **view_of(status)}
+    shown["is_operator"] = is_operator(request)
     response = page(request, context, "chat.html", title="Chat", **shown)
     if not known:
         response.set_cookie(VISITOR_COOKIE, visitor, max_age=VISITOR_MAX_AGE_S, httponly=True, samesite="strict")

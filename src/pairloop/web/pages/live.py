@@ -10,7 +10,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
+from pairloop.store.keys import Scope
 from pairloop.types import CycleState
+from pairloop.web.callers import may_open
 from pairloop.web.context import Context, Here
 from pairloop.web.pages.rendering import PageRoute, render
 from pairloop.web.status import STAGES, Status
@@ -38,9 +40,9 @@ async def events(request: Request, context: Here) -> Response:
 
 
 @router.get("/page/live")
-async def live(context: Here) -> Response:
+async def live(request: Request, context: Here) -> Response:
     """The running cycle and the last verdict, alone."""
-    return render("_live.html", **view_of(await asyncio.to_thread(context.board.read)))
+    return render("_live.html", **view_of(await asyncio.to_thread(context.board.read)), is_operator=is_operator(request))
 
 
 async def _events(request: Request, context: Context) -> AsyncIterator[str]:
@@ -57,6 +59,11 @@ async def _events(request: Request, context: Context) -> AsyncIterator[str]:
             quiet_s = 0.0
         await asyncio.sleep(LOOK_EVERY_S)
         quiet_s += LOOK_EVERY_S
+
+
+def is_operator(request: Request) -> bool:
+    """Who only rates is not told how the open duel stands: it would steer who goes on voting."""
+    return may_open(request.scope, frozenset({Scope.OPERATE}))
 
 
 def view_of(status: Status) -> dict[str, Any]:

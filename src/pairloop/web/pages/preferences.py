@@ -15,6 +15,7 @@ from pydantic import Field
 
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.formats.writer import FORMATS
+from pairloop.loop.feedback import is_revealed
 from pairloop.store import Store, datasets, feedback, groups, marks, outcomes, preferences, saved_views, set_aside
 from pairloop.store.outcomes import Outcome
 from pairloop.store.preferences import Counted, Listed, Place, State
@@ -74,6 +75,8 @@ class Line:
     reasons: tuple[str, ...]
     at: datetime
     state: State
+    is_told: bool
+    """Whether its versions may be: of a duel once somebody has picked."""
 
 
 @router.get("/preferences")
@@ -201,6 +204,7 @@ def _line(group: Group, votes: list[Feedback], outcome: Outcome, reasons: tuple[
         reasons=reasons,
         at=max(row.created_at for row in votes),
         state=_state(group, outcome, reasons),
+        is_told=group.kind is not GroupKind.DUEL or any(row.label not in (None, Label.SKIP) for row in votes),
     )
 
 
@@ -252,12 +256,14 @@ def _pair(context: Context, group_id: str) -> dict[str, Any]:
         outcome = outcomes.outcomes(c, policy, [group_id])[group_id]
         reasons = set_aside.reasons(c, [row.feedback_id for row in rows])
         decisions = marks.history(c, group_id)
+        told = is_revealed(c, group)
         held = {one.dataset_id: datasets.get(c, one.dataset_id) for one in outcome.datasets}
     counting = {row.feedback_id for row in feedback.latest_revisions(rows)}
     why = tuple(reason for row, (reason, _) in reasons.items() if row in counting)
     return {
         "group": group,
         "turns": _turns(group),
+        "is_told": told,
         "answers": _answers(group, _chosen([row for row in rows if row.feedback_id in counting])),
         "votes": [(row, row.feedback_id in counting, reasons.get(row.feedback_id)) for row in rows[-SHOWN_VOTES:]],
         "n_votes": len(rows),

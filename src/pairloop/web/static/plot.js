@@ -33,7 +33,7 @@ function save(name, blob) {
 
 // A cell as CSV; one that a spreadsheet would run as a formula is kept a text.
 function cellOf(text) {
-  const safe = /^[=+@\t\r]|^-[^\d.]/.test(text) ? `'${text}` : text;
+  const safe = /^[=+@\t\r]/.test(text) || (/^-/.test(text) && Number.isNaN(Number(text))) ? `'${text}` : text;
   return `"${safe.replaceAll('"', '""')}"`;
 }
 
