@@ -281,6 +281,7 @@ def test_what_an_operator_relabelled_is_no_agreement_and_a_skip_stays_one(server
     assert newest == {ANN: Label.A, BOB: Label.A, CARLA: Label.SKIP}
 
 
+@pytest.mark.parametrize("server", [{"queue": {"gold_share": 1.0}}], indirect=True)
 def test_lineage_tells_gold_from_a_pick_by_nothing(server: RunningServer) -> None:
     gold, _ = asked(server, 2)
     body = {"inference_id": gold, "chosen_index": 1, "reason": "0 invents a number"}
