@@ -482,6 +482,8 @@ def test_the_verbs(tmp_path: Path) -> None:
     assert "nothing of theirs is here" in run_cli("erase", "--user", JANE, "--dry-run", *where)[1], "the ledger knows of it"
     privacy.path_of(config).unlink()  # it lies on another machine
     assert run_cli("restore", str(tmp_path / "kept"), "--force", *where)[0] == 0
+    aside = [path for path in tmp_path.rglob("*.sqlite.before-restore-*") if not path.name.endswith(("-wal", "-shm"))]
+    assert len(aside) == (2 if (config.state_dir / "pairloop.sqlite").exists() else 0), "also where two follow within a second"
     shutil.rmtree(tmp_path / "kept")
     assert WORDS.encode() not in bytes_of(tmp_path), "a backup does not bring them back"
     assert f"{ROWS} rows" in run_cli("versions", *where)[1]

@@ -182,7 +182,7 @@ def _record(c: Connection, archive: Archive, actor: str) -> None:
 
 def _put_in_place(staged: Path, config: Config, *, is_taken: bool) -> str | None:
     """The last step; where the former database lies now."""
-    name = f"before-restore-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    name = f"before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S-%fZ}"  # its own also where two restores follow within a second
     url = parse_url(config.database_url)
     if not _is_sqlite(config):
         schema = name.replace("-", "_").lower() if is_taken else None
