@@ -90,7 +90,7 @@ def queued(c: Connection, policy: str, pool: Pool, rater_id: str, limit: int) ->
     return list(c.execute(statement.order_by(marks.c.seq).limit(limit)).scalars())
 
 
-def forget_reasons(c: Connection, group_ids: Sequence[str]) -> None:
+def forget(c: Connection, group_ids: Sequence[str]) -> None:
     """Of groups that are erased: what was decided stays, the words about it go, in the audit trail, too; none stays gold."""
     c.execute(sa.update(marks).where(marks.c.group_id.in_(group_ids)).values(reason=""))
     c.execute(sa.delete(gold_items).where(gold_items.c.group_id.in_(group_ids)))

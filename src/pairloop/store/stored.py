@@ -117,7 +117,7 @@ def erase(c: Connection, group_ids: Sequence[str], at: datetime, *, with_user: b
         c.execute(sa.update(stored_completions).where(mine, stored_completions.c.deleted_at.is_(None)).values(deleted_at=at))
         c.execute(sa.delete(stored_metadata).where(stored_metadata.c.group_id.in_(ids)))
         groups.erase(c, ids, with_user=with_user)
-        marks.forget_reasons(c, ids)
+        marks.forget(c, ids)
         replies.forget(c, ids)
 
 

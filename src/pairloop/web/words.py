@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from typing import NamedTuple
 
 MAX_WORDS = 300
-"""Longer answers are shown without a diff: its time grows with the product of both lengths."""
+"""Longer answers are shown without a diff: where few words repeat often, its time grows with the cube of the length."""
 
 _WORD = re.compile(r"\s+|\w+|[^\w\s]")
 
