@@ -66,6 +66,7 @@ MAY_CHANGE = {
     ("leases", "expires_at"),
     ("triggers", "reason"),
     ("triggers", "created_at"),
+    ("triggers", "is_asked"),
     ("runs", "status"),
     ("runs", "heartbeat_at"),
     ("runs", "lease_expires_at"),

@@ -51,7 +51,7 @@ def serve(
     from pairloop.telemetry import logs
     from pairloop.web.server import run
 
-    config = _overridden(config_path, host=host, port=port, model=model, no_scheduler=no_scheduler)
+    config = _overridden(config_path, host=host, port=port, model=model)
     logs.setup(config.log, background=True)
     run(config, turning=not no_scheduler, say=(lambda text: emit({"message": text})) if as_json else click.echo)
 
@@ -119,7 +119,7 @@ def demo(
     show(result.as_json(), "\n".join(lines), as_json=as_json)
 
 
-def _overridden(config_path: Path | None, *, host: str | None, port: int | None, model: str | None, no_scheduler: bool) -> Any:
+def _overridden(config_path: Path | None, *, host: str | None, port: int | None, model: str | None) -> Any:
     """The configuration with what the command line changes, checked as a whole."""
     from pairloop.config import load_config, override
 
@@ -127,8 +127,6 @@ def _overridden(config_path: Path | None, *, host: str | None, port: int | None,
     for section, key, value in (("serve", "host", host), ("serve", "port", port), ("policy", "model", model)):
         if value is not None:
             changes.setdefault(section, {})[key] = value
-    if no_scheduler:
-        changes["schedule"] = {"enabled": False, "jobs": False}
     return override(load_config(config_path), changes)
 
 

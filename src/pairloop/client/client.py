@@ -133,6 +133,18 @@ class Client:
         """Ask for a cycle now; returns at once."""
         return Triggered.model_validate(self._transport.call("POST", "/v1/cycles", json=_body(reason=reason)).json())
 
+    def set_schedule(self, policy: str, **settings: Any) -> ScheduleResource:
+        """Set when cycles begin: ``enabled``, ``every``, ``cron``, ``min_pairs``; ``reason`` is kept, ``dryrun`` only looks."""
+        return ScheduleResource.model_validate(
+            self._transport.call("POST", f"/v1/schedules/{quote(policy, safe='')}", json=settings).json()
+        )
+
+    def reset_schedule(self, policy: str, *settings: str, reason: str | None = None) -> ScheduleResource:
+        """Let the file's values hold again; of all settings where none is named."""
+        body = {"settings": list(settings), "reason": reason}
+        path = f"/v1/schedules/{quote(policy, safe='')}/reset"
+        return ScheduleResource.model_validate(self._transport.call("POST", path, json=body).json())
+
     def run_cycle(self, *, reason: str | None = None) -> Iterator[StepResource]:
         """Ask for a cycle, and yield its steps as they come, until one ends it. Where a cycle is open, that one is followed.
 

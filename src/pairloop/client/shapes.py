@@ -335,8 +335,24 @@ class UnanimousGold(BaseModel):
     dryrun: bool
 
 
+class ScheduleSetting(BaseModel):
+    """A setting of the schedule, and the file's own value. ``origin``: ``default``, ``file``, the environment variable, or
+    ``set``; then by whom, when and why."""
+
+    value: bool | int | str | None
+    file_value: bool | int | str | None
+    origin: str
+    set_by: str | None
+    set_at: int | None
+    reason: str | None
+
+
 class ScheduleResource(BaseModel):
-    """When the cycles of a policy begin: by a clock, a cron line, new pairs, or the pending trigger."""
+    """When the cycles of a policy begin: by a clock, a cron line, new pairs, or the pending trigger.
+
+    ``runs``: the next times of the clock, if each cycle begins on time. ``due``: why one begins as soon as none is open.
+    ``dryrun``: it is not so, but would be.
+    """
 
     object: Literal["schedule"] = "schedule"
     id: str
@@ -348,6 +364,10 @@ class ScheduleResource(BaseModel):
     pending: str | None
     last_started_at: int | None
     next_run_at: int | None
+    runs: list[int]
+    due: str | None
+    settings: dict[str, ScheduleSetting]
+    dryrun: bool = False
 
 
 class KeyResource(BaseModel):

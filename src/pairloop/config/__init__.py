@@ -20,6 +20,8 @@ from pairloop.config.log import LogSection, MetricsSection
 from pairloop.config.otel import OtelSection
 from pairloop.config.privacy import PrivacySection
 from pairloop.config.queue import QueueSection
+from pairloop.config.schedule import SETTINGS as SCHEDULE_SETTINGS
+from pairloop.config.schedule import ScheduleSection, with_settings
 from pairloop.config.section import Section, duration_s, is_loopback
 from pairloop.config.sections import (
     Durability,
@@ -29,7 +31,6 @@ from pairloop.config.sections import (
     LabelSection,
     PairsSection,
     PolicySection,
-    ScheduleSection,
     ServeSection,
     StoreSection,
 )
@@ -43,6 +44,7 @@ ENV_PREFIX = "PAIRLOOP_"
 
 __all__ = [
     "CONFIG_FILE",
+    "SCHEDULE_SETTINGS",
     "Config",
     "DeploySection",
     "Durability",
@@ -75,6 +77,7 @@ __all__ = [
     "planned_fault",
     "secret",
     "set_by",
+    "with_settings",
 ]
 
 

@@ -345,46 +345,6 @@ class GateSection(Section):
         return self
 
 
-class ScheduleSection(Section):
-    """When a cycle starts: a clock, a cron line, new pairs, or any mix (the first that is due)."""
-
-    enabled: bool = True
-    """Whether this process starts cycles by itself."""
-    every: str | None = None
-    """Start a cycle this long after the last one began, such as ``6h``."""
-    cron: str | None = None
-    """Start a cycle at these times (UTC), such as ``0 3 * * *``."""
-    min_pairs: int = Field(default=500, ge=0)
-    """New usable pairs since the last snapshot that start a cycle; 0 never starts one by count."""
-    poll: str = "1s"
-    """How often the scheduler looks when nothing wakes it."""
-    lease: str = "60s"
-    """How long a silent process holds a cycle or a fine-tuning job before another takes it up."""
-    jobs: bool = True
-    """Whether this process trains fine-tuning jobs, one after the other."""
-
-    @field_validator("every", "poll", "lease")
-    @classmethod
-    def _duration(cls, value: str | None) -> str | None:
-        if value is not None:
-            duration_s(value)
-        return value
-
-    @field_validator("cron")
-    @classmethod
-    def _cron(cls, value: str | None) -> str | None:
-        if value is not None:
-            from datetime import UTC, datetime
-
-            from cronsim import CronSim, CronSimError
-
-            try:
-                CronSim(value, datetime.now(UTC))
-            except CronSimError as error:
-                raise ValueError(f"{value!r} is not a cron line: {error}") from error
-        return value
-
-
 class StoreSection(Section):
     """Where evidence and artifacts live."""
 

@@ -1,5 +1,7 @@
 """When cycles start: every N hours, by cron, at M new pairs, by hand, or any mix. One thread, one cycle at a time.
 
+The settings are the file's, with what an operator has set in the store laid over it (``store.schedules``): read at every look.
+
 Fine-tuning jobs have a queue of their own (``jobs.JobQueue``), and so has the watch over live answers (``deploy.Watch``); both
 start and stop with this thread: a duel is looked at while a job trains, and a broken version goes while a cycle does.
 
@@ -25,7 +27,7 @@ from pairloop.loop import cycle as cycle_stage
 from pairloop.loop import deploy, pairs, privacy
 from pairloop.loop.cycle import Loop
 from pairloop.loop.jobs import JobQueue
-from pairloop.store import canaries, cycles, duels, triggers, versions
+from pairloop.store import canaries, cycles, duels, schedules, triggers, versions
 from pairloop.types import BASE_VERSION, Cycle, CycleState, Duel, DuelKind
 
 logger = logging.getLogger(__name__)
@@ -154,7 +156,6 @@ class Scheduler:
         """Whether the thread runs, what last went wrong in it, when it last looked, and the new pairs that it counted then."""
         return {
             "running": self._thread.is_alive() and not self._stopping.is_set(),
-            "enabled": self._loop.config.schedule.enabled,
             "error": self._trouble or self._watch.trouble or (self._jobs.trouble if self._jobs is not None else None),
             "looked_at": None if self._looked_at is None else self._looked_at.isoformat(),
             "new_pairs": self._counted,
@@ -243,6 +244,11 @@ class Scheduler:
             self.notify()  # a trigger may have been kept meanwhile
 
     def _due(self) -> str | None:
+        with self._loop.store.reading() as c:
+            section = schedules.current(c, self._loop.config).section
+        return self._due_by(section)
+
+    def _due_by(self, section: ScheduleSection) -> str | None:
         loop, now = self._loop, datetime.now(UTC)
         with loop.store.reading() as c:
             recent = cycles.list_(c, loop.name, limit=16)
@@ -252,10 +258,10 @@ class Scheduler:
             return None
         ended = [cycle for cycle in recent if cycle.state.is_terminal]
         return due(
-            loop.config.schedule,
+            section,
             now=now,
             last_started_at=recent[0].created_at if recent else base.created_at,
-            new_pairs=self._count_new(),
+            new_pairs=self._count_new(section),
             pending=pending,
             hold_until=backoff(ended),
             retry=bool(ended) and ended[0].state is CycleState.FAILED,
@@ -264,12 +270,15 @@ class Scheduler:
     def _keep_trigger(self) -> None:
         """What falls due during a duel waits for its end, as the one pending trigger."""
         loop = self._loop
-        reason = self._due()
+        with loop.store.reading() as c:
+            section = schedules.current(c, loop.config).section
+        reason = self._due_by(section)
         if reason is not None:
 
             def keep(c: Connection) -> None:
-                if triggers.peek(c, loop.name) is None:
-                    triggers.put(c, loop.name, reason, datetime.now(UTC))
+                is_as_then = schedules.current(c, loop.config).section == section
+                if is_as_then and triggers.peek(c, loop.name) is None:
+                    triggers.put(c, loop.name, reason, datetime.now(UTC), is_asked=False)
 
             loop.store.write(keep)
 
@@ -287,9 +296,9 @@ class Scheduler:
             return canary is None
         return duel is None or _is_over(duel, loop.config.gate.max_hours)
 
-    def _count_new(self) -> int:
+    def _count_new(self, section: ScheduleSection) -> int:
         """New pairs, as of a moment ago; where that count is kept, ``_recount`` has the thread come back for a new one."""
-        if not self._loop.config.schedule.min_pairs:
+        if not section.min_pairs:
             return 0
         counted_at, found = self._new_pairs
         self._recount = time.monotonic() - counted_at < COUNT_EVERY_S

@@ -9,10 +9,10 @@ from typing import Any, get_args
 from prometheus_client.core import Metric
 from sqlalchemy import Connection
 
-from pairloop.config import Config
+from pairloop.config import Config, ScheduleSection
 from pairloop.loop.cycle import RoundStatus, last_look, round_of
 from pairloop.metrics.families import Live, age_s, gauge, gauges, totals
-from pairloop.store import Store, canaries, counts, cycles, duels, verdicts, versions
+from pairloop.store import Store, canaries, counts, cycles, duels, schedules, verdicts, versions
 from pairloop.store.versions import PromotionAction
 from pairloop.types import BASE_VERSION, Alias, Cycle, CycleState, RunStatus, VerdictKind
 
@@ -27,6 +27,7 @@ class Standing(Live):
 
     def __init__(self, store: Store, config: Config, scheduler: SchedulerStatus) -> None:
         self._store = store
+        self._config = config
         self._policy = config.policy.name
         self._scheduler = scheduler
 
@@ -35,6 +36,7 @@ class Standing(Live):
         with self._store.reading() as c:
             recent = cycles.list_(c, self._policy, RECENT)
             yield from self._versions(c)
+            yield from _schedule(schedules.current(c, self._config).section)
             yield from _cycle(recent, now)
             yield from _round(next((found for cycle in recent if (found := round_of(cycle)) is not None), None))
             yield from self._gate(c)
@@ -86,6 +88,13 @@ class Standing(Live):
 def _from_zero(known: Iterable[str], counted: Mapping[str, int]) -> dict[str, int]:
     """With those that never happened: a series that begins at 1 has no increase, and the first of them would raise no alarm."""
     return dict.fromkeys(map(str, known), 0) | dict(counted)
+
+
+def _schedule(section: ScheduleSection) -> Iterable[Metric]:
+    yield gauge(
+        "schedule_enabled", "1 where cycles begin by themselves, 0 where the schedule is paused", float(section.enabled)
+    )
+    yield gauge("schedule_min_pairs", "New usable pairs that start a cycle; 0 where they start none", section.min_pairs)
 
 
 def _cycle(recent: Sequence[Cycle], now: datetime) -> Iterable[Metric]:

@@ -51,6 +51,8 @@ class AuditAction(StrEnum):
     REPAIR = "repair"
     CYCLE_START = "cycle_start"
     CYCLE_CANCEL = "cycle_cancel"
+    SCHEDULE_SET = "schedule_set"
+    SCHEDULE_RESET = "schedule_reset"
     FILE_DELETE = "file_delete"
 
 
@@ -83,10 +85,14 @@ def record(
     reason: str,
     details: Mapping[str, Any] | None = None,
     at: datetime | None = None,
-) -> None:
-    """Append an act in the caller's transaction, so that there is neither without the other. Never pass message text."""
+) -> int:
+    """Append an act in the caller's transaction, so that there is neither without the other; its ``seq``.
+
+    Never pass message text.
+    """
     row = {"at": at or datetime.now(UTC), "actor": actor, "action": action.value, "subject": subject, "reason": reason}
-    c.execute(sa.insert(audit), {**row, "details": dict(details or {})})
+    key = c.execute(sa.insert(audit), {**row, "details": dict(details or {})}).inserted_primary_key
+    return int(key[0])
 
 
 def list_(

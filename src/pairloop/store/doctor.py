@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, ForeignKeyConstraint, Table
 
 from pairloop.errors import StoreError, UnavailableError
-from pairloop.store import contents, cycles, removed, repairs
+from pairloop.store import contents, cycles, removed, repairs, schedules
 from pairloop.store import files as store_files
 from pairloop.store import versions as store_versions
 from pairloop.store.artifacts import Artifacts, sha256_of
@@ -65,7 +65,7 @@ def check(store: Store, *, accepted: bool = False, deep: bool = False) -> list[P
     """
     with store.reading() as c:
         problems = [Problem("damaged_database", f"{store.name}: {line}") for line in broken_pages(c)]
-        for finder in (_orphans, _pairs_without_lineage, _datasets_without_pairs, _aliases, _duels, _jobs):
+        for finder in (_orphans, _pairs_without_lineage, _datasets_without_pairs, _aliases, _duels, _jobs, _schedules):
             problems += finder(c)
         named, uploads, lost = contents.artifacts(c), store_files.list_(c), repairs.losses(c)
         in_use, kept = aliased(c), contents.manifests(c)
@@ -170,6 +170,11 @@ def _jobs(c: Connection) -> Iterator[Problem]:
     made = sa.exists().where(versions.c.model_name == jobs.c.fine_tuned_model)
     for row in c.execute(sa.select(jobs).where(jobs.c.fine_tuned_model.is_not(None), ~made)):
         yield Problem("job_without_model", f"job {row.job_id} ended with {row.fine_tuned_model}, which no version is called")
+
+
+def _schedules(c: Connection) -> Iterator[Problem]:
+    for policy, setting, wrong in schedules.unusable(c):
+        yield Problem("unusable_setting", f"schedule of {policy}: {wrong}", f"{policy} {setting}")
 
 
 def aliased(c: Connection) -> dict[str, list[str]]:

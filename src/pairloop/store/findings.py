@@ -51,6 +51,11 @@ FINDINGS = {
     "job_without_model": Finding(
         "a job ended with a model that no version is called", None, f"run the job again, or {_FROM_BACKUP}"
     ),
+    "unusable_setting": Finding(
+        "what was set of a schedule is none that this version takes; the file's value holds",
+        None,
+        "`pairloop schedule set` it anew, or `pairloop schedule reset` it",
+    ),
     "missing_file": Finding(
         "an uploaded file's content is gone",
         "it comes back from `--from BACKUP`; else the file is marked as deleted, where no open job needs it",

@@ -1,7 +1,7 @@
 """The tables. Portable SQL only; what SQLite alone needs is in database.py.
 
 Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts, quarantines,
-the audit trail, events) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and
+the audit trail, schedule changes, events) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and
 end, the closing of a duel or canary, the traffic of a minute that is not over (an outage of the engine takes errors back), a
 key's last use and revocation, accounts and sessions, what the labelling queue shows to whom and which items are gold, a
 fine-tuning job until it has ended, a webhook's delivery, what the wire shows of a group, why a feedback row is not used so far;
@@ -27,6 +27,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    true,
 )
 
 from pairloop.store.columns import JsonText, LogProbs, TokenIds, UtcDateTime
@@ -466,6 +467,23 @@ triggers = Table(
     Column("policy", String(64), primary_key=True),
     Column("reason", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    # False where the clock or new pairs put it there.
+    Column("is_asked", Boolean, nullable=False, server_default=true()),
+)
+
+# What operators set of the schedule, one setting a row; the newest of a setting holds, and without is_set the file's value does.
+# By whom, when and why is in the audit trail, and only there.
+schedule_changes = Table(
+    "schedule_changes",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("policy", String(64), nullable=False),
+    Column("setting", String(32), nullable=False),
+    Column("is_set", Boolean, nullable=False),
+    Column("value", JSON, nullable=False),
+    Column("audit_seq", _Sequence, ForeignKey("audit.seq"), nullable=False),
+    Index(None, "policy", "setting", "seq"),
+    sqlite_autoincrement=True,
 )
 
 keys = Table(

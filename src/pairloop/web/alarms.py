@@ -44,8 +44,8 @@ def _scheduling(status: Status, draining: bool) -> Iterator[Alarm]:
         yield Alarm("bad", f"The loop is in trouble: {scheduler['error']}", "health")
     elif scheduler and not scheduler.get("running"):
         yield Alarm("bad", "Nothing turns the loop: its thread has stopped.", "health")
-    if scheduler and not scheduler.get("enabled", True):
-        yield Alarm("warn", "The schedule is off: cycles begin only when somebody asks for one.", "schedule")
+    if not status.now.enabled:
+        yield Alarm("warn", "The schedule is paused: cycles begin only when somebody asks for one.", "schedule")
 
 
 def _guards(found: Overview, now: datetime) -> Iterator[Alarm]:

@@ -1,4 +1,4 @@
-"""Our own resources, from policies to schedules: listed, got, and what an operator does to them.
+"""Our own resources, from policies to gates: listed, got, and what an operator does to them.
 
 Plain functions: FastAPI runs them in its threads, so that no query holds up an answer.
 """
@@ -22,7 +22,6 @@ from pairloop.client.shapes import (
     GateResource,
     Page,
     PolicyResource,
-    ScheduleResource,
     Triggered,
     VersionResource,
 )
@@ -31,7 +30,7 @@ from pairloop.formats import Rows, snapshot
 from pairloop.loop import cycle as stage
 from pairloop.store import audit, cycles, datasets, duels, erasures, groups, triggers, verdicts, versions
 from pairloop.store.audit import AuditAction
-from pairloop.types import BASE_VERSION, Alias, Cycle, Dataset, Version
+from pairloop.types import Alias, Dataset, Version
 from pairloop.web.audit import BY_HAND, Actor
 from pairloop.web.context import Context, Here
 from pairloop.web.paging import After, Limit, page
@@ -40,7 +39,6 @@ from pairloop.web.resources import (
     dataset_resource,
     duel_resource,
     gate_resource,
-    seconds,
     version_resource,
 )
 from pairloop.web.wire import Body, Text512
@@ -215,22 +213,6 @@ def get_gate(cycle_id: str, context: Here) -> GateResource:
     return gate_resource(cycle_id, history)
 
 
-@router.get("/v1/schedules", summary="When cycles begin, per policy")
-def list_schedules(context: Here, limit: Limit = 20, after: After = None) -> Page[ScheduleResource]:
-    if after is not None:
-        check_policy(context, after, param="after")
-        return page([], limit=limit)
-    with context.store.reading() as c:
-        return page([_schedule(context, c)], limit=limit)
-
-
-@router.get("/v1/schedules/{name}", summary="The schedule of one policy")
-def get_schedule(name: str, context: Here) -> ScheduleResource:
-    check_policy(context, name)
-    with context.store.reading() as c:
-        return _schedule(context, c)
-
-
 @router.get("/v1/status", summary="Where the loop stands: champion, running cycle, duel, last verdict, curve of versions")
 def status(context: Here) -> dict[str, Any]:
     return context.board.read().as_json()
@@ -258,32 +240,6 @@ def _policy(context: Context, c: Connection) -> PolicyResource:
         versions=versions.count(c, name),
         groups=groups.count(c, name),
     )
-
-
-def _schedule(context: Context, c: Connection) -> ScheduleResource:
-    name, section, now = context.policy_name, context.config.schedule, datetime.now(UTC)
-    last = next(iter(cycles.list_(c, name, 1)), None)
-    begun_at = _begun_at(context, c, last)
-    next_at = None if begun_at is None else stage.next_run_at(section, begun_at, now)
-    return ScheduleResource(
-        id=name,
-        policy=name,
-        enabled=section.enabled,
-        every=section.every,
-        cron=section.cron,
-        min_pairs=section.min_pairs,
-        pending=triggers.peek(c, name),
-        last_started_at=None if last is None else seconds(last.created_at),
-        next_run_at=None if next_at is None else seconds(next_at),
-    )
-
-
-def _begun_at(context: Context, c: Connection, last: Cycle | None) -> datetime | None:
-    """From when the clock counts: the last cycle, or the base where there was none."""
-    if last is not None:
-        return last.created_at
-    base = versions.get(c, context.policy_name, BASE_VERSION)
-    return None if base is None else base.created_at
 
 
 def _aliases(context: Context, c: Connection) -> dict[int, list[str]]:

@@ -37,6 +37,7 @@ from pairloop.web import (
     queue,
     raters,
     replays,
+    schedules,
     stored,
 )
 from pairloop.web.access import Access, InFlight
@@ -111,6 +112,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
         queue,
         raters,
         replays,
+        schedules,
         keys,
         accounts,
         health,

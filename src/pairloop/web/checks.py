@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from pairloop.errors import StoreError
 from pairloop.loop import deploy
 from pairloop.policy.protocols import ReplicaState
-from pairloop.store import counts, cycles, events
+from pairloop.store import counts, cycles, events, schedules
 from pairloop.store.database import size_bytes
 from pairloop.store.deliveries import DeliveryStatus
 from pairloop.store.transfer import revision
@@ -49,7 +49,7 @@ def checks(context: Context) -> list[Check]:
     try:
         with context.store.reading() as c:
             now = context.store.clock(c)
-            found += [_database(context, c), *_cycle(context, c, now), *_leases(c, now), _backup(c, now)]
+            found += [_schedule(context, c), _database(context, c), *_cycle(context, c, now), *_leases(c, now), _backup(c, now)]
             found += [*_keys(c, now), *_webhooks(context, c, now), _guards(context, c)]
     except StoreError as error:
         todo = "free the disk, end what locks the database, or bring its server back: nothing acknowledged is lost"
@@ -128,8 +128,16 @@ def _scheduler(context: Context) -> Iterator[Check]:
         todo = "what the error says; it is tried again by itself, at most an hour apart"
         yield Check("Scheduler", "bad", str(status["error"]), todo, "PairloopSchedulerTrouble")
     else:
-        enabled = "" if status.get("enabled", True) else "; schedule.enabled is false: only what is asked for starts"
-        yield Check("Scheduler", "ok", f"it turns the loop{enabled}")
+        yield Check("Scheduler", "ok", "it turns the loop")
+
+
+def _schedule(context: Context, c: Connection) -> Check:
+    found = schedules.current(c, context.config)
+    if found.unusable:
+        todo = "set it anew or reset it on the page Schedule; until then the file's value holds"
+        return Check("Schedule", "warn", "; ".join(found.unusable), todo)
+    text = "cycles begin by themselves" if found.section.enabled else "paused: only what is asked for begins"
+    return Check("Schedule", "ok", text)
 
 
 def _writer(context: Context) -> Check:

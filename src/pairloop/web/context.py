@@ -64,6 +64,11 @@ class Context:
         if self.scheduler is not None:
             self.scheduler.notify()
 
+    def moved(self) -> None:
+        """The loop stands elsewhere now by somebody's hand, who wants to see that at once."""
+        self.board.forget()
+        self.notify()
+
 
 def context_of(request: Request) -> Context:
     context: Context = request.app.state.context

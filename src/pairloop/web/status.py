@@ -75,7 +75,7 @@ class Status:
             "last_round": None if now.last_round is None else now.last_round.as_json(),
             "staleness": now.staleness,
             "curve": as_json(self.points),
-            "scheduler": dict(self.scheduler),
+            "scheduler": {**self.scheduler, "enabled": now.enabled},
             "revision": self.revision,
         }
 
@@ -97,6 +97,11 @@ class StatusBoard:
                 self._status = self._read(None if self._status is None else self._status.now)
                 self._read_at = monotonic()
             return self._status
+
+    def forget(self) -> None:
+        """Have the next one who asks read anew."""
+        with self._lock:
+            self._read_at = float("-inf")
 
     def _read(self, earlier: CycleStatus | None) -> Status:
         now = loop_cycle.status(self._store, self._config, earlier=earlier)

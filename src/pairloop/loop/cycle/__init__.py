@@ -22,6 +22,7 @@ from pairloop.loop.cycle.status import (
     LastVerdict,
     challenger_of,
     next_run_at,
+    runs_ahead,
     run_json,
     status,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "last_look",
     "last_word",
     "next_run_at",
+    "runs_ahead",
     "owning",
     "record_failure",
     "register_base",

@@ -13,7 +13,7 @@ from pairloop.config import Config, ScheduleSection, duration_s
 from pairloop.loop import deploy, gate, pairs
 from pairloop.loop.cycle.judging import AgainstBase, against_base, votes_so_far
 from pairloop.loop.cycle.rounds import RoundStatus, round_of
-from pairloop.store import Store, canaries, cycles, datasets, duels, runs, triggers, verdicts, versions
+from pairloop.store import Store, canaries, cycles, datasets, duels, runs, schedules, triggers, verdicts, versions
 from pairloop.store.canaries import Canary
 from pairloop.types import BASE_VERSION, Alias, Cycle, CycleState, Duel, Interval, Run, Verdict
 
@@ -89,7 +89,8 @@ class CycleStatus:
     """The open cycle (``idle`` without one), what the next one waits for, and how the last one ended.
 
     ``challenger``: the version that the open cycle puts to the test. ``since``: when that cycle entered its state. ``run``: its
-    training run. ``progress``: None where it is not known. ``min_pairs``: None where picks start nothing. ``staleness``:
+    training run. ``progress``: None where it is not known. ``enabled``: whether cycles begin by themselves.
+    ``min_pairs``: None where picks start nothing. ``staleness``:
     promotions since the newest snapshot, i.e. by how many versions the oldest unused pick may be behind. ``last_verdict``: of
     the newest cycle that the gate has spoken about, which may be the open one. ``last_round``: of the newest cycle that has
     trained a version, which may be the open one too.
@@ -109,6 +110,7 @@ class CycleStatus:
     duel: DuelStatus | None
     canary: CanaryStatus | None
     new_pairs: int
+    enabled: bool
     min_pairs: int | None
     pending: str | None
     next_run_at: datetime | None
@@ -164,12 +166,13 @@ def status(store: Store, config: Config, *, now: datetime | None = None, earlier
         pending = triggers.peek(c, name)
         staleness = _staleness(c, name)
         base = versions.get(c, name, BASE_VERSION)
+        section = schedules.current(c, config).section
     began = recent[0].created_at if recent else base.created_at if base is not None else None
     progress = _progress(current, run, duel)
     return CycleStatus(
         policy=name,
         state=IDLE if current is None else str(current.state),
-        text=_text(current, duel, trial, progress, new_pairs, config.schedule),
+        text=_text(current, duel, trial, progress, new_pairs, section),
         champion=BASE_VERSION if champion is None else champion,
         challenger=None if current is None else challenger_of(current, open_duel),
         cycle_id=None if current is None else current.cycle_id,
@@ -181,9 +184,10 @@ def status(store: Store, config: Config, *, now: datetime | None = None, earlier
         duel=duel,
         canary=trial,
         new_pairs=new_pairs,
-        min_pairs=config.schedule.min_pairs or None,
+        enabled=section.enabled,
+        min_pairs=_counted(section),
         pending=pending,
-        next_run_at=None if began is None else next_run_at(config.schedule, began, now or datetime.now(UTC)),
+        next_run_at=None if began is None else next_run_at(section, began, now or datetime.now(UTC)),
         staleness=staleness,
         last_cycle=None if ended is None else ended.number,
         last_state=None if ended is None else str(ended.state),
@@ -211,6 +215,15 @@ def next_run_at(section: ScheduleSection, last_started_at: datetime, now: dateti
     if section.cron is not None:
         times.append(next(CronSim(section.cron, last_started_at.astimezone(UTC))))
     return max(min(times), now) if times else None
+
+
+def runs_ahead(section: ScheduleSection, last_started_at: datetime, now: datetime, n: int) -> list[datetime]:
+    """The next ``n`` times at which the clock starts a cycle, if each begins on time; none without a clock."""
+    times: list[datetime] = []
+    while len(times) < n and (at := next_run_at(section, last_started_at, now)) is not None:
+        times.append(at)
+        last_started_at = now = at
+    return times
 
 
 def _duel_status(c: Connection, config: Config, duel: Duel | None, earlier: CycleStatus | None) -> DuelStatus | None:
@@ -271,6 +284,11 @@ def _progress(cycle: Cycle | None, run: Run | None, duel: DuelStatus | None) -> 
     return Progress(step, steps) if isinstance(step, int) and isinstance(steps, int) and steps > 0 else None
 
 
+def _counted(section: ScheduleSection) -> int | None:
+    """New pairs that start a cycle; None where they start none."""
+    return section.min_pairs or None if section.enabled else None
+
+
 def _text(
     cycle: Cycle | None,
     duel: DuelStatus | None,
@@ -283,8 +301,9 @@ def _text(
     if canary is not None and (cycle is None or cycle.state is CycleState.CANARY):
         return canary.text
     if cycle is None:
-        wanted = f" of {section.min_pairs}" if section.min_pairs else ""
-        return f"idle, {new_pairs} new pairs{wanted}"
+        wanted = f" of {section.min_pairs}" if _counted(section) else ""
+        paused = "" if section.enabled else "; the schedule is paused"
+        return f"idle, {new_pairs} new pairs{wanted}{paused}"
     if duel is not None and cycle.state is CycleState.DUELLING:
         return duel.text
     if progress is not None and cycle.state is CycleState.TRAINING:
