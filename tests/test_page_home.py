@@ -165,7 +165,7 @@ def test_a_promotion_ends_the_row_and_a_failure_is_told_with_its_reason(server: 
 def test_what_the_scheduler_and_the_machine_say_becomes_an_alarm(server: RunningServer) -> None:
     status, found = read(server)
     assert [one for one in alarms(status, replace(found, readings={}), draining=False) if one.level == "bad"] == []
-    broken = {"running": True, "enabled": False, "error": "the watch cannot act"}
+    broken = {"running": True, "error": "the watch cannot act"}
     readings = {
         ("disk_free_ratio", "state"): 0.02,
         ("disk_free_ratio", "artifacts"): 0.02,
@@ -174,12 +174,13 @@ def test_what_the_scheduler_and_the_machine_say_becomes_an_alarm(server: Running
         ("key_expires_in_seconds", ""): 3_600.0,
         ("store_up", ""): 0.0,
     }
-    told = alarms(replace(status, scheduler=broken), replace(found, readings=readings), draining=True)
+    paused = replace(status, now=replace(status.now, enabled=False), scheduler=broken)
+    told = alarms(paused, replace(found, readings=readings), draining=True)
     texts = "\n".join(one.text for one in told)
     for part in (
         "The loop is in trouble: the watch cannot act",
         "about to stop",
-        "The schedule is off",
+        "The schedule is paused",
         "The disk of the artifacts and state folders has 2 % left",
         "The lease cycle:bot ran out 90 s ago",
         "5,000 writes wait",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from pairloop.config import Config
+    from pairloop.loop.outlook import Origin
     from pairloop.store.schedules import Schedule
 
 _reason = click.option("--reason", required=True, help="Kept in the audit trail.")
@@ -113,70 +113,39 @@ def schedule_reset(settings: tuple[str, ...], config_path: Path, reason: str, as
 def _act(config_path: Path, change: Callable[[Connection, Config], Schedule] | None, *, as_json: bool) -> None:
     """Change the schedule, and tell how it is then."""
     from pairloop.cli.opening import open_store
-    from pairloop.loop import cycle as stage
-    from pairloop.store import schedules
+    from pairloop.loop import outlook, pairs
 
     with open_store(config_path) as (config, store):
         if change is not None:
             store.write(lambda c: change(c, config))
-        status = stage.status(store, config)
+        new_pairs = pairs.count_new(store, config)
         with store.reading() as c:
-            found = schedules.current(c, config)
-    settings = _settings(config, found)
+            found = outlook.look(c, config, new_pairs)
     document = {
         "policy": config.policy.name,
-        "enabled": status.enabled,
-        "new_pairs": status.new_pairs,
-        "pending": status.pending,
-        "next_run_at": status.next_run_at,
-        "settings": settings,
+        "enabled": found.section.enabled,
+        "new_pairs": new_pairs,
+        "pending": found.pending,
+        "runs": found.runs,
+        "due": found.due,
+        "text": found.text,
+        "settings": found.settings,
         "unusable": found.unusable,
     }
-    rows = [(key, _shown(one["value"]), _origin(one), _shown(one["file_value"])) for key, one in settings.items()]
-    head = table(("setting", "value", "comes from", "the file says"), rows)
-    wrong = [f"not used, the file's value holds: {text}" for text in found.unusable]
-    show(
-        document,
-        "\n".join([head, *wrong, _next(status.enabled, status.next_run_at, status.min_pairs, status.new_pairs)]),
-        as_json=as_json,
-    )
+    rows = [(key, _shown(one.value), _origin(one), _shown(one.file_value)) for key, one in found.settings.items()]
+    lines = [table(("setting", "value", "comes from", "the file says"), rows)]
+    lines += [f"not used, the file's value holds: {text}" for text in found.unusable]
+    show(document, "\n".join([*lines, found.text]), as_json=as_json)
 
 
-def _settings(config: Config, found: Schedule) -> dict[str, dict[str, Any]]:
-    from pairloop.config import SCHEDULE_SETTINGS, set_by
-
-    settings: dict[str, dict[str, Any]] = {}
-    for key in SCHEDULE_SETTINGS:
-        here = found.set_here.get(key)
-        settings[key] = {
-            "value": getattr(found.section, key),
-            "file_value": getattr(found.file, key),
-            "origin": "set" if here is not None else set_by(config, "schedule", key) or "default",
-            "set_by": None if here is None else here.actor,
-            "set_at": None if here is None else here.set_at,
-            "reason": None if here is None else here.reason,
-        }
-    return settings
-
-
-def _origin(one: dict[str, Any]) -> str:
-    if one["origin"] != "set":
-        return str(one["origin"])
-    return f"set {one['set_at']:%Y-%m-%d %H:%M} by {one['set_by']}: {one['reason']}"
+def _origin(one: Origin) -> str:
+    return one.origin if one.set_at is None else f"set {one.set_at:%Y-%m-%d %H:%M} by {one.set_by}: {one.reason}"
 
 
 def _shown(value: Any) -> str:
     from pairloop.scaffold import toml_value
 
     return "–" if value is None else toml_value(value)
-
-
-def _next(enabled: bool, at: datetime | None, min_pairs: int | None, new_pairs: int) -> str:
-    if not enabled:
-        return "paused: a cycle begins only when it is asked for"
-    ways = [] if at is None else [f"at {at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"]
-    ways += [] if min_pairs is None else [f"at {min_pairs:,} new pairs ({new_pairs:,} so far)"]
-    return f"the next cycle begins {', or '.join(ways) or 'only when it is asked for'}"
 
 
 COMMANDS = (schedule,)

@@ -351,7 +351,7 @@ class ScheduleResource(BaseModel):
     """When the cycles of a policy begin: by a clock, a cron line, new pairs, or the pending trigger.
 
     ``runs``: the next times of the clock, if each cycle begins on time. ``due``: why one begins as soon as none is open.
-    ``dryrun``: it is not so, but would be.
+    ``text``: all that in a sentence. ``dryrun``: it is not so, but would be.
     """
 
     object: Literal["schedule"] = "schedule"
@@ -366,6 +366,7 @@ class ScheduleResource(BaseModel):
     next_run_at: int | None
     runs: list[int]
     due: str | None
+    text: str
     settings: dict[str, ScheduleSetting]
     dryrun: bool = False
 

@@ -21,8 +21,7 @@ class ScheduleSection(Section):
     """When a cycle starts: a clock, a cron line, new pairs, or any mix (the first that is due).
 
     ``enabled``, ``every``, ``cron`` and ``min_pairs`` may also be set while everything runs, on the page Schedule, with
-    ``pairloop schedule`` or ``POST /v1/schedules/NAME``; what is set so holds for every process on the database, and goes before
-    this file.
+    ``pairloop schedule`` or ``POST /v1/schedules/NAME``: that holds for every process on the database, before the file.
     """
 
     enabled: bool = True

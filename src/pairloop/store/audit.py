@@ -91,8 +91,8 @@ def record(
     Never pass message text.
     """
     row = {"at": at or datetime.now(UTC), "actor": actor, "action": action.value, "subject": subject, "reason": reason}
-    key = c.execute(sa.insert(audit), {**row, "details": dict(details or {})}).inserted_primary_key
-    return int(key[0])
+    statement = sa.insert(audit).returning(audit.c.seq)
+    return int(c.execute(statement, {**row, "details": dict(details or {})}).scalar_one())
 
 
 def list_(

@@ -1,12 +1,12 @@
 """The tables. Portable SQL only; what SQLite alone needs is in database.py.
 
 Evidence (groups, completions, feedback, datasets and their lineage, versions, promotions, cycle steps, verdicts, quarantines,
-the audit trail, schedule changes, events) is only ever inserted. What changes in place: aliases, leases, triggers, a run's progress and
-end, the closing of a duel or canary, the traffic of a minute that is not over (an outage of the engine takes errors back), a
-key's last use and revocation, accounts and sessions, what the labelling queue shows to whom and which items are gold, a
-fine-tuning job until it has ended, a webhook's delivery, what the wire shows of a group, why a feedback row is not used so far;
-and the texts of a group that was deleted, which is recorded. Stored replies and reservations are deleted after a day, traffic
-after a month.
+the audit trail, schedule changes, events) is only ever inserted. What changes in place: aliases, leases, triggers, a run's
+progress and end, the closing of a duel or canary, the traffic of a minute that is not over (an outage of the engine takes
+errors back), a key's last use and revocation, accounts and sessions, what the labelling queue shows to whom and which items are
+gold, a fine-tuning job until it has ended, a webhook's delivery, what the wire shows of a group, why a feedback row is not used
+so far; and the texts of a group that was deleted, which is recorded. Stored replies and reservations are deleted after a day,
+traffic after a month.
 """
 
 from __future__ import annotations
@@ -471,7 +471,7 @@ triggers = Table(
     Column("is_asked", Boolean, nullable=False, server_default=true()),
 )
 
-# What operators set of the schedule, one setting a row; the newest of a setting holds, and without is_set the file's value does.
+# What operators set of the schedule: the newest row of a setting holds, and without is_set the file's value does.
 # By whom, when and why is in the audit trail, and only there.
 schedule_changes = Table(
     "schedule_changes",

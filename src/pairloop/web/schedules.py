@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
 from pydantic import Field
-from sqlalchemy import Connection
 
 from pairloop.client.shapes import Page, ScheduleResource, ScheduleSetting
-from pairloop.config import SCHEDULE_SETTINGS, ScheduleSection, set_by, with_settings
+from pairloop.config import SCHEDULE_SETTINGS
 from pairloop.errors import InvalidRequestError
-from pairloop.loop import cycle as stage
-from pairloop.loop import schedule as scheduling
-from pairloop.store import cycles, schedules, triggers, versions
-from pairloop.store.schedules import Schedule
-from pairloop.types import BASE_VERSION, Cycle
+from pairloop.loop import outlook
+from pairloop.loop.outlook import Origin
+from pairloop.store import schedules
 from pairloop.web.api import check_policy
 from pairloop.web.audit import BY_HAND, Actor
 from pairloop.web.context import Context, Here
@@ -26,8 +22,6 @@ from pairloop.web.resources import seconds
 from pairloop.web.wire import Body, Text512
 
 router = APIRouter(tags=["loop"])
-
-RUNS_AHEAD = 3
 
 
 class ScheduleBody(Body):
@@ -97,56 +91,32 @@ def _held(context: Context, instead: Mapping[str, Any] | None = None) -> Schedul
     """The schedule as it is, or as it would be with other values."""
     new_pairs = context.board.read().now.new_pairs
     with context.store.reading() as c:
-        found = schedules.current(c, context.config)
-        section = with_settings(found.section, instead or {})
-        return _resource(context, c, found, section, new_pairs, is_dry=instead is not None)
-
-
-def _resource(
-    context: Context, c: Connection, found: Schedule, section: ScheduleSection, new_pairs: int, *, is_dry: bool
-) -> ScheduleResource:
-    name, now = context.policy_name, datetime.now(UTC)
-    recent = cycles.list_(c, name, 16)
-    last = recent[0] if recent else None
-    begun_at, pending = _begun_at(context, c, last), triggers.peek(c, name)
-    runs = [] if begun_at is None else stage.runs_ahead(section, begun_at, now, RUNS_AHEAD)
-    ended = [cycle for cycle in recent if cycle.state.is_terminal]
-    wait_until = scheduling.backoff(ended)
-    due = begun_at and scheduling.due(
-        section, now=now, last_started_at=begun_at, new_pairs=new_pairs, pending=pending, hold_until=wait_until
-    )
+        found = outlook.look(c, context.config, new_pairs, instead)
+    section, started_at = found.section, found.last_started_at
     return ScheduleResource(
-        id=name,
-        policy=name,
+        id=context.policy_name,
+        policy=context.policy_name,
         enabled=section.enabled,
         every=section.every,
         cron=section.cron,
         min_pairs=section.min_pairs,
-        pending=pending,
-        last_started_at=None if last is None else seconds(last.created_at),
-        next_run_at=seconds(runs[0]) if runs else None,
-        runs=[seconds(at) for at in runs],
-        due=due or None,
-        settings={key: _setting(context, found, section, key) for key in SCHEDULE_SETTINGS},
-        dryrun=is_dry,
+        pending=found.pending,
+        last_started_at=None if started_at is None else seconds(started_at),
+        next_run_at=seconds(found.runs[0]) if found.runs else None,
+        runs=[seconds(at) for at in found.runs],
+        due=found.due,
+        text=found.text,
+        settings={key: _setting(one) for key, one in found.settings.items()},
+        dryrun=instead is not None,
     )
 
 
-def _setting(context: Context, found: Schedule, section: ScheduleSection, key: str) -> ScheduleSetting:
-    here = found.set_here.get(key)
+def _setting(one: Origin) -> ScheduleSetting:
     return ScheduleSetting(
-        value=getattr(section, key),
-        file_value=getattr(found.file, key),
-        origin="set" if here is not None else set_by(context.config, "schedule", key) or "default",
-        set_by=None if here is None else here.actor,
-        set_at=None if here is None else seconds(here.set_at),
-        reason=None if here is None else here.reason,
+        value=one.value,
+        file_value=one.file_value,
+        origin=one.origin,
+        set_by=one.set_by,
+        set_at=None if one.set_at is None else seconds(one.set_at),
+        reason=one.reason,
     )
-
-
-def _begun_at(context: Context, c: Connection, last: Cycle | None) -> datetime | None:
-    """From when the clock counts: the last cycle, or the base where there was none."""
-    if last is not None:
-        return last.created_at
-    base = versions.get(c, context.policy_name, BASE_VERSION)
-    return None if base is None else base.created_at

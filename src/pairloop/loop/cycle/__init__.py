@@ -22,8 +22,8 @@ from pairloop.loop.cycle.status import (
     LastVerdict,
     challenger_of,
     next_run_at,
-    runs_ahead,
     run_json,
+    runs_ahead,
     status,
 )
 
@@ -46,7 +46,6 @@ __all__ = [
     "last_look",
     "last_word",
     "next_run_at",
-    "runs_ahead",
     "owning",
     "record_failure",
     "register_base",
@@ -54,6 +53,7 @@ __all__ = [
     "round_of",
     "run",
     "run_json",
+    "runs_ahead",
     "standing",
     "standstill",
     "status",

@@ -1,4 +1,4 @@
-"""The schedule: what starts the next cycle and when, the settings behind that, and how long the last cycles took."""
+"""The schedule: what starts the next cycle and when, setting it, the settings behind it, how long the last cycles took."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 from fastapi import APIRouter, Request, Response
 
 from pairloop.config import Config, Section, set_by
+from pairloop.loop import outlook
 from pairloop.loop import schedule as scheduling
 from pairloop.scaffold import toml_value
 from pairloop.store import counts, cycles
 from pairloop.store.counts import HeldLease
 from pairloop.types import Cycle, CycleState
 from pairloop.web.context import Context, Here
+from pairloop.web.pages.cadence import CADENCES, DAYS, cadence_of
 from pairloop.web.pages.live import STAGE_WORDS, view_of
 from pairloop.web.pages.rendering import PageRoute, page
 
@@ -57,17 +59,18 @@ class Setting(NamedTuple):
 @router.get("/schedule")
 async def schedule_page(request: Request, context: Here) -> Response:
     status = await asyncio.to_thread(context.board.read)
-    found = await asyncio.to_thread(_read, context)
-    values = {**view_of(status), **found, "sections": settings(context.config), "schedule": context.config.schedule}
+    found = await asyncio.to_thread(_read, context, status.now.new_pairs)
+    values = {**view_of(status), **found, "sections": settings(context.config)}
     return page(request, context, "schedule.html", title="Schedule", stage_words=STAGE_WORDS, **values)
 
 
-def _read(context: Context) -> dict[str, Any]:
+def _read(context: Context, new_pairs: int) -> dict[str, Any]:
     now = datetime.now(UTC)
     with context.store.reading() as c:
         past = cycles.list_(c, context.policy_name, SHOWN)
         held = counts.held_leases(c)
         at = context.store.clock(c)
+        ahead = outlook.look(c, context.config, new_pairs)
     rest_until = scheduling.backoff([cycle for cycle in past if cycle.state.is_terminal])
     return {
         "laps": laps(past, now),
@@ -75,6 +78,12 @@ def _read(context: Context) -> dict[str, Any]:
         "database_now": at,
         "rest_until": rest_until if rest_until is not None and rest_until > now else None,
         "turns_here": context.scheduler is not None,
+        "ahead": ahead,
+        "schedule": ahead.section,
+        "cadence": cadence_of(ahead.section),
+        "cadences": CADENCES,
+        "days": DAYS,
+        "shown": _toml,
     }
 
 
@@ -110,7 +119,7 @@ def _lease(held: Sequence[HeldLease], policy: str) -> HeldLease | None:
 
 
 def settings(config: Config) -> dict[str, list[Setting]]:
-    """The settings that decide about cycles, what was set first."""
+    """The settings of the file and the environment that decide about cycles, what was set first."""
     return {name: sorted(_settings(config, name), key=lambda one: one.origin is None) for name in SECTIONS}
 
 

@@ -1,0 +1,69 @@
+"""The schedule in a real browser: set, looked at before, paused, taken back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, expect
+from tests.browsing import CHROMIUM, PHONE, chromium, visit
+from tests.server import POLICY, RunningServer, fake_config
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed; the pages are tested as text"),
+]
+
+
+def confirm(dialog: Locator, button: str, reason: str) -> None:
+    dialog.locator("input").fill(reason)
+    dialog.get_by_role("button", name=button).click()
+
+
+def test_an_operator_sets_the_schedule_and_sees_the_next_run_move(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, schedule={"min_pairs": 100_000, "poll": "0.2s", "every": "6h"})
+    with RunningServer(tmp_path, config=config, turning=True) as server, chromium() as browser:
+        seen = visit(browser, server.url, "/schedule")
+        tab = seen.page
+        tab.set_default_timeout(10_000)
+        form, clock = tab.locator("#schedule-form"), tab.locator("#now .tile", has_text="by the clock")
+        button = form.get_by_role("button", name="Set the schedule")
+        expect(clock).to_contain_text("in 6 h")
+        expect(button).to_be_disabled()
+
+        form.locator("[data-cadence]").select_option("cron")
+        form.locator("[data-part=cron]").fill("at noon")
+        expect(form.locator("[data-preview]")).to_contain_text("'at noon' is not a cron line")
+        expect(button).to_be_disabled()
+        form.locator("[data-cadence]").select_option("weekly")
+        form.locator("[data-part=day]").select_option("Wednesday")
+        form.locator("[data-part=time]").fill("04:30")
+        expect(form.locator("[data-preview]")).to_contain_text("04:30 UTC")
+        form.locator("[name=reason]").fill("rounds on Wednesdays")
+        button.click()
+        expect(tab.locator("#edit table")).to_contain_text("rounds on Wednesdays")
+        expect(clock).to_contain_text("04:30:00 UTC")
+        held = server.http.get(f"/v1/schedules/{POLICY}").json()
+        assert (held["cron"], held["every"]) == ("30 4 * * 3", None)
+        assert held["settings"]["min_pairs"]["origin"] == "file", "what did not change is not sent"
+
+        tab.get_by_role("button", name="Pause the schedule").click()
+        confirm(tab.locator("#pause"), "Pause it", "wait")
+        expect(tab.locator("#now")).to_contain_text("The schedule is paused")
+        tab.get_by_role("button", name="Resume the schedule").click()
+        confirm(tab.locator("#resume"), "Resume it", "go on")
+        expect(tab.locator("#now")).not_to_contain_text("The schedule is paused")
+        for key in ("cron", "every"):
+            tab.get_by_role("button", name=f"Back to the file's value of {key}").click()
+            confirm(tab.locator("#back"), "Take it back", "over")
+            expect(tab.get_by_role("button", name=f"Back to the file's value of {key}")).to_have_count(0)
+        expect(clock).to_contain_text("in 6 h")
+
+        for scheme in ("light", "dark"):
+            tab.emulate_media(color_scheme=scheme)
+            tab.reload()
+            assert seen.serious() == [], scheme
+        tab.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+        assert seen.overflow() <= 0
+        assert seen.outside == []
+        assert [one for one in seen.problems if "400" not in one] == []
