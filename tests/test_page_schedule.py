@@ -22,7 +22,7 @@ class Turning:
     """A scheduler that says what it is told to say, and turns nothing."""
 
     def __init__(self, **says: Any) -> None:
-        self.says: Mapping[str, Any] = {"running": True, "enabled": True, "error": None, **says}
+        self.says: Mapping[str, Any] = {"running": True, "error": None, **says}
 
     def start(self) -> None: ...
 

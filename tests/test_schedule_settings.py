@@ -278,7 +278,7 @@ def test_every_reader_follows_and_a_process_that_starts_later_does_too(fresh: Ru
     assert "The schedule is paused" in home
     assert "paused<small>" in home
     status = fresh.http.get("/v1/status").json()
-    assert (status["scheduler"]["enabled"], status["pairs"]["needed"]) == (False, None)
+    assert (status["scheduler"], status["pairs"]["needed"]) == ({}, None)
     assert "pairloop_schedule_enabled 0.0" in fresh.http.get("/metrics").text
     paused = fresh.http.get("/schedule").text
     assert "Resume the schedule" in paused

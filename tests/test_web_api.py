@@ -260,7 +260,7 @@ def test_the_scheduler_is_started_told_and_stopped(tmp_path: Path) -> None:
             assert triggers.peek(c, POLICY) == "let us see"
         assert server.http.post("/v1/cycles").json()["running"] is None
         assert server.http.post("/v1/cycles", json={"policy": "other"}).status_code == 404
-        assert server.http.get("/v1/status").json()["scheduler"] == {"running": True}
+        assert server.http.get("/v1/status").json()["scheduler"] == {"running": True, "enabled": True}
     assert scheduler.calls[-1] == "stop"
 
 

@@ -40,6 +40,8 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "source_id": "customer-7",
     },
     "POST /v1/cycles": {"reason": "new tone of voice"},
+    "POST /v1/schedules/{name}": {"cron": "0 3 * * *", "min_pairs": 300, "reason": "faster rounds this week"},
+    "POST /v1/schedules/{name}/reset": {"settings": ["min_pairs"], "reason": "the launch is over"},
     "POST /v1/versions/{version_id}/promote": {"reason": "tried by hand", "canary_share": 0.1},
     "POST /v1/policies/{name}/canary/stop": {"reason": "answers in the wrong language"},
     "POST /v1/policies/{name}/rollback": {"to": 3, "reason": "answers in the wrong language"},

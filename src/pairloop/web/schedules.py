@@ -28,18 +28,18 @@ class ScheduleBody(Body):
     """What is to be set; what is not named stays as it is. `null` for `every` or `cron`: no such clock."""
 
     enabled: bool = True
-    every: Text512 | None = Field(default=None, examples=["6h"])
-    cron: Text512 | None = Field(default=None, examples=["0 3 * * *"])
-    min_pairs: int = Field(default=0, examples=[300])
-    reason: Text512 | None = Field(default=None, examples=["a launch: faster rounds this week"])
+    every: Text512 | None = None
+    cron: Text512 | None = None
+    min_pairs: int = 0
+    reason: Text512 | None = None
     dryrun: bool = False
 
 
 class ResetBody(Body):
     """The settings that are to be the file's again; all of them where none is named."""
 
-    settings: list[Text512] | None = Field(default=None, max_length=16, examples=[["min_pairs"]])
-    reason: Text512 | None = Field(default=None, examples=["the launch is over"])
+    settings: list[Text512] | None = Field(default=None, max_length=16)
+    reason: Text512 | None = None
     dryrun: bool = False
 
 

@@ -75,7 +75,7 @@ class Status:
             "last_round": None if now.last_round is None else now.last_round.as_json(),
             "staleness": now.staleness,
             "curve": as_json(self.points),
-            "scheduler": {**self.scheduler, "enabled": now.enabled},
+            "scheduler": {**self.scheduler, "enabled": now.enabled} if self.scheduler else {},
             "revision": self.revision,
         }
 

@@ -47,7 +47,7 @@
     const [method, path] = form().dataset.api.split(" ");
     try {
       const found = await callApi(method, path, { ...fields, dryrun: true });
-      if (number === asked) tell(`Then: ${found.text}`, false, true);
+      if (number === asked) tell(`Then: ${found.text[0].toLowerCase()}${found.text.slice(1)}`, false, true);
     } catch (error) {
       if (number === asked) tell(error.message, true, false);
     }
