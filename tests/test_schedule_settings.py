@@ -174,6 +174,24 @@ def test_what_fell_due_under_the_old_schedule_does_not_begin_under_the_new_one(t
         assert scheduler._due() == "by hand", "what somebody asked for is kept"
 
 
+def test_a_pause_that_comes_while_the_scheduler_looks_is_kept_to(tmp_path: Path) -> None:
+    config = settings(tmp_path, schedule={"min_pairs": 30})
+
+    class Paused(Scheduler):
+        """Somebody pauses the schedule between its look and its write."""
+
+        def _due_by(self, section: ScheduleSection) -> str | None:
+            reason = super()._due_by(section)
+            rig.store.write(setting(config, enabled=False))
+            return reason
+
+    with open_rig(config) as rig:
+        rig.serve(60)
+        Paused(rig.loop)._keep_trigger()
+        with rig.store.reading() as c:
+            assert triggers.peek(c, "bot") is None
+
+
 def test_the_doctor_finds_a_setting_that_this_version_does_not_take(tmp_path: Path) -> None:
     config = settings(tmp_path)
     with Store.open(config) as store:
