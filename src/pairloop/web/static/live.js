@@ -1,25 +1,36 @@
 // The loop moves: the server says so, and what is marked with hx-trigger="loop:tick from:body" (or loop:moved) looks again.
 "use strict";
 
+const LISTEN_AGAIN_MS = 30000;
 let source = null;
+let again = 0;
+
+const tell = (name) => document.body.dispatchEvent(new CustomEvent(`loop:${name}`));
 
 function listen() {
   if (source !== null) return;
   source = new EventSource("/page/events");
-  for (const name of ["tick", "moved"]) {
-    source.addEventListener(name, () => document.body.dispatchEvent(new CustomEvent(`loop:${name}`)));
-  }
+  for (const name of ["tick", "moved"]) source.addEventListener(name, () => tell(name));
+  // A stream that breaks off is opened again by the browser. One that was refused is not: then the page looks by itself, slowly.
+  source.addEventListener("error", () => {
+    if (source === null || source.readyState !== EventSource.CLOSED) return;
+    leave();
+    again = setTimeout(() => { tell("moved"); listen(); }, LISTEN_AGAIN_MS);
+  });
+}
+
+function leave() {
+  clearTimeout(again);
+  if (source !== null) source.close();
+  source = null;
 }
 
 // A hidden page asks for nothing; seen again, it hears of the present state at once.
 function attend() {
-  if (!document.hidden) listen();
-  else if (source !== null) {
-    source.close();
-    source = null;
-  }
+  if (document.hidden) leave();
+  else listen();
 }
 
 document.addEventListener("visibilitychange", attend);
-window.addEventListener("pagehide", () => { if (source !== null) source.close(); source = null; });
+window.addEventListener("pagehide", leave);
 window.addEventListener("pageshow", attend);
