@@ -42,7 +42,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """One server for most of these tests."""
-    with RunningServer(tmp_path_factory.mktemp("house") / "server") as server:
+    folder = tmp_path_factory.mktemp("house") / "server"
+    with RunningServer(folder, config=fake_config(folder, serve={"trusted_proxies": ["127.0.0.1"]})) as server:
         yield server
 
 
@@ -129,6 +130,8 @@ def test_without_keys_and_accounts_nobody_is_asked(serve: Serve) -> None:
         page = server.http.get(path)
         assert page.status_code == 200
         assert "Log out" not in page.text
+        told = server.http.get(path, headers={"x-forwarded-proto": "https"})
+        assert "strict-transport-security" not in told.headers  # nobody is believed who is not named a proxy
     assert server.http.get("/login").headers["location"] == "/"
     made = server.http.post("/v1/accounts", json={"name": "ada", "role": "admin", "password": PASSWORD})
     assert made.status_code == 201, made.text

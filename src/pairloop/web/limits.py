@@ -3,6 +3,7 @@ and places, for what stays open."""
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
@@ -12,6 +13,17 @@ from typing import Literal, NamedTuple
 
 CALLERS = 10_000
 """Buckets kept; the one that was not used for longest goes first."""
+
+
+def network_of(address: str) -> str:
+    """What stands for an address where callers are counted: of IPv6 the /64, within which one host may take any address."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    return str(ip.ipv4_mapped or ipaddress.ip_network((int(ip), 64), strict=False))
 
 
 class Taken(NamedTuple):
