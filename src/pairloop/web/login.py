@@ -27,8 +27,8 @@ router = APIRouter(include_in_schema=False)
 
 LONGEST_FORM = 8_192
 PER_NAME, PER_ADDRESS, PER_NAME_ANYWHERE = 10, 30, 100
-"""Sign-ins that may be tried in a minute: under one name from one address (of IPv6: its /64), from one address, and under one name
-from all of them, which is more, so that nobody is locked out by somebody else's few tries."""
+"""Sign-ins that may be tried in a minute: under one name from one address (of IPv6: its /64), from one address, and under one
+name from all of them, which is more, so that nobody is locked out by somebody else's few tries."""
 NO_MATCH = "Name and password do not match."
 FOREIGN = "This form was not sent from this server's own page. Try again here."
 

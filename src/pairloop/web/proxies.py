@@ -33,7 +33,7 @@ class Proxies:
         if peer is not None and scope.get("client") == peer:
             self._has_told = True
             logger.warning(
-                "the X-Forwarded-For that %s sends is not believed: if this is your proxy, name it in serve.trusted_proxies, or "
+                "the X-Forwarded-For of %s is not believed: if this is your proxy, name it in serve.trusted_proxies, or "
                 "all who come through it count as one address, and as http",
                 peer[0],
             )
