@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Send
@@ -191,6 +191,7 @@ def test_so_many_streams_are_open_and_no_more(
         events_of(browser, opened)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=40))
 def test_a_place_is_never_lost_nor_given_twice(steps: list[tuple[str, bool]]) -> None:
     places, held = Places(2, 4), list[tuple[str, ExitStack]]()
@@ -232,6 +233,7 @@ async def client_of(trusted: list[str], peer: str, *chain: str) -> tuple[str, st
 ADDRESSES = st.ip_addresses().map(str)
 
 
+@settings(max_examples=25, deadline=None)
 @given(ADDRESSES, st.lists(ADDRESSES, max_size=4), st.lists(st.sampled_from(["10.0.0.1", "10.0.0.2"]), max_size=3), ADDRESSES)
 def test_the_rightmost_address_that_is_no_proxys_is_the_clients(
     client: str, lies: list[str], proxies: list[str], peer: str
