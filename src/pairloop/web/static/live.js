@@ -3,34 +3,34 @@
 
 const LISTEN_AGAIN_MS = 30000;
 let source = null;
-let again = 0;
+let listenAgain = 0;
 
-const tell = (name) => document.body.dispatchEvent(new CustomEvent(`loop:${name}`));
+const announce = (name) => document.body.dispatchEvent(new CustomEvent(`loop:${name}`));
 
 function listen() {
   if (source !== null) return;
   source = new EventSource("/page/events");
-  for (const name of ["tick", "moved"]) source.addEventListener(name, () => tell(name));
+  for (const name of ["tick", "moved"]) source.addEventListener(name, () => announce(name));
   // A stream that breaks off is opened again by the browser. One that was refused is not: then the page looks by itself, slowly.
   source.addEventListener("error", () => {
     if (source === null || source.readyState !== EventSource.CLOSED) return;
-    leave();
-    again = setTimeout(() => { tell("moved"); listen(); }, LISTEN_AGAIN_MS);
+    hangUp();
+    listenAgain = setTimeout(() => { announce("moved"); listen(); }, LISTEN_AGAIN_MS);
   });
 }
 
-function leave() {
-  clearTimeout(again);
+function hangUp() {
+  clearTimeout(listenAgain);
   if (source !== null) source.close();
   source = null;
 }
 
 // A hidden page asks for nothing; seen again, it hears of the present state at once.
 function attend() {
-  if (document.hidden) leave();
+  if (document.hidden) hangUp();
   else listen();
 }
 
 document.addEventListener("visibilitychange", attend);
-window.addEventListener("pagehide", leave);
+window.addEventListener("pagehide", hangUp);
 window.addEventListener("pageshow", attend);
