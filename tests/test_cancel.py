@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.loop_rig import Rig, open_rig, settings
@@ -132,7 +133,7 @@ def until(is_so: Callable[[], bool]) -> None:
 
 @pytest.mark.slow
 def test_a_server_lets_go_of_the_challenger_that_the_command_line_cancelled(tmp_path: Path) -> None:
-    sections = {"evaluate": {"prompts": 8}, "schedule": {"enabled": False, "poll": "0.1s"}}
+    sections: dict[str, dict[str, Any]] = {"evaluate": {"prompts": 8}, "schedule": {"enabled": False, "poll": "0.1s"}}
     with RunningServer(tmp_path / "server", config=fake_config(tmp_path / "server", **sections), turning=True) as server:
         Rig(Loop(server.store, server.policy, server.config, "test:1"), random.Random(0)).serve(60)
 
