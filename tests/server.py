@@ -146,7 +146,13 @@ class RunningServer(World):
         self.url = url_of(self._listener)
         self.app = create_app(self.store, self.policy, self.config, scheduler)
         settings = uvicorn.Config(
-            self.app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2, ws="none"
+            self.app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=2,
+            ws="none",
+            proxy_headers=False,
         )
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]}, name="test-server")

@@ -24,11 +24,30 @@ from tests.test_doctor import artifact_of, prepared, store, upload
 
 from pairloop.config import Config
 from pairloop.errors import ConflictError, NotFoundError, StoreError
-from pairloop.store import Store, audit, backup, doctor, feedback, files, groups, jobs, leases, runs, versions
+from pairloop.store import (
+    Store,
+    accounts,
+    audit,
+    backup,
+    doctor,
+    feedback,
+    files,
+    groups,
+    jobs,
+    keys,
+    leases,
+    reservations,
+    runs,
+    sessions,
+    versions,
+)
+from pairloop.store.accounts import Role
 from pairloop.store.archive import Archive, ArchivedFile, Manifest, paths
 from pairloop.store.artifacts import sha256_of
 from pairloop.store.database import alembic_config, writer_engine
 from pairloop.store.jobs import Job, JobStatus
+from pairloop.store.keys import Scope
+from pairloop.store.reservations import ItemKind, Reservation
 from pairloop.store.restore import restore
 from pairloop.types import Alias
 
@@ -188,6 +207,30 @@ def test_cycles_and_jobs_go_on_at_once(store: Store, tmp_path: Path) -> None:
         with copy.reading() as c:
             (waiting,) = jobs.waiting(c, [JobStatus.QUEUED])
         assert (waiting.job_id, waiting.owner) == ("job-1", None)
+
+
+def test_nobody_is_signed_in_and_nothing_is_held_after_a_restore(store: Store, tmp_path: Path) -> None:
+    """Who logged out since the backup, or lost a machine, does not come back with it; nor does a hold of long ago."""
+    account = store.write(partial(accounts.create, name="ada", role=Role.RATE, password_hash="x", actor="a", reason="r"))
+    token = store.write(partial(sessions.begin, owner=account, address="198.51.100.7"))
+    key, _ = keys.new("shop", [Scope.RATE])
+    store.write(partial(keys.insert, key=key))
+    store.write(partial(sessions.begin, owner=key, address="198.51.100.7"))
+    put_groups(store, a_group("g-1"))
+    later = datetime.now(UTC) + timedelta(hours=1)
+    held = Reservation("res-1", BOT, "g-1", "ada", ItemKind.NEW, 0, NOW, later)
+    store.write(partial(reservations.insert, reservation=held))
+    taken = backup.take(store, tmp_path / "backups", actor="test")
+    session_id, _ = sessions.split(token) or ("", "")
+    with restored(Archive(taken.path), tmp_path / "elsewhere") as copy, copy.reading() as c:
+        assert sessions.get(c, session_id) is None
+        assert sessions.list_(c) == []
+        assert reservations.get(c, "res-1") is None
+        assert reservations.held(c, BOT, "ada", NOW) is None
+        assert accounts.get(c, "ada") is not None  # who may come in is as it was, and signs in again
+        assert keys.get(c, key.key_id) is not None
+    with store.reading() as c:
+        assert sessions.get(c, session_id) is not None, "the store that was backed up goes on"
 
 
 def test_what_must_hold_after_a_restore_is_done_before_anybody_sees_it(store: Store, tmp_path: Path) -> None:

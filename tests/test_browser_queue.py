@@ -105,7 +105,7 @@ def test_the_queue_at_work_and_a_rater_are_accessible_and_fit_a_phone(browser: B
     asked(server, 3)
     label(server, ANN)
     looks: list[dict[str, Any]] = [{"color_scheme": "dark"}, {"color_scheme": "light", "size": PHONE}]
-    for path in (f"/queue?rater={ANN}", f"/raters/{ANN}"):
+    for path in (f"/queue?rater={ANN}", f"/raters/one?id={ANN}"):
         for options in looks:
             seen = visit(browser, server.url, path, **options)
             if path.startswith("/queue"):

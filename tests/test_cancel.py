@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.loop_rig import Rig, open_rig, settings
@@ -14,6 +16,7 @@ from tests.test_cli import run as invoke
 
 from pairloop.errors import ConflictError, NotFoundError
 from pairloop.loop import cycle, deploy, train
+from pairloop.loop.cycle import Loop
 from pairloop.store import audit, cycles, duels, new_id, runs, versions
 from pairloop.types import Alias, Cycle, CycleState, Run, RunStatus
 
@@ -119,3 +122,36 @@ def test_it_is_cancelled_over_http_and_by_the_command_line(tmp_path: Path) -> No
     (tmp_path / "pairloop.toml").write_text('[policy]\nmodel = "fake"\n', encoding="utf-8")
     told = invoke("cycle", "cancel", "--reason", "x", "--config", str(tmp_path)).output
     assert "no cycle of" in told
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_server_lets_go_of_the_challenger_that_the_command_line_cancelled(tmp_path: Path) -> None:
+    sections: dict[str, dict[str, Any]] = {"evaluate": {"prompts": 8}, "schedule": {"enabled": False, "poll": "0.1s"}}
+    with RunningServer(tmp_path / "server", config=fake_config(tmp_path / "server", **sections), turning=True) as server:
+        Rig(Loop(server.store, server.policy, server.config, "test:1"), random.Random(0)).serve(60)
+
+        def state() -> str:
+            return str(server.http.get("/v1/cycles").json()["data"][0]["state"])
+
+        server.http.post("/v1/cycles")
+        until(lambda: bool(server.http.get("/v1/cycles").json()["data"]) and state() == "duelling")
+        assert server.policy.loaded() == {0, 1}
+        database = server.store.url.render_as_string(hide_password=False)
+        (tmp_path / "pairloop.toml").write_text(
+            f'[policy]\nmodel = "fake"\n[store]\ndatabase = "{database}"\n', encoding="utf-8"
+        )
+        told = invoke("cycle", "cancel", "--reason", "enough", "--config", str(tmp_path))
+        assert (told.exit_code, told.output) == (0, "cycle 1: held\n")
+        until(lambda: server.policy.loaded() == {0})
+        # Whoever asks for it by number has it again, for as long as others do not need the room.
+        assert server.chat(model="support-bot@1").status_code == 200
+        looked = server.http.get("/v1/status").json()["scheduler"]["looked_at"]
+        until(lambda: server.http.get("/v1/status").json()["scheduler"]["looked_at"] > looked)
+        assert server.policy.loaded() == {0, 1}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from tests.server import POLICY, RunningServer, fake_config, user_of
@@ -112,17 +113,20 @@ def test_a_rater_with_any_name_has_a_page_and_is_quarantined_from_it_and_gold_is
     assert page.count(": vote") + page.count("<td>vote") == 11
     (form,) = [tag for name, tag in Collector(page).tags if name == "form" and "data-preview" in tag]
     method, path = str(form["data-api"]).split(" ")
-    assert (method, path) == ("POST", f"/v1/raters/{quote(EVIL, safe='')}/quarantine")
-    foreseen = server.http.post(path, json={"reason": "preview", "dryrun": True}).json()
-    assert (foreseen["pairs"], foreseen["picks"]) == (11, 11)
-    assert server.http.post(path, json={"reason": f"left {EVIL}"}).status_code == 200
+    assert (method, path) == ("POST", "/v1/raters/quarantine")
+    (named,) = [tag for name, tag in Collector(page).tags if name == "input" and tag.get("name") == "rater_id"]
+    assert named["data-type"] == "json"
+    who = {"rater_id": json.loads(str(named["value"]))}
+    foreseen = server.http.post(path, json={**who, "reason": "preview", "dryrun": True}).json()
+    assert (foreseen["pairs"], foreseen["picks"], foreseen["rater_id"]) == (11, 11, EVIL)
+    assert server.http.post(path, json={**who, "reason": f"left {EVIL}"}).status_code == 200
     held = text(server, str(address))
     assert "Quarantined since" in held
     assert "/release" in held
     listed = text(server, "/raters?held=yes")
     assert "quarantined" in column(listed, 7)[0]
     assert listed.count("&lt;script&gt;alert") >= 2
-    assert "no rater" in text(server, "/raters/nobody", 404)
+    assert "no rater" in text(server, "/raters/one?id=nobody", 404)
     group = asked(server, 1, ASKER)[0]
     body = {"inference_id": group, "chosen_index": 1, "reason": f"known {EVIL}"}
     assert server.http.post("/v1/queue/gold", json=body).status_code == 201
@@ -131,21 +135,52 @@ def test_a_rater_with_any_name_has_a_page_and_is_quarantined_from_it_and_gold_is
     assert "known &lt;script&gt;" in page
 
 
+def test_no_name_is_a_path(server: RunningServer) -> None:
+    """A browser takes the segments ``.`` and ``..`` out of a path, encoded or not, and a slash divides it."""
+    odd = ("..", "a/../b?#%", "%2e", "one&id=c", "ß\u202e\r\n\\")
+    for name in odd:
+        votes(server, name, 1)
+    links = [tag["href"] for kind, tag in Collector(text(server, "/raters")).tags if kind == "a" and "title" in tag]
+    assert len(links) == len(odd)
+    (group,) = asked(server, 1, "..")
+    assert server.http.post("/v1/preferences", json={"inference_id": group, "chosen_index": 0}).status_code == 201
+    links += [
+        tag["href"] for _, tag in Collector(text(server, f"/requests/{group}")).tags if "/raters/" in (tag.get("href") or "")
+    ]
+    assert len(links) == len(odd) + 1
+    seen = set()
+    for link in map(str, links):
+        parts = urlsplit(link)
+        assert (parts.path, parts.fragment) == ("/raters/one", "")
+        (name,) = parse_qs(parts.query, strict_parsing=True, max_num_fields=1)["id"]
+        page = Collector(text(server, link))
+        (named,) = [tag for kind, tag in page.tags if kind == "input" and tag.get("name") == "rater_id"]
+        assert json.loads(str(named["value"])) == name
+        seen.add(name)
+    assert seen == set(odd)
+    for action, is_held in (("quarantine", True), ("release", False)):
+        done = server.http.post(f"/v1/raters/{action}", json={"rater_id": "..", "reason": "x"})
+        assert (done.status_code, done.json()["rater_id"]) == (200, "..")
+        assert ("Quarantined since" in text(server, "/raters/one?id=..")) == is_held
+    bare = server.http.post("/v1/raters/quarantine", json={"reason": "x"})
+    assert (bare.status_code, bare.json()["error"]["param"]) == (400, "rater_id")
+
+
 def test_a_raters_picks_are_paged_and_what_is_old_still_has_a_page(server: RunningServer) -> None:
     (group,) = asked(server, 1, BOB)
     for n in range(52):  # each revises the one before
         body = {"inference_id": group, "rater_id": BOB, "chosen_index": n % 2, "latency_ms": 3_000}
         assert server.http.post("/v1/preferences", json=body).status_code == 201
-    page = text(server, f"/raters/{BOB}")
+    page = text(server, f"/raters/one?id={BOB}")
     (older,) = re.findall(r"before=(\d+)", page)
-    earlier = text(server, f"/raters/{BOB}?before={older}")
+    earlier = text(server, f"/raters/one?id={BOB}&before={older}")
     assert (page.count("<td>vote"), earlier.count("<td>vote")) == (50, 2)
     assert "revision 51" in page
     assert "revision 1<" in earlier
     assert "older →" not in earlier
     crowd = [replace(a_pick(group), feedback_id=f"f{n}", rater_id=f"other-{n}", latency_ms=2_000) for n in range(1_000)]
     server.store.write(lambda c: feedback.insert_new(c, crowd, [POLICY] * len(crowd)))
-    old = text(server, f"/raters/{BOB}?newest=1000")
+    old = text(server, f"/raters/one?id={BOB}&newest=1000")
     assert "None of everybody's newest 1,000 picks is theirs." in " ".join(old.split())
     assert "of their own newest" in old
     assert "Earlier" not in old

@@ -42,7 +42,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """One server for most of these tests."""
-    with RunningServer(tmp_path_factory.mktemp("house") / "server") as server:
+    folder = tmp_path_factory.mktemp("house") / "server"
+    with RunningServer(folder, config=fake_config(folder, serve={"trusted_proxies": ["127.0.0.1"]})) as server:
         yield server
 
 
@@ -129,6 +130,8 @@ def test_without_keys_and_accounts_nobody_is_asked(serve: Serve) -> None:
         page = server.http.get(path)
         assert page.status_code == 200
         assert "Log out" not in page.text
+        told = server.http.get(path, headers={"x-forwarded-proto": "https"})
+        assert "strict-transport-security" not in told.headers  # nobody is believed who is not named a proxy
     assert server.http.get("/login").headers["location"] == "/"
     made = server.http.post("/v1/accounts", json={"name": "ada", "role": "admin", "password": PASSWORD})
     assert made.status_code == 201, made.text
@@ -245,7 +248,7 @@ def test_whoever_guesses_is_told_to_wait_and_the_right_password_does_not_help(br
 ROLES_OPEN: Mapping[str, tuple[Role, ...]] = {
     "GET /": tuple(Role),
     "GET /page/live": tuple(Role),
-    "GET /v1/queue?rater_id=ann": tuple(Role),
+    "GET /v1/queue?rater_id={name}": tuple(Role),
     "GET /v1/models": tuple(Role),
     "GET /home": (Role.OPERATE, Role.ADMIN),
     "GET /audit": (Role.OPERATE, Role.ADMIN),
@@ -266,7 +269,7 @@ def test_each_role_opens_what_is_its_own_and_its_menu_shows_no_more(server: Runn
         with browser_of(server) as browser:
             sign_in(browser, f"{role}r")
             for route, roles in ROLES_OPEN.items():
-                method, path = route.split()
+                method, path = route.format(name=f"{role}r").split()
                 reply = browser.request(method, path)
                 assert (reply.status_code == 403) == (role not in roles), (role, route, reply.status_code)
                 assert reply.status_code in (200, 202, 403), (role, route, reply.text)

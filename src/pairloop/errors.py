@@ -13,6 +13,7 @@ PairloopError
     │   └── UnavailableError   the database is away or locked, the disk is full: the same may succeed later
     │       └── StoreBusyError more writes wait than may; nothing of this one was stored (HTTP 503 with retry-after)
     ├── EngineError            a policy that cannot sample right now (HTTP 503 with retry-after)
+    ├── BusyError              too many ask for something slow at once (HTTP 503 with retry-after)
     └── TrainingError          a training child that ended without a result
 """
 
@@ -134,6 +135,12 @@ class StoreBusyError(UnavailableError):
 
 class EngineError(SystemFailure):
     """A policy that cannot sample right now."""
+
+
+class BusyError(SystemFailure):
+    """More of something slow is asked for than may wait: the same may succeed in a moment."""
+
+    code = "busy"
 
 
 class TrainingError(SystemFailure):

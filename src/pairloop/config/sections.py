@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -120,6 +121,9 @@ class ServeSection(Section):
     """Names by which clients may ask for this server, beside its addresses and localhost; `*` for any. Needs a key."""
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages that may call this server from a browser, such as `https://shop.example`; none by default."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of the reverse proxies in front, such as `127.0.0.1` or `10.0.0.0/28`: of these alone
+    `X-Forwarded-For` and `X-Forwarded-Proto` are believed. Needs a key or an account."""
     requests_per_minute: int = Field(default=0, ge=0)
     """Requests per minute of one key (of one address, without keys); more are answered 429. A key may have its own; 0 is no
     limit."""
@@ -164,6 +168,18 @@ class ServeSection(Section):
     @property
     def drain_delay_s(self) -> float:
         return 0.0 if self.drain_delay == "0s" else duration_s(self.drain_delay)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in value:
+            try:
+                network = ip_network(proxy)
+            except ValueError as error:
+                raise ValueError(f"{proxy!r} is no address and no network, such as 127.0.0.1 or 10.0.0.0/28") from error
+            if network.prefixlen == 0:
+                raise ValueError(f"{proxy!r} is everybody: name the addresses of the proxies alone")
+        return value
 
     @field_validator("allowed_origins")
     @classmethod

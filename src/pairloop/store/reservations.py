@@ -69,10 +69,12 @@ def finish(c: Connection, reservation_id: str, at: datetime) -> None:
     c.execute(sa.update(reservations).where(this, reservations.c.done_at.is_(None)).values(done_at=at))
 
 
-def give_back(c: Connection, reservation_id: str) -> bool:
-    """The comparison goes back to the queue; False where there was nothing to give back."""
-    this = reservations.c.reservation_id == reservation_id
-    return bool(c.execute(sa.delete(reservations).where(this, reservations.c.done_at.is_(None))).rowcount)
+def give_back(c: Connection, reservation_id: str, *, rater_id: str | None = None) -> bool:
+    """The comparison goes back to the queue; False where there was nothing to give back, or not by this rater."""
+    statement = sa.delete(reservations).where(reservations.c.reservation_id == reservation_id, reservations.c.done_at.is_(None))
+    if rater_id is not None:
+        statement = statement.where(reservations.c.rater_id == rater_id)
+    return bool(c.execute(statement).rowcount)
 
 
 def sweep(c: Connection, now: datetime) -> None:

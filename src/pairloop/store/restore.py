@@ -1,7 +1,8 @@
 """Restore: a backup becomes the store of a configuration, whole or not at all; what was there is moved aside, never deleted.
 
-All that is to be done to the rows (migrations, leases of processes that are gone, erasures since the backup) is done to a copy
-of the backup's database beside the target; the last step puts that copy in place, by a rename or in one transaction.
+All that is to be done to the rows (migrations, leases of processes that are gone, sessions, erasures since the backup) is
+done to a copy of the backup's database beside the target; the last step puts that copy in place, by a rename or in one
+transaction.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pairloop.store.database import describe, failing_as_store_error, parse_url,
 from pairloop.store.doctor import Problem
 from pairloop.store.erasures import Erasure
 from pairloop.store.jobs import JobStatus
-from pairloop.store.schema import jobs, leases, runs
+from pairloop.store.schema import jobs, leases, reservations, runs, sessions
 from pairloop.store.store import Store
 from pairloop.types import RunStatus
 
@@ -81,6 +82,7 @@ def restore(
         with Store.open(staging) as store:
             copied, found = _copy_contents(archive, store)
             store.write(_forget_owners)
+            store.write(_forget_visits)
             store.write(partial(_record, archive=archive, actor=actor))
             for act in after:
                 act(store, config)
@@ -173,6 +175,12 @@ def _forget_owners(c: Connection) -> None:
     running = jobs.c.status == JobStatus.RUNNING.value
     c.execute(sa.update(jobs).where(running).values(status=JobStatus.QUEUED.value))
     c.execute(sa.update(jobs).where(jobs.c.owner.is_not(None)).values(owner=None, lease_expires_at=None))
+
+
+def _forget_visits(c: Connection) -> None:
+    """Nobody is signed in, who has logged out since the backup least of all; and no comparison is held for anybody."""
+    c.execute(sa.delete(sessions))
+    c.execute(sa.delete(reservations).where(reservations.c.done_at.is_(None)))
 
 
 def _record(c: Connection, archive: Archive, actor: str) -> None:

@@ -16,7 +16,7 @@ from pairloop.web.callers import CALLER, LET_IN, LOCKED, Caller
 from pairloop.web.cookies import renewed, session_token
 from pairloop.web.errors import error_response, from_error
 from pairloop.web.keyring import KeyRing
-from pairloop.web.limits import Buckets, Taken
+from pairloop.web.limits import Buckets, Taken, network_of
 from pairloop.web.scopes import Scopes, is_page, scopes_of
 from pairloop.web.sites import is_own, own_path
 
@@ -61,6 +61,7 @@ class Access:
         caller, refusal = came.caller, came.refusal if wanted else None
         address = scope["client"][0] if scope.get("client") else "unknown"
         who = f"address:{address}" if caller is None else caller.ident
+        counted = f"address:{network_of(address)}" if caller is None else who
         scope[CALLER], scope[LET_IN], scope[LOCKED] = who, caller, await self._ring.locked()
         if caller is not None and not caller.allows(wanted):
             refusal = self._lacks(scope, wanted)
@@ -71,7 +72,7 @@ class Access:
         if not per_minute or not wanted:
             await (refusal or self._app)(scope, receive, send)
             return
-        taken = self._buckets.take(who, per_minute)
+        taken = self._buckets.take(counted, per_minute)
         if taken.retry_s:
             refusal = _too_many(taken)
         await (refusal or self._app)(scope, receive, _told(send, taken))

@@ -14,6 +14,7 @@ from pairloop.store.accounts import LONGEST_PASSWORD, SHORTEST_PASSWORD, Account
 from pairloop.store.sessions import Session
 from pairloop.web.audit import BY_HAND, Actor
 from pairloop.web.context import Here
+from pairloop.web.hashing import HASHING
 from pairloop.web.paging import After, Limit, page
 from pairloop.web.resources import seconds
 from pairloop.web.wire import Body, PlainText
@@ -42,7 +43,7 @@ class AccountChangeBody(Body):
 
 @router.post("/v1/accounts", status_code=201, summary="Make an account for a person")
 def create_account(body: AccountBody, context: Here, actor: Actor) -> AccountResource:
-    password_hash = accounts.hash_password(body.password)
+    password_hash = _hashed(body.password)
     account = context.store.write(
         lambda c: accounts.create(c, body.name, body.role, password_hash, actor=actor, reason=BY_HAND)
     )
@@ -67,7 +68,7 @@ def get_account(name: str, context: Here) -> AccountResource:
 def change_account(name: str, body: AccountChangeBody, context: Here, actor: Actor) -> AccountResource:
     if body.role not in (None, Role.ADMIN):
         _refuse_oneself(name, actor, "be made less than admin")
-    password_hash = None if body.password is None else accounts.hash_password(body.password)
+    password_hash = None if body.password is None else _hashed(body.password)
     account = context.store.write(
         lambda c: accounts.change(c, name, role=body.role, password_hash=password_hash, actor=actor, reason=BY_HAND)
     )
@@ -95,6 +96,10 @@ def end_session(session_id: str, context: Here, actor: Actor) -> SessionResource
     session = context.store.write(lambda c: sessions.end(c, session_id, actor=actor, reason=BY_HAND))
     context.keys.forget(session_id)
     return session_resource(session)
+
+
+def _hashed(password: str) -> str:
+    return HASHING.submit(lambda: accounts.hash_password(password)).result()
 
 
 def _refuse_oneself(name: str, actor: str, what: str) -> None:

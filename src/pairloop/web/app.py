@@ -48,6 +48,7 @@ from pairloop.web.metrics import Metrics
 from pairloop.web.middleware import BodyLimit, Outermost, Sites
 from pairloop.web.overview import OverviewBoard
 from pairloop.web.pages.docs import mount_static
+from pairloop.web.proxies import Proxies
 from pairloop.web.scopes import undeclared
 from pairloop.web.short_way import ShortWay
 from pairloop.web.status import StatusBoard
@@ -154,3 +155,4 @@ def _add_layers(app: FastAPI, context: Context) -> None:
         )
     app.add_middleware(Sites, hosts=serve.allowed_hosts, origins=serve.allowed_origins, beyond=not is_loopback(serve.host))
     app.add_middleware(Outermost, metrics=context.metrics)
+    app.add_middleware(Proxies, trusted=serve.trusted_proxies)

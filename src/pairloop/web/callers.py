@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Annotated
 
+from fastapi import Depends, Request
 from starlette.types import Scope as AsgiScope
 
+from pairloop.errors import InvalidRequestError
 from pairloop.store.accounts import Account
 from pairloop.store.keys import Key, Scope
 
@@ -31,6 +34,11 @@ class Caller:
         return f"key:{self.owner.key_id}" if isinstance(self.owner, Key) else f"account:{self.owner.name}"
 
     @property
+    def own_name(self) -> str | None:
+        """The name that a session asks and picks under; None for a key, which speaks for the people it names."""
+        return None if self.session_id is None else self.owner.name
+
+    @property
     def requests_per_minute(self) -> int | None:
         return self.owner.requests_per_minute if isinstance(self.owner, Key) else None
 
@@ -47,6 +55,22 @@ class Caller:
 def caller_of(scope: AsgiScope) -> Caller | None:
     caller: Caller | None = scope.get(LET_IN)
     return caller
+
+
+async def _caller(request: Request) -> Caller | None:
+    return caller_of(request.scope)
+
+
+AsCaller = Annotated[Caller | None, Depends(_caller)]
+
+
+def name_of(caller: Caller | None, named: str | None, param: str) -> str | None:
+    """Under which name this is done: of a session its own alone, else the one that ``param`` names."""
+    own = None if caller is None else caller.own_name
+    if own is not None and named not in (None, own):
+        text = f"{param} has to be {own!r}, as whom you are signed in here, or be left out; an API key may name others"
+        raise InvalidRequestError(text, param=param, code="not_your_name")
+    return named if own is None else own
 
 
 def may_open(scope: AsgiScope, wanted: Collection[Scope]) -> bool:

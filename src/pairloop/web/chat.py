@@ -17,6 +17,7 @@ from pairloop.store import versions
 from pairloop.telemetry.traces import Span
 from pairloop.types import Group, Version
 from pairloop.web.audit import actor_of
+from pairloop.web.callers import caller_of, name_of
 from pairloop.web.chunks import Chunks
 from pairloop.web.context import Context, Here, context_of
 from pairloop.web.errors import ErrorResponse, error_response, from_error
@@ -46,7 +47,8 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     """
     context = context_of(request)
     pair_allowed = request.headers.get(PAIR_HEADER) == PAIR_ALLOWED
-    asked = body.as_request(pair_allowed=pair_allowed, caller=actor_of(request))
+    user = name_of(caller_of(request.scope), body.user or body.safety_identifier or None, "user")
+    asked = body.as_request(pair_allowed=pair_allowed, caller=actor_of(request), user=user)
     span = chat_span(request, asked, context.config, is_streamed=bool(body.stream))
     try:
         if body.stream:

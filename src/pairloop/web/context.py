@@ -14,10 +14,13 @@ from pairloop.policy.protocols import Policy
 from pairloop.store import Store
 from pairloop.web.examination import Examination
 from pairloop.web.keyring import KeyRing
-from pairloop.web.limits import Buckets
+from pairloop.web.limits import Buckets, Places
 from pairloop.web.metrics import Metrics
 from pairloop.web.overview import OverviewBoard
 from pairloop.web.status import StatusBoard
+
+STREAMS_OF_ONE, STREAMS = 32, 256
+"""Streams of events that may be open at a time: of one caller, which may be several people with one key, and in all."""
 
 
 class SchedulerLike(Protocol):
@@ -48,6 +51,7 @@ class Context:
     keys: KeyRing
     overview: OverviewBoard
     sign_ins: Buckets = field(default_factory=Buckets)
+    streams: Places = field(default_factory=lambda: Places(STREAMS_OF_ONE, STREAMS))
     doctor: Examination = field(default_factory=Examination)
     draining: bool = False
 

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from pairloop.errors import (
+    BusyError,
     ConflictError,
     EngineError,
     InvalidRequestError,
@@ -43,6 +44,7 @@ _STATUS: tuple[tuple[type[PairloopError], int], ...] = (
     (InvalidRequestError, 400),
     (EngineError, 503),
     (StoreError, 503),
+    (BusyError, 503),
     (UserError, 400),
 )
 _CODES = {

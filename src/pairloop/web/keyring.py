@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Generic, TypeVar
 
 from pairloop.store import Store, accounts, keys, sessions
 from pairloop.store.accounts import Account
-from pairloop.store.keys import Key
+from pairloop.store.keys import Key, Scope
 from pairloop.store.sessions import SLIDES_AFTER, Session
 from pairloop.web.callers import Caller
 
@@ -105,6 +106,22 @@ class KeyRing:
         if prolonged:
             self._store.submit(lambda c: sessions.prolong(c, session.session_id, now), admitted=True)  # nobody waits for it
         return Caller(owner, session.session_id), prolonged
+
+    async def still(self, caller: Caller | None, wanted: Collection[Scope]) -> bool:
+        """Whether who was let in before would be let in now; None while nobody was asked."""
+        if caller is None:
+            return not await self.locked()
+        now = datetime.now(UTC)
+        if caller.session_id is not None:
+            found = await self._find_session(caller.session_id)
+            if found is None or now >= found[0].expires_at:
+                return False
+            owner: Key | Account | None = found[1]
+        else:
+            owner = await self._find(caller.owner.key_id) if isinstance(caller.owner, Key) else None
+        if owner is None or (isinstance(owner, Key) and owner.ended(now)):
+            return False
+        return Caller(owner, caller.session_id).allows(wanted)
 
     def forget(self, name: str) -> None:
         """A key, account or session of this id was made, changed or ended here: what was read no longer stands."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import math
-from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
-from pairloop.errors import NotFoundError
+from pairloop.errors import BusyError, NotFoundError
 from pairloop.store import accounts, sessions
 from pairloop.store.accounts import LONGEST_PASSWORD, Account
 from pairloop.store.keys import Key
 from pairloop.web.callers import Caller, caller_of
 from pairloop.web.context import Context, Here
 from pairloop.web.cookies import cleared, renewed
-from pairloop.web.errors import error_response
+from pairloop.web.errors import RETRY_AFTER_S, error_response
+from pairloop.web.hashing import HASHING
+from pairloop.web.limits import network_of
 from pairloop.web.pages.menu import first_path
 from pairloop.web.pages.rendering import render
 from pairloop.web.sites import is_own, own_path
@@ -26,10 +27,8 @@ router = APIRouter(include_in_schema=False)
 
 LONGEST_FORM = 8_192
 PER_NAME, PER_ADDRESS, PER_NAME_ANYWHERE = 10, 30, 100
-"""Sign-ins that may be tried in a minute: under one name from one address, from one address, and under one name from all of
-them, which is more, so that nobody is locked out by somebody else's few tries."""
-HASHING = ThreadPoolExecutor(2, "hashing")
-"""Passwords are slow on purpose: however many are tried, they take no thread from anybody else, and 16 MB each."""
+"""Sign-ins that may be tried in a minute: under one name from one address (of IPv6: its /64), from one address, and under one
+name from all of them, which is more, so that nobody is locked out by somebody else's few tries."""
 NO_MATCH = "Name and password do not match."
 FOREIGN = "This form was not sent from this server's own page. Try again here."
 
@@ -56,12 +55,18 @@ async def log_in(request: Request, context: Here) -> Response:
     if not is_own(request.headers, request.url.scheme):
         return _form(then, FOREIGN, 403)
     name, address = fields.get("name", "").strip()[:LONGEST_PASSWORD], request.client.host if request.client else "unknown"
-    wait_s = _wait_s(context, name, address)
+    key = fields.get("key", "").strip()
+    if not key and HASHING.is_full:  # before it counts as a try
+        return _busy(then, name)
+    wait_s = _wait_s(context, name, network_of(address))
     if wait_s:
         response = _form(then, f"Too many sign-ins were tried. Try again in {wait_s} s.", 429)
         response.headers["retry-after"] = str(wait_s)
         return response
-    owner = await _owner(context, name, fields)
+    try:
+        owner = await _owner(context, key, name, fields.get("password", ""))
+    except BusyError:
+        return _busy(then, name)
     if isinstance(owner, str):
         return _form(then, owner, 401, name)
     try:
@@ -87,19 +92,25 @@ async def log_out(request: Request, context: Here) -> Response:
     return response
 
 
-async def _owner(context: Context, name: str, fields: dict[str, str]) -> Key | Account | str:
+async def _owner(context: Context, token: str, name: str, password: str) -> Key | Account | str:
     """Who signs in, or why nobody does."""
-    if fields.get("key", "").strip():
-        key = await context.keys.verify(fields["key"].strip())
+    if token:
+        key = await context.keys.verify(token)
         return f"This key {key}." if isinstance(key, str) else key
 
     def look() -> Account | None:
         with context.store.reading() as c:
             account = accounts.get(c, name)
-        return account if accounts.matches(account, fields.get("password", "")) else None
+        return account if accounts.matches(account, password) else None
 
-    account = await asyncio.get_running_loop().run_in_executor(HASHING, look)
+    account = await asyncio.wrap_future(HASHING.submit(look))
     return account if account is not None else NO_MATCH
+
+
+def _busy(then: str | None, name: str) -> Response:
+    response = _form(then, "Too many people sign in at this moment. Try again in a moment.", 503, name)
+    response.headers["retry-after"] = RETRY_AFTER_S
+    return response
 
 
 def _wait_s(context: Context, name: str, address: str) -> int:

@@ -48,6 +48,8 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "POST /v1/cycles/{cycle_id}/cancel": {"reason": "the picks of last night came from a test"},
     "POST /v1/raters/{rater_id}/quarantine": {"reason": "votes for the longer answer whatever it says"},
     "POST /v1/raters/{rater_id}/release": {"reason": "talked to them: they had misread the guidelines"},
+    "POST /v1/raters/quarantine": {"rater_id": "customer-7", "reason": "votes for the longer answer whatever it says"},
+    "POST /v1/raters/release": {"rater_id": "customer-7", "reason": "they had misread the guidelines"},
     "POST /v1/replays": {"inference_id": PICK["inference_id"], "model": "support-bot@0"},
     "POST /v1/queue/reservations": {"rater_id": "ann"},
     "POST /v1/queue/gold": {"inference_id": PICK["inference_id"], "chosen_index": 1, "reason": "the other invents a date"},

@@ -25,6 +25,7 @@ from pairloop.loop.feedback import (
 from pairloop.store.waiting import awaitable
 from pairloop.telemetry import traces
 from pairloop.types import ERROR_METRIC, Feedback, Source
+from pairloop.web.callers import AsCaller, Caller, name_of
 from pairloop.web.chat import version_name
 from pairloop.web.context import Context, Here
 from pairloop.web.replies import JSON
@@ -67,7 +68,7 @@ class PreferenceBody(Body):
             raise field_error("repeat", "a reservation knows whether it is a repeat: leave repeat out")
         return self
 
-    def as_pick(self) -> Pick:
+    def as_pick(self, caller: Caller | None) -> Pick:
         return Pick(
             inference_id=self.inference_id,
             outcome=Outcome(self.outcome) if self.outcome else None,
@@ -76,7 +77,7 @@ class PreferenceBody(Body):
             shown_order=tuple(self.shown_order or ()),
             reason=self.reason,
             edited_text=self.edited_text,
-            rater_id=self.rater_id,
+            rater_id=name_of(caller, self.rater_id, "rater_id"),
             latency_ms=self.latency_ms,
             source=Source(self.source or "human"),
             tags=self.tags or {},
@@ -112,26 +113,26 @@ class FeedbackBody(Body):
             )
         return self
 
-    def as_outcome(self, conversation_id: str) -> ConversationValue:
+    def as_outcome(self, conversation_id: str, caller: Caller | None) -> ConversationValue:
         return ConversationValue(
             conversation_id=conversation_id,
             metric=self.metric_name,
             value=self.value,
             comment=self.comment,
-            rater_id=self.source_id,
+            rater_id=name_of(caller, self.source_id, "source_id"),
             source=Source(self.source or "human"),
             tags=self.tags or {},
             feedback_id=self.id,
         )
 
-    def as_value(self, inference_id: str) -> MetricValue:
+    def as_value(self, inference_id: str, caller: Caller | None) -> MetricValue:
         return MetricValue(
             inference_id=inference_id,
             metric=self.metric_name,
             value=self.value,
             choice_index=self.choice_index,
             comment=self.comment,
-            rater_id=self.source_id,
+            rater_id=name_of(caller, self.source_id, "source_id"),
             source=Source(self.source or "human"),
             tags=self.tags or {},
             feedback_id=self.id,
@@ -144,23 +145,25 @@ class FeedbackBody(Body):
     summary="Record a pick between two answers; durable before the 201, a replay changes nothing",
     response_model=None,
 )
-async def preferences(body: PreferenceBody, context: Here) -> Response:
+async def preferences(body: PreferenceBody, context: Here, caller: AsCaller) -> Response:
     """A rater's second pick revises the first; in a duel the first one counts, since the reply to it names the versions.
 
     `edited_text` is an ideal answer of its own beside the pick: it becomes chosen against what was served. The outcome `error`
     says that a judge or verifier failed (`source: llm | code`): it is kept, is no vote, and never a tie. With `repeat` it is
     what the rater says of a comparison shown once more, sides swapped (`GET /v1/queue`): no vote either, it measures flips.
     With `reservation_id` it is what the labelling queue held for the rater (`POST /v1/queue/reservations`): it knows which.
+    Who is signed in on the pages picks under their own name; a key names the `rater_id` it speaks for.
     """
-    return await _take_preference(body, context)
+    return await _take_preference(body, context, caller)
 
 
-async def _take_preference(body: PreferenceBody, context: Context) -> Response:
+async def _take_preference(body: PreferenceBody, context: Context, caller: Caller | None) -> Response:
+    pick = body.as_pick(caller)
     if body.reservation_id is not None:
-        submitted = submit_reserved(context.store, body.as_pick(), body.reservation_id, dryrun=body.dryrun)
+        submitted = submit_reserved(context.store, pick, body.reservation_id, dryrun=body.dryrun)
     else:
         submit = submit_repeat if body.repeat else submit_preference
-        submitted = submit(context.store, body.as_pick(), dryrun=body.dryrun)
+        submitted = submit(context.store, pick, dryrun=body.dryrun)
     recorded = await awaitable(submitted)
     if not (recorded.duplicate or recorded.dryrun):
         context.notify()
@@ -175,21 +178,22 @@ async def _take_preference(body: PreferenceBody, context: Context) -> Response:
     summary="Record a value about one completion, or about the taken ones of a conversation",
     response_model=None,
 )
-async def feedback(body: FeedbackBody, context: Here) -> Response:
+async def feedback(body: FeedbackBody, context: Here, caller: AsCaller) -> Response:
     """Of a conversation, each answer that it went on from, that was the only one, or that a person picked gets the value.
 
     The reply lists those under `applied`, and under `undecided` the comparisons of which nobody took an answer. True and false
     of the metrics in `feedback.thumb_metrics` (`resolved`) count as thumbs; other metrics are kept and train nothing.
     """
-    return await _take_feedback(body, context)
+    return await _take_feedback(body, context, caller)
 
 
-async def _take_feedback(body: FeedbackBody, context: Context) -> Response:
+async def _take_feedback(body: FeedbackBody, context: Context, caller: Caller | None) -> Response:
     if body.conversation_id is not None:
-        applied = await awaitable(submit_outcome(context.store, body.as_outcome(body.conversation_id), dryrun=body.dryrun))
+        outcome = body.as_outcome(body.conversation_id, caller)
+        applied = await awaitable(submit_outcome(context.store, outcome, dryrun=body.dryrun))
         _count_values(context, applied.rows if not (applied.duplicate or applied.dryrun) else ())
         return _outcome_reply(body.conversation_id, applied)
-    value = body.as_value(body.inference_id or "")
+    value = body.as_value(body.inference_id or "", caller)
     recorded = await awaitable(submit_metric(context.store, value, dryrun=body.dryrun))
     _count_values(context, () if recorded.duplicate or recorded.dryrun else (recorded.feedback,))
     return _reply(recorded)

@@ -26,6 +26,7 @@ from pairloop.store import gold, reservations
 from pairloop.store.gold import Gold
 from pairloop.types import Group, Label
 from pairloop.web.audit import Actor
+from pairloop.web.callers import AsCaller, name_of
 from pairloop.web.context import Here
 from pairloop.web.paging import Limit, page
 from pairloop.web.picks import Rater
@@ -72,12 +73,13 @@ class TakeBackRequest(Body):
 @router.get(
     "/v1/queue", summary="The next comparison for a rater: one that wants picks, now and then one of their own again; not held"
 )
-def next_in_queue(rater_id: RaterId, context: Here, repeats_only: bool = False) -> Queue:
+def next_in_queue(rater_id: RaterId, context: Here, caller: AsCaller, repeats_only: bool = False) -> Queue:
     """Show `choices` in their order, and send the pick with `rater_id`, `shown_order` and `repeat` to `POST /v1/preferences`.
 
     New ones come from the rater's own pool. With `repeats_only` there are only own ones again, by `feedback.repeat_share`.
     Where several people label at once, `POST /v1/queue/reservations` gives each a comparison of their own.
     """
+    name_of(caller, rater_id, "rater_id")
     item = desk.next_item(context.store, context.config, rater_id, rng=_RNG, repeats_only=repeats_only)
     if item is None:
         return Queue(item=None)
@@ -93,11 +95,12 @@ def next_in_queue(rater_id: RaterId, context: Here, repeats_only: bool = False) 
 
 
 @router.post("/v1/queue/reservations", summary="Take the next comparison; it is this rater's for queue.hold")
-def reserve(body: ReservationRequest, context: Here) -> Reservation:
+def reserve(body: ReservationRequest, context: Here, caller: AsCaller) -> Reservation:
     """Show `choices` in their order, and send the pick with `reservation_id` to `POST /v1/preferences`, once more to revise it.
 
     Who asks again before they answered gets the same. Whether it is new, gold, or one of their own again is not told.
     """
+    name_of(caller, body.rater_id, "rater_id")
     held = desk.reserve(context.store, context.config, body.rater_id, rng=_RNG)
     if held is None:
         return Reservation(item=None)
@@ -114,8 +117,10 @@ def reserve(body: ReservationRequest, context: Here) -> Reservation:
 
 
 @router.delete("/v1/queue/reservations/{reservation_id}", summary="Give a comparison back to the queue, unanswered")
-def give_back(reservation_id: str, context: Here) -> ReservationEnd:
-    deleted = context.store.write(lambda c: reservations.give_back(c, reservation_id))
+def give_back(reservation_id: str, context: Here, caller: AsCaller) -> ReservationEnd:
+    own = name_of(caller, None, "rater_id")
+    rater = None if own is None else desk.stored_id(context.store, own)
+    deleted = context.store.write(lambda c: reservations.give_back(c, reservation_id, rater_id=rater))
     return ReservationEnd(id=reservation_id, deleted=deleted)
 
 

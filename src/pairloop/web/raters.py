@@ -26,7 +26,7 @@ from pairloop.web.audit import Actor
 from pairloop.web.context import Context, Here
 from pairloop.web.paging import Limit, page
 from pairloop.web.resources import quarantine_resource, rater_resource
-from pairloop.web.wire import Body, Text512
+from pairloop.web.wire import NO_NUL, Body, Text512
 
 router = APIRouter(tags=["raters"])
 
@@ -38,6 +38,12 @@ class DecisionRequest(Body):
 
     reason: Text512 = Field(min_length=1, examples=["votes for the longer answer whatever it says"])
     dryrun: bool = False
+
+
+class NamedDecisionRequest(DecisionRequest):
+    """The same, of a rater whose id no path can hold."""
+
+    rater_id: str = Field(min_length=1, max_length=1_024, pattern=NO_NUL)
 
 
 @router.get("/v1/raters", summary="Whoever gave feedback, by id")
@@ -92,6 +98,21 @@ def check_raters(context: Here) -> RaterChecks:
 @router.post("/v1/raters/{rater_id:path}/quarantine", summary="Set a rater's votes aside, with a reason; nothing is deleted")
 def quarantine(rater_id: str, body: DecisionRequest, context: Here, actor: Actor) -> RaterDecision:
     return _decide(context, rater_id, Action.QUARANTINE, body, actor)
+
+
+@router.post(
+    "/v1/raters/quarantine", summary="Set aside the votes of a rater who is named in the body: any id, also one of dots"
+)
+def quarantine_named(body: NamedDecisionRequest, context: Here, actor: Actor) -> RaterDecision:
+    """Clients take the segments `.` and `..` out of a path; the pages send whom they mean here."""
+    return _decide(context, body.rater_id, Action.QUARANTINE, body, actor)
+
+
+@router.post(
+    "/v1/raters/release", summary="Count the votes of a rater again who is named in the body: any id, also one of dots"
+)
+def release_named(body: NamedDecisionRequest, context: Here, actor: Actor) -> RaterDecision:
+    return _decide(context, body.rater_id, Action.RELEASE, body, actor)
 
 
 @router.post("/v1/raters/{rater_id:path}/release", summary="Count a quarantined rater's votes again, with a reason")

@@ -84,17 +84,18 @@ def url_of(listener: socket.socket) -> str:
 
 def refuse_open_doors(store: Store, config: Config) -> None:
     """ConfigError where other machines could reach a server without keys and accounts: they could train and roll back."""
-    host, names = config.serve.host, config.serve.allowed_hosts
-    if is_loopback(host) and not names:
+    host, names, proxies = config.serve.host, config.serve.allowed_hosts, config.serve.trusted_proxies
+    if is_loopback(host) and not names and not proxies:
         return
     with store.reading() as c:
         if accounts.is_locked(c):
             return
-    what = f"serve.allowed_hosts = {list(names)}" if is_loopback(host) else f"serve.host = {host!r} is not loopback and"
+    what = f"serve.allowed_hosts = {list(names)}" if names else f"serve.trusted_proxies = {list(proxies)}"
+    what = what if is_loopback(host) else f"serve.host = {host!r} is not loopback and"
     raise ConfigError(
         f"{what} opens the server to others, and it has no API key and no account yet: make one with `pairloop keys create "
         "--scope admin` or `pairloop accounts create NAME --role admin`, or "
-        'leave serve.host at "127.0.0.1" and serve.allowed_hosts empty'
+        'leave serve.host at "127.0.0.1", and serve.allowed_hosts and serve.trusted_proxies empty'
     )
 
 
@@ -134,6 +135,7 @@ class Server(uvicorn.Server):
                 lifespan="on",
                 timeout_graceful_shutdown=round(duration_s(app.state.context.config.serve.drain) + CUT_S),
                 server_header=False,
+                proxy_headers=False,  # serve.trusted_proxies, in the application
                 ws="none",
             )
         )

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pairloop.errors import PairloopError
+from pairloop.web.callers import Caller, caller_of
 from pairloop.web.context import Context
 from pairloop.web.errors import from_error
 from pairloop.web.headers import header
@@ -29,7 +30,7 @@ class Shortcut(Generic[Model]):
 
     path: str
     model: type[Model]
-    handle: Callable[[Model, Context], Awaitable[Response]]
+    handle: Callable[[Model, Context, Caller | None], Awaitable[Response]]
 
     def read(self, body: bytes) -> Model | None:
         """The body, where it is right."""
@@ -63,7 +64,7 @@ class ShortWay:
             return
         scope["route"] = shortcut
         try:
-            response = await shortcut.handle(body, self._context)
+            response = await shortcut.handle(body, self._context, caller_of(scope))
         except PairloopError as error:
             response = from_error(error)
         await response(scope, receive, send)

@@ -243,8 +243,8 @@ class ChatBody(Body):
             return []
         return [tool.model_dump(exclude_unset=True) for tool in self.tools or ()]
 
-    def as_request(self, *, pair_allowed: bool, caller: str) -> ChatRequest:
-        """The request in the loop's own words."""
+    def as_request(self, *, pair_allowed: bool, caller: str, user: str | None) -> ChatRequest:
+        """The request in the loop's own words; ``user`` is who asks, as far as the server lets the body say so."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         metadata = self.metadata or {}
         form = self.response_format
@@ -259,7 +259,7 @@ class ChatBody(Body):
                 seed=self.seed,
             ),
             max_tokens=self.max_completion_tokens or self.max_tokens,
-            user=self.user or self.safety_identifier or None,
+            user=user,
             metadata=metadata,
             caller=caller,
             pair_allowed=pair_allowed or metadata.get(PAIR_KEY) == PAIR_ALLOWED,

@@ -1,4 +1,4 @@
-"""The first page: two answers to pick from, beside the loop as it turns."""
+"""The first page: two answers to pick from, beside the loop as it turns. Who is signed in picks under their own name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
 
+from pairloop.web.callers import caller_of, name_of
 from pairloop.web.context import Here
 from pairloop.web.pages.live import is_operator, view_of
 from pairloop.web.pages.rendering import PageRoute, page
@@ -21,8 +22,9 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 @router.get("/")
 async def first_page(request: Request, context: Here) -> Response:
-    visitor = request.cookies.get(VISITOR_COOKIE, "")
-    known = _VISITOR.fullmatch(visitor) is not None
+    own = name_of(caller_of(request.scope), None, "rater_id")
+    visitor = request.cookies.get(VISITOR_COOKIE, "") if own is None else own
+    known = own is not None or _VISITOR.fullmatch(visitor) is not None
     visitor = visitor if known else f"visitor-{uuid4().hex}"
     status = await asyncio.to_thread(context.board.read)
     picking = context.config.feedback

@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from pairloop.store.keys import Scope
 from pairloop.types import CycleState
-from pairloop.web.callers import may_open
+from pairloop.web.callers import CALLER, caller_of, may_open
 from pairloop.web.context import Context, Here
+from pairloop.web.errors import error_response
 from pairloop.web.pages.rendering import PageRoute, render
+from pairloop.web.scopes import scopes_of
 from pairloop.web.status import STAGES, Status
 
 LOOK_EVERY_S = 1.0
+RETRY_S = 30
+"""When who found no place for a stream may ask again; static/live.js waits as long."""
 BEAT_S = 15.0
 """A comment goes out at least so often: who is gone is found when it cannot be sent."""
 
@@ -35,8 +41,7 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 @router.get("/page/events")
 async def events(request: Request, context: Here) -> Response:
     """Server-sent events: ``tick`` when the loop's figures changed, ``moved`` when its history did."""
-    headers = {"x-accel-buffering": "no"}
-    return StreamingResponse(_events(request, context), media_type="text/event-stream", headers=headers)
+    return _EventStream(request, context)
 
 
 @router.get("/page/live")
@@ -45,10 +50,32 @@ async def live(request: Request, context: Here) -> Response:
     return render("_live.html", **view_of(await asyncio.to_thread(context.board.read)), is_operator=is_operator(request))
 
 
+class _EventStream(StreamingResponse):
+    """The stream, where there is still a place for one; it has that place until it ends, however it does."""
+
+    def __init__(self, request: Request, context: Context) -> None:
+        super().__init__(_events(request, context), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+        self._places = context.streams
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        with self._places.taken(scope[CALLER]) as refusal:
+            if refusal is None:
+                await super().__call__(scope, receive, send)
+            else:
+                await _full(refusal)(scope, receive, send)
+
+
+def _full(whose: Literal["caller", "all"]) -> Response:
+    status, text = (429, "You have") if whose == "caller" else (503, "There are")
+    text += " too many streams of events open here; close a page, or look again later."
+    return error_response(status, text, code="too_many_streams", headers={"retry-after": str(RETRY_S)})
+
+
 async def _events(request: Request, context: Context) -> AsyncIterator[str]:
+    """Until the page is left, the server drains, or who asks would not be let in any more."""
     told: Status | None = None
     quiet_s = 0.0
-    while not context.draining and not await request.is_disconnected():
+    while not context.draining and not await request.is_disconnected() and await _may_stay(request, context):
         status = await asyncio.to_thread(context.board.read)
         if told is None or status.now != told.now:
             name = "tick" if told is not None and status.revision == told.revision else "moved"
@@ -59,6 +86,10 @@ async def _events(request: Request, context: Context) -> AsyncIterator[str]:
             quiet_s = 0.0
         await asyncio.sleep(LOOK_EVERY_S)
         quiet_s += LOOK_EVERY_S
+
+
+async def _may_stay(request: Request, context: Context) -> bool:
+    return await context.keys.still(caller_of(request.scope), scopes_of("GET", request.url.path))
 
 
 def is_operator(request: Request) -> bool:

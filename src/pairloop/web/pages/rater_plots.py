@@ -92,8 +92,8 @@ def _tail(name: str) -> str:
 
 
 def rater_href(rater_id: str) -> str:
-    """The page of a rater, whose id may hold anything."""
-    return f"/raters/{quote(rater_id, safe='')}"
+    """The page of a rater, whose id may be anything: also ``..``, which browsers take out of a path even encoded."""
+    return f"/raters/one?id={quote(rater_id, safe='')}"
 
 
 def short(name: str, most: int = 24) -> str:

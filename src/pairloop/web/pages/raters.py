@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -44,6 +44,7 @@ Flag = Literal["all", "any", "none", "side_bias", "length_outlier", "duel_outlie
 Held = Literal["all", "yes", "no"]
 Order = Literal["picks", "rater", "last", "agreement", "left", "speed", "instant", "flips", "gold"]
 Text = Annotated[str, Query(max_length=512, pattern=NO_NUL)]
+RaterId = Annotated[str, Query(min_length=1, max_length=1_024, pattern=NO_NUL)]
 Before = Annotated[int | None, Query(ge=1, le=2**62)]
 
 _LAST = math.inf  # who has no figure comes last
@@ -125,16 +126,15 @@ def _is_shown(one: Profile, seen: Overview, flag: Flag, held: Held, q: str) -> b
     return flagged and held in ("all", "yes" if is_held else "no") and q.casefold() in one.rater_id.casefold()
 
 
-@router.get("/raters/{rater_id:path}")
-async def one_rater(request: Request, context: Here, rater_id: str, newest: Window = "5000", before: Before = None) -> Response:
-    about = await asyncio.to_thread(_read_one, context, rater_id, int(newest), before)
+@router.get("/raters/one")
+async def one_rater(request: Request, context: Here, id: RaterId, newest: Window = "5000", before: Before = None) -> Response:
+    about = await asyncio.to_thread(_read_one, context, id, int(newest), before)
     return page(
         request,
         context,
         "rater.html",
         title=f"Rater {about['rater'].rater_id}",
         rater_href=rater_href,
-        rater_api=api,
         flags=FLAGS,
         windows=WINDOWS,
         newest=newest,
@@ -151,7 +151,7 @@ def _read_one(context: Context, rater_id: str, newest: int, before: int | None) 
         held = quarantines.current(c, policy).get(stored)
         decisions = [one for one in quarantines.history(c, policy) if one.rater_id == stored][::-1]
         if rater is None and not decisions:
-            raise NotFoundError(f"no rater {rater_id!r}; /raters lists those who picked lately", param="rater_id")
+            raise NotFoundError(f"no rater {rater_id!r}; /raters lists those who picked lately", param="id")
         rows = picked.of_rater(c, policy, stored, before=before, limit=ON_A_PAGE + 1)
         right = {row.group_id: item.label for row in rows if (item := gold.get(c, row.group_id)) is not None}
     seen = desk.overview(context.store, context.config, newest=newest)
@@ -178,8 +178,3 @@ def _about(rater: Rater, one: Profile | None, rows: Sequence[Picked]) -> dict[st
         "older": shown[-1].seq if len(rows) > ON_A_PAGE else None,
         "plots": [] if one is None else [picks_by_day([one])],
     }
-
-
-def api(rater_id: str, action: str) -> str:
-    """What a form of actions.js sends to."""
-    return f"POST /v1/raters/{quote(rater_id, safe='')}/{action}"

@@ -18,7 +18,7 @@ async function preview(form) {
   effect.textContent = "Counting …";
   const [method, path] = form.dataset.api.split(" ");
   try {
-    effect.textContent = effectOf(await callApi(method, path, { reason: "preview", dryrun: true }));
+    effect.textContent = effectOf(await callApi(method, path, { ...fieldsOf(form), reason: "preview", dryrun: true }));
   } catch (error) {
     effect.textContent = error.message;
   }
