@@ -5,6 +5,8 @@ Errors hide the parameters of their statement: they are people's messages, and e
 
 from __future__ import annotations
 
+import _sqlite3
+import ctypes
 import os
 import sqlite3
 import time
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from alembic import command
 from alembic.config import Config as AlembicConfig
@@ -230,6 +232,23 @@ def broken_pages(connection: Connection) -> list[str]:
     if connection.dialect.name != "sqlite":
         return []
     return [line for (line,) in connection.exec_driver_sql("PRAGMA quick_check") if line != "ok"]
+
+
+@cache
+def _count_of_sqlite() -> Callable[[], int] | None:
+    """SQLite's own function that tells the bytes it holds; None where Python's library does not let us at it."""
+    try:
+        count = ctypes.CDLL(_sqlite3.__file__).sqlite3_memory_used
+    except (AttributeError, OSError):
+        return None
+    count.restype = ctypes.c_int64
+    return cast(Callable[[], int], count)
+
+
+def sqlite_memory_bytes() -> int | None:
+    """Memory that SQLite holds in this process, all connections together; None where it cannot be told."""
+    count = _count_of_sqlite()
+    return None if count is None else count()
 
 
 def size_bytes(connection: Connection) -> int | None:

@@ -1,0 +1,69 @@
+"""What a serving process remembers has a bound: it does not grow with the users, versions, duels or methods it ever saw."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from tests.faulty_policy import service
+from tests.server import POLICY, RunningServer, World, fake_config
+
+from pairloop.errors import EngineError
+from pairloop.loop.gate import evidence
+from pairloop.loop.serve.recorder import HEARD, MOST_OF_ONE
+from pairloop.loop.serve.service import ROWS
+from pairloop.store import traffic
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    with World(tmp_path / "world", config=fake_config(tmp_path)) as world:
+        yield world
+
+
+def test_of_users_that_were_heard_the_last_ones_are_kept_and_one_who_asks_all_day_stays_one_witness(world: World) -> None:
+    recorder, start = service(world).recorder, datetime.now(UTC) - timedelta(minutes=2)
+    others = HEARD + 500
+    for number in range(others):
+        recorder.failed(0, f"user-{number}", EngineError("down"))
+        if number % 100 == 0:
+            recorder.failed(0, "who asks all day", EngineError("down"))
+    assert len(recorder._heard) == HEARD
+    written = recorder.flush()
+    assert written is not None
+    written.result()
+    with world.store.reading() as c:
+        found = traffic.by_minute(c, POLICY, 0, start, datetime.now(UTC) + timedelta(minutes=2))
+    errors = sum(counts.errors for counts in found.values())
+    assert others + MOST_OF_ONE <= errors <= others + 2 * MOST_OF_ONE  # twice where the hour ended in between
+
+
+def test_rows_of_versions_are_kept_up_to_a_bound(world: World) -> None:
+    chat = service(world)
+    for number in range(1, ROWS + 3):
+        world.add_version(number)
+
+    async def ask() -> list[int]:
+        return [(await chat.version(number)).number for number in [*range(ROWS + 3), 0]]
+
+    assert asyncio.run(ask()) == [*range(ROWS + 3), 0]
+    assert len(chat._rows) == ROWS
+
+
+def test_borders_of_past_duels_are_forgotten() -> None:
+    """Lifetime spending gives each duel an alpha of its own."""
+    for duel in range(1, 101):
+        evidence.border(0.05 / duel)
+    assert evidence.border.cache_info().currsize <= evidence.BORDERS
+    assert evidence.border(0.05 / 100) is evidence.border(0.05 / 100)
+
+
+def test_a_method_of_the_clients_own_makes_no_series_of_its_own(serve: Callable[..., RunningServer]) -> None:
+    server = serve()
+    assert server.http.request("PROPFIND", "/v1/status").status_code == 405
+    text = server.http.get("/metrics").text
+    assert "PROPFIND" not in text
+    assert 'method="other"' in text
