@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,10 +20,11 @@ from pairloop.loop.gate import evidence
 from pairloop.loop.serve.recorder import HEARD, MOST_OF_ONE
 from pairloop.loop.serve.service import ROWS
 from pairloop.store import traffic
+from pairloop.web.allocator import ARENAS
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path: Path) -> Iterator[World]:
     with World(tmp_path / "world", config=fake_config(tmp_path)) as world:
         yield world
 
@@ -67,3 +72,30 @@ def test_a_method_of_the_clients_own_makes_no_series_of_its_own(serve: Callable[
     text = server.http.get("/metrics").text
     assert "PROPFIND" not in text
     assert 'method="other"' in text
+
+
+ALLOCATING = """
+import ctypes, sys, threading
+from pairloop.web.allocator import share_arenas
+if sys.argv[1] == "shared":
+    share_arenas()
+together = threading.Barrier(8)
+def work():
+    together.wait()
+    kept = [bytearray(2_000) for _ in range(100)]
+    together.wait()
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+ctypes.CDLL(None).malloc_stats()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no arenas")
+def test_threads_share_two_arenas_of_the_c_library() -> None:
+    def arenas(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", ALLOCATING, how], capture_output=True, text=True, check=True, timeout=60)
+        return len(re.findall(r"^Arena \d+:$", done.stderr, re.MULTILINE))
+
+    assert arenas("shared") == ARENAS
+    assert arenas("not") > ARENAS

@@ -34,7 +34,8 @@ BUSY_TIMEOUT_MS = 10_000
 """How long a writer waits for another process's transaction before the database counts as locked."""
 
 # Readers are the web server's worker threads; a SQLite connection is a file handle and a page cache.
-_READER_POOL = {"pool_size": 32, "max_overflow": 96}
+# The one used last comes first, so that few keep their statements compiled, 2 MB each, and those few do have them.
+_READER_POOL = {"pool_size": 32, "max_overflow": 96, "pool_use_lifo": True}
 
 
 def parse_url(database: str) -> URL:

@@ -52,6 +52,7 @@ def e_value(wins: int, losses: int) -> float:
     """
     return math.exp(min(log_e_value(wins, losses), MAX_LOG))
 
+
 BORDERS = 8
 """Kept in mind: with lifetime spending each duel has an alpha of its own."""
 
