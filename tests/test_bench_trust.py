@@ -37,6 +37,7 @@ def test_a_part_measures_and_is_told_in_a_table(tmp_path: Path, name: str) -> No
     else:
         assert found["problems"] == []
         assert found["cycles"] > 0
+        assert len(found["p99_ms"]) == 10
         memory = found["memory"]
         assert 0 < memory["first_mb"] < memory["peak_mb"]
         assert len(memory["rss_mb"]) == len(memory["sqlite_mb"]) == 10

@@ -125,7 +125,8 @@ async def _run(server: Server, seconds: float, settings: TrustSettings) -> _Seen
             await asyncio.sleep(max(0.0, begun + reading * seconds / READINGS - monotonic()))
             await seen.memory.read(server, http)
             if reading % (READINGS // TENTHS) == 0:
-                seen.chat_s.append([])
+                if reading < READINGS:  # those under way at the end belong to the last tenth
+                    seen.chat_s.append([])
                 settings.on_step("soak", reading * TENTHS // READINGS, TENTHS)
         stop.set()
         await asyncio.gather(*clients)
