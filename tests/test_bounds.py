@@ -58,6 +58,16 @@ def test_rows_of_versions_are_kept_up_to_a_bound(world: World) -> None:
     assert len(chat._rows) == ROWS
 
 
+def test_the_reader_that_was_given_back_last_is_taken_first(world: World) -> None:
+    """So that of many connections few keep their statements compiled."""
+    with world.store.reading() as first, world.store.reading() as second:
+        last_given_back = first.connection.driver_connection
+        assert second.connection.driver_connection is not last_given_back
+    for _ in range(3):
+        with world.store.reading() as c:
+            assert c.connection.driver_connection is last_given_back
+
+
 def test_borders_of_past_duels_are_forgotten() -> None:
     """Lifetime spending gives each duel an alpha of its own."""
     for duel in range(1, 101):
