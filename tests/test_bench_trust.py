@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import Connection
 from tests.store_rows import NOW, a_cycle, a_group, a_pick, put_groups, put_picks
 
-from pairloop.bench import trust_kills, trust_loops, trust_soak, trust_swap
+from pairloop.bench import trust_kills, trust_loops, trust_memory, trust_soak, trust_swap
 from pairloop.bench.trust import PARTS, TrustSettings, part
 from pairloop.config import parse_config
 from pairloop.statistics import binomial_tail
@@ -33,6 +37,11 @@ def test_a_part_measures_and_is_told_in_a_table(tmp_path: Path, name: str) -> No
     else:
         assert found["problems"] == []
         assert found["cycles"] > 0
+        assert len(found["p99_ms"]) == 10
+        memory = found["memory"]
+        assert 0 < memory["first_mb"] < memory["peak_mb"]
+        assert len(memory["rss_mb"]) == len(memory["sqlite_mb"]) == 10
+        assert 0 < memory["sqlite_mb"][0] < memory["rss_mb"][0] <= memory["peak_mb"]
     (row,) = part(name).rows(found)
     assert len(row) == len(part(name).headers)
 
@@ -78,21 +87,68 @@ def test_every_cycle_of_a_soak_is_counted(tmp_path: Path) -> None:
         assert trust_soak.ends_of_cycles(store, "bot") == {"promoted": 130, "building": 1}
 
 
-@pytest.mark.parametrize(("rss_mb", "growth"), [([60.0] + 9 * [100.0], 0), ([60.0 + 2 * n for n in range(10)], 12)])
-def test_growth_is_measured_after_the_first_tenth_and_told_as_measured(rss_mb: list[float], growth: int) -> None:
-    first, last = trust_soak.thirds(rss_mb)
-    assert last - first == growth
-    found = {
-        "minutes": 30.0,
-        "requests": 9,
-        "failed": 0,
-        "cycles": 1,
-        "ends": {},
-        "rss_mb": rss_mb,
-        "p99_ms": [],
-        "problems": [],
-    }
-    assert f"{first:.1f} → {last:.1f}" in trust_soak.rows(found)[0]
+FLAT = [150.0, 220.0, *(280.0 + noise for noise in (0.4, -0.6, 0.2, 0.5, -0.3, -0.1, 0.3, -0.4))]
+LEAKING = [
+    150.0,
+    220.0,
+    *(280.0 + 3.0 * step + noise for step, noise in enumerate((0.4, -0.6, 0.2, 0.5, -0.3, -0.1, 0.3, -0.4))),
+]
+
+
+def _memory(rss_mb: list[float], sqlite_mb: float = 90.0) -> trust_memory.Memory:
+    """Ten readings in each tenth of the time, after the one before the load."""
+    return trust_memory.Memory(
+        [120.0, *(one for one in rss_mb for _ in range(10))], [5.0] + 100 * [sqlite_mb], peak_mb=max(rss_mb) + 7
+    )
+
+
+def test_memory_that_came_with_the_warm_up_is_no_growth_but_is_told() -> None:
+    found = trust_memory.figures(_memory(FLAT), 30.0)
+    value, low, high = found["growth"]["mb_per_hour"]
+    assert low < 0 < high
+    assert abs(value) < 2
+    assert (found["first_mb"], found["peak_mb"], found["rss_mb"][0]) == (120.0, 287.5, 150.0)
+    where, words = trust_memory.told(found)
+    assert where == (
+        "120 at the start, 280 in the tenth after 6 minutes of warm-up, 280 in the last one "
+        "(of it SQLite's: 90, then 90); peak 288"
+    )
+    assert "%" in words
+
+
+def test_planted_fault_a_leak_is_told_with_an_interval_above_nothing() -> None:
+    found = trust_memory.figures(_memory(LEAKING), 30.0)
+    for kind in ("growth", "growth_without_sqlite"):
+        value, low, high = found[kind]["mb_per_hour"]
+        assert 50 < low < 60 < high < 70  # 3 MB in each of ten tenths of half an hour
+        assert low < value < high
+    assert found["growth"]["percent"][0] == pytest.approx(100 * 21 / 280, abs=0.5)
+
+
+def test_what_sqlite_takes_is_told_apart() -> None:
+    memory = _memory(LEAKING)
+    memory.sqlite_mb = [one - 100 for one in memory.rss_mb]
+    found = trust_memory.figures(memory, 30.0)
+    assert found["growth"]["mb_per_hour"][1] > 50
+    assert found["growth_without_sqlite"]["mb_per_hour"] == [0.0, 0.0, 0.0]
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=30), st.floats(-50, 50))
+def test_the_slope_is_that_of_least_squares_and_moves_with_what_is_added(values: list[float], added: float) -> None:
+    line = trust_memory.slope(values)
+    assert line.lo <= line.mean <= line.hi
+    assert line.mean == pytest.approx(np.polyfit(range(len(values)), values, 1)[0], abs=1e-6)
+    steeper = trust_memory.slope([one + added * step for step, one in enumerate(values)])
+    assert steeper.mean == pytest.approx(line.mean + added, abs=1e-6)
+    assert steeper.hi - steeper.lo == pytest.approx(line.hi - line.lo, abs=1e-4)
+
+
+def test_the_interval_of_a_slope_holds_the_truth_nineteen_times_in_twenty() -> None:
+    rng, held = random.Random(7), 0
+    for _ in range(2_000):
+        line = trust_memory.slope([0.3 * step + rng.gauss(0, 1) for step in range(8)])
+        held += line.lo <= 0.3 <= line.hi
+    assert 1_860 <= held <= 1_940  # 95 % of 2,000, give or take three standard errors
 
 
 def _group(group_id: str, kind: GroupKind, versions: tuple[int, int]) -> Group:

@@ -34,6 +34,12 @@ class Server:
     def rss_mb(self) -> float:
         return int(self._proc("statm").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
+    @property
+    def peak_mb(self) -> float:
+        """The most that the process ever held; what it holds where the system kept no account of that."""
+        peaks = [line for line in self._proc("status").splitlines() if line.startswith("VmHWM:")]
+        return int(peaks[0].split()[1]) * 1024 / 1e6 if peaks else self.rss_mb
+
     def _proc(self, name: str) -> str:
         try:
             return Path(f"/proc/{self.pid}/{name}").read_text()

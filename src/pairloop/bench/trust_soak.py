@@ -12,14 +12,16 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, quantiles
+from statistics import quantiles
 from time import monotonic, perf_counter
 from typing import Any
 
 import httpx
 
+from pairloop.bench import trust_memory
 from pairloop.bench.servers import Server
 from pairloop.bench.trust import TrustSettings
+from pairloop.bench.trust_memory import TENTHS, Memory
 from pairloop.config import load_config
 from pairloop.demo.server import start_server
 from pairloop.policy.fake import quality
@@ -32,14 +34,16 @@ HEADERS = (
     "failed",
     "cycles",
     "promoted",
-    "MB after a tenth, first → last third",
+    "MB of memory",
+    "its growth after the warm-up, by a line through the tenths, with its 95 % interval",
     "p99 of a chat, ms",
     "doctor",
 )
 CLIENTS = 8
 PAUSE_S = 0.02
 """Between two requests of a client: a mixed load, not the highest one."""
-TENTHS = 10
+READINGS = 100
+"""Of the memory, evenly through the time; with each the load also scrapes ``/metrics``."""
 PATIENCE_S = 60.0
 QUICK_MINUTES = 0.5
 READS = ("/v1/status", "/metrics", "/v1/versions", "/v1/cycles", "/v1/gates", "/v1/raters?limit=5", "/health/ready")
@@ -53,12 +57,12 @@ CONFIG: dict[str, dict[str, Any]] = {
 
 @dataclass
 class _Seen:
-    """What the clients saw, and the server's memory, tenth by tenth."""
+    """What the clients saw, latencies tenth by tenth, and the server's memory."""
 
     requests: int = 0
     failures: list[str] = field(default_factory=list)
     chat_s: list[list[float]] = field(default_factory=lambda: [[]])
-    rss_mb: list[float] = field(default_factory=list)
+    memory: Memory = field(default_factory=Memory)
 
 
 def measure(settings: TrustSettings) -> dict[str, Any]:
@@ -76,7 +80,6 @@ def measure(settings: TrustSettings) -> dict[str, Any]:
     with Store.open(config) as store:
         ends = ends_of_cycles(store, config.policy.name)
         problems = [f"{one.code}: {one.text}" for one in doctor.check(store)]
-    first_mb, last_mb = thirds(seen.rss_mb)
     return {
         "minutes": minutes,
         "requests": seen.requests,
@@ -84,8 +87,7 @@ def measure(settings: TrustSettings) -> dict[str, Any]:
         "failures": seen.failures[:10],
         "cycles": sum(ends.values()),
         "ends": ends,
-        "rss_mb": seen.rss_mb,
-        "rss_growth_mb": round(last_mb - first_mb, 2),
+        "memory": trust_memory.figures(seen.memory, minutes),
         "p99_ms": [round(1000 * quantiles(one, n=100)[98], 1) for one in seen.chat_s if len(one) > 1],
         "problems": problems,
     }
@@ -97,16 +99,8 @@ def ends_of_cycles(store: Store, policy: str) -> dict[str, int]:
         return dict(Counter(str(one.state) for one in cycles.list_(c, policy, cycles.next_number(c, policy))))
 
 
-def thirds(rss_mb: Sequence[float]) -> tuple[float, float]:
-    """Megabytes in the first and in the last third of what follows the first tenth, in which the server fills its caches."""
-    settled = rss_mb[len(rss_mb) // TENTHS :]
-    third = max(1, len(settled) // 3)
-    return fmean(settled[:third]), fmean(settled[-third:])
-
-
 def rows(found: Mapping[str, Any]) -> Sequence[Sequence[str]]:
     """The table of ``measure``, below `HEADERS`."""
-    first, last = thirds(found["rss_mb"])
     return [
         (
             f"{found['minutes']:g}",
@@ -114,7 +108,7 @@ def rows(found: Mapping[str, Any]) -> Sequence[Sequence[str]]:
             f"{found['failed']:,}",
             f"{found['cycles']:,}",
             f"{found['ends'].get('promoted', 0):,}",
-            f"{first:.1f} → {last:.1f}",
+            *trust_memory.told(found["memory"]),
             f"{found['p99_ms'][0]:.0f} → {found['p99_ms'][-1]:.0f}" if found["p99_ms"] else "",
             f"{len(found['problems'])} problems",
         )
@@ -124,13 +118,16 @@ def rows(found: Mapping[str, Any]) -> Sequence[Sequence[str]]:
 async def _run(server: Server, seconds: float, settings: TrustSettings) -> _Seen:
     seen, stop = _Seen(), asyncio.Event()
     async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as http:
+        await seen.memory.read(server, http)
         clients = [asyncio.create_task(_client(http, number, seen, stop)) for number in range(CLIENTS)]
         begun = monotonic()
-        for tenth in range(1, TENTHS + 1):
-            await asyncio.sleep(max(0.0, begun + tenth * seconds / TENTHS - monotonic()))
-            seen.rss_mb.append(round(server.rss_mb, 1))
-            seen.chat_s.append([])
-            settings.on_step("soak", tenth, TENTHS)
+        for reading in range(1, READINGS + 1):
+            await asyncio.sleep(max(0.0, begun + reading * seconds / READINGS - monotonic()))
+            await seen.memory.read(server, http)
+            if reading % (READINGS // TENTHS) == 0:
+                if reading < READINGS:  # those under way at the end belong to the last tenth
+                    seen.chat_s.append([])
+                settings.on_step("soak", reading * TENTHS // READINGS, TENTHS)
         stop.set()
         await asyncio.gather(*clients)
     return seen

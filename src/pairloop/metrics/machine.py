@@ -14,7 +14,7 @@ from pairloop.config import Config
 from pairloop.errors import StoreError
 from pairloop.metrics.families import Live, gauge, gauges
 from pairloop.store import Store
-from pairloop.store.database import size_bytes
+from pairloop.store.database import size_bytes, sqlite_memory_bytes
 
 
 class Machine(Live):
@@ -31,6 +31,9 @@ class Machine(Live):
         yield gauges("disk_free_bytes", "Free bytes of the disk that holds the folder", "folder", free)
         yield gauges("disk_free_ratio", "Free share of the disk that holds the folder", "folder", shares)
         yield from self._database()
+        memory = sqlite_memory_bytes() if self._store.url.get_backend_name() == "sqlite" else None
+        text = "Memory of this process that SQLite holds, most of it the writer's pages (64 MB when full)"
+        yield gauge("sqlite_memory_bytes", text, memory)
         build = GaugeMetricFamily("pairloop_build_info", "1, with the versions", labels=["version", "python"])
         build.add_metric([__version__, platform.python_version()], 1)
         yield build

@@ -28,6 +28,8 @@ from pairloop.web.tracing import TRACE
 logger = logging.getLogger(__name__)
 
 UNMATCHED = "unmatched"
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+"""Counted by their names; others could be as many as clients think of."""
 LONGEST_PATH = 200
 DRAINED_BYTES = 128_000_000
 SLOWEST_BYTES_PER_S = 10_000
@@ -93,7 +95,8 @@ class Outermost:
 
     def _count(self, scope: Scope, status: int, elapsed_s: float) -> None:
         route = _route(scope)
-        self._metrics.requests.labels(route, scope["method"], str(status)).inc()
+        method = scope["method"] if scope["method"] in METHODS else "other"  # a series is kept for good
+        self._metrics.requests.labels(route, method, str(status)).inc()
         self._metrics.latency.labels(route).observe(elapsed_s)
         if ERROR_CODE in scope:
             self._metrics.errors.labels(scope[ERROR_CODE]).inc()

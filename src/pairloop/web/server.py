@@ -24,6 +24,7 @@ from pairloop.loop.schedule import Scheduler
 from pairloop.policy.engine import open_policy
 from pairloop.store import Store, accounts
 from pairloop.telemetry import logs, traces
+from pairloop.web.allocator import share_arenas
 from pairloop.web.app import create_app
 from pairloop.web.context import Context
 from pairloop.webhooks import Sender
@@ -39,6 +40,7 @@ def run(config: Config, *, turning: bool = True, say: Callable[[str], None] = pr
 
     ``turning`` False leaves cycles and jobs, also those that were begun, to workers.
     """
+    share_arenas()  # before the first thread
     TEXTS.disabled = not config.privacy.log_texts
     with ExitStack() as closers:
         listener = closers.enter_context(closing(listen(config.serve.host, config.serve.port)))

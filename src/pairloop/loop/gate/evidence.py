@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 
 from pairloop.statistics import share
 from pairloop.types import Interval
@@ -53,6 +53,10 @@ def e_value(wins: int, losses: int) -> float:
     return math.exp(min(log_e_value(wins, losses), MAX_LOG))
 
 
+BORDERS = 8
+"""Kept in mind: with lifetime spending each duel has an alpha of its own."""
+
+
 class Border:
     """By number of votes, the fewest wins whose e-value reaches 1/alpha: what `log_e_value` says, remembered."""
 
@@ -75,7 +79,7 @@ class Border:
         self._fewest.append(wins)
 
 
-@cache
+@lru_cache(BORDERS)
 def border(alpha: float) -> Border:
     return Border(alpha)
 

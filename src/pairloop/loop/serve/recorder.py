@@ -9,7 +9,7 @@ import re
 import socket
 import threading
 import time
-from collections import Counter
+from collections import OrderedDict
 from collections.abc import Sequence, Set
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -29,6 +29,8 @@ FLUSH_S = 2.0
 """Seconds between two writes of what was counted."""
 MOST_OF_ONE = 20
 """Answers to one user that count in an hour: one who asks all day is one witness."""
+HEARD = 10_000
+"""Users kept in mind. The one not heard for longest goes first: who comes back after so many others is one among many."""
 OPENING_CHARS = 300
 """Of an answer, so much is looked through for a refusal."""
 
@@ -45,7 +47,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._counts: dict[tuple[int, datetime], Counts] = {}
         self._changed: set[tuple[int, datetime]] = set()
-        self._heard: Counter[tuple[int, str]] = Counter()
+        self._heard: OrderedDict[tuple[int, str], int] = OrderedDict()  # the one heard last is the last
         self._hour = -1
 
     def follow(
@@ -180,8 +182,10 @@ class Recorder:
         if now.hour != self._hour:
             self._hour = now.hour
             self._heard.clear()
-        self._heard[number, who] += 1
-        if self._heard[number, who] > MOST_OF_ONE:
+        times = self._heard[number, who] = self._heard.pop((number, who), 0) + 1
+        if len(self._heard) > HEARD:
+            self._heard.popitem(last=False)
+        if times > MOST_OF_ONE:
             return None
         key = (number, traffic.minute_of(now))
         self._changed.add(key)

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 SHADOW_ROOM = 4
 """Requests at the sampler from which on no shadow is cast: those who wait come first."""
+ROWS = 64
+"""Versions whose rows are kept in mind."""
 
 
 class ChatService:
@@ -108,9 +110,12 @@ class ChatService:
 
     async def version(self, number: int) -> Version:
         """The row of a version; NotFoundError where there is none."""
-        if number not in self._rows:
-            self._rows[number] = await asyncio.to_thread(self._read_version, number)
-        return self._rows[number]
+        row = self._rows.get(number)
+        if row is None:
+            row = self._rows[number] = await asyncio.to_thread(self._read_version, number)
+            if len(self._rows) > ROWS:
+                del self._rows[next(iter(self._rows))]
+        return row
 
     def cut(self) -> int:
         """End all sampling: those who wait get an EngineError, and nothing is sampled any more. How many were cut off."""
