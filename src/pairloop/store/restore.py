@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from pairloop import faults
 from pairloop.config import Config, override
 from pairloop.errors import ConfigError, ConflictError, StoreError
 from pairloop.store import audit, doctor, erasures, transfer
@@ -80,12 +81,15 @@ def restore(
     with _staged(archive, config) as staging:
         with Store.open(staging) as store:
             copied, found = _copy_contents(archive, store)
+            faults.reach("restore.contents_copied")
             store.write(_forget_owners)
             store.write(partial(_record, archive=archive, actor=actor))
             for act in after:
                 act(store, config)
         transfer.as_one_file(_file_of(staging))
+        faults.reach("restore.before_aside")
         aside = _put_in_place(_file_of(staging), config, is_taken=is_taken)
+    faults.reach("restore.in_place")
     with Store.open(config) as store:
         left = doctor.check(store)
     return Restored(archive.path, archive.manifest, describe(url), aside, copied, found, left)
@@ -190,6 +194,7 @@ def _put_in_place(staged: Path, config: Config, *, is_taken: bool) -> str | None
         return f"schema {schema}" if schema else None
     target = _file_of(config)
     aside = _set_aside(target, name) if target.exists() else None
+    faults.reach("restore.set_aside")
     os.replace(staged, target)
     flush(target.parent)
     return None if aside is None else str(aside)
