@@ -11,12 +11,13 @@ from typing import Any
 
 from tests.dying_backup import make_store
 from tests.faults_rig import SCENARIOS, Scenario
-from tests.store_rows import NOW
+from tests.store_rows import NOW, a_version
 
 from pairloop.config import Config
 from pairloop.errors import StoreError
-from pairloop.store import Artifact, Store, backup, doctor, files, groups
+from pairloop.store import Artifact, Store, backup, doctor, files, groups, versions
 from pairloop.store.archive import Archive, paths
+from pairloop.store.checkpoints import FarCheckpoints
 from pairloop.store.files import FileStatus, Purpose, StoredFile
 from pairloop.store.remote import RemoteArtifacts
 from pairloop.store.restore import restore
@@ -40,6 +41,10 @@ def _prepare_backup(folder: Path) -> None:
     take(folder)
     with Store.open(state_of(folder)) as store:
         _upload(store)
+        with store.artifacts.stage() as staged:
+            (staged / "adapter.safetensors").write_text("weights of 2")
+            made = store.artifacts.publish(staged, {})
+        store.write(partial(versions.insert, version=a_version(2, path=str(made.path), artifact_hash=made.hash)))
 
 
 def take(folder: Path, keep: int = 1) -> backup.Taken:
@@ -142,12 +147,25 @@ def _nothing(folder: Path) -> None:
 
 
 def _live_remote(folder: Path) -> None:
-    """One machine publishes and takes an upload, another one reads both."""
+    """One machine publishes, takes an upload and trains two checkpoints long; another one reads all that."""
     here, there = machine(folder, "a"), machine(folder, "b")
     made = publish(here)
     upload, _, _ = here.keep_file("file-1", BytesIO(b"rows"), limit=10)
     there.local(there.path(made.hash))
     there.local(there.root / upload.relative_to(here.root))
+    for step in (2, 4):
+        with here.stage() as staged:
+            for name in ("weights", "state"):
+                (staged / name).write_text(f"{name} after {step}")
+            checkpoints_of(here).put(step, staged)
+    (folder / "b" / "resumed").mkdir(exist_ok=True)
+    checkpoints_of(there).fetch(4, folder / "b" / "resumed")
+
+
+def checkpoints_of(artifacts: RemoteArtifacts) -> FarCheckpoints:
+    found = artifacts.checkpoints("run_1")
+    assert found is not None
+    return found
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -158,9 +176,10 @@ def _tell_remote(folder: Path) -> dict[str, Any]:
     far = machine(folder, "c")
     names = sorted(path.name for path in (folder / "url").iterdir())
     for name in names:
-        if name != "files":
+        if name not in ("files", "checkpoints"):
             far.inspect(name, deep=True)
     return {
+        "resumed": contents(folder / "b" / "resumed"),
         "at the URL": contents(folder / "url"),
         "a": _kept(folder / "a"),
         "b": _kept(folder / "b"),
@@ -178,7 +197,9 @@ def broken_remote(folder: Path) -> list[str]:
     """Right after a death: for a machine that has nothing yet, each artifact at the URL is whole or absent; here, too."""
     far, found = machine(folder, f"d-{len(list(folder.iterdir()))}"), list[str]()
     for path in (folder / "url").iterdir():
-        if path.name == "files":
+        if path.name == "checkpoints":
+            found += _broken_checkpoint(far, folder / f"{far.root.parent.parent.name}-resumed")
+        elif path.name == "files":
             found += [f"{file}: cut" for file in path.iterdir() if file.read_bytes() != b"rows"]
         elif far.is_whole(path.name):
             far.verify(path.name)
@@ -190,6 +211,17 @@ def broken_remote(folder: Path) -> list[str]:
         here = [path for path in root.iterdir() if path.name not in ("tmp", "files")]
         found += [str(path) for path in here if not super(RemoteArtifacts, machine(folder, name)).is_whole(path.name)]
     return found
+
+
+def _broken_checkpoint(far: RemoteArtifacts, target: Path) -> list[str]:
+    """Once there was a whole one there always is, and the newest is never an older step's."""
+    step = checkpoints_of(far).newest()
+    uploaded = sorted((far.root.parents[2] / "url" / "checkpoints" / "run_1").iterdir())
+    if step is None:
+        return [] if [path.name for path in uploaded] == ["step-00000002"] else ["no checkpoint is whole"]
+    target.mkdir()
+    checkpoints_of(far).fetch(step, target)
+    return [] if contents(target) == {name: f"{name} after {step}" for name in ("weights", "state")} else [f"{target}: cut"]
 
 
 SCENARIOS["backup"] = Scenario(None, _prepare_backup, _live_backup, _tell_backup, broken_backups)

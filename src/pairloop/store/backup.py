@@ -252,5 +252,7 @@ def _write(path: Path, text: str) -> None:
 def _failing(folder: Path) -> Iterator[None]:
     try:
         yield
+    except UnavailableError as error:  # an outage, or the disk is full: another try may succeed
+        raise UnavailableError(f"{folder}: no backup was made: {error}") from error
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"{folder}: no backup was made: {error}") from error

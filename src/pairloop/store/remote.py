@@ -30,6 +30,7 @@ from pairloop.store.artifacts import (
 )
 from pairloop.store.bucket import Bucket
 from pairloop.store.cache import FILES, Cache
+from pairloop.store.checkpoints import FarCheckpoints
 
 LOG = logging.getLogger(__name__)
 
@@ -41,10 +42,20 @@ class RemoteArtifacts(Artifacts):
 
     is_far = True
 
-    def __init__(self, root: Path, url: str, options: Mapping[str, Any], *, limit_bytes: int, held_most: int = 16) -> None:
+    def __init__(
+        self,
+        root: Path,
+        url: str,
+        options: Mapping[str, Any],
+        *,
+        limit_bytes: int,
+        held_most: int = 16,
+        checkpoints: bool = True,
+    ) -> None:
         super().__init__(root)
         self._cache = Cache(self.root, limit_bytes=limit_bytes, held_most=held_most)
         self._bucket = Bucket(url, options)
+        self._shares_checkpoints = checkpoints
 
     # -- what is asked of artifacts -------------------------------------------------------------------------------------
 
@@ -103,6 +114,9 @@ class RemoteArtifacts(Artifacts):
         if name is not None:
             self._cache.hold(name)
         return self.local(path)
+
+    def checkpoints(self, run: str) -> FarCheckpoints | None:
+        return FarCheckpoints(self._bucket, run) if self._shares_checkpoints else None
 
     def close(self) -> None:
         """Hold nothing any more."""

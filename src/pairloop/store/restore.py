@@ -40,6 +40,8 @@ AfterRestore = Callable[[Store, Config], None]
 """Told of a restored store before anybody sees it: what must hold although the backup is older, such as erasures."""
 
 _SIDE_FILES = ("", "-wal", "-shm")
+_STAGED = ".restoring"
+_ASIDE = "-aside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ def _has_data(config: Config) -> bool:
 def _staged(archive: Archive, config: Config) -> Iterator[Config]:
     """The configuration of a store whose database is a copy of the backup's, beside the target; gone at the end."""
     target = _file_of(config) if _is_sqlite(config) else config.state_dir.resolve() / "database.sqlite"
-    path = target.with_name(f"{target.name}.restoring")
+    path = target.with_name(f"{target.name}{_STAGED}")
     with failing_as_store_error(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(path)
@@ -210,8 +212,17 @@ def _set_aside(path: Path, suffix: str) -> Path:
     try:
         os.link(path, aside)
     except OSError:  # a file system without hard links
-        path.rename(aside)
+        _copy_aside(path, aside)
     return aside
+
+
+def _copy_aside(path: Path, aside: Path) -> None:
+    """Copied, and not renamed: a restore that is killed then must not leave a place where a new store would begin."""
+    copy = path.with_name(f"{path.name}{_STAGED}{_ASIDE}")
+    with failing_as_store_error(str(aside)):
+        shutil.copyfile(path, copy)
+        flush(copy)
+        copy.rename(aside)
 
 
 def _refuse_open(path: Path) -> None:
@@ -234,5 +245,5 @@ def _file_of(config: Config) -> Path:
 
 
 def _remove(path: Path) -> None:
-    for suffix in _SIDE_FILES:
+    for suffix in (*_SIDE_FILES, _ASIDE):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
