@@ -75,29 +75,31 @@ class Scenario:
     prepare: Callable[[Path], None]
     live: Callable[[Path], None]
     tell: Callable[[Path], dict[str, Any]]
+    broken: Callable[[Path], list[str]] = lambda _: []
+    """What must not be so right after a death, before anybody goes on."""
 
 
 # --- cycles
 
 
-def _config(folder: Path, **sections: dict[str, Any]) -> Config:
+def fault_config(folder: Path, **sections: dict[str, Any]) -> Config:
     schedule = {"lease": "1s", "min_pairs": 0}
     return settings(folder, evaluate={"prompts": 8}, schedule=schedule, **sections)
 
 
 def offline(folder: Path) -> Config:
     """The verifier labels and judges: from feedback to a promotion without traffic."""
-    return _config(folder, gate={"offline": True}, label={"verifier": "tests.loop_rig:score"})
+    return fault_config(folder, gate={"offline": True}, label={"verifier": "tests.loop_rig:score"})
 
 
 def duelling(folder: Path) -> Config:
     database = folder / "database"
     store = {"store": {"database": database.read_text()}} if database.exists() else {}
-    return _config(folder, gate={"min_picks": 50, "max_picks": 200}, **store)
+    return fault_config(folder, gate={"min_picks": 50, "max_picks": 200}, **store)
 
 
 def rejecting(folder: Path) -> Config:
-    return _config(folder, gate={"max_kl_to_base": 0.001})
+    return fault_config(folder, gate={"max_kl_to_base": 0.001})
 
 
 def _owner() -> str:
@@ -115,13 +117,20 @@ def _prepare_picks(configure: Callable[[Path], Config], folder: Path) -> None:
         rig.serve(40)
 
 
-def _turn(configure: Callable[[Path], Config], folder: Path) -> None:
-    """Turn the loop as a scheduler would until the cycle has ended: again where the store was away, or another has the turn."""
+def _no_traffic(_: Rig) -> None:
+    return None
+
+
+def turn(configure: Callable[[Path], Config], folder: Path, *, meanwhile: Callable[[Rig], None] = _no_traffic) -> None:
+    """Turn the loop as a scheduler would until the cycle has ended: again where the store was away, or another has the turn.
+
+    ``meanwhile``: what happens between two looks.
+    """
     pause, until_s = threading.Event(), time.monotonic() + PATIENCE_S
     while time.monotonic() < until_s:
         try:
             with open_rig(configure(folder), owner=_owner()) as rig:
-                _turn_rig(rig, folder / TOLD, until_s)
+                _turn_rig(rig, folder / TOLD, until_s, meanwhile)
                 return
         except (UnavailableError, ConflictError) as error:
             print(f"{os.getpid()}: {type(error).__name__}: {error}", flush=True)
@@ -129,7 +138,7 @@ def _turn(configure: Callable[[Path], Config], folder: Path) -> None:
     raise TimeoutError("the cycle did not end")
 
 
-def _turn_rig(rig: Rig, told: Path, until_s: float) -> None:
+def _turn_rig(rig: Rig, told: Path, until_s: float, meanwhile: Callable[[Rig], None]) -> None:
     while time.monotonic() < until_s:
         with rig.store.reading() as c:
             newest = next(iter(cycles.list_(c, rig.loop.name, limit=1)), None)
@@ -137,6 +146,7 @@ def _turn_rig(rig: Rig, told: Path, until_s: float) -> None:
             return
         # As a scheduler does: the one that was open a moment ago is gone on with, and no new one begins in its name.
         cycle.run(rig.loop, trigger="test", only=None if newest is None else newest.cycle_id)
+        meanwhile(rig)
         with rig.store.reading() as c:
             duel = duels.current(c, rig.loop.name)
         if duel is not None:  # another worker may end it meanwhile: then these picks come too late, and are kept all the same
@@ -175,19 +185,19 @@ def broken_artifacts(store: Store) -> list[str]:
 
 
 def _cycles(prepare: Callable[[Path], None], configure: Callable[[Path], Config]) -> Scenario:
-    return Scenario(configure, prepare, partial(_turn, configure), partial(tell_cycles, configure))
+    return Scenario(configure, prepare, partial(turn, configure), partial(tell_cycles, configure))
 
 
 # --- a fine-tuning job
 
 
 def _prepare_job(folder: Path) -> None:
-    with open_rig(_config(folder)):
+    with open_rig(fault_config(folder)):
         pass
 
 
 def _live_job(folder: Path) -> None:
-    with open_rig(_config(folder), owner=_owner()) as rig:
+    with open_rig(fault_config(folder), owner=_owner()) as rig:
         store, config = rig.store, rig.loop.config
         with store.reading() as c:
             made = list(job_rows.walk(c))
@@ -211,7 +221,7 @@ def _live_job(folder: Path) -> None:
 
 
 def _tell_job(folder: Path) -> dict[str, Any]:
-    with Store.open(_config(folder)) as store, store.reading() as c:
+    with Store.open(fault_config(folder)) as store, store.reading() as c:
         found = [(str(job.status), job.error, len(job.result_files)) for job in job_rows.walk(c)]
         made = [(one.number, one.step_number) for one in versions.list_(c, "bot", checkpoints=True)]
         problems = [problem.text for problem in doctor.check(store)]
@@ -253,7 +263,7 @@ SCENARIOS = {
     "offline": _cycles(_prepare_offline, offline),
     "duel": _cycles(partial(_prepare_picks, duelling), duelling),
     "rejected": _cycles(partial(_prepare_picks, rejecting), rejecting),
-    "job": Scenario(_config, _prepare_job, _live_job, _tell_job),
+    "job": Scenario(fault_config, _prepare_job, _live_job, _tell_job),
     "learner": Scenario(None, _prepare_learner, _live_learner, _tell_learner),
 }
 
@@ -292,7 +302,7 @@ class Life:
 
 
 _forking = multiprocessing.get_context("forkserver")
-_forking.set_forkserver_preload(["tests.faults_rig", "pairloop.learner.loop"])
+_forking.set_forkserver_preload(["tests.faults_deploy", "tests.faults_keeping", "pairloop.learner.loop"])
 
 
 Plant = Callable[[], None]
@@ -303,12 +313,12 @@ def begin(name: str, folder: Path, fault: Fault | None = None, plant: Plant | No
     """A life of the scenario, with or without a fault planned for it and its training process."""
     log = log or folder / "log"
     log.touch()
-    process = _forking.Process(target=_live, args=(name, folder, fault, plant, log), daemon=True)
+    process = _forking.Process(target=_live, args=(SCENARIOS[name].live, folder, fault, plant, log), daemon=True)
     process.start()
     return Life(process, log)
 
 
-def _live(name: str, folder: Path, fault: Fault | None, plant: Plant | None, log: Path) -> None:
+def _live(live: Callable[[Path], None], folder: Path, fault: Fault | None, plant: Plant | None, log: Path) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -318,7 +328,7 @@ def _live(name: str, folder: Path, fault: Fault | None, plant: Plant | None, log
         faults.plant(fault)
     if plant is not None:
         plant()
-    SCENARIOS[name].live(folder)
+    live(folder)
 
 
 @dataclass

@@ -188,8 +188,8 @@ def test_what_the_line_spoiled_is_fetched_again(url: Place, caplog: pytest.LogCa
     artifact, there = publish(url.remote("a")), url.remote("b")
     right = there._bucket.fs.get
 
-    def spoil(remote: list[str], local: list[str]) -> None:
-        right(remote, local)
+    def spoil(remote: list[str], local: list[str], **told: Any) -> None:
+        right(remote, local, **told)
         Path(local[0]).write_text("spoiled")
 
     there._bucket.fs.get = spoil

@@ -17,7 +17,7 @@ from tests.stores import open_store, somebody_else
 
 from pairloop.config import Config
 from pairloop.formats import snapshot
-from pairloop.store import Artifact, Store, cycles, datasets, doctor, duels, feedback, files, groups, versions
+from pairloop.store import Artifact, Store, cycles, datasets, doctor, duels, feedback, files, groups, repair, versions
 from pairloop.store.files import FileStatus, Purpose, StoredFile
 from pairloop.store.findings import FINDINGS
 from pairloop.types import Alias, CycleState, CycleStep, Duel, PairSide, PreferencePair, Source, VersionKind
@@ -204,6 +204,18 @@ def test_a_stale_temporary_folder(store: Store) -> None:
     assert doctor.check(store) == []  # someone may be writing there now
     os.utime(folder, (0, 0))
     assert codes(store) == ["stale_folder"]
+
+
+@pytest.mark.sqlite("the copy lies beside its file")
+def test_what_a_killed_restore_left_is_found_and_removed(store: Store) -> None:
+    copy = Path(f"{store.url.database}.restoring")
+    for path in (copy, Path(f"{copy}-wal"), Path(f"{copy}-aside")):
+        path.write_bytes(b"words")
+    assert doctor.check(store) == []  # it may be at work now
+    os.utime(copy, (0, 0))
+    assert codes(store) == ["unfinished_restore"]
+    assert repair.mend(store, actor="test").problems == []
+    assert not list(copy.parent.glob("*.restoring*"))
 
 
 def test_an_artifact_that_no_row_names(store: Store) -> None:

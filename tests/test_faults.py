@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import faults_deploy, faults_keeping  # noqa: F401 - their scenarios are among the others from now on
 from tests.faults_rig import (
     SCENARIOS,
     Life,
@@ -46,10 +47,17 @@ from pairloop.store import Store
 pytestmark = pytest.mark.faults
 
 PATIENCE_S = 60.0
-IN_TRANSACTION = ("alias.moved_in_transaction", "step.in_transaction", "writer.before_commit", "writer.before_ack")
-ELSEWHERE = ("folder.", "metrics.", "result.", "checkpoint.", "file.")
-"""Reached by the training process, or by a client's upload: neither has a lease."""
-CYCLES = ("offline", "duel", "rejected")
+IN_TRANSACTION = (
+    "alias.moved_in_transaction",
+    "canary.closed_in_transaction",
+    "canary.opened_in_transaction",
+    "step.in_transaction",
+    "writer.before_commit",
+    "writer.before_ack",
+)
+ELSEWHERE = ("folder.", "metrics.", "result.", "checkpoint.", "file.", "backup.", "restore.", "remote.", "rollback.", "shadow.")
+"""Reached by the training process, a client's upload, a server or a command: none has a lease."""
+CYCLES = ("offline", "duel", "rejected", "canary", "withdrawn")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +83,7 @@ def test_every_label_in_the_source_is_visited(prepared: Prepared) -> None:
     for name in CYCLES:
         end = prepared.undisturbed(name)
         assert (end["problems"], end["broken artifacts"], end["picks lost"], end["picks doubled"]) == ([], [], [], [])
-        assert [action for action, _ in end["moves"]] == ["retire" if name == "rejected" else "promote"]
+        assert [action for action, _ in end["moves"]] == ["retire" if name in ("rejected", "withdrawn") else "promote"]
 
 
 # --- kill -9
@@ -87,6 +95,7 @@ def test_killed_at_any_label_it_goes_on_to_the_same_end(prepared: Prepared, labe
     with same_end(prepared, name) as folder:
         begin(name, folder, Fault(label, "kill", once=str(latch))).end()
         assert latch.exists(), "the label was not reached"
+        assert SCENARIOS[name].broken(folder) == []
         life = begin(name, folder)
         assert life.end() == 0, life.log
 

@@ -88,6 +88,18 @@ class World:
         store.write(lambda c: cycles.insert(c, Cycle("cycle_1", POLICY, 1, 0, "test", NOW, steps)))
         store.write(lambda c: datasets.insert(c, self.dataset, feedback_seq=0, cycle_id="cycle_1", pairs=[]))
 
+    @classmethod
+    def found(cls, store: Store, config: Config) -> World:
+        """What another machine has put into the store."""
+        world = cls.__new__(cls)
+        world.store, world.config = store, config
+        with store.reading() as c:
+            base, dataset = versions.get(c, POLICY, 0), datasets.get(c, "dataset_1")
+        assert base is not None
+        assert dataset is not None
+        world.base, world.dataset = base, dataset
+        return world
+
     def train(self, **settings: Any) -> Any:
         defaults = {"dataset": self.dataset, "parent": self.base, "cycle_id": "cycle_1", "owner": "one"}
         return run(self.store, self.config, **{**defaults, **settings})
@@ -187,6 +199,7 @@ class BrokenOnce:
         self.published = 0
         self.artifacts = self
         self.hold = inner.artifacts.hold
+        self.checkpoints = inner.artifacts.checkpoints
 
     def publish(self, folder: Path, manifest: Mapping[str, Any]) -> Any:
         self.published += 1

@@ -17,6 +17,8 @@ from pairloop.errors import NotFoundError, StoreError
 from pairloop.store.artifacts import MANIFEST, Artifacts, sha256_of
 
 DATABASE = "database.sqlite"
+ASIDE = "-aside"
+"""Of a restore without hard links: the copy of the former database, until it has its name."""
 SHARED = "artifacts"
 FORMAT = 1
 
@@ -147,6 +149,17 @@ class Archive:
         except StoreError as error:
             return [str(error)]
         return []
+
+
+def staged(database: Path) -> Path:
+    """Where a restore makes what is to become the SQLite file ``database``; one that was killed leaves it there."""
+    return database.with_name(f"{database.name}.restoring")
+
+
+def remove_staged(path: Path) -> None:
+    """Remove it, and what lies beside it."""
+    for suffix in ("", "-wal", "-shm", ASIDE):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def paths(folder: Path) -> list[Path]:

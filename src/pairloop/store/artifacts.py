@@ -16,12 +16,15 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sqlalchemy import Connection
 
 from pairloop import faults
 from pairloop.errors import StoreError, UnavailableError
+
+if TYPE_CHECKING:
+    from pairloop.store.checkpoints import FarCheckpoints
 
 MANIFEST = "manifest.json"
 STALE_AFTER_S = 86_400.0
@@ -95,7 +98,7 @@ class Artifacts:
                 shutil.copytree(folder, copy, dirs_exist_ok=True, symlinks=True)
                 return self.publish(copy, manifest)
         with _failing_as_store_error(folder):
-            files = _hash_files(folder)
+            files = hash_files(folder)
             artifact_hash = hash_of(files)
             target = self.path(artifact_hash)
             if self._take_existing(artifact_hash):
@@ -151,6 +154,10 @@ class Artifacts:
     def hold(self, path: str | Path) -> Path:
         """As `local`, for files that are read again and again: a training's data, a version that engines have loaded."""
         return self.local(path)
+
+    def checkpoints(self, run: str) -> FarCheckpoints | None:  # noqa: ARG002 - a folder here is not elsewhere
+        """Where a run's newest checkpoint is shared with other machines; None where it is not."""
+        return None
 
     def close(self) -> None:
         """Let go of what was held; a second call does nothing."""
@@ -217,7 +224,7 @@ class Artifacts:
         path = self.path(artifact_hash)
         with _failing_as_store_error(path):
             manifest = read_manifest(path)
-            found = _hash_files(path)
+            found = hash_files(path)
         for name in sorted(found.keys() | manifest["files"].keys()):
             listed, actual = manifest["files"].get(name), found.get(name)
             if listed is None or actual is None or listed["sha256"] != actual["sha256"]:
@@ -266,7 +273,7 @@ class Artifacts:
         return True
 
 
-def _hash_files(folder: Path) -> dict[str, dict[str, Any]]:
+def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     """SHA-256 and size of each file but the manifest, by relative POSIX path, sorted."""
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.rglob("*")):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pairloop import __version__
+from pairloop import __version__, faults
 from pairloop.errors import ConflictError, StoreError, UnavailableError
 from pairloop.store import audit, contents, files, transfer
 from pairloop.store.archive import DATABASE, SHARED, Archive, ArchivedFile, Manifest, paths
@@ -58,11 +58,15 @@ def take(store: Store, folder: Path, *, actor: str, keep: int | None = None) -> 
         making.mkdir(mode=0o700)  # people's words
         try:
             transfer.export(store.url, making / DATABASE)
+            faults.reach("backup.database_copied")
             copies = _copy_contents(store, making / DATABASE, Artifacts(folder / SHARED))
             manifest = _manifest(store, making / DATABASE, copies, taken_at)
+            faults.reach("backup.before_seal")
             _write(making / MANIFEST, manifest.as_text())
             target = folder / f"{taken_at:%Y-%m-%dT%H-%M-%S.%fZ}"
+            faults.reach("backup.before_rename")
             making.rename(target)
+            faults.reach("backup.after_rename")
             flush(folder)
         finally:
             shutil.rmtree(making, ignore_errors=True)
@@ -102,6 +106,7 @@ def _copy_contents(store: Store, database: Path, shared: Artifacts) -> _Copies:
         path = shared.path(artifact.hash)
         copies.artifacts[path.name] = sha256_of(path / MANIFEST)
         copies.count(is_there=is_there)
+        faults.reach("backup.after_artifact")
     for upload in uploads:
         path = shared.root / "files" / upload.file_id
         is_there = path.is_file() and sha256_of(path) == upload.sha256
@@ -111,6 +116,7 @@ def _copy_contents(store: Store, database: Path, shared: Artifacts) -> _Copies:
             continue
         copies.files[upload.file_id] = ArchivedFile(upload.sha256, upload.size)
         copies.count(is_there=is_there)
+        faults.reach("backup.after_upload")
     return copies
 
 
@@ -200,6 +206,7 @@ def _prune(folder: Path, keep: int) -> list[str]:
     pruned = [path.name for path in there[:-keep]]
     for name in pruned:
         (folder / name).rename(folder / f"{_PRUNED}-{name}")  # at once, so that no half of it is ever listed
+    faults.reach("backup.pruned")
     _remove_pruned(folder)
     shared = folder / SHARED
     kept = {name for manifest in needed for name in manifest.artifacts} | {"tmp", "files"}
@@ -245,5 +252,7 @@ def _write(path: Path, text: str) -> None:
 def _failing(folder: Path) -> Iterator[None]:
     try:
         yield
+    except UnavailableError as error:  # an outage, or the disk is full: another try may succeed
+        raise UnavailableError(f"{folder}: no backup was made: {error}") from error
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"{folder}: no backup was made: {error}") from error

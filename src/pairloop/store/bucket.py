@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,10 @@ from pairloop.errors import ConfigError, PairloopError, StoreError, UnavailableE
 from pairloop.store.artifacts import MANIFEST, parse_manifest
 from pairloop.store.cache import FILES
 
+CHECKPOINTS = "checkpoints"
+"""Below it lie those of runs that go on: no artifact, and never whole to whoever lists artifacts."""
 _BLOCK = 1 << 24
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Bucket:
@@ -103,6 +107,8 @@ class Bucket:
                 name, _, file = self.relative(path).partition("/")
                 if name == FILES:
                     name, file = f"{FILES}/{file}", MANIFEST  # one object is always whole
+                elif name == CHECKPOINTS:
+                    name, file = f"{CHECKPOINTS}/{file.split('/')[0]}", ""
                 at = info.get("LastModified") or info.get("created") or info.get("mtime")
                 at = datetime.fromtimestamp(at, UTC) if isinstance(at, int | float) else at or datetime.now(UTC)
                 is_whole, newest = found.get(name, (False, at))
@@ -134,6 +140,8 @@ def problem_of(entry: Mapping[str, Any] | None, size: int | None) -> str | None:
 def _hint(error: Exception) -> str:
     """What to look at, by the name of an error: the clients that raise them are extras."""
     name = type(error).__name__
+    if isinstance(error, OSError) and error.errno in _FULL_DISK:
+        return "; the disk of state_dir is full, where copies lie: free some space, or set store.artifacts_cache_gb lower"
     if "Credential" in name or "Token" in name:
         return "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what else the AWS credential chain reads"
     if isinstance(error, PermissionError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,7 +16,8 @@ from pairloop.errors import StoreError, UnavailableError
 from pairloop.store import contents, cycles, removed, repairs, schedules
 from pairloop.store import files as store_files
 from pairloop.store import versions as store_versions
-from pairloop.store.artifacts import Artifacts, sha256_of
+from pairloop.store.archive import staged
+from pairloop.store.artifacts import STALE_AFTER_S, Artifacts, sha256_of
 from pairloop.store.contents import NamedArtifact
 from pairloop.store.database import broken_pages
 from pairloop.store.findings import FINDINGS
@@ -85,9 +88,19 @@ def check(store: Store, *, accepted: bool = False, deep: bool = False) -> list[P
     problems += [
         Problem("unfinished_upload", f"{url}: nobody finished it or sees it", url) for url in store.artifacts.leftovers()
     ]
+    problems += _unfinished_restore(store)
     return problems + [
         Problem("stale_folder", f"{path}: left by a writer that is gone", str(path)) for path in store.artifacts.stale()
     ]
+
+
+def _unfinished_restore(store: Store) -> Iterator[Problem]:
+    """Of a database that is a file: of another one it lies in the state directory of whoever restored."""
+    if store.url.get_backend_name() != "sqlite" or not store.url.database:
+        return
+    path = staged(Path(store.url.database).resolve())
+    if path.exists() and time.time() - path.stat().st_mtime > STALE_AFTER_S:  # a younger one may be at work
+        yield Problem("unfinished_restore", f"{path}: left by a restore that was killed; it holds people's words", str(path))
 
 
 def _orphans(c: Connection) -> Iterator[Problem]:

@@ -73,7 +73,14 @@ FINDINGS = {
         _ACCEPT,
     ),
     "unfinished_upload": Finding(
-        "a writer that is gone left an artifact without a manifest at the URL", "it is removed", "nothing"
+        "a writer that is gone left an artifact without a manifest at the URL, or a run that nobody ended its checkpoint",
+        "it is removed",
+        "nothing",
+    ),
+    "unfinished_restore": Finding(
+        "a restore that was killed left its copy of the database, with people's words, beside it",
+        "it is removed",
+        "restore again, if that is still wanted",
     ),
     "stale_folder": Finding("a writer that is gone left a temporary folder", "it is removed", "nothing"),
     "unreferenced_artifact": Finding(

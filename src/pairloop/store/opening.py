@@ -19,4 +19,5 @@ def open_artifacts(config: Config) -> Artifacts:
         section.artifacts_options,
         limit_bytes=int(section.artifacts_cache_gb * 1e9),
         held_most=2 * config.policy.max_loaded + 8,
+        checkpoints=section.artifacts_checkpoints,
     )

@@ -12,12 +12,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from fsspec.callbacks import Callback
+
+from pairloop import faults
 from pairloop.errors import ConflictError, StoreError
 from pairloop.store.artifacts import (
     MANIFEST,
     STALE_AFTER_S,
     Artifact,
     Artifacts,
+    flush,
     flush_tree,
     hash_of,
     manifest_text,
@@ -26,6 +30,7 @@ from pairloop.store.artifacts import (
 )
 from pairloop.store.bucket import Bucket
 from pairloop.store.cache import FILES, Cache
+from pairloop.store.checkpoints import FarCheckpoints
 
 LOG = logging.getLogger(__name__)
 
@@ -37,10 +42,20 @@ class RemoteArtifacts(Artifacts):
 
     is_far = True
 
-    def __init__(self, root: Path, url: str, options: Mapping[str, Any], *, limit_bytes: int, held_most: int = 16) -> None:
+    def __init__(
+        self,
+        root: Path,
+        url: str,
+        options: Mapping[str, Any],
+        *,
+        limit_bytes: int,
+        held_most: int = 16,
+        checkpoints: bool = True,
+    ) -> None:
         super().__init__(root)
         self._cache = Cache(self.root, limit_bytes=limit_bytes, held_most=held_most)
         self._bucket = Bucket(url, options)
+        self._shares_checkpoints = checkpoints
 
     # -- what is asked of artifacts -------------------------------------------------------------------------------------
 
@@ -56,11 +71,15 @@ class RemoteArtifacts(Artifacts):
             first = self._bucket.manifest_if_whole(name)
             if first is None:
                 files = sorted(made.manifest["files"])
-                self._bucket.fs.put([str(made.path / file) for file in files], [self._bucket.at(name, file) for file in files])
+                here, there = [str(made.path / file) for file in files], [self._bucket.at(name, file) for file in files]
+                faults.reach("remote.before_upload")
+                self._bucket.fs.put(here, there, callback=_Uploading())
+                faults.reach("remote.before_manifest")
                 self._bucket.fs.pipe_file(self._bucket.at(name, MANIFEST), (made.path / MANIFEST).read_bytes())
             else:
                 # Written again it is as young as the row that is to come: nobody takes it for one that no row names.
                 self.put_manifest(made.path, first)
+        faults.reach("remote.published")
         self._cache.evict()
         return Artifact(made.hash, made.path, read_manifest(made.path))
 
@@ -69,6 +88,7 @@ class RemoteArtifacts(Artifacts):
         path, size, digest = super().keep_file(file_id, source, limit=limit)
         name = f"{FILES}/{file_id}"
         with self._cache.using(name), self._bucket.reaching(self._bucket.at(name)):
+            faults.reach("remote.before_file")
             self._bucket.fs.put_file(str(path), self._bucket.at(name))
         return path, size, digest
 
@@ -94,6 +114,9 @@ class RemoteArtifacts(Artifacts):
         if name is not None:
             self._cache.hold(name)
         return self.local(path)
+
+    def checkpoints(self, run: str) -> FarCheckpoints | None:
+        return FarCheckpoints(self._bucket, run) if self._shares_checkpoints else None
 
     def close(self) -> None:
         """Hold nothing any more."""
@@ -246,6 +269,8 @@ class RemoteArtifacts(Artifacts):
             if name.startswith(f"{FILES}/"):
                 target.parent.mkdir(exist_ok=True)
                 self._bucket.fs.get_file(self._bucket.at(name), str(folder / target.name))
+                flush(folder / target.name)  # only its size is looked at again
+                faults.reach("remote.before_file_placed")
                 (folder / target.name).rename(target)
                 return
             manifest = self._bucket.manifest(name)
@@ -256,11 +281,13 @@ class RemoteArtifacts(Artifacts):
                 raise StoreError(f"{self._bucket.shown(name, MANIFEST)}: {unsafe[0]!r} lies outside of the artifact")
             for file in files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            self._bucket.fs.get([self._bucket.at(name, file) for file in files], [str(folder / file) for file in files])
+            here, there = [str(folder / file) for file in files], [self._bucket.at(name, file) for file in files]
+            self._bucket.fs.get(there, here, callback=_Fetching())
             for file, entry in files.items():
                 self._check(name, file, folder / file, entry)
             (folder / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
             flush_tree(folder)
+            faults.reach("remote.before_place")
             folder.rename(target)
 
     def _check(self, name: str, file: str, path: Path, entry: Mapping[str, Any]) -> None:
@@ -281,6 +308,22 @@ class RemoteArtifacts(Artifacts):
             return None
         parts = path.relative_to(self.root).parts
         return None if not parts else "/".join(parts[:2]) if parts[0] == FILES else parts[0]
+
+
+class _Uploading(Callback):  # type: ignore[misc]  # fsspec has no types
+    """Told after each file."""
+
+    def relative_update(self, inc: int = 1) -> None:
+        super().relative_update(inc)
+        faults.reach("remote.file_uploaded")
+
+
+class _Fetching(Callback):  # type: ignore[misc]
+    """Told after each file."""
+
+    def relative_update(self, inc: int = 1) -> None:
+        super().relative_update(inc)
+        faults.reach("remote.file_fetched")
 
 
 def _is_inside(name: str) -> bool:

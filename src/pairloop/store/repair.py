@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from pairloop.errors import ConflictError, RowsError, StoreError
 from pairloop.formats.snapshot import HELDOUT_FILE, TRAIN_FILE, read_rows
 from pairloop.store import canaries, contents, datasets, doctor, duels, files, jobs, removed, repairs, versions
-from pairloop.store.archive import Archive
+from pairloop.store.archive import Archive, remove_staged
 from pairloop.store.backup import publish_copy
 from pairloop.store.contents import NamedArtifact
 from pairloop.store.datasets import PairLineage
@@ -144,6 +144,9 @@ class _Plan:
             case "stale_folder":
                 path = Path(problem.subject)
                 return Repair(problem, "removed", in_files=lambda: shutil.rmtree(path, ignore_errors=True))
+            case "unfinished_restore":
+                copy = Path(problem.subject)
+                return Repair(problem, "removed", in_files=lambda: remove_staged(copy))
             case "unfinished_upload":
                 url = problem.subject
                 return Repair(problem, "removed", in_files=lambda: self._store.artifacts.remove_leftover(url))

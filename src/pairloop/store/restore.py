@@ -21,10 +21,11 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from pairloop import faults
 from pairloop.config import Config, override
 from pairloop.errors import ConfigError, ConflictError, StoreError
 from pairloop.store import audit, doctor, erasures, transfer
-from pairloop.store.archive import Archive, Manifest
+from pairloop.store.archive import ASIDE, Archive, Manifest, remove_staged, staged
 from pairloop.store.artifacts import flush, sha256_of
 from pairloop.store.audit import AuditAction
 from pairloop.store.backup import publish_copy
@@ -39,7 +40,7 @@ from pairloop.types import RunStatus
 AfterRestore = Callable[[Store, Config], None]
 """Told of a restored store before anybody sees it: what must hold although the backup is older, such as erasures."""
 
-_SIDE_FILES = ("", "-wal", "-shm")
+_SIDE_FILES = ("-wal", "-shm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +82,16 @@ def restore(
     with _staged(archive, config) as staging:
         with Store.open(staging) as store:
             copied, found = _copy_contents(archive, store)
+            faults.reach("restore.contents_copied")
             store.write(_forget_owners)
             store.write(_forget_visits)
             store.write(partial(_record, archive=archive, actor=actor))
             for act in after:
                 act(store, config)
         transfer.as_one_file(_file_of(staging))
+        faults.reach("restore.before_aside")
         aside = _put_in_place(_file_of(staging), config, is_taken=is_taken)
+    faults.reach("restore.in_place")
     with Store.open(config) as store:
         left = doctor.check(store)
     return Restored(archive.path, archive.manifest, describe(url), aside, copied, found, left)
@@ -136,15 +140,15 @@ def _has_data(config: Config) -> bool:
 def _staged(archive: Archive, config: Config) -> Iterator[Config]:
     """The configuration of a store whose database is a copy of the backup's, beside the target; gone at the end."""
     target = _file_of(config) if _is_sqlite(config) else config.state_dir.resolve() / "database.sqlite"
-    path = target.with_name(f"{target.name}.restoring")
+    path = staged(target)
     with failing_as_store_error(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(path)
+        remove_staged(path)
         shutil.copyfile(archive.database, path)
     try:
         yield override(config, {"store": {"database": transfer.sqlite_url(path).render_as_string()}})
     finally:
-        _remove(path)
+        remove_staged(path)
 
 
 def _copy_contents(archive: Archive, store: Store) -> tuple[int, int]:
@@ -188,17 +192,18 @@ def _record(c: Connection, archive: Archive, actor: str) -> None:
     audit.record(c, AuditAction.RESTORE, actor=actor, subject=archive.path.name, reason="by hand", details=details)
 
 
-def _put_in_place(staged: Path, config: Config, *, is_taken: bool) -> str | None:
+def _put_in_place(made: Path, config: Config, *, is_taken: bool) -> str | None:
     """The last step; where the former database lies now."""
     name = f"before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S-%fZ}"  # its own also where two restores follow within a second
     url = parse_url(config.database_url)
     if not _is_sqlite(config):
         schema = name.replace("-", "_").lower() if is_taken else None
-        transfer.load(staged, url, aside=schema)
+        transfer.load(made, url, aside=schema)
         return f"schema {schema}" if schema else None
     target = _file_of(config)
     aside = _set_aside(target, name) if target.exists() else None
-    os.replace(staged, target)
+    faults.reach("restore.set_aside")
+    os.replace(made, target)
     flush(target.parent)
     return None if aside is None else str(aside)
 
@@ -207,14 +212,23 @@ def _set_aside(path: Path, suffix: str) -> Path:
     """Give the file a second name; its first one is taken over in the next step, so that it never is nobody's."""
     _refuse_open(path)
     aside = path.with_name(f"{path.name}.{suffix}")
-    for side in _SIDE_FILES[1:]:  # of a damaged file only: its log must not be read into the restored one
+    for side in _SIDE_FILES:  # of a damaged file only: its log must not be read into the restored one
         if path.with_name(path.name + side).exists():
             path.with_name(path.name + side).rename(aside.with_name(aside.name + side))
     try:
         os.link(path, aside)
     except OSError:  # a file system without hard links
-        path.rename(aside)
+        _copy_aside(path, aside)
     return aside
+
+
+def _copy_aside(path: Path, aside: Path) -> None:
+    """Copied, and not renamed: a restore that is killed then must not leave a place where a new store would begin."""
+    copy = path.with_name(staged(path).name + ASIDE)
+    with failing_as_store_error(str(aside)):
+        shutil.copyfile(path, copy)
+        flush(copy)
+        copy.rename(aside)
 
 
 def _refuse_open(path: Path) -> None:
@@ -234,8 +248,3 @@ def _is_sqlite(config: Config) -> bool:
 
 def _file_of(config: Config) -> Path:
     return Path(str(parse_url(config.database_url).database)).resolve()
-
-
-def _remove(path: Path) -> None:
-    for suffix in _SIDE_FILES:
-        path.with_name(path.name + suffix).unlink(missing_ok=True)

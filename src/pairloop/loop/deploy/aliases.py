@@ -186,6 +186,7 @@ def rollback(
             answers(policy, version)
         else:
             load(policy, version, None)
+    faults.reach("rollback.after_probe")
 
     def commit(c: Connection) -> Promotion:
         champion = versions.alias(c, policy_name, Alias.CHAMPION)
@@ -196,7 +197,9 @@ def rollback(
             events.guard_broken(c, policy_name, champion, details or {}, reason, datetime.now(UTC))
         return _move(c, policy_name, target, "rollback", reason, actor=actor, details=details)
 
-    return store.write(commit)
+    rolled_back = store.write(commit)
+    faults.reach("rollback.after_commit")
+    return rolled_back
 
 
 def _rollback_target(c: Connection, policy_name: str, to: int | None) -> int:

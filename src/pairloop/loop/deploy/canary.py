@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from pairloop import faults
 from pairloop.config import Config
 from pairloop.errors import ConflictError, NotFoundError
 from pairloop.loop.deploy.aliases import end_canary, end_duel, known, load_with_parent, refuse_removed
@@ -61,6 +62,7 @@ def start_canary(
     """
     version = known(store, config.policy.name, number)
     load_with_parent(store, policy, version)
+    faults.reach("canary.after_probe")
 
     def commit(c: Connection) -> Canary:
         champion = versions.alias(c, version.policy, Alias.CHAMPION)
@@ -82,13 +84,16 @@ def start_canary(
         now = datetime.now(UTC)
         canary = Canary(new_id("canary"), version.policy, number, champion, chosen, secrets.token_hex(8), cycle_id, reason, now)
         canaries.open(c, canary)
+        faults.reach("canary.opened_in_transaction")
         versions.set_alias(c, version.policy, Alias.CANARY, number)
         details = {"champion": champion, "share": chosen, "cycle_id": cycle_id}
         audit.record(c, AuditAction.CANARY_START, actor=actor, subject=version.name, reason=reason, details=details, at=now)
         also(c, canary)
         return canary
 
-    return store.write(commit)
+    canary = store.write(commit)
+    faults.reach("canary.after_open")
+    return canary
 
 
 def stop_canary(
@@ -110,6 +115,7 @@ def stop_canary(
             raise ConflictError(f"no canary of {policy_name} is on" + (f" any more ({canary_id})" if canary_id else ""))
         at = datetime.now(UTC)
         end_canary(c, policy_name, "withdrawn", reason, at)
+        faults.reach("canary.closed_in_transaction")
         end_duel(c, policy_name, at)
         versions.record_promotion(
             c,
@@ -127,7 +133,9 @@ def stop_canary(
         also(c)
         return canary
 
-    return store.write(commit)
+    canary = store.write(commit)
+    faults.reach("canary.after_withdrawal")
+    return canary
 
 
 def canary_standing(c: Connection, config: Config, canary: Canary, now: datetime) -> Standing:

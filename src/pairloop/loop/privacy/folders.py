@@ -22,6 +22,7 @@ def clear(store: Store, config: Config) -> None:
         trained = _runs_on_removed(c)
     for run in trained:
         _clear_run(config, run)
+        train.forget(store.artifacts, train.folder_of(config, run))
     removed.sweep(store)
 
 

@@ -14,6 +14,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
+from pairloop import faults
 from pairloop.config import Config
 from pairloop.errors import EngineError, NotFoundError, PairloopError
 from pairloop.loop.serve.plan import ChatRequest, Plan, Planner, shadow_of
@@ -233,7 +234,9 @@ class ChatService:
         try:
             completions = await completions_as_stored(self._store, plan, await self._sample(plan, Events(1), None))
             group = replace(plan.stored, completions=completions)
+            faults.reach("shadow.before_record")
             await asyncio.wrap_future(self._store.submit(lambda c: groups.insert(c, group)))
+            faults.reach("shadow.recorded")
         except PairloopError as error:  # the recorder has counted it, and the request that cast this shadow is answered
             logger.info("no answer in the shadow by version %d: %s", plan.versions[0], error)
 

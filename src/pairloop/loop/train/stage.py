@@ -23,6 +23,7 @@ from pairloop.errors import ConflictError, NotFoundError, StoreError, Unavailabl
 from pairloop.learner.child import Row, read_rows
 from pairloop.learner.job import DISK_FULL, TrainJob, TrainResult, TrainStatus
 from pairloop.loop.train.attempts import Listener, OnProgress, Start, attempt, job_in
+from pairloop.loop.train.elsewhere import attempt_shared, forget
 from pairloop.store import Store, cycles, new_id, runs, versions
 from pairloop.types import Dataset, Run, RunStatus, Version, VersionKind
 
@@ -63,19 +64,19 @@ def run(
     row = _take_up(store, config, dataset, parent, cycle_id, owner)
     faults.reach("run.taken_up")
     if row.status is not RunStatus.RUNNING:
-        _tidy(folder_of(config, row))
+        _tidy(store, folder_of(config, row))
         return TrainRecord(row.run_id, row.status, _version_of(store, row), row.result)
     folder, hold = folder_of(config, row), store.artifacts.hold
     heart = _Heart(store, row, duration_s(config.schedule.lease), on_progress)
     start = Start.of(config.policy.model, parent, hold)
     job = job_in(folder, config, start=start, data=hold(dataset.path), train=config.train)
     try:
-        result = attempt(job, folder, heart, should_stop)
+        result = attempt_shared(store.artifacts, job, lambda: attempt(job, folder, heart, should_stop))
     except ConflictError:  # another process took it over, or it was cancelled
         with store.reading() as c:
             ended = runs.get(c, row.run_id)
         if ended is not None and ended.status is RunStatus.CANCELLED:
-            _tidy(folder)
+            _tidy(store, folder)
         raise
     if result.status is TrainStatus.PAUSED:
         return TrainRecord(row.run_id, RunStatus.RUNNING, None, {})
@@ -83,14 +84,15 @@ def run(
         raise UnavailableError(f"run {row.run_id}: {result.error.message}")
     version = _register(store, row, job, result, also_recorded)
     faults.reach("run.ended")
-    _tidy(folder)
+    _tidy(store, folder)
     return TrainRecord(row.run_id, _status(result), version, result.as_dict())
 
 
-def _tidy(folder: Path) -> None:
+def _tidy(store: Store, folder: Path) -> None:
     """Remove what an ended run needs no longer."""
     for name in ("out", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)
+    forget(store.artifacts, folder)
 
 
 def folder_of(config: Config, row: Run) -> Path:

@@ -1,0 +1,139 @@
+"""A run's newest checkpoint at the URL: another machine goes on from it, to the same bits."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from tests.faults_keeping import checkpoints_of, contents, machine
+from tests.test_train import World, config_of, some_pairs
+from tests.tiny_models import byte_tokenizer, write_model
+
+from pairloop.config import Config
+from pairloop.errors import StoreError
+from pairloop.loop.train import folder_of, metrics_of
+from pairloop.store import Store
+from pairloop.store.checkpoints import FarCheckpoints
+from pairloop.store.remote import RemoteArtifacts
+from pairloop.types import RunStatus
+
+
+def put(far: FarCheckpoints, folder: Path, step: int) -> None:
+    folder.mkdir()
+    (folder / "weights").write_text(f"after {step}")
+    far.put(step, folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> RemoteArtifacts:
+    return machine(tmp_path, "a")
+
+
+def test_the_newest_whole_checkpoint_takes_the_place_of_the_older_ones(far: RemoteArtifacts, tmp_path: Path) -> None:
+    of_run = checkpoints_of(far)
+    assert of_run.newest() is None
+    of_run.clear()
+    for step in (10, 20):
+        put(of_run, tmp_path / "made", step)
+    put(of_run, tmp_path / "made", 15)  # a worker that was stopped for long, and has been overtaken
+    run = tmp_path / "url" / "checkpoints" / "run_1"
+    assert sorted(path.name for path in run.rglob("weights")) == ["weights", "weights"]
+    assert of_run.newest() == 20
+    (run / "step-00000020" / "manifest.json").unlink()
+    assert of_run.newest() == 15
+    (tmp_path / "here").mkdir()
+    of_run.fetch(15, tmp_path / "here")
+    assert contents(tmp_path / "here") == {"weights": "after 15"}
+    (run / "step-00000015" / "weights").write_text("changed")
+    with pytest.raises(StoreError, match=r"weights: is not what was uploaded"):
+        of_run.fetch(15, tmp_path / "here")
+    assert far.unreferenced([], older_than_s=-1.0) == []
+    assert far.leftovers() == []
+    assert far.leftovers(older_than_s=-1.0) == [f"local://{tmp_path}/url/checkpoints/run_1"]  # of a run that nobody ended
+    of_run.clear()
+    assert contents(tmp_path / "url") == {}
+
+
+def test_checkpoints_are_shared_unless_told_otherwise(tmp_path: Path) -> None:
+    store = {"database": f"sqlite:///{tmp_path / 'shared.sqlite'}", "artifacts": f"memory://{tmp_path}"}
+    for shares, section in ((True, {}), (False, {"artifacts_checkpoints": False})):
+        with Store.open(config_of(tmp_path, store={**store, **section})) as opened:
+            assert (opened.artifacts.checkpoints("run_1") is not None) is shares
+    with Store.open(config_of(tmp_path)) as opened:
+        assert opened.artifacts.checkpoints("run_1") is None
+
+
+# --- with a real (tiny) model
+
+
+class Gone(Exception):
+    """The machine, with all that its process was about to do."""
+
+
+class Machines:
+    """Machines that share a database and a URL, each with a state directory of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.base = write_model(folder / "base", tokenizer=byte_tokenizer(), gain=3.0)
+
+    def config(self, name: str, place: str = "shared", **train: Any) -> Config:
+        store = {"database": f"sqlite:///{self.folder / place}.sqlite", "artifacts": f"memory://{self.folder}/{place}"}
+        section = {"learning_rate": 1e-3, "batch_size": 4, "epochs": 40, "checkpoint_every": 20, **train}
+        policy = {"method": "full", "device": "cpu"}
+        return config_of(self.folder / name, model=str(self.base), policy=policy, train=section, store=store)
+
+    def lose(self, name: str) -> int:
+        """Machine ``name`` begins the run and is gone, with its disk, once a checkpoint is at the URL: of which step."""
+        config, reached = self.config(name), list[int]()
+        with Store.open(config) as store:
+            world = World(store, config, some_pairs(20))
+
+            def is_shared() -> bool:
+                (row,) = world.runs()
+                far = store.artifacts.checkpoints(folder_of(config, row).name)
+                assert far is not None
+                reached.append(far.newest() or 0)
+                if reached[-1]:
+                    raise Gone
+                return False
+
+            with pytest.raises(Gone):
+                world.train(should_stop=is_shared)
+        shutil.rmtree(config.state_dir)
+        return reached[-1]
+
+
+@pytest.mark.slow
+def test_a_run_whose_machine_is_gone_goes_on_elsewhere_to_the_same_bits(tmp_path: Path) -> None:
+    machines = Machines(tmp_path)
+    alone = machines.config("alone", "undisturbed")
+    with Store.open(alone) as store:
+        expected = World(store, alone, some_pairs(20)).train()
+    reached = machines.lose("one")
+    two = machines.config("two")
+    with Store.open(two) as store:
+        world = World.found(store, two)
+        record = world.train(owner="two")
+        (newest, _) = world.runs()
+        assert (record.status, newest.owner, newest.attempt) == (RunStatus.SUCCEEDED, "two", 2)
+        assert record.result["resumed_from"] >= reached >= 20
+        assert record.version.artifact_hash == expected.version.artifact_hash
+        steps = [row["step"] for row in metrics_of(two, newest) if "tokens" in row]
+        assert steps == list(range(1, 201))
+        assert store.artifacts.leftovers(older_than_s=-1.0) == []
+    assert fsspec.filesystem("memory").find(f"{tmp_path}/shared/checkpoints") == []
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_does_not_fit_here_is_left_and_the_run_begins_anew(tmp_path: Path) -> None:
+    machines = Machines(tmp_path)
+    machines.lose("one")
+    two = machines.config("two", learning_rate=2e-3)
+    with Store.open(two) as store:
+        record = World.found(store, two).train(owner="two")
+        assert (record.status, record.result["resumed_from"], record.result["steps"]) == (RunStatus.SUCCEEDED, 0, 200)
