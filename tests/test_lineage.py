@@ -137,6 +137,12 @@ def test_unknown_ids_are_left_out_and_bad_questions_are_refused(server: RunningS
         assert [one.use for one in client.lineage(pick)] == ["waiting"]
 
 
+def revised(server: RunningServer, pick: str) -> str:
+    """The id of what its rater says after all: a tie."""
+    body = {"inference_id": told(server, pick)[0]["inference_id"], "outcome": "tie", "latency_ms": 4_000}
+    return str(server.http.post("/v1/preferences", json=body).json()["feedback_id"])
+
+
 def reason_of(server: RunningServer, pick: str) -> str | None:
     """Why the newest decision left it out, where the preferences find it."""
     with server.store.reading() as c:
@@ -183,13 +189,14 @@ def test_the_newest_dataset_decides_whether_a_row_has_a_reason(server: RunningSe
 
 
 def test_what_is_included_again_comes_once_though_a_version_was_promoted_meanwhile(server: RunningServer) -> None:
-    pick, tie, _ = picked(server), picked(server, outcome="tie"), picked(server)
+    pick, tie, _ = picked(server), revised(server, picked(server)), picked(server)
     decide(server, "exclude", pick)
     decide(server, "exclude", tie)
     train_on(server, compiled(server, 0), 1)
     picked(server)
     decide(server, "include", pick)
     decide(server, "include", tie)
+    assert [(one["use"], one["reason"]) for one in told(server, pick)] == [("waiting", None)]
     second = compiled(server, 1)
     assert (told(server, pick)[0]["datasets"], reason_of(server, tie)) == ([second], "tie")
 

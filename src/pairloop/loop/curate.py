@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from pairloop.config import Config
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.formats.writer import Rows
-from pairloop.store import Store, audit, feedback, groups, marks, new_id, preferences
+from pairloop.store import Store, audit, feedback, groups, marks, new_id, preferences, set_aside
 from pairloop.store.audit import AuditAction
 from pairloop.store.marks import Mark
 from pairloop.store.preferences import Place, Wanted
@@ -89,6 +89,8 @@ def mark(store: Store, config: Config, selection: Selection, kind: Mark, decisio
     def write(c: Connection) -> Decided:
         at = datetime.now(UTC)
         changed = marks.put(c, policy, kind, ids, is_set=is_set, reason=decision.reason, at=at)
+        if kind is Mark.EXCLUDED and not is_set:
+            set_aside.ask_again(c, changed, Mark.EXCLUDED.value)
         _record(c, policy, _ACTIONS[kind, is_set], ids, decision, {"groups": len(ids), "changed": len(changed)})
         return Decided(len(ids), len(changed))
 

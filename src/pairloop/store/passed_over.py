@@ -5,28 +5,25 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from pairloop.store.feedback import is_latest
 from pairloop.store.groups import chunked
 from pairloop.store.marks import Mark, is_marked
-from pairloop.store.schema import dataset_pairs, feedback, marks, pair_feedback, pair_groups, set_aside, versions
+from pairloop.store.schema import dataset_pairs, feedback, marks, pair_groups, set_aside, versions
 
 
 def groups_of(c: Connection, policy: str, parent: int) -> frozenset[str]:
-    """Those of which neither ``parent`` nor an ancestor learned, and which no dataset has left out for another reason since.
+    """Those of which neither ``parent`` nor an ancestor learned, with a counting vote that no dataset has left out since.
 
-    The last word about one of their rows is that it was left out as excluded, or that a version learned from it which is no
-    ancestor. Linear in the groups that were ever included again.
+    Linear in the groups that were ever included again.
     """
     said = marks.alias("said")
-    row = feedback.alias("row")
-    this_row = set_aside.c.feedback_id == row.c.feedback_id
-    left_out = sa.exists().where(this_row, set_aside.c.reason == Mark.EXCLUDED.value)
-    used = sa.exists().where(pair_feedback.c.feedback_id == row.c.feedback_id)
-    undecided = sa.or_(left_out, sa.and_(used, ~sa.exists().where(this_row)))
+    left_out = sa.exists().where(set_aside.c.feedback_id == feedback.c.feedback_id)
+    undecided = sa.exists().where(feedback.c.group_id == said.c.group_id, is_latest(), ~left_out)
     statement = (
         sa.select(said.c.group_id)
         .distinct()
         .where(said.c.policy == policy, said.c.mark == Mark.EXCLUDED.value, said.c.is_set.is_(False))
-        .where(~is_marked(said.c.group_id, Mark.EXCLUDED), sa.exists().where(row.c.group_id == said.c.group_id, undecided))
+        .where(~is_marked(said.c.group_id, Mark.EXCLUDED), undecided)
     )
     included = frozenset(c.execute(statement).scalars())
     return included - _learned_by(c, policy, parent, included) if included else included

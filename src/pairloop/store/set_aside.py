@@ -57,6 +57,13 @@ def forget(c: Connection, feedback_ids: Sequence[str]) -> None:
         c.execute(sa.delete(set_aside).where(set_aside.c.feedback_id.in_(ids)))
 
 
+def ask_again(c: Connection, group_ids: Sequence[str], reason: str) -> None:
+    """Votes about these groups that were left out for this reason are left out no more: they wait for the next dataset."""
+    for ids in chunked(group_ids):
+        theirs = sa.select(feedback.c.feedback_id).where(feedback.c.group_id.in_(ids))
+        c.execute(sa.delete(set_aside).where(set_aside.c.feedback_id.in_(theirs), set_aside.c.reason == reason))
+
+
 def reasons(c: Connection, feedback_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
     """(reason, dataset_id) of those of the rows that were set aside."""
     found: dict[str, tuple[str, str]] = {}

@@ -39,7 +39,7 @@ def feedback_lineage(feedback_id: FeedbackIds, context: Here) -> Lineage:
     return Lineage(data=[_resource(policy, trace, line, why.get(trace.feedback_id)) for trace in found])
 
 
-def _use(trace: Trace) -> str:
+def _use(trace: Trace, reason: str | None) -> str:
     if trace.metric in (COMMENT_METRIC, REPEAT_METRIC) or trace.label is Label.SKIP:
         return "noted"
     if trace.kind is GroupKind.DUEL:
@@ -52,16 +52,11 @@ def _use(trace: Trace) -> str:
         return "trained"
     if trace.is_training:
         return "training"
-    return "left_out" if _is_left_out(trace) else "waiting"
-
-
-def _is_left_out(trace: Trace) -> bool:
-    """A dataset looked at it, and took it not."""
-    return trace.looked_at is not None and not trace.datasets
+    return "waiting" if reason is None else "left_out"
 
 
 def _resource(policy: str, trace: Trace, line: frozenset[int], reason: str | None) -> FeedbackLineage:
-    use = _use(trace)
+    use = _use(trace, reason)
     reveals = trace.metric == PREFERENCE_METRIC and trace.label is not Label.SKIP
     named = trace.kind is not GroupKind.DUEL or reveals
     return FeedbackLineage(
