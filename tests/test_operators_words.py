@@ -24,6 +24,7 @@ def server(serve: Callable[..., RunningServer]) -> RunningServer:
     return started
 
 
+@pytest.mark.slow
 def test_no_word_of_an_operator_is_stored_as_it_was_typed(server: RunningServer) -> None:
     for number in (1, 2, 3):
         server.add_version(number)
