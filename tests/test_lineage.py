@@ -11,7 +11,7 @@ from tests.server import POLICY, RunningServer, user_of
 
 from pairloop.client import Client
 from pairloop.loop import pairs
-from pairloop.store import runs, versions
+from pairloop.store import runs, set_aside, versions
 from pairloop.types import Alias, Pool, Run, RunStatus, Version, VersionKind
 
 RATER = user_of(Pool.TRAIN)
@@ -135,3 +135,77 @@ def test_unknown_ids_are_left_out_and_bad_questions_are_refused(server: RunningS
     assert (many.status_code, many.json()["error"]["param"]) == (400, "feedback_id")
     with Client(server.url) as client:
         assert [one.use for one in client.lineage(pick)] == ["waiting"]
+
+
+def revised(server: RunningServer, pick: str) -> str:
+    """The id of what its rater says after all: a tie."""
+    body = {"inference_id": told(server, pick)[0]["inference_id"], "outcome": "tie", "latency_ms": 4_000}
+    return str(server.http.post("/v1/preferences", json=body).json()["feedback_id"])
+
+
+def reason_of(server: RunningServer, pick: str) -> str | None:
+    """Why the newest decision left it out, where the preferences find it."""
+    with server.store.reading() as c:
+        kept = set_aside.reasons(c, [pick]).get(pick)
+    return None if kept is None else kept[0]
+
+
+def decide(server: RunningServer, verb: str, pick: str) -> None:
+    group_id = told(server, pick)[0]["inference_id"]
+    reply = server.http.post(f"/v1/groups/{verb}", json={"ids": [group_id], "reason": "looked at again"})
+    assert (reply.status_code, reply.json()["changed"]) == (200, 1), reply.text
+
+
+def compiled(server: RunningServer, parent: int) -> str:
+    patient = server.config.model_copy(update={"pairs": server.config.pairs.model_copy(update={"max_staleness": 3})})
+    dataset = pairs.run(server.store, None, patient, cycle_id=None, parent=parent)
+    assert dataset is not None
+    return dataset.dataset_id
+
+
+def test_the_newest_dataset_decides_whether_a_row_has_a_reason(server: RunningServer) -> None:
+    pick, fast, _ = picked(server), picked(server, latency_ms=10), picked(server)
+    decide(server, "exclude", pick)
+    compiled(server, 0)
+    assert (reason_of(server, pick), told(server, pick)[0]["reason"]) == ("excluded", "excluded")
+    decide(server, "include", pick)
+    second = compiled(server, 0)
+    assert (reason_of(server, pick), told(server, pick)[0]["datasets"]) == (None, [second])
+
+    train_on(server, second, 1)
+    group_id = told(server, pick)[0]["inference_id"]
+    other = {"inference_id": group_id, "outcome": "tie", "rater_id": "somebody-else", "latency_ms": 4_000}
+    assert server.http.post("/v1/preferences", json=other).status_code == 201
+    picked(server)
+    train_on(server, compiled(server, 1), 2, parent=1)
+    assert reason_of(server, pick) is None, "beside the new vote it is context, and was trained on"
+    assert [(one["use"], one["reason"]) for one in told(server, pick, fast)] == [
+        ("trained", None),
+        ("left_out", "instant_pick"),
+    ]
+    page = server.http.get(f"/preferences/{group_id}").text
+    assert "Left out" not in page
+    assert "An earlier round" not in page
+
+
+def test_what_is_included_again_comes_once_though_a_version_was_promoted_meanwhile(server: RunningServer) -> None:
+    pick, tie, _ = picked(server), revised(server, picked(server)), picked(server)
+    decide(server, "exclude", pick)
+    decide(server, "exclude", tie)
+    train_on(server, compiled(server, 0), 1)
+    picked(server)
+    decide(server, "include", pick)
+    decide(server, "include", tie)
+    assert [(one["use"], one["reason"]) for one in told(server, pick)] == [("waiting", None)]
+    second = compiled(server, 1)
+    assert (told(server, pick)[0]["datasets"], reason_of(server, tie)) == ([second], "tie")
+
+    train_on(server, second, 2, parent=1)  # it is not promoted: what it learned is new to the champion
+    picked(server)
+    third = compiled(server, 1)
+    assert told(server, pick)[0]["datasets"] == [second, third]
+    train_on(server, third, 3, parent=1)
+    picked(server)
+    fourth = compiled(server, 3)
+    assert fourth not in told(server, pick)[0]["datasets"], "learned from once"
+    assert server.http.get(f"/v1/datasets/{fourth}/set_aside").json()["data"] == []

@@ -147,7 +147,7 @@ def test_a_person_is_erased_down_to_the_bytes(rig: Rig) -> None:
     assert WORDS.encode() in bytes_of(state)
     assert JANE.encode() in bytes_of(state)
 
-    would = privacy.preview(store, JANE)
+    would = privacy.preview(store, config, JANE)
     effect = privacy.erase(store, config, JANE, reason="asked")
     assert would.counts == effect.counts
     assert effect.counts["groups"] == 1
@@ -275,7 +275,7 @@ def test_nobody_is_erased_under_a_cycle_that_works_with_their_rows(rig: Rig) -> 
     dataset = pairs.run(loop.store, loop.policy.tokens, loop.config, cycle_id=None, parent=0)
     assert dataset is not None
     train.run(loop.store, loop.config, dataset=dataset, parent=parent, owner="t:0", on_progress=while_training)
-    assert not privacy.preview(loop.store, JANE).is_empty
+    assert not privacy.preview(loop.store, loop.config, JANE).is_empty
 
 
 def test_a_quarantined_rater_is_in_no_manifest_and_not_in_the_audit_trail(rig: Rig) -> None:

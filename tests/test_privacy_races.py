@@ -129,7 +129,7 @@ def test_nobody_is_erased_while_a_cycle_moves(rig: Rig) -> None:
     with CycleLease(rig.loop), pytest.raises(ConflictError, match="a cycle of bot is running already"):
         privacy.erase(rig.store, rig.loop.config, JANE, reason="asked")
     assert privacy.read(privacy.path_of(rig.loop.config)) == []
-    assert not privacy.preview(rig.store, JANE).is_empty
+    assert not privacy.preview(rig.store, rig.loop.config, JANE).is_empty
 
 
 def has_run(rig: Rig, dataset: Dataset) -> Path:

@@ -19,7 +19,7 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Only say what would go.
 
 
 @click.command()
-@click.option("--user", help="The `user` of their requests.")
+@click.option("--user", help="The `user` of their requests, or an operator's name in the audit trail.")
 @click.option("--rater", help="The rater id of their picks; users and raters share their ids.")
 @click.option("--reason", default="asked to be erased", show_default=True, help="Kept with the erasure; it should name nobody.")
 @click.option(
@@ -36,6 +36,11 @@ def erase(
     Texts, ids, comments and picks go, datasets lose the rows that rest on them, versions that had been trained on such rows
     are marked (`pairloop versions`; `pairloop rebuild` makes them again). The ledger erasures.jsonl keeps a salted hash, by
     which a restored backup is erased again.
+
+    An id is looked for as it is given and as the pseudonym that stands for it. Who asked without an id is conversation:ID. An
+    operator is named as in the audit trail (account:NAME, key:ID, cli:LOGIN): their own votes go, their name goes from the
+    trail, from votes that they relabelled and from their account, which must be removed before; picks in the labelling queue
+    are those of a rater of the plain name.
     """
     from pairloop.cli.opening import actor, open_store
     from pairloop.loop import privacy
@@ -50,7 +55,9 @@ def erase(
         raise click.UsageError("name one person: --user ID or --rater ID")
     with open_store(config_path) as (config, store):
         effect = (
-            privacy.preview(store, person) if dry_run else privacy.erase(store, config, person, reason=reason, actor=actor())
+            privacy.preview(store, config, person)
+            if dry_run
+            else privacy.erase(store, config, person, reason=reason, actor=actor())
         )
     show({"done": effect.erasure_id is not None, "effect": effect}, _effect_text(effect, is_preview=dry_run), as_json=as_json)
 

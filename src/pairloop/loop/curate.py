@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from pairloop.config import Config
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.formats.writer import Rows
-from pairloop.store import Store, audit, feedback, groups, marks, new_id, preferences
+from pairloop.store import Store, audit, feedback, groups, marks, new_id, preferences, set_aside
 from pairloop.store.audit import AuditAction
 from pairloop.store.marks import Mark
 from pairloop.store.preferences import Place, Wanted
@@ -78,6 +78,7 @@ class Decision:
 
 def mark(store: Store, config: Config, selection: Selection, kind: Mark, decision: Decision, *, is_set: bool) -> Decided:
     """Exclude groups from training or send them to the labelling queue, or take that back."""
+    decision = replace(decision, reason=store.kept_words(decision.reason))
     ids = selected(store, config, selection, MAX_GROUPS)
     policy = config.policy.name
     if decision.dryrun:
@@ -88,6 +89,8 @@ def mark(store: Store, config: Config, selection: Selection, kind: Mark, decisio
     def write(c: Connection) -> Decided:
         at = datetime.now(UTC)
         changed = marks.put(c, policy, kind, ids, is_set=is_set, reason=decision.reason, at=at)
+        if kind is Mark.EXCLUDED and not is_set:
+            set_aside.ask_again(c, changed, Mark.EXCLUDED.value)
         _record(c, policy, _ACTIONS[kind, is_set], ids, decision, {"groups": len(ids), "changed": len(changed)})
         return Decided(len(ids), len(changed))
 
@@ -100,6 +103,8 @@ def relabel(store: Store, config: Config, selection: Selection, label: Label, de
     Where nobody picked yet it is the operator's own vote. Not in duels, whose first votes count for good, and not where there
     are no two whole answers.
     """
+    decision = replace(decision, reason=store.kept_words(decision.reason))
+    own = f"{EXPERT}{decision.actor}" if store.redactor is None else store.redactor.identifier(f"{EXPERT}{decision.actor}")
     ids = selected(store, config, selection, MAX_RELABELLED)
     policy = config.policy.name
 
@@ -107,7 +112,7 @@ def relabel(store: Store, config: Config, selection: Selection, label: Label, de
         found: list[LabelledGroup] = []
         for some in groups.chunked(ids):
             found += feedback.labelled(c, sa.select(group_table).where(group_table.c.group_id.in_(some)))
-        return list(chain.from_iterable(_revised(labelled, label, decision) for labelled in found))
+        return list(chain.from_iterable(_revised(labelled, label, decision, own) for labelled in found))
 
     if decision.dryrun:
         with store.reading() as c:
@@ -179,13 +184,14 @@ def _one_kind(labelled: LabelledGroup) -> LabelledGroup:
     return replace(labelled, feedback=tuple(row for row in labelled.feedback if row.metric == metric))
 
 
-def _revised(labelled: LabelledGroup, label: Label, decision: Decision) -> Iterator[Feedback]:
+def _revised(labelled: LabelledGroup, label: Label, decision: Decision, own: str) -> Iterator[Feedback]:
+    """``own``: the rater id of a vote that is the operator's."""
     group = labelled.group
     if group.kind is GroupKind.DUEL or group.is_abandoned or group.is_erased or len(group.completions) != 2:
         return
     votes = [row for row in labelled.feedback if row.metric == PREFERENCE_METRIC and row.source is Source.HUMAN]
     raters = {row.rater_id: row.shown_order for row in votes if row.label not in (label, Label.SKIP)}
-    for rater_id, shown_order in raters.items() if votes else ((f"{EXPERT}{decision.actor}", ()),):
+    for rater_id, shown_order in raters.items() if votes else ((own, ()),):
         yield _vote(group, rater_id, shown_order, label, decision)
 
 

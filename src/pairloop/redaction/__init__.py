@@ -5,6 +5,6 @@ and ``redactor`` applies the hook to prompts, answers, feedback and replies, and
 """
 
 from pairloop.redaction.hooks import hook_of, presidio_hook
-from pairloop.redaction.redactor import Redactor
+from pairloop.redaction.redactor import Redactor, pseudonym_of
 
-__all__ = ["Redactor", "hook_of", "presidio_hook"]
+__all__ = ["Redactor", "hook_of", "presidio_hook", "pseudonym_of"]

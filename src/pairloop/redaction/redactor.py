@@ -59,7 +59,7 @@ class Redactor:
             return name
         if isinstance(self._key, Path):
             self._key = _drawn(self._key)
-        return PSEUDONYM + hmac.new(self._key, name.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
+        return _pseudonym(self._key, name)
 
     def values(self, pairs: Mapping[str, str], *, ids: Sequence[str] = ()) -> dict[str, str]:
         """Metadata or tags; the keys stay, ids of ours (a parent's, say) too, and the values of ``ids`` are identifiers."""
@@ -145,6 +145,20 @@ class Redactor:
         return value
 
 
+def pseudonym_of(state_dir: Path, name: str) -> str | None:
+    """What stands for the id wherever a hook once found something in it; None where no pseudonym was ever needed."""
+    path = state_dir / KEY_FILE
+    return _pseudonym(_read(path), name) if path.exists() else None
+
+
+def _pseudonym(key: bytes, name: str) -> str:
+    return PSEUDONYM + hmac.new(key, name.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
+
+
+def _read(path: Path) -> bytes:
+    return bytes.fromhex(path.read_text(encoding="ascii").strip())
+
+
 def _is_ours(text: str) -> bool:
     """Whether it is an id of the store, whatever a hook would find in it."""
     return OUR_ID.fullmatch(text) is not None
@@ -163,4 +177,4 @@ def _drawn(state_dir: Path) -> bytes:
         with suppress(FileExistsError):
             os.link(own, path)  # whole, and the first of several processes wins
         own.unlink()
-    return bytes.fromhex(path.read_text(encoding="ascii").strip())
+    return _read(path)

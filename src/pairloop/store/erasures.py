@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Column, Connection, Row, Table
 
-from pairloop.store import replies, saved_views, set_aside, stored
+from pairloop.store import operators, replies, saved_views, set_aside, stored
 from pairloop.store.groups import chunked
 from pairloop.store.schema import (
     audit,
@@ -56,7 +56,7 @@ class Found:
     dataset_ids: tuple[str, ...]
     quarantines: int
     traces: int
-    """What they were shown in the labelling queue, and saved views that name them."""
+    """What they were shown in the labelling queue, saved views that name them, and an operator's name in the audit trail."""
 
     @property
     def is_empty(self) -> bool:
@@ -95,7 +95,7 @@ def find(c: Connection, subjects: Collection[str]) -> Found:
         pair_ids,
         tuple(_datasets_of(c, pair_ids)),
         c.execute(held).scalar_one(),
-        c.execute(shown).scalar_one() + saved_views.naming(c, subjects),
+        c.execute(shown).scalar_one() + saved_views.naming(c, subjects) + operators.count(c, subjects),
     )
 
 
@@ -138,19 +138,21 @@ def erase_feedback(c: Connection, feedback_ids: Sequence[str]) -> None:
         replies.forget(c, ids)
 
 
-def forget_quarantines(c: Connection, subjects: Collection[str]) -> None:
+def forget_decisions(c: Connection, subjects: Collection[str]) -> None:
     """Decisions about someone go, with what they were shown and saved views that name them; the audit trail tells no name."""
     saved_views.forget(c, subjects)
+    operators.forget(c, subjects)
     c.execute(sa.delete(quarantines).where(quarantines.c.rater_id.in_(subjects)))
     c.execute(sa.delete(reservations).where(reservations.c.rater_id.in_(subjects)))
-    named = [*subjects, *(f"{RATER}{subject}" for subject in subjects)]
-    c.execute(sa.update(audit).where(audit.c.subject.in_(named)).values(subject="erased"))
+    named = [f"{RATER}{subject}" for subject in subjects]
+    c.execute(sa.update(audit).where(audit.c.subject.in_(named)).values(subject=operators.NOBODY))
 
 
 def people(c: Connection) -> Iterator[str]:
-    """Every id by which somebody is known: users, raters, and those who asked without saying who they are."""
-    for column in (groups.c.user, feedback.c.rater_id, quarantines.c.rater_id, reservations.c.rater_id):
+    """Every id by which somebody is known: users, raters, operators, and those who asked without saying who they are."""
+    for column in (groups.c.user, feedback.c.rater_id, quarantines.c.rater_id, reservations.c.rater_id, audit.c.actor):
         yield from c.execute(sa.select(column).where(column.is_not(None)).distinct()).scalars()
+    yield from saved_views.named(c)
     nameless = sa.select(groups.c.conversation_id).where(groups.c.user.is_(None), groups.c.conversation_id.is_not(None))
     yield from (f"{CONVERSATION}{name}" for name in c.execute(nameless.distinct()).scalars())
 

@@ -110,21 +110,26 @@ def history(c: Connection, group_id: str) -> list[Feedback]:
 
 
 def labelled_since(
-    c: Connection, policy: str, *, after_seq: int, kinds: Collection[GroupKind]
+    c: Connection, policy: str, *, after_seq: int, kinds: Collection[GroupKind], again: Collection[str] = ()
 ) -> tuple[list[LabelledGroup], int]:
     """Groups of these kinds with feedback newer than ``after_seq``, oldest group first, and the highest seq of the policy.
 
     Each group comes with all its counting feedback; what was said by ``after_seq`` is named in ``earlier``, also where it was
-    only said again since. Linear in the new rows.
+    only said again since. Groups ``again`` come whatever their age, with nothing ``earlier``. Linear in the new rows.
     """
     highest = max(after_seq, max_seq(c, policy))
     touched = sa.select(feedback.c.group_id).where(
         feedback.c.policy == policy, feedback.c.seq > after_seq, feedback.c.seq <= highest
     )
-    statement = sa.select(group_table).where(
-        group_table.c.group_id.in_(touched), group_table.c.kind.in_([kind.value for kind in kinds])
-    )
-    return labelled(c, statement.order_by(group_table.c.created_at, group_table.c.group_id), after_seq=after_seq), highest
+    of_kind = sa.select(group_table).where(group_table.c.kind.in_([kind.value for kind in kinds]))
+    in_order = of_kind.order_by(group_table.c.created_at, group_table.c.group_id)
+    found = labelled(c, in_order.where(group_table.c.group_id.in_(touched)), after_seq=after_seq)
+    if again:
+        found = [one for one in found if one.group.group_id not in again]
+        for ids in groups.chunked(list(again)):
+            found += labelled(c, of_kind.where(group_table.c.group_id.in_(ids)))
+        found.sort(key=lambda one: (one.group.created_at, one.group.group_id))
+    return found, highest
 
 
 def latest_revisions(rows: Iterable[Feedback]) -> list[Feedback]:

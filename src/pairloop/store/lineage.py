@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -39,8 +38,7 @@ class Answer:
 class Trace:
     """A feedback row, the answers that it is about by index, and what was made of it.
 
-    ``datasets`` and ``versions`` hold it, the oldest first; ``looked_at`` is the newest dataset that was compiled after it,
-    whether it holds it or not.
+    ``datasets`` and ``versions`` hold it, the oldest first.
     """
 
     feedback_id: str
@@ -54,12 +52,11 @@ class Trace:
     datasets: tuple[str, ...]
     versions: tuple[int, ...]
     is_training: bool
-    looked_at: str | None
 
 
 def traces(c: Connection, policy: str, feedback_ids: Collection[str]) -> list[Trace]:
     """Of the feedback that there is, in the order of its ids. A handful of statements, however many rows there are."""
-    told = (feedback.c.feedback_id, feedback.c.group_id, feedback.c.metric, feedback.c.label, feedback.c.seq)
+    told = (feedback.c.feedback_id, feedback.c.group_id, feedback.c.metric, feedback.c.label)
     statement = (
         sa.select(*told, groups.c.kind, groups.c.pool, groups.c.duel_id)
         .select_from(feedback.join(groups))
@@ -70,7 +67,6 @@ def traces(c: Connection, policy: str, feedback_ids: Collection[str]) -> list[Tr
     holding = _holding(c, list(rows))
     in_use = {dataset_id for ids in holding.values() for dataset_id in ids}
     trained, training = _trained(c, policy, in_use), _training(c, in_use)
-    newest = _newest(c, policy)
     found = []
     for feedback_id in dict.fromkeys(feedback_ids):
         row = rows.get(feedback_id)
@@ -90,7 +86,6 @@ def traces(c: Connection, policy: str, feedback_ids: Collection[str]) -> list[Tr
                 datasets=tuple(held),
                 versions=tuple(sorted({number for dataset_id in held for number in trained.get(dataset_id, ())})),
                 is_training=not training.isdisjoint(held),
-                looked_at=newest[0] if newest is not None and newest[1] >= row.seq else None,
             )
         )
     return found
@@ -152,10 +147,3 @@ def _trained(c: Connection, policy: str, dataset_ids: Collection[str]) -> dict[s
 def _training(c: Connection, dataset_ids: Collection[str]) -> set[str]:
     statement = sa.select(runs.c.dataset_id).where(runs.c.dataset_id.in_(dataset_ids), runs.c.status == RunStatus.RUNNING.value)
     return set(c.execute(statement).scalars())
-
-
-def _newest(c: Connection, policy: str) -> tuple[str, int] | None:
-    """The dataset that looked at the most feedback, and up to which row."""
-    statement = sa.select(datasets.c.dataset_id, datasets.c.feedback_seq).where(datasets.c.policy == policy)
-    row: Any = c.execute(statement.order_by(datasets.c.feedback_seq.desc(), datasets.c.created_at.desc()).limit(1)).first()
-    return None if row is None else (row.dataset_id, row.feedback_seq)

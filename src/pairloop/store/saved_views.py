@@ -60,5 +60,10 @@ def naming(c: Connection, subjects: Collection[str]) -> int:
     return len(_naming(c, subjects))
 
 
+def named(c: Connection) -> set[str]:
+    """Everybody whom a view looks for."""
+    return {row.filters["rater"] for row in c.execute(sa.select(saved_views)) if "rater" in row.filters}
+
+
 def _naming(c: Connection, subjects: Collection[str]) -> list[str]:
     return [row.view_id for row in c.execute(sa.select(saved_views)) if row.filters.get("rater") in subjects]

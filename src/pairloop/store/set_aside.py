@@ -1,4 +1,6 @@
-"""Why feedback was not used: one reason per row, that of the last dataset which looked at it.
+"""Why feedback was not used: one reason per row, that of the last dataset which decided about it.
+
+A dataset that uses a row takes its reason away. Of what its parent has learned from it decides nothing: that is context.
 
 The datasets' own folders keep what each of them said; here it can be asked for.
 """
@@ -11,9 +13,8 @@ from itertools import islice
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from pairloop.store.feedback import known_ids
 from pairloop.store.groups import chunked
-from pairloop.store.schema import set_aside
+from pairloop.store.schema import feedback, pair_feedback, set_aside
 
 ROWS_AT_ONCE = 2_000
 """So many go into one transaction: whoever picks meanwhile waits some ten milliseconds."""
@@ -26,18 +27,41 @@ def parts(reasons: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
         yield part
 
 
-def put(c: Connection, dataset_id: str, reasons: Mapping[str, str]) -> None:
-    """Write the reasons in place of earlier ones; rows that were erased meanwhile are passed over."""
+def batches(feedback_ids: Iterable[str]) -> Iterator[list[str]]:
+    """Feedback ids in parts for one transaction each."""
+    rows = iter(feedback_ids)
+    while part := list(islice(rows, ROWS_AT_ONCE)):
+        yield part
+
+
+def put(c: Connection, dataset_id: str, reasons: Mapping[str, str], *, after_seq: int) -> None:
+    """Write the reasons in place of earlier ones; rows that were erased meanwhile are passed over.
+
+    So are those up to ``after_seq`` of which a pair was made: the parent had its turn with them.
+    """
+    in_pair = sa.exists().where(pair_feedback.c.feedback_id == feedback.c.feedback_id)
     for ids in chunked(list(reasons)):
-        forget(c, ids)
-        known = known_ids(c, ids)
-        rows = [{"feedback_id": one, "dataset_id": dataset_id, "reason": reasons[one]} for one in ids if one in known]
-        if rows:
-            c.execute(sa.insert(set_aside), rows)
+        decided = sa.select(feedback.c.feedback_id).where(
+            feedback.c.feedback_id.in_(ids), sa.or_(feedback.c.seq > after_seq, ~in_pair)
+        )
+        told = list(c.execute(decided).scalars())
+        if told:
+            forget(c, told)
+            c.execute(
+                sa.insert(set_aside), [{"feedback_id": one, "dataset_id": dataset_id, "reason": reasons[one]} for one in told]
+            )
 
 
 def forget(c: Connection, feedback_ids: Sequence[str]) -> None:
-    c.execute(sa.delete(set_aside).where(set_aside.c.feedback_id.in_(feedback_ids)))
+    for ids in chunked(feedback_ids):
+        c.execute(sa.delete(set_aside).where(set_aside.c.feedback_id.in_(ids)))
+
+
+def ask_again(c: Connection, group_ids: Sequence[str], reason: str) -> None:
+    """Votes about these groups that were left out for this reason are left out no more: they wait for the next dataset."""
+    for ids in chunked(group_ids):
+        theirs = sa.select(feedback.c.feedback_id).where(feedback.c.group_id.in_(ids))
+        c.execute(sa.delete(set_aside).where(set_aside.c.feedback_id.in_(theirs), set_aside.c.reason == reason))
 
 
 def reasons(c: Connection, feedback_ids: Sequence[str]) -> dict[str, tuple[str, str]]:

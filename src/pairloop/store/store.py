@@ -96,6 +96,10 @@ class Store:
         store.redactor = redactor
         return store
 
+    def kept_words(self, text: str) -> str:
+        """What is stored of an operator's words (a reason, a name): no personal data that this store does not keep."""
+        return text if self.redactor is None else self.redactor.text(text)
+
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection that sees one snapshot and cannot write. Keep it short: a long one holds back SQLite's checkpoints."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 
 from pairloop.client.shapes import AnswerFacts, FeedbackLineage, Lineage
-from pairloop.loop.pairs import why_set_aside
-from pairloop.store import Store, datasets, lineage
+from pairloop.store import lineage, set_aside
 from pairloop.store.lineage import Trace
 from pairloop.types import COMMENT_METRIC, GOLD_METRIC, PREFERENCE_METRIC, REPEAT_METRIC, GroupKind, Label, Pool
 from pairloop.web.chat import version_name
@@ -36,11 +34,12 @@ def feedback_lineage(feedback_id: FeedbackIds, context: Here) -> Lineage:
     with context.store.reading() as c:
         found = lineage.traces(c, policy, feedback_id)
         line = lineage.serving(c, policy)
-    reasons = _reasons(context.store, [trace for trace in found if _is_left_out(trace)])
-    return Lineage(data=[_resource(policy, trace, line, reasons.get(trace.feedback_id)) for trace in found])
+        reasons = set_aside.reasons(c, [trace.feedback_id for trace in found])
+    why = {feedback_id: reason for feedback_id, (reason, _) in reasons.items()}
+    return Lineage(data=[_resource(policy, trace, line, why.get(trace.feedback_id)) for trace in found])
 
 
-def _use(trace: Trace) -> str:
+def _use(trace: Trace, reason: str | None) -> str:
     if trace.metric in (COMMENT_METRIC, REPEAT_METRIC) or trace.label is Label.SKIP:
         return "noted"
     if trace.kind is GroupKind.DUEL:
@@ -53,35 +52,11 @@ def _use(trace: Trace) -> str:
         return "trained"
     if trace.is_training:
         return "training"
-    return "left_out" if _is_left_out(trace) else "waiting"
-
-
-def _is_left_out(trace: Trace) -> bool:
-    """A dataset looked at it, and took it not."""
-    return trace.looked_at is not None and not trace.datasets
-
-
-def _reasons(store: Store, left_out: Sequence[Trace]) -> Mapping[str, str]:
-    """Why each was left out, where the dataset that did it still says so."""
-    asked: dict[str, list[str]] = {}
-    for trace in left_out:
-        if trace.looked_at is not None:
-            asked.setdefault(trace.looked_at, []).append(trace.feedback_id)
-    told: dict[str, str] = {}
-    for dataset_id, ids in asked.items():
-        with store.reading() as c:
-            dataset = datasets.current(c, dataset_id)
-        if dataset is None:
-            continue
-        try:
-            told |= why_set_aside(store.artifacts.local(dataset.path), ids)
-        except OSError:  # its folder is gone; the fact is told without its reason
-            continue
-    return told
+    return "waiting" if reason is None else "left_out"
 
 
 def _resource(policy: str, trace: Trace, line: frozenset[int], reason: str | None) -> FeedbackLineage:
-    use = _use(trace)
+    use = _use(trace, reason)
     reveals = trace.metric == PREFERENCE_METRIC and trace.label is not Label.SKIP
     named = trace.kind is not GroupKind.DUEL or reveals
     return FeedbackLineage(

@@ -116,7 +116,7 @@ def get_cycle(cycle_id: str, context: Here) -> CycleResource:
 def run_cycle(context: Here, actor: Actor, body: CycleRequest | None = None) -> Triggered:
     policy = (body.policy if body is not None else None) or context.policy_name
     check_policy(context, policy)
-    reason = (body.reason if body is not None else None) or BY_HAND
+    reason = context.store.kept_words((body.reason if body is not None else None) or BY_HAND)
 
     def commit(c: Connection) -> None:
         triggers.put(c, policy, reason, datetime.now(UTC))

@@ -40,13 +40,15 @@ class ErasureBody(Body):
 @router.post("/v1/erasures", status_code=201, summary="Erase a person: their words, their picks, and what rests on them")
 def erase(body: ErasureBody, context: Here, actor: Actor) -> ErasureResource:
     """Groups they asked for lose their texts, what they said of any answer is deleted, datasets lose the rows that rest on
-    either, and versions that had been trained on these are marked. `dryrun` says what it would take.
+    either, and versions that had been trained on these are marked. `dryrun` says what it would take. An id is looked for as it
+    is and as its pseudonym; an operator is named as in the audit trail (`account:ada`).
 
-    409 while a cycle builds, trains or measures. Later requests of theirs are served as anybody's.
+    409 while that account can still sign in, and while a cycle builds, trains or measures. Later requests of theirs are served
+    as anybody's.
     """
     person = body.user or body.rater or ""
     if body.dryrun:
-        return _of_effect(privacy.preview(context.store, person), None)
+        return _of_effect(privacy.preview(context.store, context.config, person), None)
     effect = privacy.erase(context.store, context.config, person, reason=body.reason, actor=actor)
     context.notify()
     return _of_effect(effect, body.reason)

@@ -196,7 +196,7 @@ def list_views(context: Here) -> Page[ViewResource]:
 def create_view(body: ViewBody, context: Here) -> ViewResource:
     if not body.filters.texts:
         raise InvalidRequestError("a view of everything needs no name; set a filter first", param="filters")
-    view = SavedView(new_id("view"), body.name, body.filters.texts, datetime.now(UTC))
+    view = SavedView(new_id("view"), context.store.kept_words(body.name), _kept(context, body.filters), datetime.now(UTC))
     context.store.write(lambda c: saved_views.insert(c, context.policy_name, view))
     return _view(view)
 
@@ -205,6 +205,13 @@ def create_view(body: ViewBody, context: Here) -> ViewResource:
 def delete_view(view_id: str, context: Here) -> dict[str, Any]:
     context.store.write(lambda c: saved_views.delete(c, context.policy_name, view_id))
     return {"id": view_id, "object": "saved_view", "deleted": True}
+
+
+def _kept(context: Context, filters: Filters) -> dict[str, str]:
+    """The filters as they are stored: they find what is stored, where nobody's address is."""
+    redactor, texts = context.store.redactor, filters.texts
+    typed = {name: text for name, text in texts.items() if name in ("q", "rater")}
+    return texts if redactor is None else {**texts, **redactor.values(typed, ids=("rater",))}
 
 
 def _mark(context: Context, body: SelectionRequest, actor: str, kind: Mark, *, is_set: bool) -> DecidedResource:

@@ -57,8 +57,8 @@ def list_raters(context: Here, limit: Limit = 20, after: RaterAfter = None) -> P
 
 @router.get("/v1/raters/{rater_id:path}", summary="One rater")
 def get_rater(rater_id: str, context: Here) -> RaterResource:
-    stored = desk.stored_id(context.store, rater_id)
     with context.store.reading() as c:
+        stored = desk.known_id(c, context.store, context.policy_name, rater_id)
         rater = raters.get(c, context.policy_name, stored)
         held = quarantines.current(c, context.policy_name)
     if rater is None:

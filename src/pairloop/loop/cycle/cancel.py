@@ -32,6 +32,7 @@ def cancel(store: Store, cycle_id: str, *, reason: str, actor: str, policy: Poli
     writes nothing more. With ``policy`` the challenger is unloaded. ConflictError where the cycle has ended or is a canary,
     NotFoundError where there is none.
     """
+    reason = store.kept_words(reason)
 
     def commit(c: Connection) -> int | None:
         found = cycles.get(c, cycle_id)

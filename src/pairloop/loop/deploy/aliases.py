@@ -111,7 +111,8 @@ def promote_by_hand(
     store: Store, policy: Policy, policy_name: str, *, number: int, reason: str, actor: str = SCHEDULER
 ) -> Promotion:
     """Promote past the gate; an open duel ends, and its cycle is held when it is next looked at."""
-    return promote(store, policy, known(store, policy_name, number), reason=reason, actor=actor)
+    version = known(store, policy_name, number)
+    return promote(store, policy, version, reason=store.kept_words(reason), actor=actor)
 
 
 def known(store: Store, policy_name: str, number: int) -> Version:
@@ -178,6 +179,7 @@ def rollback(
     audit trail. ConflictError where there is nothing to roll back to or ``replacing`` is no longer the champion,
     NotFoundError for an unknown version.
     """
+    reason = store.kept_words(reason)
     with store.reading() as c:
         number = _rollback_target(c, policy_name, to)
         version = versions.get(c, policy_name, number)

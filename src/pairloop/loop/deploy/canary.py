@@ -60,7 +60,7 @@ def start_canary(
     ConflictError where it is the champion, another canary is on, a duel is open that is not of ``cycle_id``, or ``replacing``
     is no longer the champion; NotFoundError for an unknown version.
     """
-    version = known(store, config.policy.name, number)
+    version, reason = known(store, config.policy.name, number), store.kept_words(reason)
     load_with_parent(store, policy, version)
     faults.reach("canary.after_probe")
 
@@ -108,6 +108,7 @@ def stop_canary(
 ) -> Canary:
     """Withdraw the canary: the champion answers everybody again, and a duel of the two ends. ConflictError where none is on,
     or another one than ``canary_id``. ``details``: the evidence, for the audit trail."""
+    reason = store.kept_words(reason)
 
     def commit(c: Connection) -> Canary:
         canary = canaries.current(c, policy_name)

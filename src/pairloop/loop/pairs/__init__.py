@@ -7,7 +7,7 @@ does it for a file of rows.
 """
 
 from pairloop.loop.pairs.builder import compile_pairs
-from pairloop.loop.pairs.dataset import count_new, record, run, set_aside_rows, why_set_aside
+from pairloop.loop.pairs.dataset import count_new, record, run, set_aside_rows
 from pairloop.loop.pairs.file import compile_file
 from pairloop.loop.pairs.fresh import NewPairs, compile_new, promotions_between
 from pairloop.loop.pairs.rows import compile_rows
@@ -33,5 +33,4 @@ __all__ = [
     "run",
     "set_aside_rows",
     "staged",
-    "why_set_aside",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -68,9 +68,17 @@ def record(store: Store, config: Config, new: Staged, *, cycle_id: str | None) -
         return dataset
 
     recorded = store.write(insert)
-    for part in set_aside.parts(set_aside_rows(store.artifacts.local(recorded.path))):
-        store.write(partial(set_aside.put, dataset_id=recorded.dataset_id, reasons=part))
+    _tell_reasons(store, recorded, new)
     return recorded
+
+
+def _tell_reasons(store: Store, dataset: Dataset, new: Staged) -> None:
+    """What this dataset left out has its reason from now on, and what it uses has none any more."""
+    for part in set_aside.parts(set_aside_rows(store.artifacts.local(dataset.path))):
+        put = partial(set_aside.put, dataset_id=dataset.dataset_id, reasons=part, after_seq=new.after_seq)
+        store.write(put)
+    for used in set_aside.batches(one for _, _, feedback_ids in new.lineage() for one in feedback_ids):
+        store.write(partial(set_aside.forget, feedback_ids=used))
 
 
 def count_new(store: Store, config: Config) -> int:
@@ -101,17 +109,6 @@ def set_aside_rows(folder: Path) -> Iterator[tuple[str, str]]:
         for line in lines:
             row = json.loads(line)
             yield row["feedback_id"], row["reason"]
-
-
-def why_set_aside(folder: Path, feedback_ids: Iterable[str]) -> dict[str, str]:
-    """The reasons of a few rows that the snapshot in ``folder`` did not use; the file is searched, not parsed."""
-    whole = (folder / SET_ASIDE_FILE).read_bytes()
-    found = {}
-    for feedback_id in feedback_ids:
-        at = whole.find(f'{{"feedback_id": {json.dumps(feedback_id)},'.encode())
-        if at >= 0:
-            found[feedback_id] = str(json.loads(whole[at : whole.index(b"\n", at)])["reason"])
-    return found
 
 
 def _manifest(config: Config, new: Staged) -> dict[str, Any]:

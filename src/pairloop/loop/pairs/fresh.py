@@ -11,7 +11,7 @@ from pairloop.loop.pairs.builder import Refuse
 from pairloop.loop.pairs.rows import compile_rows
 from pairloop.loop.pairs.rules import CompiledRows, Dropped, PairRules
 from pairloop.policy.protocols import Tokens
-from pairloop.store import datasets, feedback, marks, quarantines, versions
+from pairloop.store import datasets, feedback, marks, passed_over, quarantines, versions
 from pairloop.store.marks import Mark
 from pairloop.store.reader import Readable
 from pairloop.types import GroupKind, PreferencePair, TrainingRow, Version
@@ -68,14 +68,16 @@ class NewPairs(Tally):
 def compile_new(store: Readable, tokens: Tokens | None, config: Config, *, parent: int) -> NewPairs:
     """The pairs that a cycle of ``parent`` would train on now, with every reason why a row is not used. Writes nothing.
 
-    What ``parent`` or an ancestor was trained on is used; what other versions were trained on is not, and comes again.
+    What ``parent`` or an ancestor was trained on is used; what other versions were trained on is not, and comes again. So does
+    what was excluded when they were, and is included since.
     ``tokens`` refuses pairs that the model's template cannot render or that exceed ``train.max_length``. All of it is in
     memory: where there may be much, `staged` and `near_or_apart` have it done in a process of its own.
     """
     policy = config.policy.name
     with store.reading() as c:
         after_seq = datasets.used_seq(c, policy, parent)
-        groups, feedback_seq = feedback.labelled_since(c, policy, after_seq=after_seq, kinds=KINDS)
+        again = passed_over.groups_of(c, policy, parent)
+        groups, feedback_seq = feedback.labelled_since(c, policy, after_seq=after_seq, kinds=KINDS, again=again)
         lineage = versions.list_(c, policy, checkpoints=True)
         quarantined = quarantines.current(c, policy)
         excluded = marks.marked(c, policy, Mark.EXCLUDED).intersection(labelled.group.group_id for labelled in groups)

@@ -22,7 +22,7 @@ from pairloop.loop.apart import apart
 from pairloop.loop.pairs.fresh import Tally, compile_new
 from pairloop.loop.pairs.rules import CompiledRows
 from pairloop.policy.protocols import Tokens
-from pairloop.store import Store, datasets
+from pairloop.store import Store, datasets, passed_over
 from pairloop.store.datasets import PairLineage
 from pairloop.store.reader import Readable
 from pairloop.store.schema import feedback as feedback_table
@@ -81,12 +81,13 @@ def near_or_apart(
 
 
 def _new_rows(store: Store, config: Config, parent: int) -> int:
-    """How many feedback rows ``parent`` has not learned from, counted up to one more than `MANY_ROWS`."""
+    """How many feedback rows (up to one more than `MANY_ROWS`) and groups again ``parent`` has not learned from."""
     policy, seq = config.policy.name, feedback_table.c.seq
     with store.reading() as c:
         after_seq = datasets.used_seq(c, policy, parent)
         new = sa.select(seq).where(feedback_table.c.policy == policy, seq > after_seq).limit(MANY_ROWS + 1)
-        return c.execute(sa.select(sa.func.count()).select_from(new.subquery())).scalar_one()
+        found = c.execute(sa.select(sa.func.count()).select_from(new.subquery())).scalar_one()
+        return found + len(passed_over.groups_of(c, policy, parent))
 
 
 def _write(store: Readable, *, tokens: Tokens | None, config: Config, parent: int, folder: Path, notes: Path) -> Staged:

@@ -4,8 +4,9 @@
 dataset without some of its rows, ``rebuild`` trains a version again from its manifest, ``retention`` erases by age.
 """
 
-from pairloop.loop.privacy.erase import Effect, delete_completion, erase, ids_of, preview, reapply
+from pairloop.loop.privacy.erase import Effect, delete_completion, erase, preview, reapply
 from pairloop.loop.privacy.ledger import Entry, entry_of, path_of, read
+from pairloop.loop.privacy.people import ids_of
 from pairloop.loop.privacy.rebuild import Rebuilt, rebuild
 from pairloop.loop.privacy.retention import Swept, due, sweep
 

@@ -19,7 +19,8 @@ from pairloop.errors import ConflictError
 from pairloop.loop import cycle
 from pairloop.loop.privacy import cleaning, folders, ledger
 from pairloop.loop.privacy.ledger import Entry
-from pairloop.store import Store, audit, cycles, datasets, erasures, removed, runs, stored, versions
+from pairloop.loop.privacy.people import ids_of
+from pairloop.store import Store, audit, cycles, datasets, erasures, operators, removed, runs, stored, versions
 from pairloop.store.audit import SCHEDULER, AuditAction
 from pairloop.store.erasures import Erasure, Found
 from pairloop.store.groups import chunked
@@ -50,16 +51,10 @@ class Effect:
         return not any(self.counts.values())
 
 
-def ids_of(store: Store, person: str) -> tuple[str, ...]:
-    """The ids that a person may be stored by: as it is, and the pseudonym that stands for it."""
-    names = (person,) if store.redactor is None else (person, store.redactor.identifier(person))
-    return tuple(dict.fromkeys(names))
-
-
-def preview(store: Store, person: str) -> Effect:
+def preview(store: Store, config: Config, person: str) -> Effect:
     """What `erase` would take; nothing is changed."""
     with store.reading() as c:
-        found = erasures.find(c, ids_of(store, person))
+        found = erasures.find(c, ids_of(store, config, person))
         seen = erasures.rows_by_version(c, found.pair_ids)
         live = [dataset_id for dataset_id in found.dataset_ids if _is_live(c, dataset_id)]
     return Effect(None, _counts(found), {name: name for name in live}, _named(seen))
@@ -70,7 +65,7 @@ def erase(store: Store, config: Config, person: str, *, reason: str, actor: str 
 
     ConflictError while a cycle builds, trains or measures: nothing is changed then. No cycle begins meanwhile.
     """
-    subjects = ids_of(store, person)
+    subjects, reason = ids_of(store, config, person), store.kept_words(reason)
     found, policies = _look(store, subjects)
     if found.is_empty:
         folders.clear(store, config)  # of an erasure that was killed after its rows
@@ -86,6 +81,7 @@ def _look(store: Store, subjects: Sequence[str]) -> tuple[Found, list[str]]:
     """What there is of them, and the policies that may work with it; ConflictError where one does."""
     with store.reading() as c:
         found = erasures.find(c, subjects)
+        operators.refuse_while_active(c, subjects)
         _refuse_while_in_use(c, found)
         return found, versions.policies(c)
 
@@ -97,13 +93,13 @@ def reapply(store: Store, config: Config, entries: Sequence[Entry]) -> dict[str,
     """
     total: dict[str, int] = {"erasures": 0}
     with store.reading() as c:
-        everybody = list(dict.fromkeys(erasures.people(c)))
+        everybody = {name: ids_of(store, config, name) for name in erasures.people(c)}
     for entry in entries:
         if entry.group_id is not None:
             group_id = entry.group_id
             total["completions"] = total.get("completions", 0) + store.write(lambda c, g=group_id: _delete(c, g))  # type: ignore[misc]
             continue
-        subjects = [name for name in everybody if entry.is_about(name)]
+        subjects = _subjects(entry, everybody)
         with store.reading() as c:
             found = erasures.find(c, subjects)
         if not found.is_empty:
@@ -114,6 +110,14 @@ def reapply(store: Store, config: Config, entries: Sequence[Entry]) -> dict[str,
     if any(total.values()):
         store.scrub()
     return total
+
+
+def _subjects(entry: Entry, everybody: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """All ids of whom the entry is about. A database's row has the hash of one of their ids alone."""
+    if len(entry.hashes) > 1:
+        return [name for name in everybody if entry.is_about(name)]
+    found = (ids for ids in everybody.values() if any(map(entry.is_about, ids)))
+    return list(dict.fromkeys(name for ids in found for name in ids))
 
 
 def delete_completion(store: Store, config: Config, group_id: str) -> bool:
@@ -154,7 +158,7 @@ def _erase(store: Store, config: Config, entry: Entry, subjects: Sequence[str], 
                 left = successors[dataset.dataset_id]
                 removed.mark(c, dataset.path, Why.ERASURE, datetime.now(UTC), successor=left)
         erasures.forget_pairs(c, found.pair_ids)
-        erasures.forget_quarantines(c, subjects)
+        erasures.forget_decisions(c, subjects)
 
     store.write(forget)
     _erase_rows(store, found)
@@ -206,6 +210,7 @@ def _counts(found: Found) -> dict[str, int]:
         "feedback": len(found.feedback_ids),
         "training_rows": len(found.pair_ids),
         "quarantines": found.quarantines,
+        "traces": found.traces,
     }
 
 

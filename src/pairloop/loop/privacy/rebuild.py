@@ -19,7 +19,7 @@ from pairloop.config import Config, parse_config
 from pairloop.errors import ConflictError, TrainingError, UserError
 from pairloop.loop import train
 from pairloop.loop.privacy import cleaning
-from pairloop.loop.privacy.erase import ids_of
+from pairloop.loop.privacy.people import ids_of
 from pairloop.loop.train import OnProgress
 from pairloop.store import Store, audit, datasets, erasures, removed, runs, versions
 from pairloop.store.audit import SCHEDULER, AuditAction
@@ -60,10 +60,10 @@ def rebuild(
     a training failed.
     """
     policy = config.policy.name
-    people = [name for person in without for name in ids_of(store, person)]
+    people = [name for person in without for name in ids_of(store, config, person)]
     with store.reading() as c:
         lineage = _lineage(c, policy, number)
-        _refuse_strangers(store, c, lineage, without)
+        _refuse_strangers(store, config, c, lineage, without)
         affected = _affected(c, policy, people)
         _refuse_beside(c, policy)
     above = [version.number for version in lineage[:-1] if version.number in affected]
@@ -140,11 +140,11 @@ def _affected(c: Connection, policy: str, people: Collection[str]) -> set[int]:
     return seen | {mark.number for mark in erasures.marks(c, policy)}
 
 
-def _refuse_strangers(store: Store, c: Connection, lineage: Sequence[Version], without: Sequence[str]) -> None:
+def _refuse_strangers(store: Store, config: Config, c: Connection, lineage: Sequence[Version], without: Sequence[str]) -> None:
     """UserError for a name of whom nothing is in what any of these was trained on: a typo would train the same again."""
     ours = {(version.policy, version.number) for version in lineage}
     for person in without:
-        if ours.isdisjoint(erasures.rows_by_version(c, erasures.find(c, ids_of(store, person)).pair_ids)):
+        if ours.isdisjoint(erasures.rows_by_version(c, erasures.find(c, ids_of(store, config, person)).pair_ids)):
             what = f"{lineage[-1].name} and its ancestors were trained on"
             raise UserError(f"nothing of {person!r} is in what {what}; `pairloop raters list` names who gave feedback")
 

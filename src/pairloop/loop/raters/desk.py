@@ -81,8 +81,9 @@ def _of_others(picks: Sequence[Observed], quarantined: Collection[str]) -> list[
 
 def preview(store: Store, config: Config, rater_id: str, action: Action) -> Effect:
     """What the action would change now; NotFoundError for a rater without feedback, ConflictError where it holds already."""
-    policy, rater_id = config.policy.name, stored_id(store, rater_id)
+    policy = config.policy.name
     with store.reading() as c:
+        rater_id = known_id(c, store, policy, rater_id)
         own = _feedback_ids(c, policy, rater_id)
         held = set(quarantines.current(c, policy))
         duel = duels.current(c, policy)
@@ -111,6 +112,7 @@ def _touched(store: Readable, *, config: Config, parent: int, own: Collection[st
 def decide(store: Store, config: Config, rater_id: str, action: Action, reason: str, *, actor: str) -> Effect:
     """Quarantine or release, kept with its reason; votes stay as they are, and the effect is what ``preview`` says."""
     effect = preview(store, config, rater_id, action)
+    reason = store.kept_words(reason)
     decision = Quarantine(effect.rater_id, action, reason, datetime.now(UTC))
     details = {"picks": effect.picks, "pairs": effect.pairs}
 
@@ -126,6 +128,12 @@ def decide(store: Store, config: Config, rater_id: str, action: Action, reason: 
 def stored_id(store: Store, rater_id: str) -> str:
     """Under what a rater is stored: a pseudonym, where the id is an address."""
     return rater_id if store.redactor is None else store.redactor.identifier(rater_id)
+
+
+def known_id(c: Connection, store: Store, policy: str, rater_id: str) -> str:
+    """Under what there is feedback of a rater: as `stored_id` or, from before redaction was turned on, as it is."""
+    stored = stored_id(store, rater_id)
+    return stored if stored == rater_id or _feedback_ids(c, policy, stored) else rater_id
 
 
 def _duel(c: Connection, config: Config, duel: Duel, quarantined: Collection[str]) -> DuelEffect:

@@ -22,6 +22,7 @@ def mark(store: Store, config: Config, group_id: str, label: Label, reason: str,
 
     NotFoundError for an unknown comparison, ConflictError for one that is gold already, of a duel, or not of two answers.
     """
+    reason = store.kept_words(reason)
 
     def commit(c: Connection) -> Gold:
         group = groups.get(c, group_id)
@@ -39,6 +40,7 @@ def mark_unanimous(
     store: Store, config: Config, *, min_raters: int, limit: int, reason: str, actor: str, dryrun: bool = False
 ) -> list[Agreed]:
     """Make gold of up to ``limit`` comparisons from which at least so many people picked the same answer, and none another."""
+    reason = store.kept_words(reason)
     with store.reading() as c:
         found = gold.unanimous(c, config.policy.name, min_raters=min_raters, newest=desk.NEWEST, limit=limit)
     if dryrun or not found:
@@ -55,6 +57,7 @@ def mark_unanimous(
 
 def take_back(store: Store, config: Config, group_id: str, reason: str, *, actor: str) -> Gold:
     """The comparison is no gold any more; what was said of it stays, and counts no more. NotFoundError where it is none."""
+    reason = store.kept_words(reason)
 
     def commit(c: Connection) -> Gold:
         held = gold.get(c, group_id)

@@ -61,8 +61,9 @@ def overview(store: Store, config: Config, *, newest: int = desk.NEWEST) -> Over
 
 def alone(store: Store, config: Config, rater_id: str, *, newest: int) -> Profile | None:
     """One rater by their own newest picks, however old, beside nobody; None where they picked from nothing."""
-    policy, rater_id = config.policy.name, desk.stored_id(store, rater_id)
+    policy = config.policy.name
     with store.reading() as c:
+        rater_id = desk.known_id(c, store, policy, rater_id)
         rows = [row for row in picked.of_rater(c, policy, rater_id, limit=newest) if row.revision == 0]
         challengers = desk.challengers_of(c, policy)
         answered = [answer for answer in gold.answers(c, policy) if answer.rater_id == rater_id]

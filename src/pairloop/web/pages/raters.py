@@ -145,8 +145,9 @@ async def one_rater(request: Request, context: Here, id: RaterId, newest: Window
 
 
 def _read_one(context: Context, rater_id: str, newest: int, before: int | None) -> dict[str, Any]:
-    policy, stored = context.policy_name, desk.stored_id(context.store, rater_id)
+    policy = context.policy_name
     with context.store.reading() as c:
+        stored = desk.known_id(c, context.store, policy, rater_id)
         rater = raters.get(c, policy, stored)
         held = quarantines.current(c, policy).get(stored)
         decisions = [one for one in quarantines.history(c, policy) if one.rater_id == stored][::-1]

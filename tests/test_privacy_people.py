@@ -1,0 +1,196 @@
+"""Who is erased is found under every id that something of theirs is stored by, and in every table that names people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Connection
+from tests.loop_rig import Rig, open_rig, settings
+
+from pairloop.config import Config
+from pairloop.errors import ConflictError
+from pairloop.loop import curate, privacy, raters
+from pairloop.loop.curate import Decision, Selection
+from pairloop.loop.privacy import ledger
+from pairloop.loop.raters import gold
+from pairloop.store import Store, accounts, audit, doctor, feedback, groups, reservations, saved_views
+from pairloop.store.accounts import Role
+from pairloop.store.marks import Mark
+from pairloop.store.quarantines import Action
+from pairloop.store.reservations import ItemKind, Reservation
+from pairloop.store.saved_views import SavedView
+from pairloop.store.schema import metadata
+from pairloop.types import GroupKind, Label, LabelledGroup
+
+JANE = "jane@example.org"
+ADA = "account:ada.lovelace"
+"""An operator, as the audit trail names her."""
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with open_rig(settings(tmp_path / "state", privacy={"redact": "off"})) as made:
+        made.serve(4)
+        yield made
+
+
+def first_groups(rig: Rig) -> list[LabelledGroup]:
+    with rig.store.reading() as c:
+        return feedback.labelled_since(c, "bot", after_seq=0, kinds=[GroupKind.TRAIN])[0]
+
+
+def rows_with(store: Store, text: str) -> list[str]:
+    """The tables in which a text stands anywhere."""
+    with store.reading() as c:
+        return [
+            table.name
+            for table in metadata.sorted_tables
+            if any(text in repr(tuple(row)) for row in c.execute(sa.select(table)))
+        ]
+
+
+def with_redaction(config: Config) -> Config:
+    return config.model_copy(update={"privacy": config.privacy.model_copy(update={"redact": "patterns"})})
+
+
+def stored_raw(rig: Rig, subject: str) -> None:
+    """A group of hers and a pick about another's, as they were stored while nothing was redacted."""
+    one, other = first_groups(rig)[:2]
+    mine = replace(one.group, group_id="chatcmpl-raw", user=subject, conversation_id=None)
+
+    def write(c: Connection) -> None:
+        groups.insert(c, mine)
+        feedback.insert(c, replace(other.feedback[0], feedback_id="raw-pick", rater_id=subject))
+
+    rig.store.write(write)
+
+
+def test_an_address_from_before_redaction_is_found_and_one_from_before_it_was_turned_off(rig: Rig) -> None:
+    stored_raw(rig, JANE)
+    config = with_redaction(rig.loop.config)
+    with Store.open(config) as store:
+        assert store.redactor is not None
+        pseudonym = store.redactor.identifier(JANE)
+        nameless = replace(first_groups(rig)[0].group, group_id="chatcmpl-talk", user=None, conversation_id=pseudonym)
+        store.write(lambda c: groups.insert(c, nameless))
+        assert privacy.erase(store, config, f"conversation:{JANE}", reason="asked").counts["groups"] == 1
+        assert raters.decide(store, config, JANE, Action.QUARANTINE, "odd", actor="cli:x").rater_id == JANE
+        would = privacy.preview(store, config, JANE)
+        assert (would.counts["groups"], would.counts["feedback"]) == (1, 1)
+        assert privacy.erase(store, config, JANE, reason="asked").counts == would.counts
+        assert rows_with(store, JANE) == []
+    stored_raw_again = replace(first_groups(rig)[0].feedback[0], feedback_id="later", rater_id=pseudonym)
+    rig.store.write(lambda c: feedback.insert(c, stored_raw_again))
+    assert privacy.erase(rig.store, rig.loop.config, JANE, reason="asked").counts["feedback"] == 1, "redaction is off again"
+    assert rows_with(rig.store, pseudonym) == []
+    assert doctor.check(rig.store) == []
+
+
+def test_a_restored_row_is_matched_by_whatever_id_the_other_database_remembers(rig: Rig) -> None:
+    stored_raw(rig, JANE)
+    config = with_redaction(rig.loop.config)
+    with Store.open(config) as store:
+        assert store.redactor is not None
+        entry = ledger.entry_about([store.redactor.identifier(JANE)], "asked")  # all that a database's row tells
+        assert privacy.reapply(store, config, [entry])["feedback"] == 1
+        assert rows_with(store, JANE) == []
+
+
+def acts_of_an_operator(rig: Rig) -> None:
+    """She relabels a customer's pick, votes where nobody did, excludes, and makes gold."""
+    config, decided = rig.loop.config, Decision(ADA, "looked at it")
+    with_a_pick = next(one for one in first_groups(rig) if one.feedback[0].label in (Label.A, Label.B))
+    label = Label.B if with_a_pick.feedback[0].label is Label.A else Label.A
+    curate.relabel(rig.store, config, Selection((with_a_pick.group.group_id,)), label, decided)
+    silent = replace(with_a_pick.group, group_id="chatcmpl-silent")
+    rig.store.write(lambda c: groups.insert(c, silent))
+    curate.relabel(rig.store, config, Selection((silent.group_id,)), Label.A, decided)
+    curate.mark(rig.store, config, Selection((silent.group_id,)), Mark.EXCLUDED, decided, is_set=True)
+    if silent.completions[0].text != silent.completions[1].text:
+        gold.mark(rig.store, config, silent.group_id, Label.A, "plain", actor=ADA)
+
+
+def test_an_operator_is_erased_from_votes_tags_trail_and_accounts(rig: Rig) -> None:
+    named = f"expert:{ADA}"
+    assert set(privacy.ids_of(rig.store, rig.loop.config, ADA)) == set(privacy.ids_of(rig.store, rig.loop.config, named))
+    name = ADA.removeprefix("account:")
+    rig.store.write(lambda c: accounts.create(c, name, Role.OPERATE, "hash", actor="cli:x", reason="new"))
+    acts_of_an_operator(rig)
+    assert set(rows_with(rig.store, name)) == {"accounts", "audit", "feedback"}
+    with pytest.raises(ConflictError, match="can still sign in"):
+        privacy.erase(rig.store, rig.loop.config, named, reason="left us")
+    rig.store.write(lambda c: accounts.remove(c, name, actor="cli:x", reason="left us"))
+    effect = privacy.erase(rig.store, rig.loop.config, named, reason="left us")
+    assert effect.counts["feedback"] == 1, "her own vote; what she relabelled is a customer's"
+    assert effect.counts["traces"] >= 6
+    assert rows_with(rig.store, name) == []
+    with rig.store.reading() as c:
+        assert accounts.is_locked(c), "a server that was locked stays so"
+        assert [one.actor for one in audit.list_(c) if one.action in ("exclude", "relabel")] == ["erased"] * 3
+    assert privacy.erase(rig.store, rig.loop.config, named, reason="again").is_empty
+    assert doctor.check(rig.store) == []
+
+
+def test_a_customer_who_is_called_like_an_expert_or_a_policy_takes_nobody_along(rig: Rig) -> None:
+    acts_of_an_operator(rig)
+    pick = first_groups(rig)[0].feedback[0]
+    rows = [replace(pick, feedback_id=f"of-{one}", rater_id=one) for one in ("bob", "expert:bob", "ada.lovelace")]
+    rig.store.write(lambda c: [feedback.insert(c, row) for row in rows])
+    for person in ("bob", "ada.lovelace"):
+        assert privacy.erase(rig.store, rig.loop.config, person, reason="asked").counts["feedback"] == 1
+    assert rows_with(rig.store, "expert:bob") == ["feedback"]
+    assert "audit" in rows_with(rig.store, ADA)
+
+
+# --- each with a planted row
+
+
+def reserved(c: Connection, group_id: str) -> None:
+    now = datetime.now(UTC)
+    held = Reservation("reservation_1", "bot", group_id, JANE, ItemKind.NEW, 0, now, now + timedelta(hours=1))
+    reservations.insert(c, held)
+
+
+def viewed(c: Connection, _group_id: str) -> None:
+    saved_views.insert(c, "bot", SavedView("view_1", "hers", {"rater": JANE}, datetime.now(UTC)))
+
+
+def told(c: Connection, group_id: str) -> None:
+    for subject in (group_id, f"group:{group_id}"):
+        audit.record(c, audit.AuditAction.EXCLUDE, actor="cli:x", subject=subject, reason=f"{JANE} asked us to")
+
+
+def test_what_names_a_person_goes_with_them(rig: Rig) -> None:
+    one = next(one for one in first_groups(rig) if one.group.completions[0].text != one.group.completions[1].text)
+    hers = replace(one.group, group_id="chatcmpl-hers", user=JANE)
+    rig.store.write(lambda c: groups.insert(c, hers))
+    gold.mark(rig.store, rig.loop.config, hers.group_id, Label.A, f"{JANE} says so", actor="cli:x")
+    for plant in (reserved, viewed, told):
+        rig.store.write(lambda c, plant=plant: plant(c, hers.group_id))  # type: ignore[misc]
+    assert set(rows_with(rig.store, JANE)) == {"groups", "gold_items", "audit", "reservations", "saved_views"}
+    privacy.erase(rig.store, rig.loop.config, JANE, reason="asked")
+    assert rows_with(rig.store, JANE) == []
+    with rig.store.reading() as c:
+        assert gold_items_left(c) == 0
+
+
+def test_who_is_known_by_nothing_else_is_found(rig: Rig) -> None:
+    group_id = first_groups(rig)[0].group.group_id
+    for plant in (reserved, viewed):
+        rig.store.write(lambda c, plant=plant: plant(c, group_id))  # type: ignore[misc]
+        effect = privacy.erase(rig.store, rig.loop.config, JANE, reason="asked")
+        assert (effect.erasure_id is not None, effect.counts["traces"], effect.is_empty) == (True, 1, False)
+        assert rows_with(rig.store, JANE) == []
+        rig.store.write(lambda c, plant=plant: plant(c, group_id))  # type: ignore[misc]  # as a restored backup brings it back
+        entries = privacy.read(privacy.path_of(rig.loop.config))
+        assert privacy.reapply(rig.store, rig.loop.config, entries)["traces"] == 1
+        assert rows_with(rig.store, JANE) == []
+
+
+def gold_items_left(c: Connection) -> int:
+    return c.execute(sa.select(sa.func.count()).select_from(metadata.tables["gold_items"])).scalar_one()
