@@ -53,6 +53,15 @@ def test_every_verb_has_help_and_json() -> None:
     visit(pairloop, [])
 
 
+def test_the_list_of_verbs_has_whole_sentences_and_knows_what_was_meant() -> None:
+    assert run("--help").output.count("...") == 1  # `[ARGS]...`; no sentence is cut
+    assert "or what an open duel still lacks" in " ".join(run("gate", "--help").output.split())
+    missing = run("status")
+    assert missing.exit_code == 2
+    assert "Did you mean 'pairloop cycle status'?" in missing.output
+    assert "Did you mean 'versions'?" in run("verions").output
+
+
 def test_init_refuses_to_overwrite(bot: Path) -> None:
     result = run("init", str(bot), "--model", "fake", "--json")
     assert result.exit_code == 2
@@ -67,6 +76,8 @@ def test_a_fresh_folder_has_nothing_and_says_so(bot: Path) -> None:
     assert {key: standing[key] for key in nothing} == dict.fromkeys(nothing)
     assert "state: idle" in run("cycle", "status", "--config", str(bot)).stdout.splitlines()
     assert "no cycle yet of support-bot" in run("gate", "explain", "--config", str(bot)).output
+    assert run("keys", "list", "--config", str(bot)).output.startswith("no keys yet: pairloop keys create")
+    assert run("data", "stats", "--config", str(bot)).output == "no rows and no picks yet\n"
     assert run_json("doctor", "--config", str(bot)) == {"problems": []}
     assert run_json("pairs", "build", "--config", str(bot))["dataset"] is None
     assert "no new feedback" in run("pairs", "build", "--config", str(bot)).output

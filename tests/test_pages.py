@@ -192,6 +192,24 @@ def test_docs_name_every_route_with_its_fields(server: RunningServer) -> None:
         assert f"<code>{field}</code>" in docs
 
 
+def test_docs_show_code_that_runs_against_this_server(server: RunningServer) -> None:
+    docs = server.http.get("/docs").text
+    assert f"base_url=&#34;{server.url}/v1&#34;" in docs or f'base_url="{server.url}/v1"' in docs
+    assert f'model="{POLICY}"' in docs
+    assert 'api_key="none"' in docs
+
+
+def test_a_mistyped_address_is_a_page_for_a_browser_and_json_for_a_program(server: RunningServer) -> None:
+    browser = {"accept": "text/html,application/xhtml+xml"}
+    reply = server.http.get("/status<b>", headers=browser)
+    assert (reply.status_code, reply.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "There is no page /status&lt;b&gt; here." in reply.text
+    assert 'href="/versions"' in reply.text  # the menu is there
+    assert server.http.get("/status").json()["error"]["code"] == "not_found"
+    assert server.http.get("/v1/status<b>", headers=browser).json()["error"]["code"] == "not_found"
+    assert server.http.post("/status", headers=browser).json()["error"]["code"] == "not_found"
+
+
 def test_an_open_page_is_told_when_the_loop_moves(server: RunningServer) -> None:
     """The stream says ``moved`` at once and again when the champion changed; it ends with the server."""
     with server.http.stream("GET", "/page/events") as reply:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pairloop.cli.output import config_option, show, table, verb
+from pairloop.cli.verbs import Verbs
 
 if TYPE_CHECKING:
     from pairloop.loop.cycle import CycleStatus
     from pairloop.types import Cycle
 
 
-@click.group()
+@click.group(cls=Verbs)
 def cycle() -> None:
     """Run and look at cycles."""
 
@@ -174,7 +175,7 @@ def guards(config_path: Path, as_json: bool) -> None:
     show({"guards": found.as_json()}, f"{head}\n{table(('guard', 'state', 'why'), rows)}", as_json=as_json)
 
 
-@click.group()
+@click.group(cls=Verbs)
 def canary() -> None:
     """The version that answers a share of the users; `pairloop promote N --canary .1` starts one."""
 
