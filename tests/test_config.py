@@ -50,9 +50,9 @@ def test_environment_overrides_a_key(tmp_path: Path) -> None:
 
 
 def test_a_wrong_value_of_the_environment_is_not_blamed_on_the_file(tmp_path: Path) -> None:
-    path = write_config(tmp_path, {"train": {"beta": -1}})
+    (tmp_path / "pairloop.toml").write_text("[train]\nbeta = -1\n")
     with pytest.raises(ConfigError) as told:
-        load_config(path, env={"PAIRLOOP_SERVE_PORT": "tcp://10.0.0.1:8000"})
+        load_config(tmp_path, env={"PAIRLOOP_SERVE_PORT": "tcp://10.0.0.1:8000"})
     assert "serve.port (set by PAIRLOOP_SERVE_PORT in the environment): " in str(told.value)
     assert "train.beta: " in str(told.value)
 
