@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 from tests.server import POLICY, RunningServer
 
-from pairloop.store import cycles, verdicts
-from pairloop.types import Alias, Cycle, CycleState, CycleStep, Reason, Verdict, VerdictKind
+from pairloop.store import cycles, feedback, verdicts
+from pairloop.types import Alias, Cycle, CycleState, CycleStep, Label, Reason, Verdict, VerdictKind
 from pairloop.web.curve import Contest, curve
 from pairloop.web.curve_plot import versions_plot
 from pairloop.web.plots import draw
@@ -193,10 +194,14 @@ def test_docs_name_every_route_with_its_fields(server: RunningServer) -> None:
 
 
 def test_docs_show_code_that_runs_against_this_server(server: RunningServer) -> None:
-    docs = server.http.get("/docs").text
-    assert f"base_url=&#34;{server.url}/v1&#34;" in docs or f'base_url="{server.url}/v1"' in docs
-    assert f'model="{POLICY}"' in docs
-    assert 'api_key="none"' in docs
+    found = re.search(r"<pre><code>(from openai .*?)</code></pre>", server.http.get("/docs").text, re.DOTALL)
+    assert found is not None
+    values: dict[str, Any] = {}
+    exec(html.unescape(found[1]), values)
+    assert len(values["reply"].choices) == 2
+    with server.store.reading() as c:
+        (given,) = feedback.recent(c, POLICY, 2)
+    assert given.label is Label.A
 
 
 def test_a_mistyped_address_is_a_page_for_a_browser_and_json_for_a_program(server: RunningServer) -> None:

@@ -14,7 +14,7 @@ from pairloop.errors import EngineError, StoreBusyError
 from pairloop.store import Store
 from pairloop.web.callers import CALLER, LET_IN, LOCKED, Caller
 from pairloop.web.cookies import renewed, session_token
-from pairloop.web.errors import ErrorPage, error_response, from_error
+from pairloop.web.errors import ErrorPage, error_response, from_error, is_for_a_person
 from pairloop.web.keyring import KeyRing
 from pairloop.web.limits import Buckets, Taken
 from pairloop.web.scopes import Scopes, is_page, scopes_of
@@ -154,7 +154,7 @@ def _sent_to_login(scope: Scope, headers: Headers, *, ended: bool) -> Response:
         except ValueError:
             shown = urlsplit("/")
         return _unauthorized(text, {"hx-redirect": login_path(f"{shown.path}?{shown.query}" if shown.query else shown.path)})
-    if not is_page(scope["method"], scope["path"]):
+    if not (is_page(scope["method"], scope["path"]) or is_for_a_person(scope)):
         return _unauthorized(text)
     query = scope["query_string"].decode("latin-1")
     return RedirectResponse(login_path(f"{scope['path']}?{query}" if query else scope["path"]), status_code=303)

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -133,7 +134,7 @@ def install(app: FastAPI, error_page: ErrorPage) -> None:
             text = "We could not parse the JSON body of your request: it is not UTF-8, or broken off."
             return error_response(400, text, param="body", code="invalid_json")
         if error.status_code == 404 and message == "Not Found":
-            if is_for_a_person(request):
+            if is_for_a_person(request.scope):
                 return error_page(request.scope, 404, f"There is no page {request.url.path} here.")
             message = f"Invalid URL ({request.method} {request.url.path})"
         if error.status_code == 405:
@@ -142,10 +143,10 @@ def install(app: FastAPI, error_page: ErrorPage) -> None:
         return error_response(error.status_code, message, param=param, headers=error.headers)
 
 
-def is_for_a_person(request: Request) -> bool:
+def is_for_a_person(scope: Scope) -> bool:
     """Whether a browser asks for a page: programs take JSON, and /v1 is theirs whatever they accept."""
-    is_page = request.method in ("GET", "HEAD") and not request.url.path.startswith("/v1")
-    return is_page and "text/html" in request.headers.get("accept", "")
+    could_be = scope["method"] in ("GET", "HEAD") and not scope["path"].startswith("/v1")
+    return could_be and "text/html" in Headers(scope=scope).get("accept", "")
 
 
 def from_validation(problems: Sequence[Mapping[str, Any]]) -> ErrorResponse:
