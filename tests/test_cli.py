@@ -188,6 +188,21 @@ def test_an_unknown_version_is_a_clear_error(bot: Path) -> None:
     assert "9" in result.output
 
 
+def test_the_champion_is_not_compared_with_itself(bot: Path) -> None:
+    result = run("evaluate", "--config", str(bot), "--version", "0")
+    assert (result.exit_code, "support-bot@0 is the champion" in result.output) == (2, True)
+
+
+def test_serve_takes_the_configuration_that_lies_here(bot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it another, empty store would be served from the same folder."""
+    monkeypatch.chdir(bot)
+    (bot / "pairloop.toml").write_text("[serve]\nprot = 1\n")
+    result = run("serve", "--host", "0.0.0.0")  # which is refused anyway
+    assert result.exit_code == 2
+    assert "pairloop.toml: serve.prot: unknown key; did you mean serve.port?" in result.output
+    assert not (bot / "pairloop-data").exists()
+
+
 def test_missing_configuration_is_named(tmp_path: Path) -> None:
     result = run("cycle", "status", "--config", str(tmp_path / "none"))
     assert result.exit_code == 2
