@@ -115,7 +115,7 @@ def test_a_pick_by_key_and_a_cycle_on_the_page(browser: Browser, url: str, tmp_p
     page.keyboard.press("2")
     expect(page.locator("#note")).to_contain_text(f"A was {POLICY}@0, B was {POLICY}@0")
     expect(page.locator("#answer-1")).to_have_class("answer chosen")
-    expect(page.locator("#live")).to_contain_text("1 new pair of the 1000")
+    expect(page.locator("#live")).to_contain_text("1 new pair of the 1,000")
     page.screenshot(path=shots / "3-picked.png", full_page=True)
     page.keyboard.type("And when will it come?")
     page.keyboard.press("Enter")

@@ -156,3 +156,19 @@ def test_a_page_of_another_port_is_of_the_same_site_and_still_does_nothing(serve
         evil.server_close()
     with server.store.reading() as c:
         assert audit.list_(c, action="cycle_start") == []
+
+
+def test_an_opened_reason_stays_open_when_the_trail_is_fetched_anew(server: RunningServer, browser: Browser) -> None:
+    verdict = "; ".join(f"rule {number} passed, with its figures and in its own words" for number in range(9))
+
+    def add(reason: str) -> None:
+        act = audit.AuditAction.PROMOTE
+        server.store.write(lambda c: audit.record(c, act, actor="scheduler", subject="bot@1", reason=reason))
+
+    add(verdict)
+    page = open_page(browser, f"{server.url}/audit", [])
+    page.locator("#entries summary").first.click()
+    add("a newer one")
+    page.evaluate("document.body.dispatchEvent(new CustomEvent('loop:moved'))")
+    expect(page.locator("#entries tbody tr")).to_have_count(2)
+    expect(page.get_by_text("rule 8 passed")).to_be_visible()

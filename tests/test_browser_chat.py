@@ -309,6 +309,35 @@ def test_the_whole_page_by_keyboard_and_the_focus_is_never_lost(page: Page, serv
     assert [skip[0].label, bad[0].label] == ["SKIP", "BOTH_BAD"]
 
 
+def test_the_conversation_is_there_again_on_the_way_back(page: Page, server: RunningServer) -> None:
+    """A look at another page, a reload: the tab goes on where it was. Another tab begins anew, and so does another person."""
+    turns = page.locator("#conversation .turn")
+    for question in ("First?", "Second?"):
+        ask(page, question)
+        page.keyboard.press("1")
+        expect(page.locator("#note")).to_contain_text("Recorded.")
+    chosen = page.locator("#text-0").inner_text()
+    page.goto(f"{server.url}/versions")
+    page.go_back()
+    expect(turns).to_have_count(4)
+    expect(turns.nth(3)).to_contain_text(chosen)
+    expect(page.locator("#empty")).to_be_hidden()
+    page.reload()
+    expect(turns).to_have_count(4)
+    ask(page, "Third?")
+    page.keyboard.press("2")
+    expect(page.locator("#note")).to_contain_text("Recorded.")
+    prompt = str(stored(server)[-1][0].prompt)
+    assert prompt.index("First?") < prompt.index("Second?") < prompt.index(chosen) < prompt.index("Third?")
+    other = page.context.new_page()
+    other.goto(server.url)
+    expect(other.locator("#empty")).to_be_visible()
+    page.context.clear_cookies()
+    page.reload()
+    expect(page.locator("#empty")).to_be_visible()
+    expect(turns).to_have_count(0)
+
+
 def test_which_side_an_answer_stands_on_is_random_and_told(page: Page, server: RunningServer, policy: SayingPolicy) -> None:
     orders = set()
     for number in range(12):

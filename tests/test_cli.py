@@ -53,6 +53,15 @@ def test_every_verb_has_help_and_json() -> None:
     visit(pairloop, [])
 
 
+def test_the_list_of_verbs_has_whole_sentences_and_knows_what_was_meant() -> None:
+    assert run("--help").output.count("...") == 1  # `[ARGS]...`; no sentence is cut
+    assert "or what an open duel still lacks" in " ".join(run("gate", "--help").output.split())
+    missing = run("status")
+    assert missing.exit_code == 2
+    assert "Did you mean 'pairloop cycle status'?" in missing.output
+    assert "Did you mean 'versions'?" in run("verions").output
+
+
 def test_init_refuses_to_overwrite(bot: Path) -> None:
     result = run("init", str(bot), "--model", "fake", "--json")
     assert result.exit_code == 2
@@ -67,6 +76,8 @@ def test_a_fresh_folder_has_nothing_and_says_so(bot: Path) -> None:
     assert {key: standing[key] for key in nothing} == dict.fromkeys(nothing)
     assert "state: idle" in run("cycle", "status", "--config", str(bot)).stdout.splitlines()
     assert "no cycle yet of support-bot" in run("gate", "explain", "--config", str(bot)).output
+    assert run("keys", "list", "--config", str(bot)).output.startswith("no keys yet: pairloop keys create")
+    assert run("data", "stats", "--config", str(bot)).output == "no rows and no picks yet\n"
     assert run_json("doctor", "--config", str(bot)) == {"problems": []}
     assert run_json("pairs", "build", "--config", str(bot))["dataset"] is None
     assert "no new feedback" in run("pairs", "build", "--config", str(bot)).output
@@ -175,6 +186,21 @@ def test_an_unknown_version_is_a_clear_error(bot: Path) -> None:
     result = run("promote", "9", "--config", str(bot), "--reason", "x")
     assert result.exit_code == 2
     assert "9" in result.output
+
+
+def test_the_champion_is_not_compared_with_itself(bot: Path) -> None:
+    result = run("evaluate", "--config", str(bot), "--version", "0")
+    assert (result.exit_code, "support-bot@0 is the champion" in result.output) == (2, True)
+
+
+def test_serve_takes_the_configuration_that_lies_here(bot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it another, empty store would be served from the same folder."""
+    monkeypatch.chdir(bot)
+    (bot / "pairloop.toml").write_text("[serve]\nprot = 1\n")
+    result = run("serve", "--host", "0.0.0.0")  # which is refused anyway
+    assert result.exit_code == 2
+    assert "pairloop.toml: serve.prot: unknown key; did you mean serve.port?" in result.output
+    assert not (bot / "pairloop-data").exists()
 
 
 def test_missing_configuration_is_named(tmp_path: Path) -> None:

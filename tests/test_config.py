@@ -49,10 +49,20 @@ def test_environment_overrides_a_key(tmp_path: Path) -> None:
     assert config.policy.name == "shop"
 
 
+def test_a_wrong_value_of_the_environment_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    (tmp_path / "pairloop.toml").write_text("[train]\nbeta = -1\n")
+    with pytest.raises(ConfigError) as told:
+        load_config(tmp_path, env={"PAIRLOOP_SERVE_PORT": "tcp://10.0.0.1:8000"})
+    assert "serve.port (set by PAIRLOOP_SERVE_PORT in the environment): " in str(told.value)
+    assert "train.beta: " in str(told.value)
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"train": {"bta": 0.1}}, "train.bta: unknown key"),
+        ({"train": {"bta": 0.1}}, r"train\.bta: unknown key; did you mean train\.beta\?"),
+        ({"train": {"zzz": 0.1}}, r"train\.zzz: unknown key; check the spelling"),
+        ({"sevre": {"port": 1}}, r"sevre: unknown key; did you mean serve\?"),
         ({"train": {"beta": -1}}, "train.beta"),
         ({"schedule": {"every": "6 parsecs"}}, "not a duration"),
         ({"schedule": {"cron": "99 * * * *"}}, "not a cron line"),

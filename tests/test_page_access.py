@@ -171,6 +171,21 @@ def test_the_trail_is_filtered_paged_and_exported_as_it_is_filtered(
     assert server.http.get("/v1/audit", params={"until": int(DAY.timestamp()) + 1}).json()["data"][0]["details"]["number"] == 0
 
 
+def test_a_long_reason_is_folded_and_a_short_one_stands(server: RunningServer) -> None:
+    admin(server)
+    verdict = "; ".join(f"reason {number} of the gate, in the words of its rule" for number in range(9))
+
+    def write(c: Connection) -> None:
+        for reason in (verdict, "by hand; at night"):
+            audit.record(c, AuditAction.PROMOTE, actor="cli:ada", subject="bot@1", reason=reason, at=DAY)
+
+    server.store.write(write)
+    page = server.http.get("/audit").text
+    assert '<summary dir="auto">reason 0 of the gate, in the words of its rule; …</summary>' in page
+    assert f'<p dir="auto">{verdict}</p>' in page
+    assert '<span dir="auto">by hand; at night</span>' in page
+
+
 def test_parameters_that_cannot_be_are_named(server: RunningServer) -> None:
     admin(server)
     for params, name in (

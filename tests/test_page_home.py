@@ -17,9 +17,9 @@ from tests.test_page_versions import trained
 from pairloop.loop import deploy
 from pairloop.loop.cycle import CycleStatus
 from pairloop.loop.cycle.status import Progress
-from pairloop.store import counts, cycles, quarantines
+from pairloop.store import counts, cycles, feedback, quarantines
 from pairloop.store.quarantines import Action, Quarantine
-from pairloop.types import Cycle, CycleState, CycleStep, Pool
+from pairloop.types import Cycle, CycleState, CycleStep, Label, Pool
 from pairloop.web.alarms import alarms
 from pairloop.web.overview import Overview, lane_of, left_s, quantile
 from pairloop.web.status import Status
@@ -70,6 +70,8 @@ def test_the_snippet_on_the_page_runs(server: RunningServer) -> None:
     values: dict[str, object] = {}
     exec(html.unescape(found[1]), values)
     assert len(values["reply"].choices) == 2  # type: ignore[attr-defined]
+    with server.store.reading() as c:
+        assert [one.label for one in feedback.recent(c, POLICY, 2)] == [Label.A]
 
 
 def test_the_lane_shows_where_the_cycle_is_and_an_estimate_of_what_is_left(server: RunningServer) -> None:

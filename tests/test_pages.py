@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 from tests.server import POLICY, RunningServer
 
-from pairloop.store import cycles, verdicts
-from pairloop.types import Alias, Cycle, CycleState, CycleStep, Reason, Verdict, VerdictKind
+from pairloop.store import cycles, feedback, verdicts
+from pairloop.types import Alias, Cycle, CycleState, CycleStep, Label, Reason, Verdict, VerdictKind
 from pairloop.web.curve import Contest, curve
 from pairloop.web.curve_plot import versions_plot
 from pairloop.web.plots import draw
@@ -190,6 +191,28 @@ def test_docs_name_every_route_with_its_fields(server: RunningServer) -> None:
         assert f"<code>{path}</code>" in docs
     for field in ("chosen_index", "shown_order", "metric_name", "max_completion_tokens"):
         assert f"<code>{field}</code>" in docs
+
+
+def test_docs_show_code_that_runs_against_this_server(server: RunningServer) -> None:
+    found = re.search(r"<pre><code>(from openai .*?)</code></pre>", server.http.get("/docs").text, re.DOTALL)
+    assert found is not None
+    values: dict[str, Any] = {}
+    exec(html.unescape(found[1]), values)
+    assert len(values["reply"].choices) == 2
+    with server.store.reading() as c:
+        (given,) = feedback.recent(c, POLICY, 2)
+    assert given.label is Label.A
+
+
+def test_a_mistyped_address_is_a_page_for_a_browser_and_json_for_a_program(server: RunningServer) -> None:
+    browser = {"accept": "text/html,application/xhtml+xml"}
+    reply = server.http.get("/status<b>", headers=browser)
+    assert (reply.status_code, reply.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "There is no page /status&lt;b&gt; here." in reply.text
+    assert 'href="/versions"' in reply.text  # the menu is there
+    assert server.http.get("/status").json()["error"]["code"] == "not_found"
+    assert server.http.get("/v1/status<b>", headers=browser).json()["error"]["code"] == "not_found"
+    assert server.http.post("/status", headers=browser).json()["error"]["code"] == "not_found"
 
 
 def test_an_open_page_is_told_when_the_loop_moves(server: RunningServer) -> None:

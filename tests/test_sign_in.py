@@ -119,6 +119,9 @@ def test_a_page_leads_to_the_login_and_back_and_log_out_ends_it(server: RunningS
     assert not browser.cookies
     browser.cookies.set("pairloop_session", token)
     assert browser.get("/audit").headers["location"] == "/login?next=/audit"
+    mistyped = browser.get("/statsu", headers={"accept": "text/html"})
+    assert (mistyped.status_code, mistyped.headers["location"]) == (303, "/login?next=/statsu")
+    assert browser.get("/statsu").status_code == 401  # a program is told in JSON
     assert browser.get("/home", headers={"hx-request": "true", "hx-current-url": f"{server.url}/home?a=1"}).status_code == 401
     fragment = browser.get("/page/live", headers={"hx-request": "true", "hx-current-url": f"{server.url}/home?a=1"})
     assert (fragment.status_code, fragment.headers["hx-redirect"]) == (401, "/login?next=/home%3Fa%3D1")

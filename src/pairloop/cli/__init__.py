@@ -31,14 +31,16 @@ from pairloop.cli import (
     webhooks,
 )
 from pairloop.cli.output import EXIT_SYSTEM_FAILURE
+from pairloop.cli.verbs import Verbs
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="pairloop")
 def pairloop() -> None:
     """Turns the picks people make between two answers into a better language model, again and again.
 
-    Start with `pairloop demo`, or `pairloop init DIR` and `pairloop serve --config DIR`.
+    Start with `pairloop demo`, or `pairloop init DIR` and `pairloop serve --config DIR`;
+    `pairloop cycle status` says where the loop stands, and the page of a running server shows it.
     """
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pairloop.cli.output import config_option, show, table, verb
+from pairloop.cli.verbs import Verbs
 
 if TYPE_CHECKING:
     from pairloop.store.accounts import Account
@@ -23,7 +24,7 @@ role_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Verbs)
 def accounts() -> None:
     """Accounts of people: once there is one (or a key), every page and request asks who comes.
 

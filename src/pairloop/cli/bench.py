@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from pairloop.bench.trust import PARTS
 from pairloop.cli.output import show, table, verb
+from pairloop.cli.verbs import Verbs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,7 @@ def modes_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., A
     return click.option("--mode", type=choice, default=default, show_default=True, help="All weights, LoRA 16, or both.")
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Verbs, invoke_without_command=True)
 @modes_option("both")
 @device_option
 @threads_option

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pairloop.cli.output import EXIT_USER_ERROR, config_option, show, table, verb
+from pairloop.cli.verbs import Verbs
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -30,7 +31,7 @@ _file = click.argument("file", type=click.Path(path_type=Path, exists=True, dir_
 _family = click.option("--family", help="The rows' family, where the file does not show it.")
 
 
-@click.group()
+@click.group(cls=Verbs)
 def data() -> None:
     """Bring preference rows in, take them out, count them."""
 
@@ -173,7 +174,8 @@ def data_stats(file: Path | None, config_path: Path | None, family: str | None, 
     first one: of what waits for it)."""
     document = _file_stats(file, family, config_path) if file is not None else _loop_stats(config_path or Path("."))
     counts = {**document["pairs"], **document["counts"]}
-    text = table(("count", ""), [(key.replace("_", " "), value) for key, value in counts.items() if value])
+    cells = [(key.replace("_", " "), value) for key, value in counts.items() if value]
+    text = table(("count", ""), cells) if cells else "no rows and no picks yet"
     show(document, _with_reasons(text, {**document.get("refused", {}), **document["dropped"]}), as_json=as_json)
 
 
@@ -218,7 +220,7 @@ def _file_stats(file: Path, family: str | None, config_path: Path | None) -> dic
     }
 
 
-@click.group()
+@click.group(cls=Verbs)
 def pairs() -> None:
     """Build datasets."""
 

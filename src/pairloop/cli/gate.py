@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pairloop.cli.output import config_option, show, table, verb
+from pairloop.cli.verbs import Verbs
 
 if TYPE_CHECKING:
     from pairloop.config import GateSection
@@ -18,7 +19,7 @@ POWER_AT = (50, 100, 200, 400, 600, 1_000, 1_400, 2_000, 4_000)
 _MARKS = {True: "pass", False: "fail", None: "open"}
 
 
-@click.group()
+@click.group(cls=Verbs)
 def gate() -> None:
     """Look at verdicts, and plan duels."""
 
@@ -37,8 +38,10 @@ def gate_explain(config_path: Path, number: int | None, as_json: bool) -> None:
     with open_store(config_path) as (config, store), store.reading() as c:
         found = [one for one in cycles.list_(c, config.policy.name, limit=10_000) if number in (None, one.number)]
         if not found:
-            told = "no cycle yet" if number is None else f"no cycle {number}"
-            raise NotFoundError(f"{told} of {config.policy.name}; `pairloop cycle list` names them")
+            if number is None:
+                text = f"no cycle yet of {config.policy.name}: `pairloop cycle status` says what the first one waits for"
+                raise NotFoundError(text)
+            raise NotFoundError(f"no cycle {number} of {config.policy.name}; `pairloop cycle list` names them")
         verdict = last_word(c, config, found[0])[1]
     show(
         {"cycle": found[0].number, "state": found[0].state, "verdict": verdict},

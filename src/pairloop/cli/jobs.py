@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pairloop.cli.output import config_option, show, table, verb
+from pairloop.cli.verbs import Verbs
 
 if TYPE_CHECKING:
     from pairloop.config import Config
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _job_id = click.argument("job_id")
 
 
-@click.group()
+@click.group(cls=Verbs)
 def jobs() -> None:
     """Create and look at fine-tuning jobs."""
 

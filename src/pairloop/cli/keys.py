@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pairloop.cli.output import config_option, show, table, verb
+from pairloop.cli.verbs import Verbs
 
 if TYPE_CHECKING:
     from pairloop.store.keys import Key
 
 SCOPES = ("inference", "feedback", "rate", "operate", "train", "admin")
 
+NO_KEYS = "no keys yet: pairloop keys create --scope admin makes the first one, and locks the server for all who show none"
 
-@click.group()
+
+@click.group(cls=Verbs)
 def keys() -> None:
     """Keys of the server: once there is one, every request to /v1 needs one."""
 
@@ -64,7 +67,7 @@ def list_keys(config_path: Path, as_json: bool) -> None:
         (key.key_id, key.name, ", ".join(sorted(key.scopes)), _state(key), _day(key.created_at), _day(key.last_used_at))
         for key in found
     ]
-    text = table(("key", "name", "scopes", "state", "made", "last used"), cells)
+    text = table(("key", "name", "scopes", "state", "made", "last used"), cells) if cells else NO_KEYS
     show({"keys": [_key_json(key) for key in found]}, text, as_json=as_json)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pairloop.cli.output import EXIT_SYSTEM_FAILURE, emit, plain, show, table, verb
+from pairloop.cli.verbs import Verbs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 DEFAULT_MODELS = ("tiny", "starter")
 
 
-@click.group()
+@click.group(cls=Verbs)
 def lab() -> None:
     """The laboratory: is a recurring DPO pipeline as good as RL? Checked to machine precision, and measured."""
 

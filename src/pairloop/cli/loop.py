@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pairloop.cli.output import config_option, show, table, verb
+from pairloop.cli.verbs import Verbs
 
 if TYPE_CHECKING:
     from pairloop.loop.cycle import CycleStatus
     from pairloop.types import Cycle
 
 
-@click.group()
+@click.group(cls=Verbs)
 def cycle() -> None:
     """Run and look at cycles."""
 
@@ -90,6 +91,7 @@ def cycle_list(config_path: Path, limit: int, as_json: bool) -> None:
 def evaluate(config_path: Path, number: int, as_json: bool) -> None:
     """Print the offline report of a version against the champion."""
     from pairloop.cli.opening import open_loop
+    from pairloop.errors import InvalidRequestError
     from pairloop.loop import evaluate as stage
     from pairloop.store import datasets, versions
     from pairloop.types import Alias
@@ -99,6 +101,10 @@ def evaluate(config_path: Path, number: int, as_json: bool) -> None:
         with loop.store.reading() as c:
             challenger = _known_version(versions.get(c, name, number), name, number)
             champion_number = versions.alias(c, name, Alias.CHAMPION) or 0
+            if number == champion_number:
+                raise InvalidRequestError(
+                    f"{name}@{number} is the champion: name a version to compare with it", param="version"
+                )
             champion = _known_version(versions.get(c, name, champion_number), name, champion_number)
             dataset = datasets.get(c, challenger.dataset_id) if challenger.dataset_id else None
         report = stage.run(loop.store, loop.policy, loop.config, challenger=challenger, champion=champion, dataset=dataset)
@@ -174,7 +180,7 @@ def guards(config_path: Path, as_json: bool) -> None:
     show({"guards": found.as_json()}, f"{head}\n{table(('guard', 'state', 'why'), rows)}", as_json=as_json)
 
 
-@click.group()
+@click.group(cls=Verbs)
 def canary() -> None:
     """The version that answers a share of the users; `pairloop promote N --canary .1` starts one."""
 

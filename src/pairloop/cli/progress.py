@@ -13,7 +13,9 @@ class TerminalWatcher:
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        is_file = not console.is_terminal  # which would get an empty line for the bar
+        self._progress = Progress(*columns, console=console, transient=True, disable=is_file)
         self._task: TaskID | None = None
         self._text = ""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pairloop.cli.output import config_option, show, table, verb
+from pairloop.cli.verbs import Verbs
 
 if TYPE_CHECKING:
     from pairloop.loop.raters import Checked, Effect, FlipRate
@@ -18,7 +19,7 @@ _reason = click.option("--reason", required=True, help="Kept with the decision."
 _preview = click.option("--preview", is_flag=True, help="Only say what it would change.")
 
 
-@click.group()
+@click.group(cls=Verbs)
 def raters() -> None:
     """Look at the people who pick, and set a rater's votes aside."""
 

@@ -38,7 +38,13 @@ def init(directory: Path, model: str, name: str, force: bool, as_json: bool) -> 
 
 
 @click.command()
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="pairloop.toml, or the directory that holds it.")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="pairloop.toml, or the directory that holds it.  [default: the current directory; where it holds none, the defaults, "
+    "with all state in pairloop-data]",
+)
 @click.option("--host", help="Address to listen on; loopback only as long as no keys exist.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
 @click.option("--model", help="Serve this model instead of the configured one (`fake` needs no weights at all).")
@@ -121,8 +127,10 @@ def demo(
 
 def _overridden(config_path: Path | None, *, host: str | None, port: int | None, model: str | None) -> Any:
     """The configuration with what the command line changes, checked as a whole."""
-    from pairloop.config import load_config, override
+    from pairloop.config import CONFIG_FILE, load_config, override
 
+    if config_path is None and Path(CONFIG_FILE).is_file():
+        config_path = Path(CONFIG_FILE)  # as every other verb takes it: another store would seem to have lost everything
     changes: dict[str, dict[str, Any]] = {}
     for section, key, value in (("serve", "host", host), ("serve", "port", port), ("policy", "model", model)):
         if value is not None:

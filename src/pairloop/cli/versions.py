@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from pairloop.cli.output import config_option, show, table, verb
+from pairloop.cli.verbs import Verbs
 
 if TYPE_CHECKING:
     from pairloop.store.erasures import Burden
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Verbs, invoke_without_command=True)
 @config_option
 @verb
 @click.pass_context

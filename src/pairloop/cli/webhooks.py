@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 
 from pairloop.cli.output import EXIT_SYSTEM_FAILURE, config_option, show, table, verb
+from pairloop.cli.verbs import Verbs
 
 
-@click.group()
+@click.group(cls=Verbs)
 def webhooks() -> None:
     """Who is told of what, and whether they took it."""
 

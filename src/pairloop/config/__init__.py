@@ -6,13 +6,15 @@ section, the key and the reason. This module is the only reader of ``os.environ`
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from pairloop.config.artifacts import folder_of
 from pairloop.config.deploy import DeploySection
@@ -177,16 +179,20 @@ def load_config(path: Path | None = None, *, env: Mapping[str, str] | None = Non
         path = path / CONFIG_FILE if path.is_dir() else path
         data = _read_toml(path)
         data["state_dir"] = path.parent / data.get("state_dir", ".")
-    _apply_env(data, os.environ if env is None else env)
-    return parse_config(data, origin=str(path) if path else "environment")
+    env = os.environ if env is None else env
+    _apply_env(data, env)
+    return parse_config(data, origin=str(path) if path else "environment", env=env)
 
 
-def parse_config(data: Mapping[str, Any], *, origin: str = "configuration") -> Config:
-    """A checked Config from plain data; raises ConfigError naming ``origin``, the key and the reason."""
+def parse_config(
+    data: Mapping[str, Any], *, origin: str = "configuration", env: Mapping[str, str] = MappingProxyType({})
+) -> Config:
+    """A checked Config from plain data; raises ConfigError naming ``origin``, the key (and the variable of ``env`` that it
+    was taken from) and the reason."""
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: " + "; ".join(_reason(item) for item in error.errors())) from error
+        raise ConfigError(f"{origin}: " + "; ".join(_reason(item, env) for item in error.errors())) from error
 
 
 def override(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -199,7 +205,7 @@ def override(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config
 
 def set_by(config: Config, section: str, key: str, *, env: Mapping[str, str] | None = None) -> str | None:
     """What a setting comes from: the environment variable of that name, ``file`` (or command line), or None: the default."""
-    variable = f"{ENV_PREFIX}{section}_{key}".upper()
+    variable = _variable(section, key)
     if variable in (os.environ if env is None else env):
         return variable
     return "file" if key in getattr(config, section).model_fields_set else None
@@ -230,11 +236,31 @@ def log_of_child(env: Mapping[str, str] | None = None) -> LogSection:
     return LogSection.model_validate({**data.get("log", {}), "file": None})
 
 
-def _reason(item: Mapping[str, Any]) -> str:
+def _variable(*place: object) -> str:
+    return ENV_PREFIX + "_".join(map(str, place)).upper()
+
+
+def _reason(item: Mapping[str, Any], env: Mapping[str, str]) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "configuration"
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key; check the spelling against docs/config.md"
+        meant = _meant(item["loc"])
+        return f"{key}: unknown key; " + (f"did you mean {meant}?" if meant else "check the spelling against docs/config.md")
+    variable = _variable(*item["loc"][:2])
+    if variable in env:
+        key = f"{key} (set by {variable} in the environment)"
     return f"{key}: {str(item['msg']).removeprefix('Value error, ')}"
+
+
+def _meant(place: Sequence[Any]) -> str | None:
+    """The key beside the unknown one at ``place`` that is spelt much like it."""
+    model: type[BaseModel] = Config
+    for part in place[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return None
+        model = field.annotation
+    close = difflib.get_close_matches(str(place[-1]), model.model_fields, n=1)
+    return ".".join([*map(str, place[:-1]), *close]) if close else None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -256,7 +282,7 @@ def _apply_env(data: dict[str, Any], env: Mapping[str, str]) -> None:
         if not (isinstance(annotation, type) and issubclass(annotation, Section)):
             continue
         for key in annotation.model_fields:
-            raw = env.get(f"{ENV_PREFIX}{section}_{key}".upper())
+            raw = env.get(_variable(section, key))
             if raw is not None:
                 data.setdefault(section, {})[key] = _toml_value(raw)
     if f"{ENV_PREFIX}STATE_DIR" in env:

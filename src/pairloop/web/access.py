@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
@@ -14,7 +14,7 @@ from pairloop.errors import EngineError, StoreBusyError
 from pairloop.store import Store
 from pairloop.web.callers import CALLER, LET_IN, LOCKED, Caller
 from pairloop.web.cookies import renewed, session_token
-from pairloop.web.errors import error_response, from_error
+from pairloop.web.errors import ErrorPage, error_response, from_error, is_for_a_person
 from pairloop.web.keyring import KeyRing
 from pairloop.web.limits import Buckets, Taken, network_of
 from pairloop.web.scopes import Scopes, is_page, scopes_of
@@ -25,8 +25,6 @@ GREETING = frozenset({"/docs", "/login", "/logout"})
 """Open to all, but a page that knows who asks, or a form that only our own pages may send."""
 WRITING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 LIMIT_HEADER = "x-ratelimit-limit-requests"
-
-ErrorPage = Callable[[Scope, int, str], Response]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +155,7 @@ def _sent_to_login(scope: Scope, headers: Headers, *, ended: bool) -> Response:
         except ValueError:
             shown = urlsplit("/")
         return _unauthorized(text, {"hx-redirect": login_path(f"{shown.path}?{shown.query}" if shown.query else shown.path)})
-    if not is_page(scope["method"], scope["path"]):
+    if not (is_page(scope["method"], scope["path"]) or is_for_a_person(scope)):
         return _unauthorized(text)
     query = scope["query_string"].decode("latin-1")
     return RedirectResponse(login_path(f"{scope['path']}?{query}" if query else scope["path"]), status_code=303)

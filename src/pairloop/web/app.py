@@ -93,7 +93,7 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
         title="pairloop", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     app.state.context = context
-    errors.install(app)
+    errors.install(app, pages.rendering.error_page)
     mount_static(app)
     missing = undeclared(app.routes)
     for room in (

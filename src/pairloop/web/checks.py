@@ -163,7 +163,7 @@ def _disks(context: Context) -> Iterator[Check]:
     for (total, free), (name, _) in seen.items():
         share = free / total if total else 0.0
         state: State = "ok" if share >= LEAST_FREE else "warn" if share >= TOO_FULL else "bad"
-        text = f"{size_words(free)} of {size_words(total)} are free ({share:.0%})"
+        text = f"{size_words(free)} of {size_words(total)} are free ({100 * share:.0f} %)"
         todo = "" if state == "ok" else "enlarge it, or remove old logs and backups; never artifacts by hand"
         yield Check(f"Disk of {name}", state, text, todo, "" if state == "ok" else "PairloopDiskLow")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -23,6 +24,8 @@ from pairloop.errors import (
     StoreError,
     UserError,
 )
+
+ErrorPage = Callable[[Scope, int, str], Response]
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +118,8 @@ def from_error(error: PairloopError) -> ErrorResponse:
     return error_response(status, str(error), param=param, code=code)
 
 
-def install(app: FastAPI) -> None:
-    """Register the handlers of everything that a route may raise."""
+def install(app: FastAPI, error_page: ErrorPage) -> None:
+    """Register the handlers of everything that a route may raise; ``error_page`` is for people who mistyped an address."""
 
     @app.exception_handler(PairloopError)
     async def ours(_request: Request, error: PairloopError) -> Response:
@@ -133,11 +136,19 @@ def install(app: FastAPI) -> None:
             text = "We could not parse the JSON body of your request: it is not UTF-8, or broken off."
             return error_response(400, text, param="body", code="invalid_json")
         if error.status_code == 404 and message == "Not Found":
+            if is_for_a_person(request.scope):
+                return error_page(request.scope, 404, f"There is no page {request.url.path} here.")
             message = f"Invalid URL ({request.method} {request.url.path})"
         if error.status_code == 405:
             message = f"Not allowed to {request.method} on {request.url.path}"
         param = "body" if error.status_code == 400 else None  # no route of ours raises it: a form that could not be read
         return error_response(error.status_code, message, param=param, headers=error.headers)
+
+
+def is_for_a_person(scope: Scope) -> bool:
+    """Whether a browser asks for a page: programs take JSON, and /v1 is theirs whatever they accept."""
+    could_be = scope["method"] in ("GET", "HEAD") and not scope["path"].startswith("/v1")
+    return could_be and "text/html" in Headers(scope=scope).get("accept", "")
 
 
 def from_validation(problems: Sequence[Mapping[str, Any]]) -> ErrorResponse:

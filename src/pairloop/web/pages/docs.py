@@ -10,7 +10,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.staticfiles import StaticFiles
 
 from pairloop.web.context import Here
-from pairloop.web.pages.rendering import WEB, PageRoute, page
+from pairloop.web.pages.rendering import WEB, PageRoute, client_values, page
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -31,7 +31,7 @@ def mount_static(app: FastAPI) -> None:
 @router.get("/docs")
 async def docs(request: Request, context: Here) -> Response:
     schema = request.app.openapi()
-    return page(request, context, "docs.html", title="API", sections=_sections(schema))
+    return page(request, context, "docs.html", title="API", sections=_sections(schema), **client_values(request))
 
 
 @router.get("/favicon.ico")

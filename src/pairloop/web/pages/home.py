@@ -8,12 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from pairloop.web.alarms import Alarm, alarms
-from pairloop.web.callers import caller_of
 from pairloop.web.context import Context, Here
 from pairloop.web.overview import Overview, is_new
 from pairloop.web.pages.live import view_of
 from pairloop.web.pages.menu import path_of
-from pairloop.web.pages.rendering import PageRoute, page
+from pairloop.web.pages.rendering import PageRoute, client_values, page
 from pairloop.web.status import Status
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
@@ -37,8 +36,7 @@ def _values(request: Request, status: Status, found: Overview, told: list[Alarm]
         "found": found,
         "alarms": [(alarm, alarm.page if alarm.page.startswith("/") else path_of(alarm.page)) for alarm in told],
         "is_new": is_new(status),
-        "base_url": str(request.base_url).rstrip("/") + "/v1",
-        "api_key": "none" if caller_of(request.scope) is None else "your key",
+        **client_values(request),
         "gate": path_of("gate"),
         "schedule": path_of("schedule"),
     }

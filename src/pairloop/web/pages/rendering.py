@@ -17,7 +17,7 @@ from starlette.types import Scope
 from pairloop import __version__
 from pairloop.errors import PairloopError
 from pairloop.types import Interval
-from pairloop.web.callers import caller_of
+from pairloop.web.callers import LOCKED, caller_of
 from pairloop.web.context import Context, context_of
 from pairloop.web.errors import from_error, from_validation
 from pairloop.web.pages.menu import menu
@@ -57,6 +57,12 @@ def page(request: Request, context: Context, template: str, *, title: str, statu
     return render(
         template, status_code=status_code, title=title, policy=policy, menu=menu(request), path=path, caller=caller, **values
     )
+
+
+def client_values(request: Request) -> dict[str, Any]:
+    """What a client that calls this server is made with, for the pages that show code: the address as the reader came by."""
+    is_open = not request.scope.get(LOCKED)
+    return {"base_url": str(request.base_url).rstrip("/") + "/v1", "api_key": "none" if is_open else "your key"}
 
 
 def render(template: str, *, status_code: int = 200, **values: Any) -> Response:

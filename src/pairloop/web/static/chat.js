@@ -2,6 +2,7 @@
 "use strict";
 
 const { policy, visitor, minLatencyMs } = document.body.dataset;
+const person = [visitor, document.querySelector(".who b")?.textContent].join();
 const byId = (id) => document.getElementById(id);
 const prompt = byId("prompt");
 const buttons = Object.fromEntries([...document.querySelectorAll("[data-pick]")].map((button) => [button.dataset.pick, button]));
@@ -13,7 +14,7 @@ const KEYS = {
 };
 const SAID = { a: "A", b: "B", tie: "tie", both_bad: "both bad", skip: "skip", good: "good", bad: "not good" };
 
-let messages = []; // the turns that are over
+let turns = []; // those that are over: {role, text, detail}
 let branch = null; // the group that the last turn is an edited answer of: no stored answer has its text
 let round = null; // what is on the screen: {kind, state: asking | open | sending | settled, question, order, texts, …}
 let repeat = null; // an earlier comparison that may be looked at once more
@@ -78,7 +79,7 @@ async function ask(question) {
 }
 
 async function stream(mine) {
-  const body = { model: policy, messages: [...messages, { role: "user", content: mine.question }], n: mine.order.length, stream: true, user: visitor };
+  const body = { model: policy, messages: [...turns.map(({ role, text }) => ({ role, content: text })), { role: "user", content: mine.question }], n: mine.order.length, stream: true, user: visitor };
   if (mine.kind === "single") body.stream_options = { include_usage: true };
   if (branch) body.metadata = { parent: branch };
   const response = await post("/v1/chat/completions", body, mine.stop.signal);
@@ -105,9 +106,9 @@ async function stream(mine) {
 function refused(error) {
   [round, branch] = [null, null];
   byId("comparison").hidden = true;
-  byId("empty").hidden = messages.length > 0;
+  byId("empty").hidden = turns.length > 0;
   if (!prompt.value.trim()) prompt.value = lastQuestion;
-  const full = error.code === "context_length_exceeded" && messages.length;
+  const full = error.code === "context_length_exceeded" && turns.length;
   const next = full ? "Start a new conversation; your question is kept." : "Your question is kept: Enter sends it again.";
   note(`No answer: ${error.message} ${next}`, true);
   prompt.focus();
@@ -268,7 +269,7 @@ function settleRepeat() {
 
 // -- the conversation
 
-function addTurn(role, text, detail = "") {
+function addTurn({ role, text, detail }) {
   const turn = document.createElement("li");
   turn.className = `turn ${role}`;
   const body = document.createElement("div");
@@ -284,19 +285,47 @@ function addTurn(role, text, detail = "") {
   byId("conversation").append(turn);
 }
 
-// What is on the screen becomes a turn of the conversation, if it was decided; reasons that were not saved are.
+// What is on the screen as turns, if it was decided.
+function turnsOf(mine) {
+  if (!mine || mine.kind === "repeat" || mine.state === "asking") return [];
+  const taken = mine.kind === "single" ? 0 : mine.taken;
+  const text = mine.edited ?? mine.texts[taken];
+  if (text === undefined) return [];
+  const detail = mine.edited === undefined ? (mine.versions || [])[taken] || mine.model : "edited by you";
+  return [{ role: "user", text: mine.question }, { role: "assistant", text, detail }];
+}
+
+const branchOf = (mine) => (mine.edited === undefined ? null : mine.id);
+
+// What is on the screen becomes a part of the conversation, if it was decided; reasons that were not saved are.
 function fold() {
   const mine = round;
   if (!mine || mine.kind === "repeat") return;
   saveWhy(mine).catch((error) => note(`The reasons were not saved: ${error.message}`, true));
-  const taken = mine.kind === "single" ? 0 : mine.taken;
-  const text = mine.edited ?? mine.texts[taken];
+  const more = turnsOf(mine);
   round = null;
-  if (text === undefined) return;
-  messages.push({ role: "user", content: mine.question }, { role: "assistant", content: text });
-  branch = mine.edited === undefined ? null : mine.id;
-  addTurn("user", mine.question);
-  addTurn("assistant", text, mine.edited === undefined ? (mine.versions || [])[taken] || mine.model : "edited by you");
+  if (!more.length) return;
+  branch = branchOf(mine);
+  turns.push(...more);
+  more.forEach(addTurn);
+}
+
+// A tab goes on with its conversation after a reload or on the way back; another person who logs in there does not.
+function keepConversation() {
+  const more = turnsOf(round);
+  const kept = { person, turns: [...turns, ...more], branch: more.length ? branchOf(round) : branch };
+  try {
+    sessionStorage.setItem("pairloop.conversation", JSON.stringify(kept));
+  } catch { /* full or forbidden: it ends with the page */ }
+}
+
+function resume() {
+  try {
+    const kept = JSON.parse(sessionStorage.getItem("pairloop.conversation"));
+    if (kept?.person === person) ({ turns, branch } = kept);
+  } catch { /* nothing is kept */ }
+  turns.forEach(addTurn);
+  byId("empty").hidden = turns.length > 0;
 }
 
 function restart() {
@@ -304,7 +333,7 @@ function restart() {
     round.stop.abort();
     saveWhy(round).catch(() => {});
   }
-  [messages, branch, round] = [[], null, null];
+  [turns, branch, round] = [[], null, null];
   byId("conversation").replaceChildren();
   byId("comparison").hidden = true;
   byId("once-more").hidden = true;
@@ -353,4 +382,6 @@ for (const id of ["single", "plain"]) {
   byId(id).checked = recall(id) === true;
   byId(id).addEventListener("change", () => remember(id, byId(id).checked));
 }
+addEventListener("pagehide", keepConversation);
+resume();
 showPicks();

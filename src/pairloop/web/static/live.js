@@ -34,3 +34,16 @@ function attend() {
 document.addEventListener("visibilitychange", attend);
 window.addEventListener("pagehide", hangUp);
 window.addEventListener("pageshow", attend);
+
+// What somebody opened stays open when its part of the page is fetched anew.
+const opened = new WeakMap();
+const placeOf = (details) => {
+  const holder = details.closest("[id]") ?? document.body;
+  return `${holder.id} ${[...holder.querySelectorAll("details")].indexOf(details)}`;
+};
+document.body.addEventListener("htmx:beforeSwap", ({ detail: { target } }) => {
+  opened.set(target, [...target.querySelectorAll("details[open]")].map(placeOf));
+});
+document.body.addEventListener("htmx:afterSwap", ({ detail: { target } }) => {
+  for (const details of target.querySelectorAll("details")) details.open ||= (opened.get(target) ?? []).includes(placeOf(details));
+});
