@@ -229,7 +229,7 @@ PER_REQUEST: dict[str, Callable[[Connection], object]] = {
     "datasets.containing_feedback": lambda c: datasets.containing_feedback(c, "f"),
     "feedback.labelled_since": lambda c: feedback.labelled_since(c, BOT, after_seq=5, kinds=[GroupKind.TRAIN]),
     "feedback.count_new_picks": lambda c: feedback.count_new_picks(c, BOT, after_seq=5, pool=Pool.TRAIN),
-    "duels.picks": lambda c: duels.picks(c, "duel_1"),
+    "duels.picks": lambda c: list(duels.picks(c, "duel_1")),
     "duels.count_picks": lambda c: duels.count_picks(c, "duel_1"),
     "verdicts.latest": lambda c: verdicts.latest(c, BOT),
     "stored.insert": lambda c: stored.insert(c, a_group("streamed", metadata={"a": "b"})),
