@@ -194,12 +194,12 @@ def picks(c: Connection, duel_id: str) -> Iterator[LabelledGroup]:
         yield LabelledGroup(group, tuple(map(_first_said, said(group_id))))
 
 
-def _by_group(rows: Iterable[Row[Any]]) -> Callable[[str], Iterator[Row[Any]]]:
+def _by_group(rows: Iterable[Any]) -> Callable[[str], Iterator[Any]]:
     """The rows of one group after the other: asked for in their order, those of a group without any are none."""
     waiting = groupby(rows, key=itemgetter(0))
     now = next(waiting, None)
 
-    def of(group_id: str) -> Iterator[Row[Any]]:
+    def of(group_id: str) -> Iterator[Any]:
         nonlocal now
         if now is not None and now[0] == group_id:
             yield from now[1]
@@ -208,7 +208,7 @@ def _by_group(rows: Iterable[Row[Any]]) -> Callable[[str], Iterator[Row[Any]]]:
     return of
 
 
-def _first_said(row: Row[Any]) -> Feedback:
+def _first_said(row: Any) -> Feedback:
     group_id, feedback_id, metric, source, rater_id, at, label, order, latency_ms = row
     label = None if label is None else Label(label)
     return Feedback(

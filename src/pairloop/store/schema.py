@@ -83,6 +83,9 @@ completions = Table(
     Column("created_at", UtcDateTime, nullable=False),
     # NULL says no.
     Column("is_redacted", Boolean),
+    # From the request's arrival; NULL where nobody looked at a clock.
+    Column("first_token_ms", Integer),
+    Column("total_ms", Integer),
     Index(None, "answer_key", "created_at"),
 )
 
@@ -529,6 +532,23 @@ version_marks = Table(
     Column("erasure_id", String(64), ForeignKey("erasures.erasure_id"), primary_key=True),
     Column("rows", Integer, nullable=False),
     ForeignKeyConstraint(["policy", "number"], ["versions.policy", "versions.number"]),
+)
+
+# What a version and the champion of then said to some prompts of its offline report. The prompt stands in its group; a row
+# goes when that group's texts are erased.
+samples = Table(
+    "samples",
+    metadata,
+    Column("policy", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("group_id", String(255), ForeignKey("groups.group_id"), nullable=False),
+    Column("against", Integer, nullable=False),
+    Column("ours", Text, nullable=False),
+    Column("theirs", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    ForeignKeyConstraint(["policy", "number"], ["versions.policy", "versions.number"]),
+    Index(None, "group_id"),
 )
 
 # Artifact folders that were removed on purpose; of a dataset, the one that holds what is left of its rows.
