@@ -85,7 +85,7 @@ ERASED = {
     ("audit", "reason"),
 }
 """What a recorded erasure takes from the evidence: the texts, never who answered."""
-MAY_BE_DELETED = {"aliases", "triggers", "removed_artifacts", "stored_metadata", "stored_replies", "gold_items"}
+MAY_BE_DELETED = {"aliases", "triggers", "removed_artifacts", "samples", "stored_metadata", "stored_replies", "gold_items"}
 
 
 def write_everything(c: Connection) -> None:
@@ -180,6 +180,7 @@ def test_no_code_of_ours_updates_or_deletes_evidence() -> None:
         "feedback",
         "marks",
         "audit",
+        "samples",
     }
     erasing = Path(groups.__file__).read_text().split("def erase")[1].split("\ndef ")[0]
     assert erasing.count("sa.update(") == 4, "texts are erased in one place"

@@ -5,8 +5,8 @@ the audit trail, events) is only ever inserted. What changes in place: aliases, 
 end, the closing of a duel or canary, the traffic of a minute that is not over (an outage of the engine takes errors back), a
 key's last use and revocation, accounts and sessions, what the labelling queue shows to whom and which items are gold, a
 fine-tuning job until it has ended, a webhook's delivery, what the wire shows of a group, why a feedback row is not used so far;
-and the texts of a group that was deleted, which is recorded. Stored replies and reservations are deleted after a day, traffic
-after a month.
+and the texts of a group that was deleted, which is recorded, with a version's sample answers to it (those of an earlier report
+on the version go with the next one). Stored replies and reservations are deleted after a day, traffic after a month.
 """
 
 from __future__ import annotations
