@@ -20,6 +20,7 @@ from pairloop.store import (
     duels,
     erasures,
     groups,
+    removed,
     runs,
     samples,
     traffic,
@@ -89,7 +90,11 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """``history``: moves of the champion that name this version. ``differences``: None where one of the two was not trained."""
+    """``history``: moves of the champion that name this version. ``differences``: None where one of the two was not trained.
+
+    ``evaluated`` and ``duelled``: answers beside the champion's, from the offline report and from the duel. ``is_gone``: the
+    weights were removed because of their age.
+    """
 
     version: Version
     aliases: tuple[str, ...]
@@ -111,6 +116,7 @@ class Lineage:
     duelled: tuple[Sample, ...]
     traffic: Traffic
     burden: Burden | None
+    is_gone: bool
 
     @property
     def metrics(self) -> dict[str, Interval]:
@@ -159,6 +165,7 @@ def read(store: Store, policy: str, number: int, *, now: datetime | None = None)
             duelled=() if duel is None else _duelled(c, duel),
             traffic=_traffic(c, policy, number, now or datetime.now(UTC)),
             burden=erasures.burdens(c, policy).get(number),
+            is_gone=removed.is_removed(c, version.path),
         )
 
 
