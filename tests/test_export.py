@@ -435,7 +435,7 @@ def test_a_link_on_the_versions_page_downloads_it_and_what_is_gone_is_said(world
     with RunningServer(tmp_path / "server", config=world.config, policy=FakePolicy(), beside=beside) as server:
         page = server.http.get("/versions/1").text
         assert 'href="/v1/exports/bot%401"' in page
-        reply = server.http.get("/v1/exports/bot%401", params={"base_name": "org/tiny"})
+        reply = server.http.get("/v1/exports/bot%401", params={"base": "org/tiny"})
         assert reply.status_code == 200
         assert reply.headers["content-disposition"] == 'attachment; filename="bot-1.tar"'
         assert int(reply.headers["content-length"]) == len(reply.content)

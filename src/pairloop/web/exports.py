@@ -24,7 +24,7 @@ TAR = "application/x-tar"
 def export_version(
     version_id: str,
     context: Here,
-    base_name: Annotated[str | None, Query(max_length=255, description="How files and card call the base model.")] = None,
+    base: Annotated[str | None, Query(max_length=255, description="How files and card call the base model.")] = None,
 ) -> StreamingResponse:
     """What `pairloop versions export` writes into a folder; merging, which takes the base into memory, is left to that command.
 
@@ -32,6 +32,6 @@ def export_version(
     """
     with context.store.reading() as c:
         version = version_of(context, c, version_id)
-    found = export.stream(context.store, context.config, version, base_name=base_name)
+    found = export.stream(context.store, context.config, version, base_name=base)
     headers = {"content-disposition": f'attachment; filename="{found.name}"', "content-length": str(found.size)}
     return StreamingResponse(found.pieces(), media_type=TAR, headers=headers)

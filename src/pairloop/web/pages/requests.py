@@ -145,13 +145,13 @@ def _line(c: Connection, one: LabelledGroup) -> Line:
 
 
 def _took(answers: Sequence[Completion]) -> Took:
-    """How long the slowest of these answers took."""
+    """How long these answers took: until there was something to see, and until the slowest was whole."""
     totals = [one.total_ms for one in answers if one.total_ms is not None]
     firsts = [one.first_token_ms for one in answers if one.first_token_ms is not None]
     if not totals:
         return Took("–", "–", "not known: it was imported, or answered before times were kept")
     why = "" if firsts else "not streamed: there was nothing to see before the whole answer"
-    return Took(_seconds(max(firsts)) if firsts else "–", _seconds(max(totals)), why)
+    return Took(_seconds(min(firsts)) if firsts else "–", _seconds(max(totals)), why)
 
 
 def _seconds(ms: int) -> str:
