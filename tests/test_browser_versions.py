@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 import pytest
 from playwright.sync_api import Browser, expect
@@ -12,7 +13,8 @@ from tests.server import POLICY, RunningServer
 from tests.test_page_versions import EVIL, trained
 
 from pairloop.policy.fake import write_skill
-from pairloop.store import triggers, versions
+from pairloop.store import samples, triggers, versions
+from pairloop.store.samples import Sample
 from pairloop.types import Alias
 
 pytestmark = [
@@ -93,4 +95,23 @@ def test_a_cycle_is_asked_for_from_home_and_a_version_fits_a_phone(
         seen.page.goto(server.url + path)
         assert seen.overflow() <= 0, path
         assert seen.serious() == []
+    assert (seen.problems, seen.outside) == ([], [])
+
+
+def test_sample_answers_have_their_words_compared_and_stay_text(browser: Browser, serve: Callable[..., RunningServer]) -> None:
+    server = serve()
+    trained(server, EVIL)
+    asked = server.chat(n=2).json()["id"]
+    kept = [Sample(asked, 0, f"It comes on Friday {EVIL}", "It comes soon"), Sample(asked, 0, "y " * 990, "x " * 990)]
+    server.store.write(lambda c: samples.put(c, POLICY, 1, kept, datetime.now(UTC)))
+    seen = visit(browser, server.url, "/versions/1")
+    first, second = (seen.page.locator(".beside .sample").nth(i) for i in (0, 1))
+    before, after = (first.locator(".text").nth(i) for i in (0, 1))
+    expect(before).to_have_text("It comes soon")
+    expect(before.locator("del")).to_have_text("soon")
+    expect(after.locator("ins").first).to_have_text("on")
+    expect(after).to_contain_text("<script>")
+    expect(after.locator("script")).to_have_count(0)
+    expect(second.locator("del, ins")).to_have_count(0)  # too long to be compared: both stand without marks
+    assert seen.serious() == []
     assert (seen.problems, seen.outside) == ([], [])

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import torch
 import yaml
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import AutoPeftModelForCausalLM, PeftModel
 from sqlalchemy import Connection
 from tests.learner_rig import job_maker, text_pairs
+from tests.server import RunningServer
 from tests.tiny_models import byte_tokenizer, write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -27,8 +34,13 @@ from pairloop.formats import snapshot
 from pairloop.learner import train
 from pairloop.learner.merge import check
 from pairloop.loop import export
+from pairloop.loop.cycle.base import register_base
+from pairloop.loop.export.archive import PIECE, Member, archive
+from pairloop.policy.fake import FakePolicy
 from pairloop.policy.scoring import LoraSettings, load_causal_lm
-from pairloop.store import Store, cycles, datasets, runs, verdicts, versions
+from pairloop.store import Store, cycles, datasets, removed, runs, verdicts, versions
+from pairloop.store.keys import Scope
+from pairloop.store.schema import removed_artifacts
 from pairloop.types import (
     Alias,
     Cycle,
@@ -43,10 +55,17 @@ from pairloop.types import (
     Version,
     VersionKind,
 )
+from pairloop.web.scopes import scopes_of
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SECRET = "the words of a customer"
-REPORT = {"metrics": {"length_ratio": {"mean": 1.05, "lo": 0.98, "hi": 1.125, "n": 64}}, "errors": {}, "notes": []}
+REPORT: dict[str, Any] = {
+    "metrics": {"length_ratio": {"mean": 1.05, "lo": 0.98, "hi": 1.125, "n": 64}},
+    "errors": {},
+    "notes": [],
+}
+REPORT |= {"challenger": 1, "champion": 0, "prompts": 16, "prompts_from": "gate", "samples": 64}
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md", "lineage.json")
 PEFT_WARNINGS = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 Auto: Any = AutoModelForCausalLM
 
@@ -78,7 +97,6 @@ class World:
         self.data_hash = data.hash
         dataset = Dataset("dataset_1", self.name, str(data.path), 6, 2, {"picks": 9}, {"instant_pick": 3}, NOW)
         version = Version(self.name, 1, kind, str(self.artifact.path), self.artifact.hash, 0, "dataset_1", "run_1", NOW)
-        base = Version(self.name, 0, VersionKind.BASE, str(self.base), "0" * 64, None, None, None, NOW)
         steps: list[tuple[CycleState, dict[str, Any]]] = [
             (CycleState.BUILDING, {}),
             (CycleState.TRAINING, {}),
@@ -94,11 +112,11 @@ class World:
             cycles.insert(c, cycle)
             datasets.insert(c, dataset, feedback_seq=1, cycle_id="cycle_1", pairs=())
             runs.insert(c, run)
-            versions.insert(c, base)
             versions.insert(c, version)
             versions.set_alias(c, self.name, Alias.CHAMPION, 1)
             verdicts.insert(c, "cycle_1", None, verdict, NOW)
 
+        register_base(self.store, self.config)
         self.store.write(write)
         return version
 
@@ -137,7 +155,7 @@ def leftovers(folder: Path, out: str) -> Sequence[str]:
 @PEFT_WARNINGS
 def test_an_exported_adapter_is_what_peft_reads(world: World) -> None:
     out = world.export("adapter")
-    assert {path.name for path in out.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert {path.name for path in out.iterdir()} == {*ADAPTER_FILES}
     wanted = logits(world.served())
     loaded: Any = PeftModel
     assert torch.equal(logits(loaded.from_pretrained(Auto.from_pretrained(world.base), out)), wanted)
@@ -158,6 +176,7 @@ def test_a_merged_version_answers_as_base_and_adapter(world: World) -> None:
         "README.md",
         "config.json",
         "generation_config.json",
+        "lineage.json",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -356,3 +375,86 @@ def test_the_documented_commands_do_what_the_page_says(tmp_path: Path, monkeypat
         assert (logits(scope["model"]) - logits(scope["same"])).abs().max() <= 1e-5
         assert torch.equal(logits(scope["model"]), logits(world.served()))
         assert scope["tokenizer"].chat_template
+
+
+# --- the archive
+
+
+def test_the_archive_holds_what_the_folder_holds_and_is_as_long_as_it_says(world: World) -> None:
+    out, found = world.export("beside"), export.stream(world.store, world.config, world.version)
+    pieces = list(found.pieces())
+    content = b"".join(pieces)
+    assert (found.name, found.size) == ("bot-1.tar", len(content))
+    assert max(map(len, pieces)) <= PIECE
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        tar.extractall(world.folder / "unpacked", filter="data")
+        assert tar.getnames() == [f"bot-1/{name}" for name in ADAPTER_FILES]
+    for path in out.iterdir():
+        assert (world.folder / "unpacked" / "bot-1" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert b"".join(export.stream(world.store, world.config, world.version).pieces()) == content
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.text("abcä/", min_size=1, max_size=300), st.integers(0, 3 * PIECE // 2)), max_size=3))
+def test_any_members_come_out_as_they_went_in(made: list[tuple[str, int]]) -> None:
+    members = [Member(f"{i}/{name.strip('/')}x", bytes([i]) * size) for i, (name, size) in enumerate(made)]
+    found = archive("f", members, NOW)
+    content = b"".join(found.pieces())
+    assert len(content) == found.size
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        read = [(info.name, file.read()) for info in tar if (file := tar.extractfile(info)) is not None]
+    assert read == [(f"f/{one.name}", one.content) for one in members]
+
+
+def test_a_file_that_shrinks_while_it_is_sent_ends_the_stream_short(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"x" * 1_000)
+    found = archive("f", [Member("weights", path)], NOW)
+    path.write_bytes(b"x" * 999)
+    sent = list[bytes]()
+    with pytest.raises(StoreError, match="shorter than it was"):
+        sent.extend(found.pieces())
+    assert 0 < sum(map(len, sent)) < found.size
+
+
+def test_lineage_says_for_programs_what_the_card_says_and_quotes_nobody(world: World) -> None:
+    text = (world.export("lineage") / "lineage.json").read_text()
+    told = json.loads(text)
+    assert (told["version"], told["parent"], told["form"], told["cycle"]) == ("bot@1", "bot@0", "adapter", 7)
+    assert told["dataset"]["rows"] == {"train": 6, "heldout": 2}
+    assert (told["dataset"]["hash"], told["artifact_hash"]) == (world.data_hash, world.artifact.hash)
+    assert told["evaluation"]["length_ratio"]["mean"] == 1.05
+    assert told["gate"]["rules"][0] == {"rule": "duel", "passed": True, "observed": 27.5, "threshold": 20.0}
+    assert told["recipe"]["train"]["learning_rate"] == 0.05
+    assert SECRET not in text
+
+
+def test_a_link_on_the_versions_page_downloads_it_and_what_is_gone_is_said(world: World, tmp_path: Path) -> None:
+    beside: Any = SimpleNamespace(store=world.store)
+    world.store.write(lambda c: versions.set_alias(c, "bot", Alias.CHAMPION, 0))  # the server without a model serves the base
+    with RunningServer(tmp_path / "server", config=world.config, policy=FakePolicy(), beside=beside) as server:
+        page = server.http.get("/versions/1").text
+        assert 'href="/v1/exports/bot%401"' in page
+        reply = server.http.get("/v1/exports/bot%401", params={"base": "org/tiny"})
+        assert reply.status_code == 200
+        assert reply.headers["content-disposition"] == 'attachment; filename="bot-1.tar"'
+        assert int(reply.headers["content-length"]) == len(reply.content)
+        with tarfile.open(fileobj=io.BytesIO(reply.content)) as tar:
+            read: Any = tar.extractfile("bot-1/adapter_config.json")
+            assert json.load(read)["base_model_name_or_path"] == "org/tiny"
+        for name, status, words in (
+            ("bot@0", 400, "is the base model itself"),
+            ("bot@9", 404, "bot@9"),
+            ("..%2F..%2Fetc%2Fpasswd", 404, ""),
+        ):
+            refused = server.http.get(f"/v1/exports/{name}")
+            assert (refused.status_code, words in refused.text) == (status, True), refused.text
+        world.store.write(lambda c: removed.mark(c, world.version.path, removed.Why.RETENTION, NOW))
+        refused = server.http.get("/v1/exports/bot@1")
+        page = server.http.get("/versions/1").text
+        world.store.write(lambda c: c.execute(sa.delete(removed_artifacts)))
+    world.store.write(lambda c: versions.set_alias(c, "bot", Alias.CHAMPION, 1))
+    assert (refused.status_code, "pairloop rebuild 1" in refused.text) == (404, True)
+    assert "/v1/exports/" not in page
+    assert "Its weights were removed" in page
+    assert scopes_of("GET", "/v1/exports/bot@1") == {Scope.OPERATE}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from html import escape
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import Connection
 from tests.loop_rig import Rig, open_rig, settings
 from tests.server import RunningServer
@@ -18,7 +21,7 @@ from tests.test_pages import EVIL, Collector
 
 from pairloop.loop import cycle, gate
 from pairloop.loop.cycle import Review
-from pairloop.store import cycles, feedback, groups, new_group_id, new_id, quarantines
+from pairloop.store import cycles, duels, feedback, groups, new_group_id, new_id, quarantines
 from pairloop.store.quarantines import Action, Quarantine
 from pairloop.types import (
     PREFERENCE_METRIC,
@@ -26,6 +29,7 @@ from pairloop.types import (
     Cycle,
     CycleState,
     CycleStep,
+    DuelPick,
     Feedback,
     Group,
     GroupKind,
@@ -35,6 +39,8 @@ from pairloop.types import (
     Source,
     VerdictKind,
 )
+from pairloop.web.pages import gates
+from pairloop.web.plots import thinned
 
 HOSTILE = (EVIL, "</textarea><b>bold</b>", "x" * 999_999 + "y", "שלום \u202eevil", "broken \ufffd\x07 end")
 
@@ -266,3 +272,45 @@ def test_a_bad_parameter_is_named(world: World, path: str, name: str) -> None:
     reply = world.server.http.get(path)
     assert reply.status_code == 400
     assert name in reply.text
+
+
+def test_what_is_read_of_a_duel_gives_the_votes_that_the_whole_rows_give(world: World) -> None:
+    with world.rig.store.reading() as c:
+        for row in duels.list_(c, "bot"):
+            read = list(duels.picks(c, row.duel_id))
+            whole = list(duels.picks_about(c, [one.group.group_id for one in read]).values())
+            assert gate.votes(row, read, slices=("language",)) == gate.votes(row, whole, slices=("language",))
+            mine = sorted((one.group for one in whole), key=lambda group: (group.created_at, group.group_id))
+            assert [one.group.group_id for one in read] == [group.group_id for group in mine]
+            assert len(read) == duels.count_picks(c, row.duel_id) > 10
+            # The planted fault: a group's answers or votes read with its neighbour's would be somebody else's vote.
+            shifted = [replace(a, feedback=b.feedback) for a, b in pairwise(read)]
+            assert gate.votes(row, shifted) != gate.votes(row, read[:-1])
+
+
+def test_a_long_duel_draws_steps_of_its_path_and_computes_no_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = world.reviewed(1)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    votes = [DuelPick(f"r{i}", 1 if i % 9 < 5 else -1, start + timedelta(seconds=i)) for i in range(2_000)]
+    path = gate.path(votes, found.config)
+    computed = list[gate.Step]()
+    plain = gate.Step.e_value
+    monkeypatch.setattr(gate.Step, "e_value", property(lambda step: computed.append(step) or plain.fget(step)))  # type: ignore[func-returns-value, attr-defined]
+    drawing = gates.drawing_of(replace(found, path=tuple(path), judged=1_500))
+    assert drawing is not None
+    assert len(computed) <= 2 * (gates.DRAWN + 1)
+    shown = {name: [row for row in drawing.rows if row[0] == name] for name in {row[0] for row in drawing.rows}}
+    assert {len(rows) for rows in shown.values()} <= set(range(100, gates.DRAWN + 2))
+    for name, value in (("E, for the challenger", "e_value"), ("reversed E, for the champion", "against")):
+        last = shown[name][-1]
+        counted = gate.count(votes[:1_500], found.config)
+        winner = gate.CHALLENGER if value == "e_value" else gate.CHAMPION
+        assert last[1:3] == ("1500", f"{gate.e_value_of(counted, winner):.6g}")
+
+
+@given(st.integers(1, 3_000), st.integers(1, 400))
+def test_thinning_keeps_both_ends_and_is_done_once(n: int, most: int) -> None:
+    kept = thinned(range(n), most)
+    assert (kept[0], kept[-1]) == (0, n - 1)
+    assert len(kept) <= most + 1
+    assert list(thinned(kept, most)) == list(kept) == sorted(set(kept))

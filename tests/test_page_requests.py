@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
+from threading import Event, Timer
 
 import pytest
 from sqlalchemy import Connection
-from tests.server import POLICY, RunningServer, World, user_of
+from tests.server import POLICY, RunningServer, World, sse_chunks, user_of
 
-from pairloop.policy.fake import quality
+from pairloop.policy.fake import FakePolicy, quality
+from pairloop.policy.protocols import SampleRequest
 from pairloop.store import feedback, groups, requests, stored
 from pairloop.store.keys import Scope
 from pairloop.store.requests import RequestFilter
@@ -176,3 +179,49 @@ def test_bad_parameters_are_named_and_a_redaction_is_said(serve: Callable[..., R
 
     server.store.write(write)
     assert "Something was taken out of it" in server.http.get("/requests/chatcmpl-redacted").text
+
+
+class Slow(FakePolicy):
+    """Samples 30 ms after it was asked."""
+
+    def __init__(self) -> None:
+        self._begin = Event()
+        super().__init__(release=self._begin)
+
+    def sample(self, request: SampleRequest) -> Future[tuple[Completion, ...]]:
+        self._begin.clear()
+        Timer(0.03, self._begin.set).start()
+        return super().sample(request)
+
+
+def test_how_long_an_answer_took_is_kept_and_can_be_asked_for(serve: Callable[..., RunningServer]) -> None:
+    server = serve(policy=Slow())
+    whole = server.chat(n=2, user=user_of(Pool.TRAIN)).json()["id"]
+    streamed = sse_chunks(server.chat(n=2, user=user_of(Pool.TRAIN), stream=True).text)[0]["id"]
+    server.add_version(1)
+    server.open_duel(1)
+    duel = server.chat(n=2, user=user_of(Pool.GATE)).json()["id"]
+    old = asked("chatcmpl-old")
+    server.store.write(lambda c: groups.insert(c, old))
+    for group_id, is_streamed in ((whole, False), (streamed, True), (duel, False)):
+        for answer in server.group(group_id).completions:
+            assert answer.total_ms is not None
+            assert 29 <= answer.total_ms < 30_000
+            assert (answer.first_token_ms is not None) is is_streamed
+            assert 29 <= (answer.first_token_ms or 29) <= answer.total_ms
+    assert {answer.total_ms for answer in server.group("chatcmpl-old").completions} == {None}
+    slow = server.http.get("/requests?slower=28").text
+    assert all(group_id in slow for group_id in (whole, streamed, duel))
+    assert "chatcmpl-old" not in slow
+    assert 'value="28"' in slow
+    assert "Nothing fits" in server.http.get("/requests?slower=999999999").text
+    assert "answered before times were kept" in server.http.get("/requests").text
+    pages = {one: server.http.get(f"/requests/{one}").text for one in (whole, streamed, duel, "chatcmpl-old")}
+    assert "first token after" in pages[streamed]
+    assert "not streamed" in pages[whole]
+    assert pages[whole].count("<dt>whole answer</dt>") == 2
+    assert "<dt>whole answer</dt>" not in pages[duel]  # the slower side would tell who gave it
+    assert "the slower side" in pages[duel]
+    refused = server.http.get("/requests?slower=fast")
+    assert refused.status_code == 400
+    assert "slower" in refused.text

@@ -86,7 +86,7 @@ ERASED = {
     ("audit", "reason"),
 }
 """What a recorded erasure takes from the evidence: the texts, never who answered."""
-MAY_BE_DELETED = {"aliases", "triggers", "removed_artifacts", "stored_metadata", "stored_replies", "gold_items"}
+MAY_BE_DELETED = {"aliases", "triggers", "removed_artifacts", "samples", "stored_metadata", "stored_replies", "gold_items"}
 
 
 def write_everything(c: Connection) -> None:
@@ -181,6 +181,7 @@ def test_no_code_of_ours_updates_or_deletes_evidence() -> None:
         "feedback",
         "marks",
         "audit",
+        "samples",
     }
     erasing = Path(groups.__file__).read_text().split("def erase")[1].split("\ndef ")[0]
     assert erasing.count("sa.update(") == 4, "texts are erased in one place"
@@ -230,7 +231,7 @@ PER_REQUEST: dict[str, Callable[[Connection], object]] = {
     "datasets.containing_feedback": lambda c: datasets.containing_feedback(c, "f"),
     "feedback.labelled_since": lambda c: feedback.labelled_since(c, BOT, after_seq=5, kinds=[GroupKind.TRAIN]),
     "feedback.count_new_picks": lambda c: feedback.count_new_picks(c, BOT, after_seq=5, pool=Pool.TRAIN),
-    "duels.picks": lambda c: duels.picks(c, "duel_1"),
+    "duels.picks": lambda c: list(duels.picks(c, "duel_1")),
     "duels.count_picks": lambda c: duels.count_picks(c, "duel_1"),
     "verdicts.latest": lambda c: verdicts.latest(c, BOT),
     "stored.insert": lambda c: stored.insert(c, a_group("streamed", metadata={"a": "b"})),

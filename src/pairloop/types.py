@@ -231,6 +231,9 @@ class Completion:
     A completion that ended with ``stop`` by its end-of-sequence token contains that token and its log-prob; a truncated one
     does not. Imported completions have no token ids, no log-probs, and no version. ``is_redacted``: something was taken out of
     the text before it was stored; what is left has no token ids.
+
+    ``first_token_ms``, ``total_ms``: from the request's arrival until the client could see the first token (of a stream) and
+    until the last one was sampled; None where nobody looked at a clock. Equal answers may have taken different times.
     """
 
     text: str
@@ -239,6 +242,8 @@ class Completion:
     version: int | None = None
     finish_reason: FinishReason = FinishReason.STOP
     is_redacted: bool = False
+    first_token_ms: int | None = field(default=None, compare=False)
+    total_ms: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

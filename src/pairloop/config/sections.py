@@ -265,6 +265,9 @@ class EvaluateSection(Section):
     """Recent prompts of the gate pool sampled from champion and challenger."""
     max_tokens: int = Field(default=256, ge=1)
     """Longest answer of the offline report."""
+    keep_samples: int = Field(default=6, ge=0, le=50)
+    """So many prompts of the offline report are kept with what challenger and champion said, for the version's page. They are
+    sampled anyway; each goes when the request that its prompt came from is erased, deleted or too old (``privacy``)."""
     suite: str | None = None
     """File of cases, from the state directory: JSON lines of ``messages`` and ``must_match``, ``must_not_match`` (regular
     expressions) or ``must_be_json``, which the greedy answer is checked against; ``name`` is what the report calls it."""

@@ -6,8 +6,10 @@ cycle, opened and closed in the same transactions.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,11 +18,59 @@ from sqlalchemy import Connection, Row
 from pairloop.errors import ConflictError, NotFoundError
 from pairloop.store import feedback as feedback_rows
 from pairloop.store import verdicts
-from pairloop.store.schema import cycles, duels, feedback, groups
-from pairloop.types import PREFERENCE_METRIC, Duel, DuelKind, LabelledGroup
+from pairloop.store.schema import completions, cycles, duels, feedback, groups
+from pairloop.types import (
+    PREFERENCE_METRIC,
+    Completion,
+    Duel,
+    DuelKind,
+    Feedback,
+    FinishReason,
+    Group,
+    GroupKind,
+    Label,
+    LabelledGroup,
+    Pool,
+    Source,
+)
 
 _OPEN = (
     sa.select(duels).where(duels.c.policy == sa.bindparam("policy"), duels.c.closed_at.is_(None)).order_by(duels.c.opened_at)
+)
+
+# What votes are made of, and no more: a duel of thousands of picks is read whole whenever the gate looks at it.
+_OLDEST_FIRST = (groups.c.created_at, groups.c.group_id)
+_MINE = sa.and_(
+    groups.c.duel_id == sa.bindparam("duel_id"), sa.exists().where(feedback.c.group_id == groups.c.group_id).correlate(groups)
+)
+_PICKED = (
+    sa.select(
+        groups.c.group_id, groups.c.policy, groups.c.user, groups.c.conversation_id, groups.c.metadata, groups.c.created_at
+    )
+    .where(_MINE)
+    .order_by(*_OLDEST_FIRST)
+)
+_ANSWERS = (
+    sa.select(completions.c.group_id, completions.c.text, completions.c.version, completions.c.finish_reason)
+    .select_from(groups.join(completions))
+    .where(_MINE)
+    .order_by(*_OLDEST_FIRST, completions.c.position)
+)
+_SAID = (
+    sa.select(
+        feedback.c.group_id,
+        feedback.c.feedback_id,
+        feedback.c.metric,
+        feedback.c.source,
+        feedback.c.rater_id,
+        feedback.c.created_at,
+        feedback.c.label,
+        feedback.c.shown_order,
+        feedback.c.latency_ms,
+    )
+    .select_from(groups.join(feedback))
+    .where(groups.c.duel_id == sa.bindparam("duel_id"), feedback.c.revision == 0)
+    .order_by(*_OLDEST_FIRST, feedback.c.seq)
 )
 
 
@@ -113,22 +163,69 @@ def counts_of_picks(c: Connection, duel_ids: Collection[str]) -> dict[str, int]:
     return {row.duel_id: row.picks for row in c.execute(statement)}
 
 
-def picks(c: Connection, duel_id: str) -> list[LabelledGroup]:
+def picks(c: Connection, duel_id: str) -> Iterator[LabelledGroup]:
     """The duel's groups that have feedback, oldest first, each with what its raters said first.
 
     A pick reveals which version gave which answer, so here a revision is kept (``feedback.history``) but never counts. The
     gate's e-process needs it, too: it is valid only for a record that grows and never changes.
+
+    One by one, so that of thousands only one is in memory; without prompt, tokens and sampling, words and tags, for no vote
+    needs them (`picks_about` has them). Three cursors go through the same groups in the same order.
     """
-    statement = (
-        sa.select(groups)
-        .where(groups.c.duel_id == duel_id, sa.exists().where(feedback.c.group_id == groups.c.group_id))
-        .order_by(groups.c.created_at, groups.c.group_id)
+    answers, said = (_by_group(c.execute(one, {"duel_id": duel_id})) for one in (_ANSWERS, _SAID))
+    for group_id, policy, user, conversation, metadata, at in c.execute(_PICKED, {"duel_id": duel_id}):
+        given = tuple(
+            Completion(text, version=version, finish_reason=FinishReason(ended))
+            for _, text, version, ended in answers(group_id)
+        )
+        group = Group(
+            group_id,
+            policy,
+            GroupKind.DUEL,
+            Pool.GATE,
+            "",
+            given,
+            at,
+            user=user,
+            conversation_id=conversation,
+            duel_id=duel_id,
+            metadata=metadata,
+        )
+        yield LabelledGroup(group, tuple(map(_first_said, said(group_id))))
+
+
+def _by_group(rows: Iterable[Any]) -> Callable[[str], Iterator[Any]]:
+    """The rows of one group after the other: asked for in their order, those of a group without any are none."""
+    waiting = groupby(rows, key=itemgetter(0))
+    now = next(waiting, None)
+
+    def of(group_id: str) -> Iterator[Any]:
+        nonlocal now
+        if now is not None and now[0] == group_id:
+            yield from now[1]
+            now = next(waiting, None)
+
+    return of
+
+
+def _first_said(row: Any) -> Feedback:
+    group_id, feedback_id, metric, source, rater_id, at, label, order, latency_ms = row
+    label = None if label is None else Label(label)
+    return Feedback(
+        feedback_id,
+        group_id,
+        metric,
+        Source(source),
+        rater_id,
+        at,
+        label=label,
+        shown_order=tuple(order),
+        latency_ms=latency_ms,
     )
-    return feedback_rows.labelled(c, statement, counting=feedback_rows.first_revisions)
 
 
 def picks_about(c: Connection, group_ids: Collection[str]) -> dict[str, LabelledGroup]:
-    """As `picks`, of some groups by their ids."""
+    """As `picks`, of some groups by their ids, with everything that was asked and said."""
     found = feedback_rows.labelled(
         c, sa.select(groups).where(groups.c.group_id.in_(group_ids)), counting=feedback_rows.first_revisions
     )

@@ -211,6 +211,8 @@ def _insert_completions(
                 "finish_reason": answer.finish_reason.value,
                 "answer_key": _answer_key(policy, user, answer.text),
                 "created_at": created_at,
+                "first_token_ms": answer.first_token_ms,
+                "total_ms": answer.total_ms,
             }
             for position, answer in enumerate(answers)
         ]
@@ -269,6 +271,8 @@ def _completion(row: Row[Any]) -> Completion:
         version=row.version,
         finish_reason=FinishReason(row.finish_reason),
         is_redacted=bool(row.is_redacted),
+        first_token_ms=row.first_token_ms,
+        total_ms=row.total_ms,
     )
 
 

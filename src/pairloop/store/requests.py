@@ -24,7 +24,7 @@ class RequestFilter:
     """What a request must be. ``version``: of an answer; a duel's only once somebody has picked, so that nothing is unblinded.
 
     ``user`` asked, ``rater`` said something about it; ``since`` (inclusive) and ``until`` (exclusive) are when it was asked.
-    Without a ``kind`` all but those in the shadow, which nobody was answered with.
+    ``slower_ms``: an answer took longer than that. Without a ``kind`` all but those in the shadow, which answered nobody.
     """
 
     version: int | None = None
@@ -35,6 +35,7 @@ class RequestFilter:
     has_feedback: bool | None = None
     since: datetime | None = None
     until: datetime | None = None
+    slower_ms: int | None = None
 
 
 class Found(NamedTuple):
@@ -100,6 +101,9 @@ def _fitting(policy: str, wanted: RequestFilter) -> list[ColumnElement[bool]]:
         conditions.append(groups.c.group_id.in_(mine))  # read off an index, once for all rows
     if wanted.has_feedback is not None:
         conditions.append(_said() if wanted.has_feedback else ~_said())
+    if wanted.slower_ms is not None:
+        timed = completions.alias("timed")
+        conditions.append(sa.exists().where(timed.c.group_id == groups.c.group_id, timed.c.total_ms > wanted.slower_ms))
     if wanted.version is not None:
         answer = completions.alias("answer")
         by_it = sa.exists().where(answer.c.group_id == groups.c.group_id, answer.c.version == wanted.version)

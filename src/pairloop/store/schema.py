@@ -5,8 +5,9 @@ the audit trail, schedule changes, events) is only ever inserted. What changes i
 progress and end, the closing of a duel or canary, the traffic of a minute that is not over (an outage of the engine takes
 errors back), a key's last use and revocation, accounts and sessions, what the labelling queue shows to whom and which items are
 gold, a fine-tuning job until it has ended, a webhook's delivery, what the wire shows of a group, why a feedback row is not used
-so far; and the texts of a group that was deleted and the names of an erased person, which is recorded. Stored replies and
-reservations are deleted after a day, traffic after a month.
+so far; and the texts of a group that was deleted and the names of an erased person, which is recorded, with a version's sample
+answers to it (those of an earlier report on the version go with the next one). Stored replies and reservations are deleted
+after a day, traffic after a month.
 """
 
 from __future__ import annotations
@@ -84,6 +85,9 @@ completions = Table(
     Column("created_at", UtcDateTime, nullable=False),
     # NULL says no.
     Column("is_redacted", Boolean),
+    # From the request's arrival; NULL where nobody looked at a clock.
+    Column("first_token_ms", Integer),
+    Column("total_ms", Integer),
     Index(None, "answer_key", "created_at"),
 )
 
@@ -547,6 +551,23 @@ version_marks = Table(
     Column("erasure_id", String(64), ForeignKey("erasures.erasure_id"), primary_key=True),
     Column("rows", Integer, nullable=False),
     ForeignKeyConstraint(["policy", "number"], ["versions.policy", "versions.number"]),
+)
+
+# What a version and the champion of then said to some prompts of its offline report. The prompt stands in its group; a row
+# goes when that group's texts are erased.
+samples = Table(
+    "samples",
+    metadata,
+    Column("policy", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("group_id", String(255), ForeignKey("groups.group_id"), nullable=False),
+    Column("against", Integer, nullable=False),
+    Column("ours", Text, nullable=False),
+    Column("theirs", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    ForeignKeyConstraint(["policy", "number"], ["versions.policy", "versions.number"]),
+    Index(None, "group_id"),
 )
 
 # Artifact folders that were removed on purpose; of a dataset, the one that holds what is left of its rows.

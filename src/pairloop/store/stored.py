@@ -13,7 +13,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection
 
-from pairloop.store import groups, marks, replies
+from pairloop.store import groups, marks, replies, samples
 from pairloop.store.schema import stored_completions, stored_metadata
 from pairloop.types import Group, GroupKind
 
@@ -118,6 +118,7 @@ def erase(c: Connection, group_ids: Sequence[str], at: datetime, *, with_user: b
         c.execute(sa.delete(stored_metadata).where(stored_metadata.c.group_id.in_(ids)))
         groups.erase(c, ids, with_user=with_user)
         marks.forget(c, ids)
+        samples.forget(c, ids)
         replies.forget(c, ids)
 
 

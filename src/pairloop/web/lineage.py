@@ -12,7 +12,21 @@ from sqlalchemy import Connection
 from pairloop.errors import NotFoundError
 from pairloop.loop.cycle import RoundStatus, round_of
 from pairloop.loop.feedback import is_revealed
-from pairloop.store import Store, canaries, cycles, datasets, duels, erasures, groups, runs, traffic, verdicts, versions
+from pairloop.store import (
+    Store,
+    canaries,
+    cycles,
+    datasets,
+    duels,
+    erasures,
+    groups,
+    removed,
+    runs,
+    samples,
+    traffic,
+    verdicts,
+    versions,
+)
 from pairloop.store.canaries import Canary
 from pairloop.store.datasets import Evidence
 from pairloop.store.erasures import Burden
@@ -33,7 +47,8 @@ from pairloop.types import (
     Version,
 )
 
-SAMPLES = 6
+DUELLED = 6
+"""Prompts of the duel that are shown."""
 TEXT_SHOWN = 2_000
 """Characters of an answer that are shown: a page with a few of a megabyte each would not open."""
 TRAFFIC_FOR = timedelta(days=1)
@@ -42,7 +57,10 @@ SAME = "not set"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A prompt that both sides of the duel answered; texts cut to `TEXT_SHOWN`."""
+    """A prompt that a version and its champion answered; texts cut to `TEXT_SHOWN`. ``group_id``: the request it came from."""
+
+    group_id: str
+    against: int
 
     asked: str
     ours: str
@@ -72,7 +90,11 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """``history``: moves of the champion that name this version. ``differences``: None where one of the two was not trained."""
+    """``history``: moves of the champion that name this version. ``differences``: None where one of the two was not trained.
+
+    ``evaluated`` and ``duelled``: answers beside the champion's, from the offline report and from the duel. ``is_gone``: the
+    weights were removed because of their age.
+    """
 
     version: Version
     aliases: tuple[str, ...]
@@ -90,9 +112,11 @@ class Lineage:
     history: tuple[Promotion, ...]
     canaries: tuple[Canary, ...]
     differences: tuple[Difference, ...] | None
-    samples: tuple[Sample, ...]
+    evaluated: tuple[Sample, ...]
+    duelled: tuple[Sample, ...]
     traffic: Traffic
     burden: Burden | None
+    is_gone: bool
 
     @property
     def metrics(self) -> dict[str, Interval]:
@@ -137,9 +161,11 @@ def read(store: Store, policy: str, number: int, *, now: datetime | None = None)
             history=tuple(one for one in history if number in (one.number, one.previous)),
             canaries=tuple(canaries.of_version(c, policy, number)),
             differences=differences(parent, version),
-            samples=() if duel is None else _samples(c, duel),
+            evaluated=_evaluated(c, version),
+            duelled=() if duel is None else _duelled(c, duel),
             traffic=_traffic(c, policy, number, now or datetime.now(UTC)),
             burden=erasures.burdens(c, policy).get(number),
+            is_gone=removed.is_removed(c, version.path),
         )
 
 
@@ -174,16 +200,25 @@ def _duel(c: Connection, cycle: Cycle | None) -> Duel | None:
     return None if duel_id is None else duels.get(c, duel_id)
 
 
-def _samples(c: Connection, duel: Duel) -> tuple[Sample, ...]:
+def _evaluated(c: Connection, version: Version) -> tuple[Sample, ...]:
+    """What the offline report kept: there is some also of a version that was rejected before anybody saw it."""
+    kept = samples.of_version(c, version.policy, version.number)
+    return tuple(
+        Sample(one.group_id, one.against, shown(_asked(prompt)), shown(one.ours), shown(one.theirs)) for prompt, one in kept
+    )
+
+
+def _duelled(c: Connection, duel: Duel) -> tuple[Sample, ...]:
     """The newest prompts of the duel with both answers; while it is open, of those that somebody picked from."""
     found = []
-    for group in groups.of_duel(c, duel.duel_id, limit=SAMPLES):
+    for group in groups.of_duel(c, duel.duel_id, limit=DUELLED):
         if duel.closed_at is None and not is_revealed(c, group):
             continue
         by_version = {answer.version: answer for answer in group.completions}
         if duel.challenger in by_version and duel.champion in by_version:
             sides = (by_version[duel.challenger], by_version[duel.champion])
-            found.append(Sample(shown(_asked(group.prompt)), *(shown(side.text) for side in sides)))
+            texts = (shown(_asked(group.prompt)), *(shown(side.text) for side in sides))
+            found.append(Sample(group.group_id, duel.champion, *texts))
     return tuple(found)
 
 

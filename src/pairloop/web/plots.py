@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 WIDTH, HEIGHT = 820.0, 260.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 18.0, 16.0, 40.0
 MAX_POINTS = 400
 """Of a longer line every k-th point is drawn, and its last one; the table has what is drawn."""
 
+_T = TypeVar("_T")
 Style = Literal["line", "dots", "band"]
 Tone = Literal["accent", "good", "bad", "warn", "soft"]
 Shape = Literal["circle", "ring", "square", "cross", "small"]
@@ -120,7 +121,7 @@ class Drawing:
 
 def draw(plot: Plot) -> Drawing:
     """Lay a plot out in a box WIDTH wide and as high as it asks for; one without points has axes alone."""
-    series = [_thinned(one) for one in plot.series]
+    series = [replace(one, points=thinned(_finite(one.points))) for one in plot.series]
     scale = _Scale(plot, series)
     return Drawing(
         plot=plot,
@@ -195,13 +196,14 @@ def _path(places: Sequence[tuple[float, float]], *, closed: bool = False) -> str
     return "M" + "L".join(f"{x} {y}" for x, y in places) + ("Z" if closed else "") if places else ""
 
 
-def _thinned(series: Series) -> Series:
-    """Points that are finite, and not more of them than can be told apart."""
-    points = [point for point in series.points if math.isfinite(point.x) and math.isfinite(point.y)]
-    step = -(-len(points) // MAX_POINTS)
-    if step > 1:
-        points = [*points[:-1:step], points[-1]]
-    return replace(series, points=points)
+def thinned(points: Sequence[_T], most: int = MAX_POINTS) -> Sequence[_T]:
+    """Not more points than can be told apart: every k-th and the last one, at most ``most`` and one. Twice is as once."""
+    step = -(-(len(points) - 1) // most)
+    return [*points[:-1:step], points[-1]] if step > 1 else points
+
+
+def _finite(points: Iterable[Point]) -> list[Point]:
+    return [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
 
 
 def _range(values: Iterable[float], *, room: float = 0.0) -> tuple[float, float]:

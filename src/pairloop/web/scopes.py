@@ -85,6 +85,7 @@ RULES: tuple[Rule, ...] = (
     Rule("GET", "/v1/queue", _RATE, below=False),
     Rule("POST DELETE", "/v1/queue/reservations", _RATE),
     Rule("POST", "/v1/replays", _OPERATE, below=False),
+    Rule("GET", "/v1/exports", _OPERATE),
     Rule("GET POST", "/v1/doctor", _OPERATE, below=False),
     Rule("GET", "/v1/rater_checks", _READ, below=False),
     *(Rule("GET", f"/v1/{noun}", _READ) for noun in _LOOP),

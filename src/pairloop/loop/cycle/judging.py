@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -108,7 +108,7 @@ def votes_so_far(c: Connection, config: Config, duel: Duel) -> list[DuelPick]:
     return votes_of(config, duel, duels.picks(c, duel.duel_id), quarantines.current(c, duel.policy))
 
 
-def votes_of(config: Config, duel: Duel, picks: Sequence[LabelledGroup], quarantined: Collection[str]) -> list[DuelPick]:
+def votes_of(config: Config, duel: Duel, picks: Iterable[LabelledGroup], quarantined: Collection[str]) -> list[DuelPick]:
     """The votes that some of the duel's picks are."""
     return gate.votes(
         duel, picks, min_latency_ms=config.feedback.min_latency_ms, quarantined=quarantined, slices=config.gate.slices

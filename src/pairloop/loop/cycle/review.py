@@ -132,10 +132,12 @@ def _count(c: Connection, config: Config, duel: Duel, section: GateSection) -> _
         if key in _counted:
             _counted.move_to_end(key)
             return _counted[key]
-    picks = [one for one in duels.picks(c, duel.duel_id) if any(row.metric == PREFERENCE_METRIC for row in one.feedback)]
-    compared = tuple(
-        Compared(one.group.group_id, next(iter(votes_of(config, duel, [one], quarantined)), None)) for one in reversed(picks)
-    )
+    oldest_first = [
+        Compared(one.group.group_id, next(iter(votes_of(config, duel, [one], quarantined)), None))
+        for one in duels.picks(c, duel.duel_id)
+        if any(row.metric == PREFERENCE_METRIC for row in one.feedback)
+    ]
+    compared = tuple(reversed(oldest_first))
     votes = sorted((one.vote for one in compared if one.vote is not None), key=lambda vote: vote.created_at)
     found = _Counted(compared, tuple(votes), tuple(gate.path(votes, section)))
     with _lock:

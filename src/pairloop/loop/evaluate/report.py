@@ -1,8 +1,9 @@
 """Evaluate: challenger against champion and base, before any traffic is spent.
 
 Samples of each at T = 1 on recent prompts of the gate pool (which never train), so that length, entropy, KL and truncation
-are known with intervals; and the held-out pairs of the round's snapshot under both. A metric that could not be computed is
-an entry in ``errors`` with the reason, never a number. Left out on purpose: any judgement, which is the gate's.
+are known with intervals (some are kept, to be read); and the held-out pairs of the round's snapshot under both. A metric that
+could not be computed is an entry in ``errors`` with the reason, never a number. Left out on purpose: any judgement, which is
+the gate's.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from pairloop.errors import NotFoundError, PairloopError, StoreError
 from pairloop.formats import snapshot
 from pairloop.formats.snapshot import HELDOUT_FILE
 from pairloop.loop.evaluate import anchors, suite
+from pairloop.loop.evaluate import kept as samples_kept
 from pairloop.loop.evaluate.estimates import Estimate, difference, mean, ratio, shared
 from pairloop.loop.evaluate.sampling import prompt_token_ids, sample
 from pairloop.policy.protocols import Policy, TokenSequence
 from pairloop.store import Store, groups, versions
+from pairloop.store.samples import Sample
 from pairloop.types import (
     BASE_VERSION,
     Completion,
@@ -101,6 +104,7 @@ def run(
     metrics: dict[str, Interval] = {}
     errors: dict[str, str] = {}
     notes: list[str] = []
+    kept: list[Sample] = []
     prompts, prompts_from = _prompts(store, config, limit=config.evaluate.prompts)
     n = SAMPLES_PER_PROMPT * config.evaluate.prompts if prompts else 0
     if len(prompts) < 2:
@@ -112,7 +116,11 @@ def run(
         if len(prompts) < config.evaluate.prompts:
             notes.append(f"only {len(prompts)} prompts, sampled in turn until there were {n} samples of each version")
         with _recorded(errors, SAMPLE_METRICS + KL_METRICS):
-            metrics |= _sampled_metrics(policy, config, prompts, errors, challenger=challenger, champion=champion, base=base)
+            metrics |= _sampled_metrics(
+                policy, config, prompts, errors, kept, challenger=challenger, champion=champion, base=base
+            )
+    if (problem := samples_kept.keep(store, challenger, kept)) is not None:
+        notes.append(problem)
     if dataset is not None and dataset.n_heldout:
         folder = store.artifacts.hold(dataset.path)
         with _recorded(errors, HELDOUT_METRICS):
@@ -135,17 +143,22 @@ def _sampled_metrics(
     config: Config,
     prompts: Sequence[Group],
     errors: dict[str, str],
+    kept: list[Sample],
     *,
     challenger: Version,
     champion: Version,
     base: Version,
 ) -> dict[str, Interval]:
-    """Length, entropy, truncation and KL from samples of challenger, champion and base, prompt by prompt in turn."""
+    """Length, entropy, truncation and KL from samples of challenger, champion and base, prompt by prompt in turn.
+
+    The first answers to some of the prompts are ``kept``.
+    """
     asked = list(itertools.islice(itertools.cycle(prompts), SAMPLES_PER_PROMPT * config.evaluate.prompts))
     new, old, seed = (
         sample(policy, config, asked, version, role=role)
         for version, role in ((challenger, "challenger"), (champion, "champion"), (base, "base"))
     )
+    kept += samples_kept.pairs(prompts, new, old, champion, most=config.evaluate.keep_samples)
     bad_new, bad_old = (mean([float(_is_bad(answer)) for answer in answers]) for answers in (new, old))
     entropy, every = _entropy(new), len(prompts)
     metrics = {

@@ -50,7 +50,12 @@ def e_value(wins: int, losses: int) -> float:
     The likelihood of the picks under a win rate uniform on (1/2, 1), divided by that at 1/2. Capped at the largest float.
     The evidence for the champion is ``e_value(losses, wins)``.
     """
-    return math.exp(min(log_e_value(wins, losses), MAX_LOG))
+    return capped(log_e_value(wins, losses))
+
+
+def capped(log_e_value: float) -> float:
+    """The e-value itself; at most the largest float."""
+    return math.exp(min(log_e_value, MAX_LOG))
 
 
 BORDERS = 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 Row = tuple[tuple[float, ...], bool]
 
@@ -11,8 +12,11 @@ _STEPS = 50
 _CLOSE = 1e-9
 
 
-def fit(rows: Sequence[Row], ridge: float) -> tuple[list[float], list[float]] | None:
+@lru_cache(maxsize=4)
+def fit(rows: tuple[Row, ...], ridge: float) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Weights and their variances (the diagonal of the inverse information); None where Newton's method does not settle.
+
+    Remembered for the last few: a verdict, its table of rules and its page ask the same of the same votes.
 
     rows: terms and whether the event happened. ``ridge``: the precision of a normal prior around 0, which keeps the fit finite.
     """
@@ -35,7 +39,7 @@ def fit(rows: Sequence[Row], ridge: float) -> tuple[list[float], list[float]] | 
         scale = min(1.0, 2.0 / longest) if longest else 1.0  # a Newton step from afar can overshoot for ever
         weights = [weight + scale * one for weight, one in zip(weights, step, strict=True)]
         if longest < _CLOSE:
-            return weights, [inverse[i][i] for i in range(size)]
+            return tuple(weights), tuple(inverse[i][i] for i in range(size))
     return None
 
 

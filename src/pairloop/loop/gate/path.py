@@ -8,17 +8,31 @@ from typing import NamedTuple
 
 from pairloop.config import GateSection
 from pairloop.loop.gate.count import CHAMPION, Count
-from pairloop.loop.gate.verdict import e_value_of
+from pairloop.loop.gate.evidence import capped, log_e_value
 from pairloop.types import DuelPick, Verdict
 
 
 class Step(NamedTuple):
-    """After ``votes`` votes that count: the evidence for the challenger, and ``against`` it for the champion."""
+    """After ``votes`` votes that count, the last of them cast ``at``.
+
+    ``wins`` and ``losses``: as they enter the e-value. ``logs``: of both e-values, where those rest on more than two counts.
+    """
 
     votes: int
-    e_value: float
-    against: float
+    wins: int
+    losses: int
     at: datetime
+    logs: tuple[float, float] | None = None
+
+    @property
+    def e_value(self) -> float:
+        """The evidence for the challenger. Computed when asked for: of thousands of steps a plot draws some hundred."""
+        return capped(log_e_value(self.wins, self.losses) if self.logs is None else self.logs[0])
+
+    @property
+    def against(self) -> float:
+        """The evidence for the champion."""
+        return capped(log_e_value(self.losses, self.wins) if self.logs is None else self.logs[1])
 
 
 def path(duel_votes: Sequence[DuelPick], config: GateSection) -> list[Step]:
@@ -26,8 +40,8 @@ def path(duel_votes: Sequence[DuelPick], config: GateSection) -> list[Step]:
     counted, steps = Count(config), list[Step]()
     for vote in sorted(duel_votes, key=lambda vote: vote.created_at):
         if counted.add(vote):
-            against = e_value_of(counted, CHAMPION)
-            steps.append(Step(len(counted.counted), e_value_of(counted), against, vote.created_at))
+            logs = (counted.log_e_value(), counted.log_e_value(CHAMPION)) if config.cluster == "rater" else None
+            steps.append(Step(len(counted.counted), *counted.evidence(), vote.created_at, logs))
     return steps
 
 

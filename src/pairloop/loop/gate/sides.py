@@ -59,7 +59,7 @@ def bradley_terry(duel_votes: Sequence[DuelPick]) -> BradleyTerry | None:
         for vote in duel_votes
         if vote.outcome and vote.is_first is not None and vote.length_ratio is not None
     ]
-    fitted = fit(rows, _RIDGE) if len(rows) >= MIN_VOTES else None
+    fitted = fit(tuple(rows), _RIDGE) if len(rows) >= MIN_VOTES else None
     if fitted is None:
         return None
     weights, variances = fitted

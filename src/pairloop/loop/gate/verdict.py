@@ -13,7 +13,7 @@ from datetime import datetime
 
 from pairloop.config import GateSection
 from pairloop.loop.gate.count import CHALLENGER, CHAMPION, Count, Tally, count
-from pairloop.loop.gate.evidence import MAX_LOG, log_e_value, win_rate
+from pairloop.loop.gate.evidence import capped, log_e_value, win_rate
 from pairloop.loop.gate.rails import OfflineReport, guardrails, says_of_seed
 from pairloop.loop.gate.seed import seed_duel
 from pairloop.loop.gate.sides import adjusted, coin
@@ -80,7 +80,7 @@ def spent(config: GateSection, duel_number: int) -> GateSection:
 
 def e_value_of(counted: Count, winner: int = CHALLENGER, *, leave_out: int = 0) -> float:
     """The evidence for ``winner``, capped at the largest float."""
-    return math.exp(min(counted.log_e_value(winner, leave_out=leave_out), MAX_LOG))
+    return capped(counted.log_e_value(winner, leave_out=leave_out))
 
 
 def picks_to_go(tally: Tally, config: GateSection) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from pairloop.types import PREFERENCE_METRIC, Duel, DuelPick, Feedback, Label, LabelledGroup, Source
 
 
 def votes(
     duel: Duel,
-    picks: Sequence[LabelledGroup],
+    picks: Iterable[LabelledGroup],
     *,
     min_latency_ms: int = 0,
     quarantined: Collection[str] = (),

@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from time import perf_counter
 from typing import Any
 
 from sqlalchemy import Connection
@@ -56,7 +57,7 @@ class ChatRequest:
     """What a client asks for; ``pair_allowed`` means it sent no n but takes two answers. ``max_tokens`` None: the default.
 
     ``caller``: who sent it, as a key or address. ``is_listed`` False keeps the answer out of the listing of stored completions,
-    not out of the loop; ``one_call`` ends an answer with its first tool call.
+    not out of the loop; ``one_call`` ends an answer with its first tool call. ``came_at``: on the clock of `perf_counter`.
     """
 
     model: str
@@ -73,6 +74,7 @@ class ChatRequest:
     with_logprobs: bool = False
     top_logprobs: int = 0
     response_format: Mapping[str, Any] | None = None
+    came_at: float = field(default_factory=perf_counter, compare=False)
 
     @property
     def is_telling(self) -> bool:
@@ -352,7 +354,8 @@ def shadow_of(plan: Plan, number: int) -> Plan:
         replace(one, group_id=groups.shadow_id(one.group_id), kind=GroupKind.SHADOW, duel_id=None)
         for one in (plan.group, plan.stored)
     )
-    return replace(plan, group=group, stored=stored, versions=(number,), asked=replace(plan.asked, top_logprobs=0), shadow=None)
+    asked = replace(plan.asked, top_logprobs=0, came_at=perf_counter())
+    return replace(plan, group=group, stored=stored, versions=(number,), asked=asked, shadow=None)
 
 
 def _of_this_policy(c: Connection, version: Version, policy: str) -> str:

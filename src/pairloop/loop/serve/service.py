@@ -19,7 +19,7 @@ from pairloop.config import Config
 from pairloop.errors import EngineError, NotFoundError, PairloopError
 from pairloop.loop.serve.plan import ChatRequest, Plan, Planner, shadow_of
 from pairloop.loop.serve.recorder import Recorder
-from pairloop.loop.serve.stopwatch import sampling
+from pairloop.loop.serve.stopwatch import Took, sampling
 from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Lockstep, Sink, completions_as_stored
 from pairloop.policy.protocols import Sampler, SampleRequest
 from pairloop.store import Store, groups, removed, stored, versions
@@ -172,22 +172,23 @@ class ChatService:
         if self._is_cut:
             raise EngineError(STOPPING)
         pending: list[Future[tuple[Completion, ...]]] = []
+        took = Took(plan.asked.came_at)
         try:
             if plan.group.kind is GroupKind.DUEL:
                 sides = Lockstep(sink, len(plan.versions)) if sink is not None else None
                 for index, number in enumerate(plan.versions):
                     on_token = partial(sides.add, index) if sides is not None else None
-                    pending.append(await self._submit(replace(asked, version=number, n=1, on_token=on_token), plan))
+                    pending.append(await self._submit(replace(asked, version=number, n=1, on_token=on_token), plan, took))
                     if sides is not None:
                         pending[-1].add_done_callback(partial(sides.end, index))
             else:
-                pending.append(await self._submit(asked, plan))
+                pending.append(await self._submit(asked, plan, took))
             with sampling():
                 parts = await self._drawn(pending)
         finally:
             for future in pending:
                 future.cancel()  # does nothing where it is done; stops the sampling where the client or the other side is gone
-        return tuple(completion for part in parts for completion in part)
+        return took.noted(zip(pending, parts, strict=True))
 
     async def _drawn(self, pending: Iterable[Future[tuple[Completion, ...]]]) -> list[tuple[Completion, ...]]:
         drawn = asyncio.gather(*map(asyncio.wrap_future, pending))
@@ -202,12 +203,13 @@ class ChatService:
         finally:
             self._drawing.discard(drawn)
 
-    async def _submit(self, request: SampleRequest, plan: Plan) -> Future[tuple[Completion, ...]]:
+    async def _submit(self, request: SampleRequest, plan: Plan, took: Took) -> Future[tuple[Completion, ...]]:
         """Queue it; a response format is compiled first, which would hold up the other requests here."""
         if request.response_format is None:
             answer = self._sampler.sample(request)
         else:
             answer = await asyncio.to_thread(self._sampler.sample, request)
+        answer.add_done_callback(took.ended)
         if plan.is_live:
             self.recorder.follow(
                 request.version,

@@ -1,11 +1,41 @@
-"""How long a request spent sampling, so that what the rest of the server adds can be told from it."""
+"""How long a request took, and how much of that was sampling, so that what the rest of the server adds can be told from it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from time import perf_counter
+
+from pairloop.types import Completion
+
+Answers = tuple[Completion, ...]
+
+
+def ms_between(start: float, end: float) -> int:
+    """Whole milliseconds between two looks at `perf_counter`."""
+    return round(1000 * (end - start))
+
+
+class Took:
+    """How long each answer of a request took since ``came_at``; ``ended`` is told of each in any thread."""
+
+    def __init__(self, came_at: float) -> None:
+        self._came_at = came_at
+        self._ends: dict[int, float] = {}
+
+    def ended(self, answer: Future[Answers]) -> None:
+        self._ends[id(answer)] = perf_counter()
+
+    def noted(self, answers: Iterable[tuple[Future[Answers], Answers]]) -> Answers:
+        """All completions, each with the time that its own took; those that were sampled as one ended as one."""
+        return tuple(
+            replace(completion, total_ms=ms_between(self._came_at, self._ends[id(answer)]))
+            for answer, completions in answers
+            for completion in completions
+        )
 
 
 class Stopwatch:

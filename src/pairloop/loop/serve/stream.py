@@ -6,14 +6,16 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Protocol
 
 from sqlalchemy import Connection
 
 from pairloop.loop.serve.plan import Plan
+from pairloop.loop.serve.stopwatch import ms_between
 from pairloop.policy.protocols import TokenEvent
 from pairloop.store import Store, groups, stored
 from pairloop.store.waiting import awaitable
@@ -39,9 +41,24 @@ class Events:
         self._by_index: tuple[list[TokenEvent], ...] = tuple([] for _ in range(n))
         self.count = 0
 
+        self._first: list[float | None] = [None] * n
+        self._last: list[float | None] = [None] * n
+
     def add(self, event: TokenEvent) -> None:
         self._by_index[event.index].append(event)
         self.count += 1
+        self._last[event.index] = now = perf_counter()
+        if self._first[event.index] is None:
+            self._first[event.index] = now
+
+    def timed(self, came_at: float, completions: Iterable[Completion]) -> tuple[Completion, ...]:
+        """The completions with the times of their own first and last tokens; one without any keeps what it has."""
+        return tuple(
+            completion
+            if first is None or last is None
+            else replace(completion, first_token_ms=ms_between(came_at, first), total_ms=ms_between(came_at, last))
+            for completion, first, last in zip(completions, self._first, self._last, strict=True)
+        )
 
     def by_index(self) -> tuple[tuple[TokenEvent, ...], ...]:
         return tuple(tuple(events) for events in self._by_index)
@@ -131,7 +148,7 @@ class AnswerStream:
     async def finish(self) -> Answer:
         """The completions, durable on return; EngineError where sampling failed."""
         assert self._task is not None, "open() comes first"
-        completions = await self._task
+        completions = self._events.timed(self.plan.asked.came_at, await self._task)
         self._closed = True  # from here on the group is whole, also when the client goes away before the last chunk
         kept = await completions_as_stored(self._store, self.plan, completions)
 
@@ -161,8 +178,10 @@ class AnswerStream:
             for number, events in zip(self.plan.versions, self._events.by_index(), strict=True)
         )
 
+        timed = self._events.timed(self.plan.asked.came_at, completions)
+
         def write(c: Connection) -> None:
-            groups.finish(c, self.group.group_id, _redacted(self._store, self.plan, completions))
+            groups.finish(c, self.group.group_id, _redacted(self._store, self.plan, timed))
 
         self._store.submit(write, admitted=True).add_done_callback(_log_failure)
 

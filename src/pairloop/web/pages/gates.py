@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -32,11 +32,13 @@ from pairloop.types import (
 )
 from pairloop.web.context import Context, Here
 from pairloop.web.pages.rendering import PageRoute, page
-from pairloop.web.plots import Drawing, Plot, Point, Series, draw
+from pairloop.web.plots import Drawing, Plot, Point, Series, draw, thinned
 from pairloop.web.wire import MAX_INT32
 
 ON_A_PAGE = 25
 COMPARISONS_ON_A_PAGE = 10
+DRAWN = 200
+"""Steps of the evidence that are drawn, of up to thousands: each costs two e-values."""
 MOST_TEXT = 4_000
 """Characters of an answer that are shown; a page of the longest ones would be 20 MB."""
 
@@ -127,8 +129,9 @@ async def gate_of(
     at: PageNumber = 1,
 ) -> Response:
     found = await asyncio.to_thread(_review, context, number)
-    facets = {name: _shown(found.compared, name, None) for name in SHOWN}
-    wanted = _shown(found.compared, show, _slice(found, slice_))
+    facets = _facets(found.compared)
+    within = _slice(found, slice_)
+    wanted = [one for one in facets[show] if within is None or within in _slices_of(one)]
     if at > _pages(len(wanted)):
         raise InvalidRequestError(f"there are {_pages(len(wanted))} pages of these comparisons", param="page")
     first = (at - 1) * COMPARISONS_ON_A_PAGE
@@ -145,7 +148,7 @@ async def gate_of(
         challenger=challenger,
         champion=found.cycle.parent if found.duel is None else found.duel.champion,
         rules=[_rule(look.reason, look.interval) for look in found.looks],
-        drawing=_drawing(found),
+        drawing=drawing_of(found),
         adjusted=gate.bradley_terry(found.votes),
         rate=None if found.verdict is None else _rate(found.verdict),
         offline=next((step.record["offline_duel"] for step in found.cycle.steps if "offline_duel" in step.record), None),
@@ -237,11 +240,11 @@ def _figure(value: float | None, unit: str) -> str:
     return f"{value:.3g}"
 
 
-def _drawing(found: Review) -> Drawing | None:
+def drawing_of(found: Review) -> Drawing | None:
     """E by votes on a logarithmic scale, with the line that it must reach; those after the verdict apart."""
     if not found.path:
         return None
-    before, after = found.path[: found.judged], found.path[max(found.judged - 1, 0) :]
+    before, after = (thinned(part, DRAWN) for part in (found.path[: found.judged], found.path[max(found.judged - 1, 0) :]))
     series = [
         Series("E, for the challenger", [_point(step.votes, step.e_value, "E") for step in before]),
         Series("reversed E, for the champion", [_point(step.votes, step.against, "reversed E") for step in before], tone="bad"),
@@ -273,17 +276,12 @@ def _point(votes: int, e_value: float, word: str) -> Point:
 # --- the comparisons
 
 
-def _shown(compared: Sequence[Compared], show: str, within: tuple[str, str] | None) -> list[Compared]:
-    outcome = {"lost": -1, "won": 1, "tied": 0}
-    return [
-        one
-        for one in compared
-        if (
-            show == "all"
-            or (one.vote is None if show == "aside" else one.vote is not None and one.vote.outcome == outcome[show])
-        )
-        and (within is None or within in _slices_of(one))
-    ]
+def _facets(compared: Sequence[Compared]) -> dict[str, Sequence[Compared]]:
+    """By what may be asked for, the comparisons that came out so."""
+    found = defaultdict[int | None, list[Compared]](list)
+    for one in compared:
+        found[None if one.vote is None else one.vote.outcome].append(one)
+    return {"lost": found[-1], "won": found[1], "tied": found[0], "aside": found[None], "all": compared}
 
 
 def _slices_of(one: Compared) -> tuple[tuple[str, str], ...]:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
@@ -16,13 +16,24 @@ from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.loop.feedback import is_revealed
 from pairloop.store import datasets, feedback, groups, provenance, removed, requests, versions
 from pairloop.store.requests import LOOKED_AT_MOST, RequestFilter
-from pairloop.types import PREFERENCE_METRIC, Feedback, Group, GroupKind, LabelledGroup, Message, Pool, offered_tools, spoken
+from pairloop.types import (
+    PREFERENCE_METRIC,
+    Completion,
+    Feedback,
+    Group,
+    GroupKind,
+    LabelledGroup,
+    Message,
+    Pool,
+    offered_tools,
+    spoken,
+)
 from pairloop.web.context import Context, Here
 from pairloop.web.pages.rendering import PageRoute, page
 
 ON_A_PAGE = 30
 PREVIEW = 160
-FILTERS = ("version", "pool", "kind", "feedback", "user", "rater", "since", "until")
+FILTERS = ("version", "pool", "kind", "feedback", "user", "rater", "since", "until", "slower")
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -32,23 +43,37 @@ After = Annotated[str | None, Query(max_length=255)]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A request in the list. ``versions``: who answered, empty where that is not to be told yet."""
+    """A request in the list. ``versions``: who answered, empty where that is not told yet; ``took``: the slowest answer."""
 
     group: Group
     asked: str
     versions: str
     tokens: int
+    took: Took
     said: str
+
+
+class Took(NamedTuple):
+    """Milliseconds of an answer, as words with why one is not known."""
+
+    first: str
+    total: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """One request. ``others``: versions to replay it on; ``gone``: why there is nothing to replay."""
+    """One request. ``took``: the slowest answer; ``sides``: each, empty while telling them apart would tell who gave which.
+
+    ``others``: versions to replay it on; ``gone``: why there is nothing to replay.
+    """
 
     group: Group
     turns: Sequence[Message]
     tools: int
     revealed: bool
+    took: Took
+    sides: Sequence[Took]
     said: Sequence[Feedback]
     shadow: Group | None
     trained: Sequence[tuple[str, Sequence[str]]]
@@ -68,9 +93,10 @@ async def request_list(
     rater: Text = "",
     since: Annotated[str, Query(max_length=10)] = "",
     until: Annotated[str, Query(max_length=10)] = "",
+    slower: Annotated[str, Query(max_length=16)] = "",
     after: After = None,
 ) -> Response:
-    """``since`` and ``until``: days, in UTC; ``after``: the last request of the page before."""
+    """``since`` and ``until``: days, in UTC; ``slower``: than so many ms; ``after``: the last request of the page before."""
     wanted = RequestFilter(
         version=_number(version),
         pool=Pool(pool) if pool else None,
@@ -80,9 +106,10 @@ async def request_list(
         has_feedback=None if not feedback else feedback == "with",
         since=_day(since, "since"),
         until=None if not until else _next_day(until),
+        slower_ms=_milliseconds(slower),
     )
     asked = {"version": version, "pool": pool, "kind": kind, "feedback": feedback, "user": user, "rater": rater}
-    asked = {name: value for name, value in {**asked, "since": since, "until": until}.items() if value}
+    asked = {name: value for name, value in {**asked, "since": since, "until": until, "slower": slower}.items() if value}
 
     def read() -> tuple[list[Line], requests.Found]:
         with context.store.reading() as c:
@@ -114,7 +141,21 @@ def _line(c: Connection, one: LabelledGroup) -> Line:
     told = {answer.version for answer in group.completions} if is_revealed(c, group) else set()
     names = ", ".join(f"@{number}" for number in sorted(number for number in told if number is not None))
     tokens = len(group.prompt_token_ids) + sum(len(answer.token_ids) for answer in group.completions)
-    return Line(group, _preview(group), names, tokens, _summary(one.feedback))
+    return Line(group, _preview(group), names, tokens, _took(group.completions), _summary(one.feedback))
+
+
+def _took(answers: Sequence[Completion]) -> Took:
+    """How long these answers took: until there was something to see, and until the slowest was whole."""
+    totals = [one.total_ms for one in answers if one.total_ms is not None]
+    firsts = [one.first_token_ms for one in answers if one.first_token_ms is not None]
+    if not totals:
+        return Took("–", "–", "not known: it was imported, or answered before times were kept")
+    why = "" if firsts else "not streamed: there was nothing to see before the whole answer"
+    return Took(_seconds(min(firsts)) if firsts else "–", _seconds(max(totals)), why)
+
+
+def _seconds(ms: int) -> str:
+    return f"{ms} ms" if ms < 1_000 else f"{ms / 1000:,.1f} s"
 
 
 def _preview(group: Group) -> str:
@@ -148,6 +189,8 @@ def _detail(context: Context, group_id: str) -> Detail:
             turns=(Message("prompt", group.prompt),) if isinstance(group.prompt, str) else spoken(group.prompt),
             tools=len(offered_tools(group.prompt)),
             revealed=revealed,
+            took=_took(group.completions),
+            sides=[_took((one,)) for one in group.completions] if revealed else [],
             said=feedback.history(c, group_id),
             shadow=groups.get(c, groups.shadow_id(group_id)) if revealed else None,
             trained=[(one, made.get(one, ())) for one in held if datasets.get(c, one) is not None],
@@ -163,6 +206,14 @@ def _number(version: str) -> int | None:
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 9):
         raise InvalidRequestError(f"version {version!r} is no number of a version, such as 3", param="version")
     return int(digits)
+
+
+def _milliseconds(text: str) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise InvalidRequestError(f"slower {text!r} is no whole number of milliseconds, such as 1500", param="slower")
+    return int(text)
 
 
 def _day(text: str, param: str) -> datetime | None:

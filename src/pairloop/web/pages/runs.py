@@ -14,7 +14,7 @@ from pairloop.loop import jobs
 from pairloop.loop.jobs import Figures, TrainingRun
 from pairloop.web.context import Context, Here
 from pairloop.web.pages.rendering import PageRoute, page
-from pairloop.web.plots import Drawing, Plot, Point, Series, Tone, draw
+from pairloop.web.plots import Drawing, Plot, Point, Series, Tone, draw, thinned
 
 ON_A_PAGE = 25
 COMPARED = 3
@@ -229,7 +229,8 @@ def _drawings(shown: Sequence[Shown], recipe: Mapping[str, Any]) -> Iterator[Dra
 
 def _lines(metric: Metric, which: Shown, rows: Sequence[Mapping[str, Any]], *, alone: bool) -> Iterator[Series]:
     for place, (key, word) in enumerate(metric.lines):
-        points = _thinned([Point(row["step"], row[key], tip=_tip(row, key, word)) for row in rows if row.get(key) is not None])
+        known = [row for row in rows if row.get(key) is not None]
+        points = [Point(row["step"], row[key], tip=_tip(row, key, word)) for row in thinned(known, DRAWN)]
         tone: Tone = "warn" if alone and place else which.tone
         if points:
             name = word if alone else f"{title_of(which.run)}: {word}"
@@ -238,11 +239,6 @@ def _lines(metric: Metric, which: Shown, rows: Sequence[Mapping[str, Any]], *, a
 
 def _tip(row: Mapping[str, Any], key: str, word: str) -> str:
     return f"step {row['step']:g}: {word} {row[key]:.4g}"
-
-
-def _thinned(points: list[Point]) -> list[Point]:
-    step = -(-len(points) // DRAWN)
-    return [*points[:-1:step], points[-1]] if step > 1 else points
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
