@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from pairloop.loop.raters import gold
 from pairloop.loop.raters.checks import Checked, Observed, Share, check
-from pairloop.loop.raters.desk import NEWEST, DuelEffect, Effect, Raters, decide, known_id, look, measured_flips, preview
+from pairloop.loop.raters.desk import (
+    NEWEST,
+    DuelEffect,
+    Effect,
+    Raters,
+    decide,
+    known_id,
+    look,
+    measured_flips,
+    preview,
+    stored_id,
+)
 from pairloop.loop.raters.flips import FlipRate, flip_rate
 from pairloop.loop.raters.overview import Overview, alone, overview
 from pairloop.loop.raters.profile import Agreement, Profile, agreement, profiles
@@ -45,4 +56,5 @@ __all__ = [
     "profiles",
     "progress",
     "reserve",
+    "stored_id",
 ]
