@@ -171,6 +171,20 @@ def test_the_trail_is_filtered_paged_and_exported_as_it_is_filtered(
     assert server.http.get("/v1/audit", params={"until": int(DAY.timestamp()) + 1}).json()["data"][0]["details"]["number"] == 0
 
 
+def test_no_reason_in_the_exported_trail_is_a_formula(server: RunningServer) -> None:
+    admin(server)
+    formulas, harmless = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1+1", "\r=1+1"], ["1=1", "a@b", " - "]
+
+    def write(c: Connection) -> None:
+        for reason in (*formulas, *harmless):
+            audit.record(c, AuditAction.PROMOTE, actor="account:grace", subject="bot@1", reason=reason, details={})
+
+    server.store.write(write)
+    text = server.http.get("/v1/audit/export", params={"format": "csv", "actor": "grace"}).text
+    told = [row["reason"] for row in csv.DictReader(io.StringIO(text, newline=""))]
+    assert told[::-1] == [*("'" + reason for reason in formulas), *harmless]
+
+
 def test_parameters_that_cannot_be_are_named(server: RunningServer) -> None:
     admin(server)
     for params, name in (
