@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
+from tests.stores import lay_out
 
 from pairloop.config import Config, parse_config
 from pairloop.loop.cycle import Loop, ensure_base
 from pairloop.policy.fake import FakePolicy, quality
 from pairloop.policy.protocols import SampleRequest
 from pairloop.store import Store, duels, feedback, groups, new_group_id, new_id, versions
+from pairloop.store.database import parse_url
 from pairloop.types import (
     PREFERENCE_METRIC,
     Alias,
@@ -69,6 +71,7 @@ def settings(tmp_path: Path, **sections: dict[str, Any]) -> Config:
 
 @contextmanager
 def open_rig(config: Config, *, owner: str = "tester:0", seed: int = 0) -> Iterator[Rig]:
+    lay_out(parse_url(config.database_url))
     with Store.open(config) as store:
         policy = FakePolicy(seed, fetch=store.artifacts.hold)
         try:

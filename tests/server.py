@@ -156,12 +156,13 @@ class RunningServer(World):
         )
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]}, name="test-server")
-        self.http = httpx.Client(base_url=self.url, timeout=20.0, trust_env=False)
+        # Plain HTTP: a client that would verify loads certificates for a while.
+        self.http = httpx.Client(base_url=self.url, timeout=20.0, trust_env=False, verify=False)
         self.openai = OpenAI(
             base_url=f"{self.url}/v1",
             api_key="any",
             max_retries=0,
-            http_client=DefaultHttpxClient(timeout=20.0, trust_env=False),
+            http_client=DefaultHttpxClient(timeout=20.0, trust_env=False, verify=False),
         )
 
     def __enter__(self) -> Self:

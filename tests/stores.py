@@ -12,6 +12,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
+from sqlalchemy.engine import URL
 
 from pairloop.config import Config
 from pairloop.store import Store
@@ -24,9 +25,15 @@ def open_store(artifacts_dir: Path, config: Config | None = None) -> Store:
     artifacts_dir.parent.mkdir(parents=True, exist_ok=True)
     state_dir = Path(tempfile.mkdtemp(prefix="store-", dir=artifacts_dir.parent))
     url = parse_url(Config(state_dir=state_dir).database_url)
-    if url.get_backend_name() == "sqlite":
-        Path(str(url.database)).write_bytes(_blank_sqlite())
+    lay_out(url)
     return Store(url, artifacts_dir, replace(Writing.of(config or Config()), synchronous="off"))
+
+
+def lay_out(url: URL) -> None:
+    """The file of an empty store at head where there is none yet: a copy, for migrating a new one costs 70 milliseconds."""
+    if url.get_backend_name() == "sqlite" and not (database := Path(str(url.database))).exists():
+        database.parent.mkdir(parents=True, exist_ok=True)
+        database.write_bytes(_blank_sqlite())
 
 
 def open_beside(store: Store) -> Store:
@@ -52,7 +59,7 @@ def somebody_else(store: Store) -> Iterator[Connection]:
 
 @cache
 def _blank_sqlite() -> bytes:
-    """The file of a database at head without a row; made once, for a test's database costs fifty milliseconds to migrate."""
+    """A database at head without a row; made once."""
     with tempfile.TemporaryDirectory() as folder:
         made, copy = Path(folder) / "made.sqlite", Path(folder) / "copy.sqlite"
         engine = writer_engine(parse_url(f"sqlite:///{made}"), "off")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser
@@ -59,6 +61,29 @@ def test_the_menu_leads_everywhere_by_keyboard(browser: Browser, server: Running
         seen.page.keyboard.press("Tab")
         reached.add(seen.page.evaluate("document.activeElement.getAttribute('href')"))
     assert reached >= set(PATHS)
+
+
+def test_a_plots_figures_as_csv_hold_no_formula(browser: Browser, server: RunningServer) -> None:
+    """What a spreadsheet would run gets an apostrophe, and figures stay figures."""
+    seen = visit(browser, server.url, "/versions", size=WIDE)
+    figure = seen.page.locator("figure.plot").first
+    hostile = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", '=HYPERLINK("http://x","y")']
+    harmless = ["-0.25", "12 %", 'said "a, b"']
+    figure.evaluate(
+        """(figure, cells) => {
+          const row = figure.querySelector("tbody").insertRow();
+          for (const cell of cells) row.insertCell().textContent = cell;
+        }""",
+        [*hostile, *harmless],
+    )
+    with seen.page.expect_download() as taken:
+        figure.get_by_role("button", name="CSV").click()
+    with Path(taken.value.path()).open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    assert len(rows) > 1
+    assert all(len(row) == len(head) for row in rows[:-1])
+    assert rows[-1] == [*("'" + cell for cell in hostile), *harmless]
+    seen.page.context.close()
 
 
 def test_planted_faults_are_found(browser: Browser, server: RunningServer) -> None:

@@ -31,6 +31,21 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         yield opened
 
 
+@pytest.fixture
+def brief(tmp_path: Path) -> Iterator[Rig]:
+    """One whose reports take few samples, for what is no matter of their number."""
+    with open_rig(settings(tmp_path, evaluate={"prompts": 40})) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> evaluate.Report:
+    """A challenger's report that breaks no rule."""
+    with open_rig(settings(tmp_path_factory.mktemp("sound"), evaluate={"prompts": 400})) as rig:
+        rig.serve(0, gate_n=50)
+        return report(rig, 1)
+
+
 def report(rig: Rig, skill: int, *, config: Config | None = None, dataset: Dataset | None = None) -> evaluate.Report:
     return evaluate.run(
         rig.store,
@@ -68,12 +83,14 @@ def test_entropy_and_kl_are_those_of_the_rule(rig: Rig, skill: int) -> None:
     assert found.notes[0] == "only 50 prompts, sampled in turn until there were 1600 samples of each version"
 
 
-def test_a_report_made_again_is_the_same_report(rig: Rig) -> None:
-    rig.serve(0, gate_n=50)
-    challenger, champion = add_version(rig, 2), version(rig, 0)
+def test_a_report_made_again_is_the_same_report(brief: Rig) -> None:
+    brief.serve(0, gate_n=50)
+    challenger, champion = add_version(brief, 2), version(brief, 0)
 
     def once() -> evaluate.Report:
-        return evaluate.run(rig.store, rig.policy, rig.loop.config, challenger=challenger, champion=champion, dataset=None)
+        return evaluate.run(
+            brief.store, brief.policy, brief.loop.config, challenger=challenger, champion=champion, dataset=None
+        )
 
     first = once()
     assert once() == first
@@ -89,9 +106,9 @@ def test_truncated_answers_are_counted(rig: Rig, tmp_path: Path) -> None:
     assert found.errors == {"entropy_ratio": "the ratio is undefined: its denominator is 0"}  # the first five bytes are certain
 
 
-def test_without_gate_prompts_the_train_pools_are_taken_and_said_so(rig: Rig) -> None:
-    rig.serve(20, gate_n=0)
-    found = report(rig, 1)
+def test_without_gate_prompts_the_train_pools_are_taken_and_said_so(brief: Rig) -> None:
+    brief.serve(20, gate_n=0)
+    found = report(brief, 1)
     assert found.prompts_from == "train"
     assert "train pool" in found.notes[0]
     assert not found.errors
@@ -123,13 +140,13 @@ class Forgetful(FakePolicy):
         return super().sample(request)
 
 
-def test_an_eviction_between_load_and_sample_is_survived(rig: Rig) -> None:
-    rig.serve(0, gate_n=20)
+def test_an_eviction_between_load_and_sample_is_survived(brief: Rig) -> None:
+    brief.serve(0, gate_n=20)
     policy = Forgetful()
-    challenger, champion = add_version(rig, 1), version(rig, 0)
+    challenger, champion = add_version(brief, 1), version(brief, 0)
 
     def once() -> evaluate.Report:
-        return evaluate.run(rig.store, policy, rig.loop.config, challenger=challenger, champion=champion, dataset=None)
+        return evaluate.run(brief.store, policy, brief.loop.config, challenger=challenger, champion=champion, dataset=None)
 
     policy.forgets = 1
     assert once().errors == {}
@@ -156,10 +173,10 @@ def heldout(tmp_path: Path, pairs: Sequence[TrainingRow]) -> Dataset:
     return Dataset("dataset_1", "bot", str(folder), 0, len(pairs), {}, {}, datetime.now(UTC))
 
 
-def test_heldout_loss_accuracy_and_d_by_hand(rig: Rig, tmp_path: Path) -> None:
-    rig.serve(0, gate_n=5)
+def test_heldout_loss_accuracy_and_d_by_hand(brief: Rig, tmp_path: Path) -> None:
+    brief.serve(0, gate_n=5)
     pairs = [a_pair(91, 11), a_pair(12, 52), a_pair(73, 23, recorded=False)]
-    found = report(rig, 2, dataset=heldout(tmp_path, pairs)).metrics
+    found = report(brief, 2, dataset=heldout(tmp_path, pairs)).metrics
 
     def d(number: int) -> float:
         ids = (*f"answer {number}".encode(), EOS)
@@ -175,8 +192,8 @@ def test_heldout_loss_accuracy_and_d_by_hand(rig: Rig, tmp_path: Path) -> None:
     assert found["d_chosen"].n == 3
 
 
-def test_held_out_groups_are_measured_by_their_best_and_worst_and_demonstrations_not(rig: Rig, tmp_path: Path) -> None:
-    rig.serve(0, gate_n=5)
+def test_held_out_groups_are_measured_by_their_best_and_worst_and_demonstrations_not(brief: Rig, tmp_path: Path) -> None:
+    brief.serve(0, gate_n=5)
     texts = [PairSide(f"answer {number}") for number in (52, 91, 11)]
     rows: list[TrainingRow] = [
         a_pair(12, 52),
@@ -185,20 +202,20 @@ def test_held_out_groups_are_measured_by_their_best_and_worst_and_demonstrations
     ]
     pairs = [a_pair(12, 52), a_pair(91, 11, recorded=False)]
     (tmp_path / "pairs").mkdir()
-    of_rows = report(rig, 2, dataset=heldout(tmp_path, rows)).metrics
-    of_pairs = report(rig, 2, dataset=heldout(tmp_path / "pairs", pairs)).metrics
+    of_rows = report(brief, 2, dataset=heldout(tmp_path, rows)).metrics
+    of_pairs = report(brief, 2, dataset=heldout(tmp_path / "pairs", pairs)).metrics
     assert of_rows["heldout_loss"] == of_pairs["heldout_loss"]
     assert of_rows["heldout_accuracy"].n == 2
 
 
-def test_what_cannot_be_scored_is_said(rig: Rig, tmp_path: Path) -> None:
-    rig.serve(0, gate_n=5)
+def test_what_cannot_be_scored_is_said(brief: Rig, tmp_path: Path) -> None:
+    brief.serve(0, gate_n=5)
     dataset = heldout(tmp_path, [a_pair(91, 11), a_pair(92, 12), a_pair(93, 13, prompt="x" * 5_000)])
-    found = report(rig, 1, dataset=dataset)
+    found = report(brief, 1, dataset=dataset)
     assert found.metrics["d_chosen"].n == 2
     assert "1 held-out pairs are longer than the context and were left out" in found.notes
     (Path(dataset.path) / "heldout.jsonl").unlink()
-    gone = report(rig, 2, dataset=dataset)
+    gone = report(brief, 2, dataset=dataset)
     assert "are gone" in gone.errors["heldout_loss"]
     assert "length_ratio" in gone.metrics  # the rest of the report stands
 
@@ -272,15 +289,16 @@ def test_a_verifiers_errors_are_no_ties(rig: Rig, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("errors", "passed"), [(0, True), (5, True), (6, None), (100, None)])
-def test_a_labeller_that_fails_too_often_is_an_open_rule(rig: Rig, errors: int, passed: bool | None) -> None:
+def test_a_labeller_that_fails_too_often_is_an_open_rule(
+    sound: evaluate.Report, tmp_path: Path, errors: int, passed: bool | None
+) -> None:
     now = datetime.now(UTC)
     won = tuple(DuelPick(f"prompt-{i}", 1, now) for i in range(100 - errors))
     duel = evaluate.OfflineDuel(won, 100, errors, "verifier v", "no opinion" if errors else None)
-    rig.serve(0, gate_n=50)
     verdict = gate.decide(
-        report(rig, 1),
+        sound,
         duel.picks,
-        rig.loop.config.gate,
+        settings(tmp_path).gate,
         opened_at=now,
         now=now,
         more_to_come=False,

@@ -186,6 +186,20 @@ def test_a_long_reason_is_folded_and_a_short_one_stands(server: RunningServer) -
     assert '<span dir="auto">by hand; at night</span>' in page
 
 
+def test_no_reason_in_the_exported_trail_is_a_formula(server: RunningServer) -> None:
+    admin(server)
+    formulas, harmless = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1+1", "\r=1+1"], ["1=1", "a@b", " - "]
+
+    def write(c: Connection) -> None:
+        for reason in (*formulas, *harmless):
+            audit.record(c, AuditAction.PROMOTE, actor="account:grace", subject="bot@1", reason=reason, details={})
+
+    server.store.write(write)
+    text = server.http.get("/v1/audit/export", params={"format": "csv", "actor": "grace"}).text
+    told = [row["reason"] for row in csv.DictReader(io.StringIO(text, newline=""))]
+    assert told[::-1] == [*("'" + reason for reason in formulas), *harmless]
+
+
 def test_parameters_that_cannot_be_are_named(server: RunningServer) -> None:
     admin(server)
     for params, name in (

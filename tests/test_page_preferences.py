@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from pairloop.loop.serve import pool_of
 from pairloop.store import audit, datasets, erasures, feedback, preferences, saved_views, set_aside, versions
 from pairloop.store.preferences import State, Wanted
 from pairloop.types import GroupKind, Label, Message, Pool, PreferencePair, Source, Version, VersionKind
-from pairloop.web.words import WHY, diff
+from pairloop.web.words import MAX_WORDS, WHY, diff
 
 EVIL = '</textarea><script>alert("x")</script>'
 RTL = "\u202eevil"
@@ -209,13 +212,38 @@ def test_a_pairs_page_says_everything_about_it(shop: RunningServer) -> None:
     assert "Nobody has said anything" in shop.http.get("/preferences/g-silent").text
 
 
-def test_the_word_diff_loses_nothing_and_is_bounded() -> None:
+def test_the_word_diff_loses_nothing() -> None:
     first, second = diff("It left on Monday.", "It left, on <b>Tuesday</b>.") or ([], [])
     assert "".join(piece.text for piece in first) == "It left on Monday."
     assert "".join(piece.text for piece in second) == "It left, on <b>Tuesday</b>."
     assert [piece.text for piece in first if piece.is_own] == ["Monday"]
-    assert diff("a " * 2_000, "b") is None
     assert set(WHY) <= {reason.value for reason in Dropped}
+
+
+def steps(first: str, second: str) -> int:
+    """How many functions a diff calls: its work, whatever the machine has to do besides."""
+    made = count()
+    sys.setprofile(lambda *_: next(made))
+    try:
+        diff(first, second)
+    finally:
+        sys.setprofile(None)
+    return next(made)
+
+
+def test_the_word_diff_of_long_answers_is_bounded_in_work_and_memory() -> None:
+    words = MAX_WORDS // 2
+    longest, moved = "a " * words, " a" * words  # few words that repeat are the worst case
+    assert diff(longest, moved) is not None
+    assert steps(longest, moved) < 150_000
+    for text in ("a " * 500_000, longest + "a"):
+        tracemalloc.start()
+        try:
+            assert diff(text, moved) is diff(moved, text) is None
+            assert tracemalloc.get_traced_memory()[1] < 50_000  # it stops reading: a megabyte of words takes thirty
+        finally:
+            tracemalloc.stop()
+        assert steps(text, moved) < 100
 
 
 def test_parameters_that_make_no_sense_are_named(shop: RunningServer) -> None:

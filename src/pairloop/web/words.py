@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from difflib import SequenceMatcher
+from itertools import islice
 from typing import NamedTuple
 
 MAX_WORDS = 300
@@ -22,7 +23,7 @@ class Piece(NamedTuple):
 
 def diff(first: str, second: str) -> tuple[list[Piece], list[Piece]] | None:
     """Both texts in pieces, joined what they were; None where they are too long to be compared."""
-    ours, theirs = (_WORD.findall(text) for text in (first, second))
+    ours, theirs = ([found[0] for found in islice(_WORD.finditer(text), MAX_WORDS + 1)] for text in (first, second))
     if max(len(ours), len(theirs)) > MAX_WORDS:
         return None
     pieces: tuple[list[Piece], list[Piece]] = [], []
