@@ -79,7 +79,7 @@ def test_no_filter_facet_or_file_sorts_the_sides(server: RunningServer, number: 
         found = server.http.get(path, params={"version": number}).text
         assert f"hello {PICKED}" in found, path
         assert f"hello {OPEN}" not in found, path
-    facets = re.findall(r"version=(\d+)\">\d+ <span class=\"fine\">(\d+)<", server.http.get("/preferences").text)
+    facets = re.findall(r"version=(\d+)\">@\d+ <span class=\"fine\">(\d+)<", server.http.get("/preferences").text)
     assert dict(facets) == {"0": "1", "1": "1"}
 
 

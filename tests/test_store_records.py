@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import Connection
 from tests.store_rows import (
     BOT,
     NOW,
@@ -258,6 +259,10 @@ def test_count_new_picks_counts_decisive_picks_that_still_count(store: Store) ->
     assert read(store, feedback.count_new_picks, BOT, after_seq=0, pool=Pool.TRAIN) == 2
 
 
+def picks_of(c: Connection, duel_id: str) -> list[LabelledGroup]:
+    return list(duels.picks(c, duel_id))
+
+
 def test_duels_one_at_a_time_with_their_picks(store: Store) -> None:
     store.write(lambda c: cycles.insert(c, a_cycle()))
     duel = Duel("duel_1", "cycle_bot_1", BOT, 0, 1, NOW)
@@ -269,7 +274,7 @@ def test_duels_one_at_a_time_with_their_picks(store: Store) -> None:
     put_groups(store, a_group("b", 2, **fields), a_group("a", 1, **fields), a_group("c", 3, **fields), a_group("d", 0))
     put_picks(store, a_pick("b"), a_pick("a"), a_pick("d"))
     put_picks(store, a_pick("b", "bob", Label.TIE), a_pick("b", metric="comment"))
-    picks = read(store, duels.picks, "duel_1")
+    picks = read(store, picks_of, "duel_1")
     assert [row.group.group_id for row in picks] == ["a", "b"]
     assert [(row.rater_id, row.metric) for row in picks[1].feedback] == [
         ("rita", "preference"),
@@ -293,11 +298,11 @@ def test_a_duels_picks_are_those_made_first_whatever_is_revised(store: Store) ->
     store.write(lambda c: duels.open(c, Duel("duel_1", "cycle_bot_1", BOT, 0, 1, NOW)))
     put_groups(store, a_group("g", kind=GroupKind.DUEL, pool=Pool.GATE, duel_id="duel_1"), a_group("h"))
     (first,) = put_picks(store, a_pick("g", label=Label.A))
-    before = read(store, duels.picks, "duel_1")
+    before = read(store, picks_of, "duel_1")
     (revised,) = put_picks(store, a_pick("g", label=Label.B))
     assert revised.revision == 1
     assert read(store, feedback.history, "g") == [first, revised]
-    assert read(store, duels.picks, "duel_1") == before
+    assert read(store, picks_of, "duel_1") == before
     assert before[0].feedback == (first,)
     _, second = put_picks(store, a_pick("h", label=Label.A), a_pick("h", label=Label.B))
     trained, _ = read(store, feedback.labelled_since, BOT, after_seq=0, kinds=[GroupKind.TRAIN])

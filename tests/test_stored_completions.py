@@ -313,15 +313,22 @@ def test_pages_hold_exactly_what_was_asked_for(
 def test_what_was_answered_before_the_migration_is_listed(tmp_path: Path, blank_url: str) -> None:
     from alembic import command
 
-    engine = writer_engine(parse_url(blank_url), "off")
     duel_sides = (Completion("a", version=0), Completion("b", version=1))
-    with engine.begin() as c:
+    asked = (
+        a_group("plain", metadata={"shop": "a"}),
+        a_group("imported", kind=GroupKind.IMPORTED),
+        a_group("streaming", answers=()),
+        a_group("left", completions=(Completion("a", finish_reason=FinishReason.ABANDONED),)),
+        a_group("fought", kind=GroupKind.DUEL, completions=duel_sides),
+    )
+    engine = writer_engine(parse_url(blank_url), "off")
+    with open_store(tmp_path / "now" / "artifacts") as today, engine.begin() as c:
         command.upgrade(alembic_config(c), "0001")
-        groups.insert(c, a_group("plain", metadata={"shop": "a"}))
-        groups.insert(c, a_group("imported", kind=GroupKind.IMPORTED))
-        groups.insert(c, a_group("streaming", answers=()))
-        groups.insert(c, a_group("left", completions=(Completion("a", finish_reason=FinishReason.ABANDONED),)))
-        groups.insert(c, a_group("fought", kind=GroupKind.DUEL, completions=duel_sides))
+        put_groups(today, *asked)
+        for name in ("groups", "completions"):
+            table = sa.Table(name, sa.MetaData(), autoload_with=c)  # with the columns of that time
+            with today.reading() as now:
+                c.execute(sa.insert(table), [dict(row) for row in now.execute(sa.select(table)).mappings()])
     engine.dispose()
     config = Config(state_dir=tmp_path, store=StoreSection(database=blank_url))
     with Store.open(config) as store, store.reading() as c:
