@@ -42,6 +42,7 @@ BAD = (
     ("every", "9999999w", "longer than ten years"),
     ("cron", "every morning", "write minute, hour"),
     ("cron", "0 0 31 4,6 *", "day-of-month"),
+    ("cron", "0 0 */31 2 1#5", "no such time comes"),  # a fifth Monday that is the first of the month
     ("cron", "0 " * 200, "at most 200 characters"),
     ("min_pairs", -1, "greater than or equal to 0"),
     ("min_pairs", 10**30, "less than or equal to"),

@@ -55,10 +55,11 @@ class ScheduleSection(Section):
         if value is not None and len(value) > LONGEST_CRON:
             raise ValueError(f"a cron line has at most {LONGEST_CRON} characters; {shape}")
         try:
-            if value is not None:
-                CronSim(value, datetime.now(UTC))
+            is_never = value is not None and next(CronSim(value, datetime.now(UTC)), None) is None
         except CronSimError as error:
             raise ValueError(f"{value!r} is not a cron line: {error}; {shape}") from error
+        if is_never:
+            raise ValueError(f"no such time comes within fifty years: {value!r}; {shape}")
         return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, NamedTuple
 
 from cronsim import CronSim
@@ -213,7 +214,7 @@ def next_run_at(section: ScheduleSection, last_started_at: datetime, now: dateti
     if section.every is not None:
         times.append(last_started_at + timedelta(seconds=duration_s(section.every)))
     if section.cron is not None:
-        times.append(next(CronSim(section.cron, last_started_at.astimezone(UTC))))
+        times += islice(CronSim(section.cron, last_started_at.astimezone(UTC)), 1)  # none where it is too far off
     return max(min(times), now) if times else None
 
 
