@@ -25,6 +25,7 @@ from pairloop.config import SCHEDULE_SETTINGS, Config, ScheduleSection, parse_co
 from pairloop.errors import ConfigError, InvalidRequestError
 from pairloop.loop import cycle
 from pairloop.loop.schedule import Scheduler
+from pairloop.redaction import Redactor
 from pairloop.scaffold import write_config
 from pairloop.store import Store, audit, cycles, doctor, schedules, triggers
 from pairloop.store.audit import AuditAction
@@ -226,14 +227,15 @@ def entries(server: RunningServer, action: AuditAction) -> list[audit.AuditEntry
         return audit.list_(c, action=action)
 
 
-def test_it_is_set_looked_at_and_taken_back_over_the_api(fresh: RunningServer) -> None:
+def test_it_is_set_looked_at_and_taken_back_over_the_api(fresh: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fresh.store, "redactor", Redactor.of(fresh.config))
     known = len(entries(fresh, AuditAction.SCHEDULE_SET))
     looked = fresh.http.post(PATH, json={"cron": "0 3 * * *", "every": None, "dryrun": True}).json()
     assert (looked["dryrun"], looked["every"], len(looked["runs"])) == (True, None, 3)
     assert looked["runs"][1] - looked["runs"][0] == 86_400
     assert fresh.http.get(PATH).json()["every"] == "6h"
     headers = {"idempotency-key": "set-once"}
-    body = {"every": None, "min_pairs": 300, "reason": EVIL}
+    body = {"every": None, "min_pairs": 300, "reason": f"jo@shop.example: {EVIL}"}
     told = [fresh.http.post(PATH, json=body, headers=headers).json() for _ in range(2)]
     assert told[0] == told[1]
     found = fresh.http.get(PATH).json()
@@ -247,10 +249,11 @@ def test_it_is_set_looked_at_and_taken_back_over_the_api(fresh: RunningServer) -
     (entry, *before) = entries(fresh, AuditAction.SCHEDULE_SET)
     assert len(before) == known, "what is so already is not recorded"
     assert entry.details == {"every": {"old": "6h", "new": None}, "min_pairs": {"old": 100_000, "new": 300}}
-    assert (entry.actor, entry.subject, entry.reason) == ("address:127.0.0.1", POLICY, EVIL)
-    back = fresh.http.post(f"{PATH}/reset", json={"settings": ["min_pairs"], "reason": "over"}).json()
+    assert (entry.actor, entry.subject, entry.reason) == ("address:127.0.0.1", POLICY, f"[EMAIL]: {EVIL}")
+    back = fresh.http.post(f"{PATH}/reset", json={"settings": ["min_pairs"], "reason": "jo@shop.example: over"}).json()
     assert (back["min_pairs"], back["every"]) == (100_000, None)
-    assert entries(fresh, AuditAction.SCHEDULE_RESET)[0].details == {"min_pairs": {"old": 300, "new": 100_000}}
+    entry = entries(fresh, AuditAction.SCHEDULE_RESET)[0]
+    assert (entry.details, entry.reason) == ({"min_pairs": {"old": 300, "new": 100_000}}, "[EMAIL]: over")
 
 
 @pytest.mark.parametrize(
@@ -339,7 +342,8 @@ def test_the_command_line_sets_pauses_and_takes_back(tmp_path: Path) -> None:
         run("set", "--every", "6h", "--cron", "none", "--min-pairs", "50", "--reason", "x")["settings"]["every"]["value"]
         == "6h"
     )
-    assert run("pause", "--reason", "x")["enabled"] is False
+    assert run("pause", "--reason", "ada@shop.example wants it")["settings"]["enabled"]["reason"] == "[EMAIL] wants it"
+    assert run("show")["enabled"] is False
     assert run("resume", "--reason", "x")["settings"]["enabled"]["origin"] == "default"
     assert "5 parsecs" in run("set", "--every", "5 parsecs", "--reason", "x", code=2)["error"]["message"]
     assert "--min-pairs" in run("set", "--reason", "x", code=2)["error"]["message"]

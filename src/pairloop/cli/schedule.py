@@ -34,7 +34,7 @@ def schedule() -> None:
 @verb
 def schedule_show(config_path: Path, as_json: bool) -> None:
     """What starts the next cycle and when, and where each setting comes from."""
-    _act(config_path, None, as_json=as_json)
+    _act(config_path, None, "", as_json=as_json)
 
 
 @schedule.command("set")
@@ -69,7 +69,12 @@ def schedule_set(
             values[key] = None if text == _NO_CLOCK else text
     if not values:
         raise UserError("nothing to set: give --every, --cron, --min-pairs, --enabled or --paused")
-    _act(config_path, lambda c, config: schedules.set_(c, config, values, actor=actor(), reason=reason), as_json=as_json)
+    _act(
+        config_path,
+        lambda c, config, why: schedules.set_(c, config, values, actor=actor(), reason=why),
+        reason,
+        as_json=as_json,
+    )
 
 
 @schedule.command("pause")
@@ -82,7 +87,12 @@ def schedule_pause(config_path: Path, reason: str, as_json: bool) -> None:
     from pairloop.store import schedules
 
     paused = {"enabled": False}
-    _act(config_path, lambda c, config: schedules.set_(c, config, paused, actor=actor(), reason=reason), as_json=as_json)
+    _act(
+        config_path,
+        lambda c, config, why: schedules.set_(c, config, paused, actor=actor(), reason=why),
+        reason,
+        as_json=as_json,
+    )
 
 
 @schedule.command("resume")
@@ -94,7 +104,12 @@ def schedule_resume(config_path: Path, reason: str, as_json: bool) -> None:
     from pairloop.cli.opening import actor
     from pairloop.store import schedules
 
-    _act(config_path, lambda c, config: schedules.reset(c, config, ["enabled"], actor=actor(), reason=reason), as_json=as_json)
+    _act(
+        config_path,
+        lambda c, config, why: schedules.reset(c, config, ["enabled"], actor=actor(), reason=why),
+        reason,
+        as_json=as_json,
+    )
 
 
 @schedule.command("reset")
@@ -107,17 +122,24 @@ def schedule_reset(settings: tuple[str, ...], config_path: Path, reason: str, as
     from pairloop.cli.opening import actor
     from pairloop.store import schedules
 
-    _act(config_path, lambda c, config: schedules.reset(c, config, settings, actor=actor(), reason=reason), as_json=as_json)
+    _act(
+        config_path,
+        lambda c, config, why: schedules.reset(c, config, settings, actor=actor(), reason=why),
+        reason,
+        as_json=as_json,
+    )
 
 
-def _act(config_path: Path, change: Callable[[Connection, Config], Schedule] | None, *, as_json: bool) -> None:
-    """Change the schedule, and tell how it is then."""
+def _act(
+    config_path: Path, change: Callable[[Connection, Config, str], Schedule] | None, reason: str, *, as_json: bool
+) -> None:
+    """Change the schedule for ``reason``, as far as the store keeps its words, and tell how it is then."""
     from pairloop.cli.opening import open_store
     from pairloop.loop import outlook, pairs
 
     with open_store(config_path) as (config, store):
         if change is not None:
-            store.write(lambda c: change(c, config))
+            store.write(lambda c: change(c, config, store.kept_words(reason)))
         new_pairs = pairs.count_new(store, config)
         with store.reading() as c:
             found = outlook.look(c, config, new_pairs)
