@@ -20,7 +20,7 @@ from pairloop.types import Alias, Completion, Cycle, CycleState, CycleStep, Duel
 
 CHALLENGER, CHAMPION = "it leaves today", "it left on Monday"
 OPEN, PICKED = "g-open", "g-picked"
-FIGURES = ("won · lost · tied", "win rate, 95 %", "evidence E", "@1 against @0")
+FIGURES = ("to go", "<progress value", "won · lost · tied", "win rate, 95 %", "evidence E", "@1 against @0")
 
 
 @pytest.fixture(scope="module")
