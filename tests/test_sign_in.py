@@ -98,6 +98,9 @@ def token_of(browser: httpx.Client) -> str:
 def test_a_page_leads_to_the_login_and_back_and_log_out_ends_it(server: RunningServer, browser: httpx.Client) -> None:
     asked = browser.get("/audit", params={"action": "promote", "actor": "a&b"})
     assert asked.status_code == 303
+    for path in ("/static/nothing", "/docs/nothing"):  # open to all, who are told nothing of the pages behind the door
+        lost = browser.get(path, headers={"accept": "text/html"})
+        assert (lost.status_code, "Error 404" in lost.text, 'href="/keys"' in lost.text) == (404, True, False)
     login = browser.get(asked.headers["location"])
     assert 'name="next" value="/audit?action=promote&amp;actor=a%26b"' in login.text
     unknown, wrong = sign_in(browser, "nobody"), sign_in(browser, "adminr", "wrong horse battery")

@@ -74,6 +74,6 @@ def name_of(caller: Caller | None, named: str | None, param: str) -> str | None:
 
 
 def may_open(scope: AsgiScope, wanted: Collection[Scope]) -> bool:
-    """Whether who asks may have what takes one of these scopes."""
+    """Whether who asks may have what takes one of these scopes; nobody was asked on an open path, and then it is not told."""
     caller = caller_of(scope)
-    return not wanted or not scope.get(LOCKED) if caller is None else caller.allows(wanted)
+    return not wanted or not scope.get(LOCKED, True) if caller is None else caller.allows(wanted)
