@@ -83,6 +83,7 @@ def test_a_session_picks_asks_and_reserves_under_its_own_name_alone(server: Runn
     assert refused_for(browser.post("/v1/queue/reservations", json={"rater_id": "adminr"})) == "rater_id"
     assert refused_for(browser.get("/v1/queue", params={"rater_id": "adminr"})) == "rater_id"
     assert browser.get("/v1/queue", params={"rater_id": "rater"}).status_code == 200
+    assert [browser.get("/v1/queue").status_code, browser.post("/v1/queue/reservations", json={}).status_code] == [200, 200]
     assert 'data-visitor="rater"' in browser.get("/").text
     assert "pairloop_visitor" not in browser.cookies
 
@@ -99,6 +100,8 @@ def test_a_pick_of_who_asked_as_somebody_else_is_still_the_sessions_own(server: 
     # A key is a program's, which speaks for the people it names.
     assert server.http.post("/v1/preferences", json=pick, headers=program).status_code == 201
     assert server.http.post("/v1/preferences", json={**pick, "rater_id": "ann"}, headers=program).status_code == 201
+    nobody = server.http.post("/v1/queue/reservations", json={}, headers=program)
+    assert (nobody.status_code, nobody.json()["error"]["param"]) == (400, "rater_id")
     with server.store.reading() as c:
         assert sorted(row.rater_id for row in feedback.history(c, group_id)) == ["ann", "customer", "rater"]
 

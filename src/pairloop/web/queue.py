@@ -20,13 +20,14 @@ from pairloop.client.shapes import (
     ReservationItem,
     UnanimousGold,
 )
+from pairloop.errors import InvalidRequestError
 from pairloop.judge import messages_of
 from pairloop.loop import raters as desk
 from pairloop.store import gold, reservations
 from pairloop.store.gold import Gold
 from pairloop.types import Group, Label
 from pairloop.web.audit import Actor
-from pairloop.web.callers import AsCaller, name_of
+from pairloop.web.callers import AsCaller, Caller, name_of
 from pairloop.web.context import Here
 from pairloop.web.paging import Limit, page
 from pairloop.web.picks import Rater
@@ -35,16 +36,18 @@ from pairloop.web.wire import NO_NUL, Body, Text512
 
 router = APIRouter(tags=["raters"])
 
-RaterId = Annotated[str, Query(min_length=1, max_length=512, description="Who is about to look.")]
+RaterId = Annotated[
+    str | None, Query(min_length=1, max_length=512, description="Who is about to look; a session may leave it out.")
+]
 GoldAfter = Annotated[str | None, Query(max_length=255, description="The gold item behind which the page begins.")]
 _LABELS = (Label.A, Label.B)
 _RNG = random.SystemRandom()
 
 
 class ReservationRequest(Body):
-    """Who labels."""
+    """Who labels; who is signed in may leave it out."""
 
-    rater_id: Rater
+    rater_id: Rater | None = None
 
 
 class GoldRequest(Body):
@@ -73,14 +76,13 @@ class TakeBackRequest(Body):
 @router.get(
     "/v1/queue", summary="The next comparison for a rater: one that wants picks, now and then one of their own again; not held"
 )
-def next_in_queue(rater_id: RaterId, context: Here, caller: AsCaller, repeats_only: bool = False) -> Queue:
+def next_in_queue(context: Here, caller: AsCaller, rater_id: RaterId = None, repeats_only: bool = False) -> Queue:
     """Show `choices` in their order, and send the pick with `rater_id`, `shown_order` and `repeat` to `POST /v1/preferences`.
 
     New ones come from the rater's own pool. With `repeats_only` there are only own ones again, by `feedback.repeat_share`.
     Where several people label at once, `POST /v1/queue/reservations` gives each a comparison of their own.
     """
-    name_of(caller, rater_id, "rater_id")
-    item = desk.next_item(context.store, context.config, rater_id, rng=_RNG, repeats_only=repeats_only)
+    item = desk.next_item(context.store, context.config, _rater(caller, rater_id), rng=_RNG, repeats_only=repeats_only)
     if item is None:
         return Queue(item=None)
     return Queue(
@@ -100,8 +102,7 @@ def reserve(body: ReservationRequest, context: Here, caller: AsCaller) -> Reserv
 
     Who asks again before they answered gets the same. Whether it is new, gold, or one of their own again is not told.
     """
-    name_of(caller, body.rater_id, "rater_id")
-    held = desk.reserve(context.store, context.config, body.rater_id, rng=_RNG)
+    held = desk.reserve(context.store, context.config, _rater(caller, body.rater_id), rng=_RNG)
     if held is None:
         return Reservation(item=None)
     return Reservation(
@@ -157,6 +158,15 @@ def mark_unanimous(body: UnanimousRequest, context: Here, actor: Actor) -> Unani
 def take_back(inference_id: str, body: TakeBackRequest, context: Here, actor: Actor) -> GoldResource:
     """What was said of it stays, and counts no more."""
     return _gold(desk.gold.take_back(context.store, context.config, inference_id, body.reason, actor=actor))
+
+
+def _rater(caller: Caller | None, named: str | None) -> str:
+    """Who labels: of a session its own name, else whom ``rater_id`` names."""
+    rater = name_of(caller, named, "rater_id")
+    if rater is None:
+        text = "Missing required parameter: 'rater_id'; who is signed in may leave it out."
+        raise InvalidRequestError(text, param="rater_id", code="missing_required_parameter")
+    return rater
 
 
 def _choices(group: Group, order: tuple[int, int]) -> list[QueueChoice]:
