@@ -72,6 +72,12 @@ def test_an_origin_that_is_no_address_is_another_site(shared: RunningServer, ori
     assert shared.http.get("/v1/models", headers={"origin": origin}).status_code == 403
 
 
+@pytest.mark.parametrize("host", ["[::1", "[::1:8000", "[localhost", "[::1]x:80", "localhost]"])
+def test_a_host_that_is_no_address_is_another_server(shared: RunningServer, host: str) -> None:
+    assert shared.http.get("/home", headers={"host": host}).status_code == 421
+    assert shared.http.get("/home", headers={"host": "[::1]:8000"}).status_code == 200
+
+
 def test_a_long_login_form_is_not_read(shared: RunningServer) -> None:
     assert shared.http.post("/login", content=b"&a=1" * 100_000).status_code == 413
     for key in ("sk-pairloop-%00-x", "sk-pairloop-" + "8" * 3_000 + "-x"):

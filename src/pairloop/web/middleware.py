@@ -212,8 +212,10 @@ def _nul_in(scope: Scope) -> str | None:
 def host_name(host: str) -> str | None:
     """The name or address in a Host header (``name``, ``name:port`` or ``[address]:port``), in small letters."""
     bracketed = host.startswith("[")
-    name, _, rest = host[bracketed:].partition("]" if bracketed else ":")
+    name, closed, rest = host[bracketed:].partition("]" if bracketed else ":")
     port = rest.removeprefix(":") if bracketed else rest
+    if bracketed and not closed:
+        return None  # no URL can be made of it
     if port and not (port.isascii() and port.isdigit()):
         return None
     return name.lower() or None

@@ -89,7 +89,7 @@ async def _events(request: Request, context: Context) -> AsyncIterator[str]:
 
 
 async def _may_stay(request: Request, context: Context) -> bool:
-    return await context.keys.still(caller_of(request.scope), scopes_of("GET", request.url.path))
+    return await context.keys.still(caller_of(request.scope), scopes_of("GET", request.scope["path"]))
 
 
 def is_operator(request: Request) -> bool:
