@@ -25,7 +25,7 @@ from pairloop.store import Store, accounts, audit, keys, schema, triggers
 from pairloop.store.accounts import Cost, Role
 from pairloop.store.keys import Scope
 from pairloop.web.limits import Buckets
-from pairloop.web.login import PER_NAME
+from pairloop.web.login import PER_NAME, PER_NAME_ANYWHERE
 from pairloop.web.server import refuse_open_doors
 from pairloop.web.sites import own_path
 
@@ -237,12 +237,19 @@ def test_a_session_lasts_over_servers_slides_once_an_hour_and_ends(serve: Serve,
     assert server.http.get("/home", headers=forged).status_code == 303
 
 
-def test_whoever_guesses_is_told_to_wait_and_the_right_password_does_not_help(browser: httpx.Client) -> None:
+def test_whoever_guesses_is_told_to_wait_and_the_right_password_does_not_help(
+    server: RunningServer, browser: httpx.Client
+) -> None:
     for _ in range(PER_NAME):
         assert sign_in(browser, "adminr", "wrong horse battery").status_code == 401
     late = sign_in(browser, "adminr")
     assert (late.status_code, "Try again in" in late.text) == (429, True)
     assert 1 <= int(late.headers["retry-after"]) <= 6
+    for _ in range(10):
+        assert sign_in(browser, "adminr").status_code == 429
+    buckets = server.app.state.context.sign_ins
+    left = buckets.take("name:adminr", PER_NAME_ANYWHERE).remaining
+    assert left >= PER_NAME_ANYWHERE - PER_NAME - 3, "what is refused takes nothing from the name's owner elsewhere"
     assert sign_in(browser, "operater").status_code == 303
     statuses = [sign_in(browser, f"user{number}").status_code for number in range(30)]
     assert statuses[-1] == 429  # from one address, whatever the name

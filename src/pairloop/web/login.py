@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request, Response
@@ -115,11 +114,14 @@ def _busy(then: str | None, name: str) -> Response:
 
 def _wait_s(context: Context, name: str, address: str) -> int:
     """How long until one more sign-in may be tried from this address, and under this name; 0 where it may be."""
-    taken = [context.sign_ins.take(f"address:{address}", PER_ADDRESS)]
-    if name and not taken[0].retry_s:
-        taken.append(context.sign_ins.take(f"name:{name}@{address}", PER_NAME))
-        taken.append(context.sign_ins.take(f"name:{name}", PER_NAME_ANYWHERE))
-    return math.ceil(max(one.retry_s for one in taken))
+    wanted = [(f"address:{address}", PER_ADDRESS)]
+    if name:
+        wanted += [(f"name:{name}@{address}", PER_NAME), (f"name:{name}", PER_NAME_ANYWHERE)]
+    for bucket, per_minute in wanted:
+        retry_s = context.sign_ins.take(bucket, per_minute).retry_s
+        if retry_s:  # what is refused takes nothing from the next bucket, which is also others'
+            return retry_s
+    return 0
 
 
 def _form(then: str | None, problem: str | None = None, status_code: int = 200, name: str = "") -> Response:
