@@ -78,6 +78,10 @@ def test_a_session_picks_asks_and_reserves_under_its_own_name_alone(server: Runn
     for more in ({}, {"repeat": True, "shown_order": [0, 1]}, {"reservation_id": "r"}, {"dryrun": True}):
         assert refused_for(browser.post("/v1/preferences", json={**pick, "rater_id": "adminr", **more})) == "rater_id"
     assert refused_for(browser.post("/v1/feedback", json={**thumb, "source_id": "adminr"})) == "source_id"
+    for source in ("llm", "code"):  # a judge's vote counts for whoever asked, however fast it came
+        for path, body in (("/v1/preferences", pick), ("/v1/feedback", thumb)):
+            assert refused_for(browser.post(path, json={**body, "source": source})) == "source"
+    assert browser.post("/v1/feedback", json={**thumb, "source": "human"}).status_code == 201
     about = {"conversation_id": "c-1", "metric_name": "resolved", "value": True, "source_id": "adminr"}
     assert refused_for(browser.post("/v1/feedback", json=about)) == "source_id"
     assert refused_for(browser.post("/v1/queue/reservations", json={"rater_id": "adminr"})) == "rater_id"

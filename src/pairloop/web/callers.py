@@ -12,6 +12,7 @@ from starlette.types import Scope as AsgiScope
 from pairloop.errors import InvalidRequestError
 from pairloop.store.accounts import Account
 from pairloop.store.keys import Key, Scope
+from pairloop.types import Source
 
 CALLER = "pairloop.caller"
 """Where the scope of a request holds who sent it: ``key:<id>``, ``account:<name>`` or ``address:<ip>``."""
@@ -71,6 +72,14 @@ def name_of(caller: Caller | None, named: str | None, param: str) -> str | None:
         text = f"{param} has to be {own!r}, as whom you are signed in here, or be left out; an API key may name others"
         raise InvalidRequestError(text, param=param, code="not_your_name")
     return named if own is None else own
+
+
+def source_of(caller: Caller | None, named: str | None) -> Source:
+    """Who or what judged: a session is a person, so that no vote of one passes for a judge's, which other rules are for."""
+    if named not in (None, Source.HUMAN) and caller is not None and caller.own_name is not None:
+        text = "source has to be 'human', or be left out, by who is signed in; a judge or verifier shows an API key"
+        raise InvalidRequestError(text, param="source", code="not_your_name")
+    return Source.HUMAN if named is None else Source(named)
 
 
 def may_open(scope: AsgiScope, wanted: Collection[Scope]) -> bool:

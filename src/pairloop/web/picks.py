@@ -24,8 +24,8 @@ from pairloop.loop.feedback import (
 )
 from pairloop.store.waiting import awaitable
 from pairloop.telemetry import traces
-from pairloop.types import ERROR_METRIC, Feedback, Source
-from pairloop.web.callers import AsCaller, Caller, name_of
+from pairloop.types import ERROR_METRIC, Feedback
+from pairloop.web.callers import AsCaller, Caller, name_of, source_of
 from pairloop.web.chat import version_name
 from pairloop.web.context import Context, Here
 from pairloop.web.replies import JSON
@@ -79,7 +79,7 @@ class PreferenceBody(Body):
             edited_text=self.edited_text,
             rater_id=name_of(caller, self.rater_id, "rater_id"),
             latency_ms=self.latency_ms,
-            source=Source(self.source or "human"),
+            source=source_of(caller, self.source),
             tags=self.tags or {},
             feedback_id=self.id,
         )
@@ -120,7 +120,7 @@ class FeedbackBody(Body):
             value=self.value,
             comment=self.comment,
             rater_id=name_of(caller, self.source_id, "source_id"),
-            source=Source(self.source or "human"),
+            source=source_of(caller, self.source),
             tags=self.tags or {},
             feedback_id=self.id,
         )
@@ -133,7 +133,7 @@ class FeedbackBody(Body):
             choice_index=self.choice_index,
             comment=self.comment,
             rater_id=name_of(caller, self.source_id, "source_id"),
-            source=Source(self.source or "human"),
+            source=source_of(caller, self.source),
             tags=self.tags or {},
             feedback_id=self.id,
         )
