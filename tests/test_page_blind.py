@@ -14,13 +14,13 @@ from tests.server import POLICY, RunningServer
 from tests.store_rows import a_dataset, a_group, a_pick, a_run, a_version, put_groups, put_picks
 
 from pairloop.formats.writer import FORMATS
-from pairloop.store import cycles, datasets, duels, keys, runs, versions
+from pairloop.store import cycles, datasets, duels, keys, runs, triggers, versions
 from pairloop.store.keys import Scope
 from pairloop.types import Alias, Completion, Cycle, CycleState, CycleStep, Duel, Group, GroupKind, Label, Pool
 
 CHALLENGER, CHAMPION = "it leaves today", "it left on Monday"
 OPEN, PICKED = "g-open", "g-picked"
-FIGURES = ("to go", "<progress value", "won · lost · tied", "win rate, 95 %", "evidence E", "@1 against @0")
+FIGURES = ("to go", "<progress value", "won · lost · tied", "win rate, 95 %", "evidence E", "@1 against @0", "ann is odd")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,7 @@ def open_duel(c: Connection) -> None:
     versions.insert(c, a_version(1, policy=POLICY, run_id="run_1"))
     duels.open(c, Duel("duel_1", "cycle_bot_1", POLICY, 0, 1, now))
     versions.set_alias(c, POLICY, Alias.CHALLENGER, 1)
+    triggers.put(c, POLICY, "ann is odd", now)
 
 
 def of_the_duel(name: str) -> Group:
