@@ -326,6 +326,7 @@ def test_a_clock_is_said_as_people_say_it(every: str | None, cron: str | None, k
 
 def test_the_command_line_sets_pauses_and_takes_back(tmp_path: Path) -> None:
     sections: dict[str, dict[str, Any]] = {"policy": {"model": "fake"}, "store": database_of(tmp_path / "bot")}
+    sections["privacy"] = {"redact": "patterns"}
     path = str(write_config(tmp_path / "bot", sections))
 
     def run(*words: str, code: int = 0) -> Any:
@@ -338,7 +339,8 @@ def test_the_command_line_sets_pauses_and_takes_back(tmp_path: Path) -> None:
         run("set", "--every", "6h", "--cron", "none", "--min-pairs", "50", "--reason", "x")["settings"]["every"]["value"]
         == "6h"
     )
-    assert run("pause", "--reason", "x")["enabled"] is False
+    paused = run("pause", "--reason", "jane.doe@example.org asked us to")
+    assert (paused["enabled"], paused["settings"]["enabled"]["reason"]) == (False, "[EMAIL] asked us to")
     assert run("resume", "--reason", "x")["settings"]["enabled"]["origin"] == "default"
     assert "5 parsecs" in run("set", "--every", "5 parsecs", "--reason", "x", code=2)["error"]["message"]
     assert "--min-pairs" in run("set", "--reason", "x", code=2)["error"]["message"]

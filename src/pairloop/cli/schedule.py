@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pairloop.cli.output import config_option, show, table, verb
+from pairloop.cli.verbs import Verbs
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -21,7 +22,7 @@ _reason = click.option("--reason", required=True, help="Kept in the audit trail.
 _NO_CLOCK = "none"
 
 
-@click.group()
+@click.group(cls=Verbs)
 def schedule() -> None:
     """When cycles begin: look at it, set it, pause it, and go back to what pairloop.toml says.
 
@@ -69,7 +70,12 @@ def schedule_set(
             values[key] = None if text == _NO_CLOCK else text
     if not values:
         raise UserError("nothing to set: give --every, --cron, --min-pairs, --enabled or --paused")
-    _act(config_path, lambda c, config: schedules.set_(c, config, values, actor=actor(), reason=reason), as_json=as_json)
+    _act(
+        config_path,
+        lambda c, config, words: schedules.set_(c, config, values, actor=actor(), reason=words),
+        reason,
+        as_json=as_json,
+    )
 
 
 @schedule.command("pause")
@@ -82,7 +88,12 @@ def schedule_pause(config_path: Path, reason: str, as_json: bool) -> None:
     from pairloop.store import schedules
 
     paused = {"enabled": False}
-    _act(config_path, lambda c, config: schedules.set_(c, config, paused, actor=actor(), reason=reason), as_json=as_json)
+    _act(
+        config_path,
+        lambda c, config, words: schedules.set_(c, config, paused, actor=actor(), reason=words),
+        reason,
+        as_json=as_json,
+    )
 
 
 @schedule.command("resume")
@@ -94,7 +105,12 @@ def schedule_resume(config_path: Path, reason: str, as_json: bool) -> None:
     from pairloop.cli.opening import actor
     from pairloop.store import schedules
 
-    _act(config_path, lambda c, config: schedules.reset(c, config, ["enabled"], actor=actor(), reason=reason), as_json=as_json)
+    _act(
+        config_path,
+        lambda c, config, words: schedules.reset(c, config, ["enabled"], actor=actor(), reason=words),
+        reason,
+        as_json=as_json,
+    )
 
 
 @schedule.command("reset")
@@ -107,17 +123,25 @@ def schedule_reset(settings: tuple[str, ...], config_path: Path, reason: str, as
     from pairloop.cli.opening import actor
     from pairloop.store import schedules
 
-    _act(config_path, lambda c, config: schedules.reset(c, config, settings, actor=actor(), reason=reason), as_json=as_json)
+    _act(
+        config_path,
+        lambda c, config, words: schedules.reset(c, config, settings, actor=actor(), reason=words),
+        reason,
+        as_json=as_json,
+    )
 
 
-def _act(config_path: Path, change: Callable[[Connection, Config], Schedule] | None, *, as_json: bool) -> None:
-    """Change the schedule, and tell how it is then."""
+def _act(
+    config_path: Path, change: Callable[[Connection, Config, str], Schedule] | None, reason: str = "", *, as_json: bool
+) -> None:
+    """Change the schedule, for a reason as it is stored, and tell how it is then."""
     from pairloop.cli.opening import open_store
     from pairloop.loop import outlook, pairs
 
     with open_store(config_path) as (config, store):
         if change is not None:
-            store.write(lambda c: change(c, config))
+            reason = store.kept_words(reason)
+            store.write(lambda c: change(c, config, reason))
         new_pairs = pairs.count_new(store, config)
         with store.reading() as c:
             found = outlook.look(c, config, new_pairs)

@@ -66,7 +66,7 @@ def set_schedule(name: str, body: ScheduleBody, context: Here, actor: Actor) -> 
         raise InvalidRequestError(f"nothing to set: name at least one of {', '.join(SCHEDULE_SETTINGS)}", param="body")
     if body.dryrun:
         return _held(context, values)
-    reason = body.reason or BY_HAND
+    reason = context.store.kept_words(body.reason or BY_HAND)
     context.store.write(lambda c: schedules.set_(c, context.config, values, actor=actor, reason=reason))
     context.moved()
     return _held(context)
@@ -76,7 +76,7 @@ def set_schedule(name: str, body: ScheduleBody, context: Here, actor: Actor) -> 
 def reset_schedule(name: str, context: Here, actor: Actor, body: ResetBody | None = None) -> ScheduleResource:
     check_policy(context, name)
     asked = body or ResetBody()
-    settings, reason = asked.settings or (), asked.reason or BY_HAND
+    settings, reason = asked.settings or (), context.store.kept_words(asked.reason or BY_HAND)
     if unknown := [key for key in settings if key not in SCHEDULE_SETTINGS]:
         text = f"{unknown[0]!r} is no setting of the schedule; there are {', '.join(SCHEDULE_SETTINGS)}"
         raise InvalidRequestError(text, param="settings")
