@@ -14,11 +14,13 @@ from tests.tiny_models import byte_tokenizer, write_model
 
 from pairloop.config import Config
 from pairloop.errors import StoreError
-from pairloop.loop.train import folder_of, metrics_of
+from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, last_checkpoint
+from pairloop.loop.train import elsewhere, folder_of, metrics_of
+from pairloop.loop.train.elsewhere import attempt_shared
 from pairloop.store import Store
 from pairloop.store.checkpoints import FarCheckpoints
 from pairloop.store.remote import RemoteArtifacts
-from pairloop.types import RunStatus
+from pairloop.types import RunStatus, VersionKind
 
 
 def put(far: FarCheckpoints, folder: Path, step: int) -> None:
@@ -56,6 +58,42 @@ def test_the_newest_whole_checkpoint_takes_the_place_of_the_older_ones(far: Remo
     assert far.leftovers(older_than_s=-1.0) == [f"local://{tmp_path}/url/checkpoints/run_1"]  # of a run that nobody ended
     of_run.clear()
     assert contents(tmp_path / "url") == {}
+
+
+def test_a_checkpoint_that_goes_while_it_is_copied_is_not_shared(
+    far: RemoteArtifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run_1"
+    first, second = (run / "checkpoints" / f"step-{step:08d}" for step in (10, 20))
+    first.mkdir(parents=True)
+    for file in ("optimizer", "weights"):
+        (first / file).write_text(file)
+    (run / "metrics.jsonl").write_text('{"step": 10}\n')
+    looks = []
+
+    def overtaken(folder: Path) -> tuple[int, Path] | None:
+        """The second look is the sender's; right after it the training saves the next one, and begins to remove this one."""
+        found = last_checkpoint(folder)
+        looks.append(found)
+        if len(looks) == 2:
+            shutil.copytree(first, second)
+            (first / "weights").unlink()
+        return found
+
+    monkeypatch.setattr(elsewhere, "last_checkpoint", overtaken)
+    job = TrainJob.in_folder(
+        run,
+        base_dir="fake",
+        parent_path=None,
+        parent_kind=VersionKind.BASE,
+        parent_version=0,
+        method="lora",
+        snapshot_dir=str(run / "data"),
+    )
+    attempt_shared(far, job, lambda: TrainResult(TrainStatus.PAUSED))
+    assert checkpoints_of(far).newest() is None
+    attempt_shared(far, job, lambda: TrainResult(TrainStatus.PAUSED))
+    assert checkpoints_of(far).newest() == 20
 
 
 def test_checkpoints_are_shared_unless_told_otherwise(tmp_path: Path) -> None:
