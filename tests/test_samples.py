@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,8 @@ def test_a_sample_whose_prompt_was_read_off_an_answer_in_the_shadow_goes_with_th
         asked = groups.recent_prompts(c, rig.loop.name, pool=Pool.GATE, limit=1)[0]
     asked = replace(asked, group_id="chatcmpl-asked", duel_id=None, created_at=datetime.now(UTC))
     unseen = replace(asked, group_id=groups.shadow_id(asked.group_id), kind=GroupKind.SHADOW, completions=asked.completions[:1])
-    store.write(lambda c: [groups.insert(c, one) for one in (asked, unseen)])
+    for one in (asked, unseen):
+        store.write(partial(groups.insert, group=one))
     store.write(lambda c: stored.insert(c, asked))
     report(rig, number)
     assert unseen.group_id in {one.group_id for one in kept(rig, number)}
