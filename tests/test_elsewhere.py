@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 from tests.faults_keeping import checkpoints_of, contents, machine
+from tests.store_rows import NOW, a_run
 from tests.test_train import World, config_of, some_pairs
 from tests.tiny_models import byte_tokenizer, write_model
 
 from pairloop.config import Config
 from pairloop.errors import StoreError
 from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, last_checkpoint
+from pairloop.loop.privacy import folders
 from pairloop.loop.train import elsewhere, folder_of, metrics_of
 from pairloop.loop.train.elsewhere import attempt_shared
-from pairloop.store import Store
+from pairloop.store import Store, removed, runs
 from pairloop.store.checkpoints import FarCheckpoints
 from pairloop.store.remote import RemoteArtifacts
 from pairloop.types import RunStatus, VersionKind
@@ -103,6 +107,34 @@ def test_checkpoints_are_shared_unless_told_otherwise(tmp_path: Path) -> None:
             assert (opened.artifacts.checkpoints("run_1") is not None) is shares
     with Store.open(config_of(tmp_path)) as opened:
         assert opened.artifacts.checkpoints("run_1") is None
+
+
+def test_clearing_asks_the_url_only_for_runs_of_which_something_lies_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention does so each hour, for every run that was ever trained on data which is gone."""
+    store_at = {"database": f"sqlite:///{tmp_path / 'shared.sqlite'}", "artifacts": f"memory://{tmp_path}"}
+    config, cleared = config_of(tmp_path, store=store_at), list[FarCheckpoints]()
+    clear = FarCheckpoints.clear
+
+    def counted(far: FarCheckpoints) -> None:
+        cleared.append(far)
+        clear(far)
+
+    monkeypatch.setattr(FarCheckpoints, "clear", counted)
+    with Store.open(config) as store:
+        world = World(store, config, some_pairs(20))
+        ended = [replace(a_run(f"run_{n}"), dataset_id=world.dataset.dataset_id, cycle_id=None) for n in range(1, 4)]
+        for run in ended:
+            store.write(partial(runs.insert, run=replace(run, status=RunStatus.SUCCEEDED)))
+        store.write(partial(removed.mark, path=world.dataset.path, why=removed.Why.RETENTION, at=NOW))
+        far = store.artifacts.checkpoints("run_2")
+        assert far is not None
+        put(far, tmp_path / "made", 10)
+        folders.clear(store, config)
+        assert (far.newest(), len(cleared)) == (None, 1)
+        folders.clear(store, config)
+        assert len(cleared) == 1
 
 
 # --- with a real (tiny) model
