@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 from tests.faults_keeping import checkpoints_of, contents, machine
+from tests.store_rows import NOW, a_run
 from tests.test_train import World, config_of, some_pairs
 from tests.tiny_models import byte_tokenizer, write_model
 
 from pairloop.config import Config
 from pairloop.errors import StoreError
-from pairloop.loop.train import folder_of, metrics_of
-from pairloop.store import Store
+from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, last_checkpoint
+from pairloop.loop.privacy import folders
+from pairloop.loop.train import elsewhere, folder_of, metrics_of
+from pairloop.loop.train.elsewhere import attempt_shared
+from pairloop.store import Store, removed, runs
 from pairloop.store.checkpoints import FarCheckpoints
 from pairloop.store.remote import RemoteArtifacts
-from pairloop.types import RunStatus
+from pairloop.types import RunStatus, VersionKind
 
 
 def put(far: FarCheckpoints, folder: Path, step: int) -> None:
@@ -58,6 +64,42 @@ def test_the_newest_whole_checkpoint_takes_the_place_of_the_older_ones(far: Remo
     assert contents(tmp_path / "url") == {}
 
 
+def test_a_checkpoint_that_goes_while_it_is_copied_is_not_shared(
+    far: RemoteArtifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run_1"
+    first, second = (run / "checkpoints" / f"step-{step:08d}" for step in (10, 20))
+    first.mkdir(parents=True)
+    for file in ("optimizer", "weights"):
+        (first / file).write_text(file)
+    (run / "metrics.jsonl").write_text('{"step": 10}\n')
+    looks = []
+
+    def overtaken(folder: Path) -> tuple[int, Path] | None:
+        """The second look is the sender's; right after it the training saves the next one, and begins to remove this one."""
+        found = last_checkpoint(folder)
+        looks.append(found)
+        if len(looks) == 2:
+            shutil.copytree(first, second)
+            (first / "weights").unlink()
+        return found
+
+    monkeypatch.setattr(elsewhere, "last_checkpoint", overtaken)
+    job = TrainJob.in_folder(
+        run,
+        base_dir="fake",
+        parent_path=None,
+        parent_kind=VersionKind.BASE,
+        parent_version=0,
+        method="lora",
+        snapshot_dir=str(run / "data"),
+    )
+    attempt_shared(far, job, lambda: TrainResult(TrainStatus.PAUSED))
+    assert checkpoints_of(far).newest() is None
+    attempt_shared(far, job, lambda: TrainResult(TrainStatus.PAUSED))
+    assert checkpoints_of(far).newest() == 20
+
+
 def test_checkpoints_are_shared_unless_told_otherwise(tmp_path: Path) -> None:
     store = {"database": f"sqlite:///{tmp_path / 'shared.sqlite'}", "artifacts": f"memory://{tmp_path}"}
     for shares, section in ((True, {}), (False, {"artifacts_checkpoints": False})):
@@ -65,6 +107,34 @@ def test_checkpoints_are_shared_unless_told_otherwise(tmp_path: Path) -> None:
             assert (opened.artifacts.checkpoints("run_1") is not None) is shares
     with Store.open(config_of(tmp_path)) as opened:
         assert opened.artifacts.checkpoints("run_1") is None
+
+
+def test_clearing_asks_the_url_only_for_runs_of_which_something_lies_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention does so each hour, for every run that was ever trained on data which is gone."""
+    store_at = {"database": f"sqlite:///{tmp_path / 'shared.sqlite'}", "artifacts": f"memory://{tmp_path}"}
+    config, cleared = config_of(tmp_path, store=store_at), list[FarCheckpoints]()
+    clear = FarCheckpoints.clear
+
+    def counted(far: FarCheckpoints) -> None:
+        cleared.append(far)
+        clear(far)
+
+    monkeypatch.setattr(FarCheckpoints, "clear", counted)
+    with Store.open(config) as store:
+        world = World(store, config, some_pairs(20))
+        ended = [replace(a_run(f"run_{n}"), dataset_id=world.dataset.dataset_id, cycle_id=None) for n in range(1, 4)]
+        for run in ended:
+            store.write(partial(runs.insert, run=replace(run, status=RunStatus.SUCCEEDED)))
+        store.write(partial(removed.mark, path=world.dataset.path, why=removed.Why.RETENTION, at=NOW))
+        far = store.artifacts.checkpoints("run_2")
+        assert far is not None
+        put(far, tmp_path / "made", 10)
+        folders.clear(store, config)
+        assert (far.newest(), len(cleared)) == (None, 1)
+        folders.clear(store, config)
+        assert len(cleared) == 1
 
 
 # --- with a real (tiny) model

@@ -11,7 +11,7 @@ from tests.server import POLICY, RunningServer, user_of
 
 from pairloop.client import Client
 from pairloop.loop import pairs
-from pairloop.store import runs, set_aside, versions
+from pairloop.store import feedback, passed_over, runs, set_aside, versions
 from pairloop.types import Alias, Pool, Run, RunStatus, Version, VersionKind
 
 RATER = user_of(Pool.TRAIN)
@@ -209,3 +209,25 @@ def test_what_is_included_again_comes_once_though_a_version_was_promoted_meanwhi
     fourth = compiled(server, 3)
     assert fourth not in told(server, pick)[0]["datasets"], "learned from once"
     assert server.http.get(f"/v1/datasets/{fourth}/set_aside").json()["data"] == []
+
+
+def test_what_is_included_again_and_left_out_for_another_reason_has_that_reason_and_comes_no_more(
+    server: RunningServer,
+) -> None:
+    pick, _ = picked(server, user_of(Pool.TRAIN, 5)), picked(server)
+    train_on(server, compiled(server, 0), 1)  # learned from it, and was not promoted
+    decide(server, "exclude", pick)
+    picked(server)
+    train_on(server, compiled(server, 0), 2)
+    decide(server, "include", pick)
+    with server.store.reading() as c:
+        said = feedback.get(c, pick)
+        assert said is not None
+        assert passed_over.groups_of(c, POLICY, 2) == {said.group_id}
+    reply = server.http.post("/v1/raters/quarantine", json={"rater_id": said.rater_id, "reason": "odd"})
+    assert reply.status_code == 200, reply.text
+    picked(server)
+    compiled(server, 2)
+    assert reason_of(server, pick) == "quarantined"
+    with server.store.reading() as c:
+        assert passed_over.groups_of(c, POLICY, 2) == frozenset()

@@ -96,7 +96,7 @@ def train(server: RunningServer) -> None:
         row = a_dataset("data_1")
         values = {name: getattr(row, name) for name in row.__dataclass_fields__} | {"policy": POLICY, "path": path}
         datasets.insert(c, type(row)(**values), feedback_seq=3, cycle_id=None, pairs=PAIRS)
-        set_aside.put(c, "data_1", {"f-tie": Dropped.TIE.value, "gone": Dropped.SKIP.value}, after_seq=0)
+        set_aside.put(c, "data_1", {"f-tie": Dropped.TIE.value, "gone": Dropped.SKIP.value}, learned_from=())
         versions.insert(c, version)
 
     server.store.write(write)

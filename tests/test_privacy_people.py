@@ -136,6 +136,42 @@ def test_an_operator_is_erased_from_votes_tags_trail_and_accounts(rig: Rig) -> N
     assert doctor.check(rig.store) == []
 
 
+def test_an_operator_who_comes_back_with_a_backup_from_before_they_left_is_erased_again(rig: Rig) -> None:
+    store, config, name = rig.store, rig.loop.config, "grace.hopper"
+
+    def come(c: Connection) -> None:
+        accounts.create(c, name, Role.OPERATE, "hash", actor="cli:x", reason="new")
+
+    store.write(come)  # she did nothing: only her account and the line about it name her
+    store.write(lambda c: accounts.remove(c, name, actor="cli:x", reason="left us"))
+    assert privacy.erase(store, config, f"account:{name}", reason="left us").counts["traces"] == 3
+    entries = privacy.read(privacy.path_of(config))
+    store.write(come)
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+    backed_up = metadata.tables["accounts"]
+    store.write(lambda c: c.execute(sa.update(backed_up).where(backed_up.c.name == name).values(created_at=long_ago)))
+    assert privacy.reapply(store, config, entries)["erasures"] == 1
+    assert rows_with(store, name) == []
+    with store.reading() as c:
+        assert accounts.list_(c) == []
+    # Who came after the erasure is somebody else, or is welcome again: they can go on signing in.
+    store.write(come)
+    privacy.reapply(store, config, entries)
+    with store.reading() as c:
+        assert [one.name for one in accounts.list_(c)] == [name]
+
+
+def test_a_nameless_request_without_a_conversation_does_not_come_back_either(rig: Rig) -> None:
+    nameless = replace(first_groups(rig)[0].group, group_id="chatcmpl-nameless", user=None, conversation_id=None)
+    rig.store.write(lambda c: groups.insert(c, nameless))
+    assert privacy.erase(rig.store, rig.loop.config, "conversation:chatcmpl-nameless", reason="asked").counts["groups"] == 1
+    back = {"prompt": "who am I?", "prompt_hash": "as it was"}
+    rows = metadata.tables["groups"]
+    rig.store.write(lambda c: c.execute(sa.update(rows).where(rows.c.group_id == nameless.group_id).values(back)))
+    privacy.reapply(rig.store, rig.loop.config, privacy.read(privacy.path_of(rig.loop.config)))
+    assert rows_with(rig.store, "who am I?") == []
+
+
 def test_a_customer_who_is_called_like_an_expert_or_a_policy_takes_nobody_along(rig: Rig) -> None:
     acts_of_an_operator(rig)
     pick = first_groups(rig)[0].feedback[0]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.test_deploy import add_version, version
 from pairloop.loop import evaluate, privacy
 from pairloop.store import groups, samples, stored
 from pairloop.store.samples import Sample
-from pairloop.types import Pool
+from pairloop.types import GroupKind, Pool
 
 failing = False
 
@@ -95,6 +96,22 @@ def test_a_sample_goes_with_the_request_that_its_prompt_came_from(rig: Rig) -> N
     old = config.model_copy(update={"privacy": config.privacy.model_copy(update={"keep_days": 30.0})})
     privacy.sweep(store, old, now=datetime.now(UTC) + timedelta(days=31))
     assert kept(rig, number) == []
+
+
+def test_a_sample_whose_prompt_was_read_off_an_answer_in_the_shadow_goes_with_the_request(rig: Rig) -> None:
+    number, store = add_version(rig, 3).number, rig.store
+    rig.serve(0, gate_n=8)
+    with store.reading() as c:
+        asked = groups.recent_prompts(c, rig.loop.name, pool=Pool.GATE, limit=1)[0]
+    asked = replace(asked, group_id="chatcmpl-asked", duel_id=None, created_at=datetime.now(UTC))
+    unseen = replace(asked, group_id=groups.shadow_id(asked.group_id), kind=GroupKind.SHADOW, completions=asked.completions[:1])
+    for one in (asked, unseen):
+        store.write(partial(groups.insert, group=one))
+    store.write(lambda c: stored.insert(c, asked))
+    report(rig, number)
+    assert unseen.group_id in {one.group_id for one in kept(rig, number)}
+    assert privacy.delete_completion(store, rig.loop.config, asked.group_id)
+    assert unseen.group_id not in {one.group_id for one in kept(rig, number)}
 
 
 def test_none_are_kept_where_none_are_wanted_and_a_failing_hook_is_told(

@@ -330,6 +330,7 @@ def test_a_clock_is_said_as_people_say_it(every: str | None, cron: str | None, k
 
 def test_the_command_line_sets_pauses_and_takes_back(tmp_path: Path) -> None:
     sections: dict[str, dict[str, Any]] = {"policy": {"model": "fake"}, "store": database_of(tmp_path / "bot")}
+    sections["privacy"] = {"redact": "patterns"}
     path = str(write_config(tmp_path / "bot", sections))
 
     def run(*words: str, code: int = 0) -> Any:

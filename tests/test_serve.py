@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.server import POLICY, World, as_stored, fake_config, user_of
 
 from pairloop.errors import EngineError, InvalidRequestError, NotFoundError
 from pairloop.loop.serve import AnswerStream, ChatRequest, ChatService, pool_of
+from pairloop.loop.serve.stopwatch import Took
 from pairloop.loop.serve.stream import Lockstep
 from pairloop.policy.fake import FakePolicy
 from pairloop.policy.protocols import SampleRequest, TokenEvent
@@ -558,3 +560,11 @@ def test_a_side_that_fails_releases_nothing() -> None:
     cancelled.cancel()
     sides.end(1, cancelled)
     assert said == []
+
+
+def test_an_answer_that_is_seen_before_its_callbacks_ran_took_until_now() -> None:
+    answer: Future[tuple[Completion, ...]] = Future()
+    answer.set_result((Completion("yes"),))  # whose own thread may be held up between this and the callbacks
+    (one,) = Took(perf_counter() - 1.0).noted([(answer, answer.result())])
+    assert one.total_ms is not None
+    assert one.total_ms >= 1_000

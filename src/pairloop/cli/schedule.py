@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pairloop.cli.output import config_option, show, table, verb
+from pairloop.cli.verbs import Verbs
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -21,7 +22,7 @@ _reason = click.option("--reason", required=True, help="Kept in the audit trail.
 _NO_CLOCK = "none"
 
 
-@click.group()
+@click.group(cls=Verbs)
 def schedule() -> None:
     """When cycles begin: look at it, set it, pause it, and go back to what pairloop.toml says.
 
@@ -139,7 +140,8 @@ def _act(
 
     with open_store(config_path) as (config, store):
         if change is not None:
-            store.write(lambda c: change(c, config, store.kept_words(reason)))
+            words = store.kept_words(reason)
+            store.write(lambda c: change(c, config, words))
         new_pairs = pairs.count_new(store, config)
         with store.reading() as c:
             found = outlook.look(c, config, new_pairs)

@@ -159,6 +159,10 @@ class Artifacts:
         """Where a run's newest checkpoint is shared with other machines; None where it is not."""
         return None
 
+    def sharing_runs(self) -> frozenset[str]:
+        """The runs of which a checkpoint is shared with other machines, or a part of one."""
+        return frozenset()
+
     def close(self) -> None:
         """Let go of what was held; a second call does nothing."""
 

@@ -115,6 +115,11 @@ class Bucket:
                 found[name] = is_whole or file == MANIFEST, max(newest, at)
         return found
 
+    def runs(self) -> frozenset[str]:
+        """Those of which a file lies below `CHECKPOINTS`, by one listing."""
+        with self.reaching(self.at(CHECKPOINTS)):
+            return frozenset(self.relative(path).split("/")[1] for path in self.fs.find(self.at(CHECKPOINTS)))
+
     def at(self, name: str, file: str | None = None) -> str:
         """A folder's or file's path as the file system knows it."""
         return "/".join(part for part in (self._base.rstrip("/"), name, file) if part is not None)

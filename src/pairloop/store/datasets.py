@@ -132,6 +132,17 @@ def used_seq(c: Connection, policy: str, version: int) -> int:
     return used
 
 
+def learned_from(c: Connection, policy: str, version: int) -> frozenset[str]:
+    """The datasets that ``version`` and its ancestors were trained on. Linear in the policy's versions."""
+    statement = sa.select(versions.c.number, versions.c.parent, versions.c.dataset_id).where(versions.c.policy == policy)
+    found = {row.number: row for row in c.execute(statement)}
+    learned, at = set[str](), found.get(version)
+    while at is not None:
+        learned |= {at.dataset_id} - {None}
+        at = found.get(at.parent)
+    return frozenset(learned)
+
+
 class Seen(NamedTuple):
     """Up to which feedback a snapshot looked, and when."""
 

@@ -138,10 +138,10 @@ def erase_feedback(c: Connection, feedback_ids: Sequence[str]) -> None:
         replies.forget(c, ids)
 
 
-def forget_decisions(c: Connection, subjects: Collection[str]) -> None:
+def forget_decisions(c: Connection, subjects: Collection[str], at: datetime) -> None:
     """Decisions about someone go, with what they were shown and saved views that name them; the audit trail tells no name."""
     saved_views.forget(c, subjects)
-    operators.forget(c, subjects)
+    operators.forget(c, subjects, at)
     c.execute(sa.delete(quarantines).where(quarantines.c.rater_id.in_(subjects)))
     c.execute(sa.delete(reservations).where(reservations.c.rater_id.in_(subjects)))
     named = [f"{RATER}{subject}" for subject in subjects]
@@ -150,10 +150,11 @@ def forget_decisions(c: Connection, subjects: Collection[str]) -> None:
 
 def people(c: Connection) -> Iterator[str]:
     """Every id by which somebody is known: users, raters, operators, and those who asked without saying who they are."""
-    for column in (groups.c.user, feedback.c.rater_id, quarantines.c.rater_id, reservations.c.rater_id, audit.c.actor):
+    for column in (groups.c.user, feedback.c.rater_id, quarantines.c.rater_id, reservations.c.rater_id):
         yield from c.execute(sa.select(column).where(column.is_not(None)).distinct()).scalars()
+    yield from operators.named(c)
     yield from saved_views.named(c)
-    nameless = sa.select(groups.c.conversation_id).where(groups.c.user.is_(None), groups.c.conversation_id.is_not(None))
+    nameless = sa.select(sa.func.coalesce(groups.c.conversation_id, groups.c.group_id)).where(groups.c.user.is_(None))
     yield from (f"{CONVERSATION}{name}" for name in c.execute(nameless.distinct()).scalars())
 
 

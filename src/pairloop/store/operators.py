@@ -6,7 +6,8 @@ What they did and why stays: it is the loop's own record. It is told of nobody a
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection
@@ -32,6 +33,14 @@ def refuse_while_active(c: Connection, subjects: Collection[str]) -> None:
         raise ConflictError(f"account {name!r} can still sign in; remove it first (`pairloop accounts remove {name}`)")
 
 
+def named(c: Connection) -> Iterator[str]:
+    """Whoever acted, every account, and what else the trail tells about a key or an address. Who relabelled has acted."""
+    yield from c.execute(sa.select(audit.c.actor).distinct()).scalars()
+    told = sa.or_(*(audit.c.subject.like(f"{kind}%") for kind in KINDS))
+    yield from c.execute(sa.select(audit.c.subject).where(told).distinct()).scalars()
+    yield from (f"{ACCOUNT}{name}" for name in c.execute(sa.select(accounts.c.name)).scalars())
+
+
 def count(c: Connection, subjects: Collection[str]) -> int:
     """How many rows name one of them. Reads the audit trail, and votes with tags."""
     names = [subject for subject in subjects if is_operator(subject)]
@@ -42,8 +51,11 @@ def count(c: Connection, subjects: Collection[str]) -> int:
     return c.execute(acts).scalar_one() + c.execute(known).scalar_one() + len(_relabelled(c, names))
 
 
-def forget(c: Connection, subjects: Collection[str]) -> None:
-    """Take their names away. The account's row stays without its name: what was locked once stays locked."""
+def forget(c: Connection, subjects: Collection[str], at: datetime) -> None:
+    """Take their names away. The account's row stays without its name: what was locked once stays locked.
+
+    ``at``: when they were erased. An account of before, which a backup has brought back, was removed then, and is again.
+    """
     names = [subject for subject in subjects if is_operator(subject)]
     if not names:
         return
@@ -52,6 +64,8 @@ def forget(c: Connection, subjects: Collection[str]) -> None:
     for feedback_id, tags in _relabelled(c, names).items():
         told = {**tags, RELABELLED_TAG: NOBODY}
         c.execute(sa.update(feedback).where(feedback.c.feedback_id == feedback_id).values(tags=told))
+    was_removed = accounts.c.removed_at.is_(None) & (accounts.c.created_at < at)
+    c.execute(sa.update(accounts).where(_is_theirs(names), was_removed).values(password_hash="", removed_at=at))
     gone = {"name": f"{NOBODY}-{secrets.token_hex(8)}"}
     c.execute(sa.update(accounts).where(_is_theirs(names), accounts.c.removed_at.is_not(None)).values(gone))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from pairloop.store import datasets
 from pairloop.store.feedback import is_latest
 from pairloop.store.groups import chunked
 from pairloop.store.marks import Mark, is_marked
-from pairloop.store.schema import dataset_pairs, feedback, marks, pair_groups, set_aside, versions
+from pairloop.store.schema import dataset_pairs, feedback, marks, pair_groups, set_aside
 
 
 def groups_of(c: Connection, policy: str, parent: int) -> frozenset[str]:
@@ -31,12 +32,7 @@ def groups_of(c: Connection, policy: str, parent: int) -> frozenset[str]:
 
 def _learned_by(c: Connection, policy: str, parent: int, group_ids: frozenset[str]) -> set[str]:
     """Those with a pair in what the version or an ancestor was trained on."""
-    tree = sa.select(versions.c.number, versions.c.parent, versions.c.dataset_id).where(versions.c.policy == policy)
-    found = {row.number: row for row in c.execute(tree)}
-    trained_on, at = set[str](), found.get(parent)
-    while at is not None:
-        trained_on.add(at.dataset_id)
-        at = found.get(at.parent)
+    trained_on = datasets.learned_from(c, policy, parent)
     holding = pair_groups.join(dataset_pairs, dataset_pairs.c.pair_id == pair_groups.c.pair_id)
     held = sa.select(pair_groups.c.group_id, dataset_pairs.c.dataset_id).select_from(holding)
     learned = set[str]()

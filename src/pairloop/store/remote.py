@@ -118,6 +118,9 @@ class RemoteArtifacts(Artifacts):
     def checkpoints(self, run: str) -> FarCheckpoints | None:
         return FarCheckpoints(self._bucket, run) if self._shares_checkpoints else None
 
+    def sharing_runs(self) -> frozenset[str]:
+        return self._bucket.runs()
+
     def close(self) -> None:
         """Hold nothing any more."""
         self._cache.close()

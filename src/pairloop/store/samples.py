@@ -9,7 +9,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from pairloop.store.groups import ERASED_HASH, load_ids
+from pairloop.store.groups import ERASED_HASH, chunked, load_ids, shadow_id
 from pairloop.store.schema import groups, samples
 from pairloop.types import Prompt
 
@@ -60,5 +60,6 @@ def of_version(c: Connection, policy: str, number: int) -> list[tuple[Prompt, Sa
 
 
 def forget(c: Connection, group_ids: Sequence[str]) -> None:
-    """Of groups that are erased: an answer repeats what it was asked."""
-    c.execute(sa.delete(samples).where(samples.c.group_id.in_(group_ids)))
+    """Of groups that are erased, and of what was said in their shadow: an answer repeats what it was asked."""
+    for ids in chunked([*group_ids, *map(shadow_id, group_ids)]):
+        c.execute(sa.delete(samples).where(samples.c.group_id.in_(ids)))

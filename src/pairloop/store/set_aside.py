@@ -7,14 +7,14 @@ The datasets' own folders keep what each of them said; here it can be asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from pairloop.store.groups import chunked
-from pairloop.store.schema import feedback, pair_feedback, set_aside
+from pairloop.store.schema import dataset_pairs, feedback, pair_feedback, set_aside
 
 ROWS_AT_ONCE = 2_000
 """So many go into one transaction: whoever picks meanwhile waits some ten milliseconds."""
@@ -34,16 +34,16 @@ def batches(feedback_ids: Iterable[str]) -> Iterator[list[str]]:
         yield part
 
 
-def put(c: Connection, dataset_id: str, reasons: Mapping[str, str], *, after_seq: int) -> None:
+def put(c: Connection, dataset_id: str, reasons: Mapping[str, str], *, learned_from: Collection[str]) -> None:
     """Write the reasons in place of earlier ones; rows that were erased meanwhile are passed over.
 
-    So are those up to ``after_seq`` of which a pair was made: the parent had its turn with them.
+    So are those with a pair in the datasets that the parent has ``learned_from``: it had its turn with them.
     """
-    in_pair = sa.exists().where(pair_feedback.c.feedback_id == feedback.c.feedback_id)
+    held = pair_feedback.join(dataset_pairs, dataset_pairs.c.pair_id == pair_feedback.c.pair_id)
+    mine = (pair_feedback.c.feedback_id == feedback.c.feedback_id, dataset_pairs.c.dataset_id.in_(learned_from))
+    is_learned = sa.exists().select_from(held).where(*mine)
     for ids in chunked(list(reasons)):
-        decided = sa.select(feedback.c.feedback_id).where(
-            feedback.c.feedback_id.in_(ids), sa.or_(feedback.c.seq > after_seq, ~in_pair)
-        )
+        decided = sa.select(feedback.c.feedback_id).where(feedback.c.feedback_id.in_(ids), ~is_learned)
         told = list(c.execute(decided).scalars())
         if told:
             forget(c, told)

@@ -74,8 +74,10 @@ def record(store: Store, config: Config, new: Staged, *, cycle_id: str | None) -
 
 def _tell_reasons(store: Store, dataset: Dataset, new: Staged) -> None:
     """What this dataset left out has its reason from now on, and what it uses has none any more."""
+    with store.reading() as c:
+        learned = datasets.learned_from(c, dataset.policy, new.parent)
     for part in set_aside.parts(set_aside_rows(store.artifacts.local(dataset.path))):
-        put = partial(set_aside.put, dataset_id=dataset.dataset_id, reasons=part, after_seq=new.after_seq)
+        put = partial(set_aside.put, dataset_id=dataset.dataset_id, reasons=part, learned_from=learned)
         store.write(put)
     for used in set_aside.batches(one for _, _, feedback_ids in new.lineage() for one in feedback_ids):
         store.write(partial(set_aside.forget, feedback_ids=used))

@@ -158,7 +158,7 @@ def _erase(store: Store, config: Config, entry: Entry, subjects: Sequence[str], 
                 left = successors[dataset.dataset_id]
                 removed.mark(c, dataset.path, Why.ERASURE, datetime.now(UTC), successor=left)
         erasures.forget_pairs(c, found.pair_ids)
-        erasures.forget_decisions(c, subjects)
+        erasures.forget_decisions(c, subjects, entry.created_at)
 
     store.write(forget)
     _erase_rows(store, found)

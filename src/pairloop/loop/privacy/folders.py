@@ -22,7 +22,10 @@ def clear(store: Store, config: Config) -> None:
         trained = _runs_on_removed(c)
     for run in trained:
         _clear_run(config, run)
-        train.forget(store.artifacts, train.folder_of(config, run))
+    shared = store.artifacts.sharing_runs() if trained else ()
+    for folder in (train.folder_of(config, run) for run in trained):
+        if folder.name in shared:
+            train.forget(store.artifacts, folder)
     removed.sweep(store)
 
 

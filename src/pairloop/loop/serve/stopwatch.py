@@ -20,7 +20,10 @@ def ms_between(start: float, end: float) -> int:
 
 
 class Took:
-    """How long each answer of a request took since ``came_at``; ``ended`` is told of each in any thread."""
+    """How long each answer of a request took since ``came_at``; ``ended`` is told of each in any thread.
+
+    Perhaps too late: an answer is there before its callbacks run, and whoever looks then takes the time of the look.
+    """
 
     def __init__(self, came_at: float) -> None:
         self._came_at = came_at
@@ -31,8 +34,9 @@ class Took:
 
     def noted(self, answers: Iterable[tuple[Future[Answers], Answers]]) -> Answers:
         """All completions, each with the time that its own took; those that were sampled as one ended as one."""
+        now = perf_counter()
         return tuple(
-            replace(completion, total_ms=ms_between(self._came_at, self._ends[id(answer)]))
+            replace(completion, total_ms=ms_between(self._came_at, self._ends.get(id(answer), now)))
             for answer, completions in answers
             for completion in completions
         )

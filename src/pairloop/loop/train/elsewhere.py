@@ -110,6 +110,8 @@ class _Sender:
         step, folder = found
         try:
             with _held(folder, Path(self._job.metrics_path), step) as copy:
+                if last_checkpoint(folder.parent) != found:  # it goes already, and of the copy something may be missing
+                    return
                 self._far.put(step, copy)
             self._sent = step
         except FileNotFoundError:  # the next one is whole, and this one has gone
