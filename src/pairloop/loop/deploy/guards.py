@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pairloop.config import DeploySection
-from pairloop.statistics import at_most, log_excess
+from pairloop.statistics import at_most, log_excess, percent
 from pairloop.store.traffic import Counts, class_of, minute_of
 from pairloop.types import Reason
 
@@ -148,7 +148,7 @@ def _judge(guard: _Guard, whole: _Window, hours: Mapping[int, _Window], referenc
 
 
 def _text(guard: _Guard, k: int, n: int, sign: str) -> str:
-    return f"{guard.rule}: {k} of {n} {guard.what} ({k / n:.1%}), {sign} {guard.limit:.1%}"
+    return f"{guard.rule}: {k} of {n} {guard.what} ({percent(k / n, 1)}), {sign} {percent(guard.limit, 1)}"
 
 
 def _half(bound: int | None) -> float | None:

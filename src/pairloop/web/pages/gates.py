@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,12 +24,12 @@ from pairloop.types import (
     Label,
     LabelledGroup,
     Message,
-    Reason,
     Verdict,
     VerdictKind,
     spoken,
 )
 from pairloop.web.context import Context, Here
+from pairloop.web.pages.gate_rules import rule_of
 from pairloop.web.pages.rendering import PageRoute, page
 from pairloop.web.plots import Drawing, Plot, Point, Series, draw, thinned
 from pairloop.web.wire import MAX_INT32
@@ -67,17 +66,6 @@ class Line:
     verdict: Verdict
     rate: Interval
     is_open: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A row of the table of rules, its figures in words."""
-
-    reason: Reason
-    meaning: str
-    observed: str
-    threshold: str
-    interval: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +135,7 @@ async def gate_of(
         verdict=found.verdict,
         challenger=challenger,
         champion=found.cycle.parent if found.duel is None else found.duel.champion,
-        rules=[_rule(look.reason, look.interval) for look in found.looks],
+        rules=[rule_of(look.reason, look.interval) for look in found.looks],
         drawing=drawing_of(found),
         adjusted=gate.bradley_terry(found.votes),
         rate=None if found.verdict is None else _rate(found.verdict),
@@ -201,43 +189,6 @@ def _review(context: Context, number: int) -> Review:
         if cycle is None:
             raise NotFoundError(f"no cycle {number} of {context.policy_name}", param="number")
         return loop_cycle.review(c, context.config, cycle)
-
-
-def _rule(reason: Reason, interval: Interval | None) -> Rule:
-    known = gate.RULES.get(reason.rule)
-    unit = "score" if known is None else known.unit
-    is_share_of_votes = reason.rule == "duel"  # its interval is that of the win rate, whatever the evidence is counted in
-    shown = "" if interval is None else f"{_figure(interval.lo, 'share' if is_share_of_votes else unit)} to "
-    if interval is not None:
-        shown += f"{_figure(interval.hi, 'share' if is_share_of_votes else unit)}{' won' if is_share_of_votes else ''}"
-    return Rule(
-        reason,
-        "" if known is None else known.meaning,
-        _figure(reason.observed, unit),
-        _figure(reason.threshold, unit),
-        shown or "–",
-    )
-
-
-def _figure(value: float | None, unit: str) -> str:
-    if value is None:
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    match unit:
-        case "share":
-            return f"{100 * value:.1f} %"
-        case "points":
-            return f"{100 * value:.1f} points"
-        case "count":
-            return f"{value:,.0f}"
-        case "e-value" if value >= 1e4:
-            return f"{value:.1e}"
-        case "hours":
-            return f"{value:.3g} h"
-        case "nats":
-            return f"{value:.3g} nats"
-    return f"{value:.3g}"
 
 
 def drawing_of(found: Review) -> Drawing | None:
