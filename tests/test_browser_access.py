@@ -183,6 +183,14 @@ def test_who_signs_in_next_sees_nothing_of_who_logged_out(server: RunningServer,
         server.app.state.context.keys.forget(name)
     page = open_page(browser, f"{server.url}/login", [])
 
+    def come_in(name: str) -> None:
+        page.context.clear_cookies()
+        page.goto(f"{server.url}/login")
+        sign_in(page, name)
+        expect(page.locator(".who")).to_contain_text(name)
+        page.goto(server.url)
+        expect(page.locator("#prompt")).to_be_visible()
+
     def ask_and_pick(name: str) -> None:
         page.locator("#prompt").fill(f"A question of {name}")
         page.locator("#prompt").press("Enter")
@@ -190,22 +198,14 @@ def test_who_signs_in_next_sees_nothing_of_who_logged_out(server: RunningServer,
         page.locator("[data-pick=a]").click()
         expect(page.locator("#mine-list")).to_contain_text(f"A question of {name}")
 
-    sign_in(page, "ada")
-    page.goto(server.url)
+    come_in("ada")
     ask_and_pick("ada")
     # Her session is over without a word from her: what she said is hers alone, and there for her.
-    page.context.clear_cookies()
-    page.goto(f"{server.url}/login")
-    sign_in(page, "lin")
-    page.goto(server.url)
-    expect(page.locator("#prompt")).to_be_visible()
+    come_in("lin")
     assert "ada" not in page.locator("main").inner_text()
     ask_and_pick("lin")
     assert "ada" not in page.locator("main").inner_text()
-    page.context.clear_cookies()
-    page.goto(f"{server.url}/login")
-    sign_in(page, "ada")
-    page.goto(server.url)
+    come_in("ada")
     expect(page.locator("#mine-list")).to_contain_text("A question of ada")
 
     page.context.add_cookies([{"name": "pairloop_visitor", "value": f"visitor-{0:032x}", "url": server.url}])
