@@ -21,7 +21,7 @@ _EVIDENCE = {
 @dataclass(frozen=True, slots=True)
 class Rule:
     """A row, its figures in words. ``compared``: the figure that stood against the threshold, empty where it is what was
-    observed, or where no figure of the row is; ``what`` says which it is."""
+    observed, or where no figure of the row is; ``what`` says which it is. ``interval`` is empty where there is none."""
 
     reason: Reason
     meaning: str
@@ -50,7 +50,7 @@ def rule_of(reason: Reason, interval: Interval | None) -> Rule:
         reason,
         "" if known is None else known.meaning,
         figure(observed, unit),
-        shown or "–",
+        shown,
         "" if compared is None else figure(compared, unit),
         what,
         figure(reason.threshold, unit),
