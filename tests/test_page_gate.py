@@ -345,7 +345,7 @@ class Offline:
 def test_the_figure_that_a_rule_says_it_compared_decides_it(rule: str, ends: list[float], is_required: bool) -> None:
     """The mean is what was observed, always; the end that is named stands on the side of the threshold that the word says."""
     lo, mean, hi = (round(end, 2) for end in ends)
-    config = GateSection(require=REQUIRED if is_required else ())
+    config = GateSection.model_validate({"require": REQUIRED if is_required else ()})
     interval = Interval(mean, lo, hi, 90)
     (reason,) = (one for one in gate.guardrails(Offline({METRICS[rule]: interval}, {}), config) if one.rule == rule)
     row = rule_of(reason, interval)
