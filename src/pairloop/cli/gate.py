@@ -114,12 +114,12 @@ def _plan_text(made: Plan, section: GateSection) -> str:
     def told(picks: int | None) -> str:
         return f"more than {made.picks:,}" if picks is None else f"{picks:,}"
 
-    rows = [(f"{n:,}", *(percent(part, 1) for part in share[:3])) for n, share in made.power]
+    rows = [(f"{n:,}", percent(share.mean, 1), f"{percent(share.lo, 1)} to {percent(share.hi, 1)}") for n, share in made.power]
     text = f"{told(made.median)} picks in the median, {told(made.p90)} at 90 % ({made.duels:,} simulated duels)"
     over = [name for name, picks in (("median", made.median), ("90 %", made.p90)) if picks is None or picks > section.max_picks]
     if over:
         text += f"; a duel ends undecided at gate.max_picks = {section.max_picks:,}, before the {' and the '.join(over)}"
-    return f"{text}\n{table(('by picks', 'promoted', 'from, 95 %', 'to'), rows)}"
+    return f"{text}\n{table(('by picks', 'promoted', '95 % interval'), rows)}"
 
 
 def _explanation(one: Cycle, verdict: Verdict | None) -> str:
