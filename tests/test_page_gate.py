@@ -22,6 +22,7 @@ from tests.test_pages import EVIL, Collector
 from pairloop.config import GateSection
 from pairloop.loop import cycle, gate
 from pairloop.loop.cycle import Review
+from pairloop.statistics import percent, share
 from pairloop.store import cycles, duels, feedback, groups, new_group_id, new_id, quarantines
 from pairloop.store.quarantines import Action, Quarantine
 from pairloop.types import (
@@ -208,6 +209,11 @@ def test_a_verdict_is_told_rule_by_rule_and_its_path_ends_at_its_evidence(world:
     for reason in found.verdict.reasons:
         assert gate.RULES[reason.rule].meaning in page
         assert escape(reason.text).replace("&#x27;", "&#39;") in page
+    counted = gate.count(found.votes, found.config).counted
+    first = sum(bool(vote.is_first) for vote in counted)
+    assert f"shown first in {first} of {len(counted)} votes" in page
+    shown = share(first / len(counted), len(counted))
+    assert f"{percent(shown.mean, 1)}<small>95 %: {percent(shown.lo, 1)} to {percent(shown.hi, 1)}</small>" in page
     assert "boundary 1/alpha = 20" in page
     assert page.count('<span class="mark passed">passed</span>') == len(found.verdict.reasons)
     assert "language = de" in page

@@ -44,7 +44,7 @@ def rule_of(reason: Reason, interval: Interval | None) -> Rule:
     else:
         shown = f"{figure(interval.lo, of_interval)} to {figure(interval.hi, of_interval)}"
         shown += " won" if reason.rule == "duel" else ""
-        observed = reason.observed if reason.rule == "duel" else interval.mean
+        observed = reason.observed if end is None else interval.mean
     compared, what = _compared(reason, interval, end)
     return Rule(
         reason,
