@@ -46,7 +46,8 @@ def _commands(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[t
 def config_page() -> str:
     parts = [
         "# Configuration\n",
-        "`pairloop.toml`, one table per stage. `PAIRLOOP_<SECTION>_<KEY>` in the environment overrides a key.\n",
+        "`pairloop.toml`, one table per stage. `PAIRLOOP_<SECTION>_<KEY>` in the environment overrides a key;\n"
+        "one that is spelt nearly so is ignored, and a warning says which is meant.\n",
     ]
     for name, field in Config.model_fields.items():
         section = field.annotation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -172,3 +173,44 @@ def test_an_opened_reason_stays_open_when_the_trail_is_fetched_anew(server: Runn
     page.evaluate("document.body.dispatchEvent(new CustomEvent('loop:moved'))")
     expect(page.locator("#entries tbody tr")).to_have_count(2)
     expect(page.get_by_text("rule 8 passed")).to_be_visible()
+
+
+def test_who_signs_in_next_sees_nothing_of_who_logged_out(server: RunningServer, browser: Browser) -> None:
+    hashed = accounts.hash_password(PASSWORD)
+    for name in ("ada", "lin"):
+        made = partial(accounts.create, name=name, role=Role.OPERATE, password_hash=hashed, actor="test", reason="test")
+        server.store.write(made)
+        server.app.state.context.keys.forget(name)
+    page = open_page(browser, f"{server.url}/login", [])
+
+    def come_in(name: str) -> None:
+        page.context.clear_cookies()
+        page.goto(f"{server.url}/login")
+        sign_in(page, name)
+        expect(page.locator(".who")).to_contain_text(name)
+        page.goto(server.url)
+        expect(page.locator("#prompt")).to_be_visible()
+
+    def ask_and_pick(name: str) -> None:
+        page.locator("#prompt").fill(f"A question of {name}")
+        page.locator("#prompt").press("Enter")
+        expect(page.locator("#note")).to_contain_text("Pick with a button")
+        page.locator("[data-pick=a]").click()
+        expect(page.locator("#mine-list")).to_contain_text(f"A question of {name}")
+
+    come_in("ada")
+    ask_and_pick("ada")
+    # Her session is over without a word from her: what she said is hers alone, and there for her.
+    come_in("lin")
+    assert "ada" not in page.locator("main").inner_text()
+    ask_and_pick("lin")
+    assert "ada" not in page.locator("main").inner_text()
+    come_in("ada")
+    expect(page.locator("#mine-list")).to_contain_text("A question of ada")
+
+    page.context.add_cookies([{"name": "pairloop_visitor", "value": f"visitor-{0:032x}", "url": server.url}])
+    page.get_by_role("button", name="Log out").click()
+    page.wait_for_url("**/login")
+    kept = page.evaluate("[localStorage, sessionStorage].flatMap((kept) => Object.keys(kept))")
+    assert [name for name in kept if name.startswith("pairloop.")] == []
+    assert [cookie["name"] for cookie in page.context.cookies()] == []

@@ -60,6 +60,16 @@ def test_decisions_are_about_what_is_ticked_or_else_about_all(browser: Browser, 
     seen = visit(browser, server.url, "/preferences?kind=train")
     page = seen.page
     expect(page.locator("#chosen")).to_contain_text("all 5 groups")
+    page.goto(f"{server.url}/preferences")
+    buttons = page.locator("#found form.decision button")
+    expect(page.locator("#chosen")).to_contain_text("Tick groups to decide about them, or set a filter")
+    assert [buttons.nth(n).is_disabled() for n in range(buttons.count())] == [True] * 4
+    page.locator("[data-tick=g-tie]").check()
+    expect(page.locator("#chosen")).to_contain_text("1 ticked group.")
+    expect(buttons.first).to_be_enabled()
+    page.locator("[data-tick=g-tie]").uncheck()
+    expect(buttons.first).to_be_disabled()
+    page.goto(f"{server.url}/preferences?kind=train")
     page.locator("[data-tick=g-tie]").check()
     page.locator("[data-tick=g-waiting]").check()
     expect(page.locator("#chosen")).to_contain_text("2 ticked groups")

@@ -61,6 +61,20 @@ def test_an_operator_sets_the_schedule_and_sees_the_next_run_move(tmp_path: Path
         expect(back).to_have_count(0)
         expect(clock).to_contain_text("in 6 h")
 
+        # Another operator's change reaches a form that nobody has touched, and the table; a touched one is left as it is.
+        elsewhere = {"min_pairs": 66_666, "reason": "from elsewhere"}
+        assert server.http.post(f"/v1/schedules/{POLICY}", json=elsewhere).status_code == 200
+        expect(tab.locator("#origins")).to_contain_text("from elsewhere")
+        expect(form.locator("[data-part=min_pairs]")).to_have_value("66666")
+        form.locator("[data-part=min_pairs]").fill("55555")
+        expect(button).to_be_enabled()
+        elsewhere = {"every": "3h", "reason": "and again"}
+        assert server.http.post(f"/v1/schedules/{POLICY}", json=elsewhere).status_code == 200
+        expect(tab.locator("#origins")).to_contain_text("and again")
+        expect(form.locator("[data-preview]")).to_contain_text("was set meanwhile")
+        expect(form.locator("[data-part=min_pairs]")).to_have_value("55555")
+        expect(button).to_be_enabled()
+
         for scheme in ("light", "dark"):
             tab.emulate_media(color_scheme=scheme)
             assert seen.serious() == [], scheme

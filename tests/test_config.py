@@ -49,6 +49,30 @@ def test_environment_overrides_a_key(tmp_path: Path) -> None:
     assert config.policy.name == "shop"
 
 
+def test_a_misspelt_variable_is_told_once_with_the_near_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    judge = {"judge_url": "http://127.0.0.1", "judge_model": "m", "judge_api_key_env": "PAIRLOOP_LABEL_JUDGE_API_KEY"}
+    path = write_config(tmp_path, {"label": judge})
+    of_kubernetes = {
+        "PAIRLOOP_SERVICE_HOST": "10.0.0.1",
+        "PAIRLOOP_SERVICE_PORT": "8000",
+        "PAIRLOOP_SERVICE_PORT_HTTP": "8000",
+        "PAIRLOOP_PORT": "tcp://10.0.0.1:8000",
+        "PAIRLOOP_SERVER_PORT": "tcp://10.0.0.1:8000",
+        "PAIRLOOP_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "PAIRLOOP_PORT_8000_TCP_PORT": "8000",
+        "PAIRLOOP_PORT_8000_TCP_ADDR": "10.0.0.1",
+    }
+    a_secret = {"PAIRLOOP_LABEL_JUDGE_API_KEY": "sk"}
+    load_config(path, env={**of_kubernetes, **a_secret, "PAIRLOOP_SOMETHING": "else", "PAIRLOOP_SERVE_PORT": "1"})
+    assert caplog.messages == []
+    for _ in range(2):
+        assert load_config(path, env={**of_kubernetes, "PAIRLOOP_SERV_PORT": "1", "PAIRLOOP_STATEDIR": "x"}).serve.port != 1
+    assert caplog.messages == [
+        "PAIRLOOP_SERV_PORT is no setting and is ignored; did you mean PAIRLOOP_SERVE_PORT?",
+        "PAIRLOOP_STATEDIR is no setting and is ignored; did you mean PAIRLOOP_STATE_DIR?",
+    ]
+
+
 def test_a_wrong_value_of_the_environment_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     (tmp_path / "pairloop.toml").write_text("[train]\nbeta = -1\n")
     with pytest.raises(ConfigError) as told:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -95,6 +96,7 @@ def test_the_plan_by_hand(tmp_path: Path) -> None:
     text = run(*wanted).output
     assert f"{made['median']} picks in the median, {made['p90']} at 90 %" in text
     assert "ends undecided at gate.max_picks = 60" in text
+    assert re.search(r"\n50 +\d+\.\d % +\d+\.\d % to \d+\.\d %\n", text), text  # as the pages write it
     robust = run_json(*wanted, "--robust", "0.1", "--flip", "0.1", "--cluster", "rater")
     assert robust["gate"]["robust"] == 0.1
     assert robust["power"][2]["mean"] < made["power"][2]["mean"]

@@ -77,7 +77,7 @@ def test_r7_sees_the_hump_and_the_stop(tmp_path: Path) -> None:
     outcome = one_off.judge(data)
     assert outcome.passed is True, outcome.result
     assert "0.600 → 0.850 (step 200) → 0.603 (step 400), 24.7 [" in outcome.result
-    assert "rounds end at 0.817 (lowest 0.800, 94% of the peak)" in outcome.result
+    assert "rounds end at 0.817 (lowest 0.800, 94 % of the peak)" in outcome.result
     assert "d_chosen at step 120, d_chosen at step 120" in outcome.details
     one_off.plot(data, tmp_path / "R7.png")
     assert (tmp_path / "R7.png").stat().st_size > 5_000
@@ -124,9 +124,9 @@ def test_r13_passes_at_95_percent_of_the_gain(tmp_path: Path) -> None:
     data = {"arms": document(SCORES, seeds=5) + document(SCORES, task="cipher", seeds=5)}
     outcome = few_rounds.judge(data)
     assert outcome.passed is True
-    assert "the recipe's part of GRPO's gain: sort 98%, cipher 98%; below 95% on none" in outcome.result
+    assert "the recipe's part of GRPO's gain: sort 98 %, cipher 98 %; below 95 % on none" in outcome.result
     assert "imitation stays below GRPO on sort, cipher, and above the recipe there on none" in outcome.result
-    row = "| sort (tuned on) | 0.300 | 0.800 [0.790, 0.810] | 0.790 [0.780, 0.800] | 98% | 0.780 | 0.400 | "
+    row = "| sort (tuned on) | 0.300 | 0.800 [0.790, 0.810] | 0.790 [0.780, 0.800] | 98 % | 0.780 | 0.400 | "
     assert f"{row}0.500 / 0.700 / 0.600 / 0.550 | 0.90 |" in outcome.details
     few_rounds.plot(data, tmp_path / "R13.png")
     assert (tmp_path / "R13.png").stat().st_size > 5_000
@@ -135,7 +135,7 @@ def test_r13_passes_at_95_percent_of_the_gain(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"recipe": 0.77}, "below 95% on cipher"),
+        ({"recipe": 0.77}, "below 95 % on cipher"),
         ({"recipe": 0.785, "rounds_4_sft_32": 0.79}, "above the recipe there on cipher"),
         ({"grpo_8": 0.3}, "cipher no gain to share"),
     ],

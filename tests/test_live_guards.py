@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -352,6 +353,7 @@ def test_thumbs_that_turn_down_break_a_guard() -> None:
     former = Seen({}, thumbs(1, 0.2))
     reasons = {reason.rule: reason for reason in guards.look(Seen({}, thumbs(2, 0.7)), former, SECTION, T0)}
     assert reasons["thumbs"].passed is False
+    assert re.search(r"\(\d+\.\d %\), more than \d+\.\d %$", reasons["thumbs"].text)
     assert reasons["errors"].passed is None  # nothing is known, so nothing is said
     same = guards.look(Seen({}, thumbs(3, 0.2)), former, SECTION, T0)
     assert guards.broken(same) is None

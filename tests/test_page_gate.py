@@ -19,8 +19,10 @@ from tests.loop_rig import Rig, open_rig, settings
 from tests.server import RunningServer
 from tests.test_pages import EVIL, Collector
 
+from pairloop.config import GateSection
 from pairloop.loop import cycle, gate
 from pairloop.loop.cycle import Review
+from pairloop.statistics import percent, share
 from pairloop.store import cycles, duels, feedback, groups, new_group_id, new_id, quarantines
 from pairloop.store.quarantines import Action, Quarantine
 from pairloop.types import (
@@ -33,13 +35,16 @@ from pairloop.types import (
     Feedback,
     Group,
     GroupKind,
+    Interval,
     Label,
     Message,
     Pool,
+    Reason,
     Source,
     VerdictKind,
 )
 from pairloop.web.pages import gates
+from pairloop.web.pages.gate_rules import figure, rule_of
 from pairloop.web.plots import thinned
 
 HOSTILE = (EVIL, "</textarea><b>bold</b>", "x" * 999_999 + "y", "שלום \u202eevil", "broken \ufffd\x07 end")
@@ -204,6 +209,11 @@ def test_a_verdict_is_told_rule_by_rule_and_its_path_ends_at_its_evidence(world:
     for reason in found.verdict.reasons:
         assert gate.RULES[reason.rule].meaning in page
         assert escape(reason.text).replace("&#x27;", "&#39;") in page
+    counted = gate.count(found.votes, found.config).counted
+    first = sum(bool(vote.is_first) for vote in counted)
+    assert f"shown first in {first} of {len(counted)} votes" in page
+    shown = share(first / len(counted), len(counted))
+    assert f"{percent(shown.mean, 1)}<small>95 %: {percent(shown.lo, 1)} to {percent(shown.hi, 1)}</small>" in page
     assert "boundary 1/alpha = 20" in page
     assert page.count('<span class="mark passed">passed</span>') == len(found.verdict.reasons)
     assert "language = de" in page
@@ -314,3 +324,62 @@ def test_thinning_keeps_both_ends_and_is_done_once(n: int, most: int) -> None:
     assert (kept[0], kept[-1]) == (0, n - 1)
     assert len(kept) <= most + 1
     assert list(thinned(kept, most)) == list(kept) == sorted(set(kept))
+
+
+REQUIRED = ("verifier", "heldout_accuracy", "seed_duel")
+METRICS = {
+    "length_ratio": "length_ratio",
+    "entropy_ratio": "entropy_ratio",
+    "kl_base": "kl_base",
+    "verifier": "verifier_increase",
+    "heldout_accuracy": "heldout_accuracy",
+    "seed_duel": "seed_win_rate",
+}
+
+
+@dataclass(frozen=True)
+class Offline:
+    metrics: dict[str, Interval]
+    errors: dict[str, str]
+
+
+@given(
+    st.sampled_from(sorted(METRICS)),
+    st.lists(st.floats(0.0, 2.0), min_size=3, max_size=3).map(sorted),
+    st.booleans(),
+)
+def test_the_figure_that_a_rule_says_it_compared_decides_it(rule: str, ends: list[float], is_required: bool) -> None:
+    """The mean is what was observed, always; the end that is named stands on the side of the threshold that the word says."""
+    lo, mean, hi = (round(end, 2) for end in ends)
+    config = GateSection.model_validate({"require": REQUIRED if is_required else ()})
+    interval = Interval(mean, lo, hi, 90)
+    (reason,) = (one for one in gate.guardrails(Offline({METRICS[rule]: interval}, {}), config) if one.rule == rule)
+    row = rule_of(reason, interval)
+    unit = gate.RULES[rule].unit
+    assert row.observed == figure(mean, unit)
+    assert row.interval == f"{figure(lo, unit)} to {figure(hi, unit)}"
+    if row.what == "both ends":
+        assert reason.passed
+        return
+    compared = {"the lower end": lo, "the upper end": hi}[row.what]
+    assert row.compared == figure(compared, unit)
+    assert reason.threshold is not None
+    is_upper_limit = rule == "kl_base" or (rule == "length_ratio" and row.what == "the upper end")
+    holds = compared <= reason.threshold if is_upper_limit else compared >= reason.threshold
+    assert holds == (reason.passed is True)
+
+
+def test_other_rules_say_what_was_compared_too() -> None:
+    def what(reason: Reason, interval: Interval | None = None) -> tuple[str, str, str]:
+        row = rule_of(reason, interval)
+        return row.observed, row.compared, row.what
+
+    assert what(Reason("min_picks", None, "", 12, 20)) == ("12", "", "as observed")
+    assert what(Reason("duel", True, "", 31.2, 20), Interval(0.6, 0.5, 0.7, 99)) == ("31.2", "", "as observed")
+    assert what(Reason("duel", False, "", 31.2, 20)) == ("31.2", "", "the reversed E, for the champion")
+    assert what(Reason("sides", True, "", 0.4, 0.5), Interval(0.4, 0.3, 0.5, 9))[2] == "the evidence against a fair coin"
+    looked = Interval(0.62, 0.55, 0.7, 99)
+    assert what(Reason("adjusted_win_rate", True, "", 0.55, 0.5), looked) == ("62.0 %", "55.0 %", "the lower end")
+    assert what(Reason("adjusted_win_rate", True, "", 0.62), looked) == ("62.0 %", "", "–")  # a diagnostic
+    assert what(Reason("seed_duel", True, "", 0.55, 0.5)) == ("–", "55.0 %", "the lower end")  # no interval is known any more
+    assert what(Reason("heldout_accuracy", None, "missing")) == ("–", "", "–")

@@ -208,6 +208,15 @@ def test_a_pairs_page_says_everything_about_it(shop: RunningServer) -> None:
         assert word in text
     assert "which was trained version 1" in shop.http.get("/preferences/g-trained").text.replace("\n", " ")
     assert WHY["tie"] in shop.http.get("/preferences/g-tie").text
+    for name, told in {  # by its state, and the request's own page says the same
+        "waiting": "No dataset has looked at it yet: the next one will.",
+        "tie": f"Left out. {WHY['tie']}",
+        "duel": "In no dataset: its votes judged a version in a duel, and such votes do not train.",
+        "silent": "In no dataset: nobody has said anything about it.",
+        "trained": "In dataset ",
+    }.items():
+        for path in ("preferences", "requests"):
+            assert told in shop.http.get(f"/{path}/g-{name}").text, (path, name)
     assert shop.http.get("/preferences/nobody").status_code == 404
     assert "Nobody has said anything" in shop.http.get("/preferences/g-silent").text
 

@@ -82,6 +82,19 @@ def test_each_mark_says_what_became_of_its_version_and_the_line_keeps_to_those_i
     assert [p.href for p in by_hand["promoted, against the base"].points] == ["/versions/1", "/versions/2", "/versions/3"]
 
 
+def test_the_base_has_its_label_and_no_other_one_runs_into_it() -> None:
+    drawing = draw(plot([moved(1, 0)]))
+    assert [label for _, label in drawing.x_ticks] == ["@0", "@1 ★", "@2", "@3", "@4"]
+    (base, *_) = next(one for one in drawing.drawn if one.series.name == "champions").dots
+    assert drawing.x_ticks[0][0] == base.x
+    for n in (1, 2, 13, 30, 100, 400):
+        many = curve([Contest(number, 0, 6, 4, 0, "HOLD", NOW) for number in range(1, n + 1)])
+        ticks = draw(versions_plot(many, history=[], details={}, by="version", champion=0)).x_ticks
+        assert ticks[0][1] == "@0 ★"
+        assert ticks[-1][1] == f"@{n}"
+        assert all(b[0] - a[0] >= 30 for a, b in pairwise(ticks)), n  # as wide as "@100 ★"
+
+
 def test_the_hover_tells_of_data_beta_kl_and_picks() -> None:
     known = Details(1_204, 0.1, Interval(3.2, 3.0, 3.4, 64), 120, Interval(0.2, 0.18, 0.22, 900))
     series = {one.name: one for one in plot([moved(1, 0)], details={1: known}).series}
@@ -258,7 +271,9 @@ def test_the_buttons_fit_the_version(server: RunningServer) -> None:
     champion, former = server.http.get("/versions/1").text, server.http.get("/versions/0").text
     assert "Roll back to @0" in champion
     assert 'data-confirm="promote"' not in champion
-    assert "Roll back to this one" in former
+    assert "Roll back to @0" in former
+    assert "It was the champion before @1. Rolling back takes back what came after it" in former
+    assert 'data-confirm="promote"' not in former, "a former champion has one way back"
     assert 'data-confirm="canary"' in former
     reply = server.http.post(f"/v1/policies/{POLICY}/rollback", json={"reason": "worse", "to": 0})
     assert reply.status_code == 200, reply.text

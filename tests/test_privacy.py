@@ -22,6 +22,7 @@ from pairloop.config import Config
 from pairloop.errors import ConflictError, UserError
 from pairloop.formats import snapshot
 from pairloop.loop import deploy, pairs, privacy, raters, train
+from pairloop.loop.privacy import ledger
 from pairloop.policy.fake import write_skill
 from pairloop.store import Store, audit, datasets, doctor, erasures, feedback, groups, removed, replies, stored, versions
 from pairloop.store.quarantines import Action
@@ -363,6 +364,24 @@ def test_a_name_of_whom_nothing_was_learned_is_refused_before_it_trains(rig: Rig
             privacy.rebuild(rig.store, rig.loop.config, version.number, without=people, owner="t:0")
     with pytest.raises(UserError, match="no manifest that says how"):  # it was never trained; of her there is something
         privacy.rebuild(rig.store, rig.loop.config, version.number, without=[JANE], owner="t:0")
+
+
+def test_who_was_erased_is_no_stranger(rig: Rig) -> None:
+    rig.serve(20)
+    plant(rig)
+    _, version = registered(rig)
+    privacy.erase(rig.store, rig.loop.config, JANE, reason="asked")
+
+    def refused(person: str) -> str:
+        with pytest.raises(UserError) as told:
+            privacy.rebuild(rig.store, rig.loop.config, version.number, without=[person], owner="t:0")
+        return str(told.value)
+
+    words = f"{JANE!r} was erased: what was erased is left out anyway, leave `--without {JANE}` away"
+    assert refused(JANE) == words
+    assert "nothing of 'jannet'" in refused("jannet")
+    ledger.path_of(rig.loop.config).unlink()  # the database knows, too
+    assert refused(JANE) == words
 
 
 # --- by age

@@ -14,6 +14,11 @@ Z95 = 1.959963984540054
 """The normal quantile of a two-sided 95 % interval."""
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """A share between 0 and 1 as people read it: ``92 %``."""
+    return f"{100 * share:.{digits}f} %"
+
+
 def share(mean: float, n: int) -> Interval:
     """A share of ``n`` observations with Wilson's 95 % interval, which stays within 0 and 1 and is honest about none of few.
 

@@ -118,6 +118,8 @@ def _print(document: dict[str, Any]) -> None:
 def _table(task: str, entries: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
+    from pairloop.statistics import percent
+
     found = Table(title=f"{task}: base {entries[0]['base_score']:.3f}, {len(entries[0]['score']['seeds'])} seeds")
     for header in (
         "arm",
@@ -142,7 +144,7 @@ def _table(task: str, entries: list[dict[str, Any]]) -> Table:
             f"{entry['score']['mean']:.3f}",
             f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "–",
             f"{entry['greedy']:.3f}",
-            "–" if share is None else f"{share:.0%}",
+            "–" if share is None else percent(share),
             str(entry["rollouts"]),
             "–" if needed is None else f"{needed:.0f}",
             f"{entry['ess_mean']:.2f}",

@@ -109,10 +109,12 @@ def _section(config_path: Path, **given: Any) -> GateSection:
 
 
 def _plan_text(made: Plan, section: GateSection) -> str:
+    from pairloop.statistics import percent
+
     def told(picks: int | None) -> str:
         return f"more than {made.picks:,}" if picks is None else f"{picks:,}"
 
-    rows = [(f"{n:,}", f"{share.mean:.1%}", f"{share.lo:.1%} to {share.hi:.1%}") for n, share in made.power]
+    rows = [(f"{n:,}", percent(share.mean, 1), f"{percent(share.lo, 1)} to {percent(share.hi, 1)}") for n, share in made.power]
     text = f"{told(made.median)} picks in the median, {told(made.p90)} at 90 % ({made.duels:,} simulated duels)"
     over = [name for name, picks in (("median", made.median), ("90 %", made.p90)) if picks is None or picks > section.max_picks]
     if over:

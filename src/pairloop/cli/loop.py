@@ -130,13 +130,14 @@ def promote(number: int, config_path: Path, reason: str, canary_share: float | N
     """Make VERSION the champion by hand, past the gate."""
     from pairloop.cli.opening import actor, open_loop
     from pairloop.loop import deploy
+    from pairloop.statistics import percent
 
     with open_loop(config_path) as loop:
         if canary_share is not None:
             canary = deploy.start_canary(
                 loop.store, loop.policy, loop.config, number=number, share=canary_share, reason=reason, actor=actor()
             )
-            show(canary, f"canary: version {number}, for {canary.share:.0%} of the users", as_json=as_json)
+            show(canary, f"canary: version {number}, for {percent(canary.share)} of the users", as_json=as_json)
             return
         event = deploy.promote_by_hand(
             loop.store, loop.policy, loop.config.policy.name, number=number, reason=reason, actor=actor()

@@ -122,9 +122,12 @@ def _flips_json(found: FlipRate | None) -> dict[str, object] | None:
 def _flips_text(found: FlipRate | None) -> str:
     if found is None:
         return "flip rate: not measured; it takes picks of one rater about the same two answers in both orders"
+    from pairloop.statistics import percent
+
     rate = found.rate
     return (
-        f"flip rate {rate.mean:.1%} (95 % interval {rate.lo:.1%} to {rate.hi:.1%}): {found.disagreements} of {found.pairs} "
+        f"flip rate {percent(rate.mean, 1)} (95 % interval {percent(rate.lo, 1)} to {percent(rate.hi, 1)}): "
+        f"{found.disagreements} of {found.pairs} "
         f"questions asked again, sides swapped, were answered differently; train.label_smoothing = {found.label_smoothing}"
     )
 

@@ -99,6 +99,9 @@ class DuelResource(BaseModel):
 
 
 class ReasonResource(BaseModel):
+    """``observed``: the figure that the rule looked at; where it compares one end of an interval with ``threshold``, that end.
+    ``text`` has the interval."""
+
     rule: str
     passed: bool | None
     text: str

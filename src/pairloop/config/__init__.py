@@ -36,6 +36,7 @@ from pairloop.config.sections import (
     ServeSection,
     StoreSection,
 )
+from pairloop.config.strays import warn_of_strays
 from pairloop.config.track import TrackSection
 from pairloop.config.train import TrainSection
 from pairloop.config.webhooks import WebhookEndpoint, WebhooksSection
@@ -181,6 +182,7 @@ def load_config(path: Path | None = None, *, env: Mapping[str, str] | None = Non
         data["state_dir"] = path.parent / data.get("state_dir", ".")
     env = os.environ if env is None else env
     _apply_env(data, env)
+    warn_of_strays(env, [f"{ENV_PREFIX}STATE_DIR", *_variables()], data, prefix=ENV_PREFIX)
     return parse_config(data, origin=str(path) if path else "environment", env=env)
 
 
@@ -277,16 +279,22 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _apply_env(data: dict[str, Any], env: Mapping[str, str]) -> None:
     """Overrides such as PAIRLOOP_TRAIN_BETA=0.2; values are read as TOML where they parse, as strings otherwise."""
-    for section, field in Config.model_fields.items():
-        annotation = field.annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, Section)):
-            continue
-        for key in annotation.model_fields:
-            raw = env.get(_variable(section, key))
-            if raw is not None:
-                data.setdefault(section, {})[key] = _toml_value(raw)
+    for variable, (section, key) in _variables().items():
+        raw = env.get(variable)
+        if raw is not None:
+            data.setdefault(section, {})[key] = _toml_value(raw)
     if f"{ENV_PREFIX}STATE_DIR" in env:
         data["state_dir"] = env[f"{ENV_PREFIX}STATE_DIR"]
+
+
+def _variables() -> dict[str, tuple[str, str]]:
+    """The variable of each setting → its section and key."""
+    sections = {
+        section: field.annotation
+        for section, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+    return {_variable(section, key): (section, key) for section, model in sections.items() for key in model.model_fields}
 
 
 def _toml_value(raw: str) -> Any:

@@ -9,6 +9,8 @@ from pairloop.store.sessions import LASTS
 from pairloop.web.sites import site_of
 
 SESSION_COOKIE = "pairloop_session"
+VISITOR_COOKIE = "pairloop_visitor"
+"""Tells apart who picks in the chat without being signed in."""
 
 
 def session_token(headers: Headers) -> str | None:

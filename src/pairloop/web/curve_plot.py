@@ -16,6 +16,8 @@ from pairloop.web.plots import Point as Place
 
 By = Literal["version", "time"]
 MAX_LABELS = 12
+BASE_BEFORE = 0.7
+"""How far the base stands before the first version, of the room that a version has."""
 ASIDE = 0.16
 """How far the duel's mark stands beside the version's own, of the room that a version has."""
 
@@ -132,11 +134,12 @@ def _labels(points: Sequence[Point], xs: Sequence[float], by: By, champion: int)
     if by == "version":
         every = -(-len(points) // MAX_LABELS) or 1
         newest = len(points) - 1
-        return [
+        labels = [
             (x, f"@{point.contest.challenger}" + (" ★" if point.contest.challenger == champion else ""))
             for place, (x, point) in enumerate(zip(xs, points, strict=True))
-            if (newest - place) % every == 0
+            if (newest - place) % every == 0 and place >= every // 2  # none that the base's would run into
         ]
+        return [(_base_at(xs), f"@{BASE_VERSION}" + (" ★" if champion == BASE_VERSION else "")), *labels] if xs else []
     if not xs:
         return []
     lo, hi = min(xs), max(xs)
@@ -173,9 +176,13 @@ def _champions(points: Sequence[Point], xs: Sequence[float], line: Sequence[int]
         for x, point in zip(xs, points, strict=True)
         if point.contest.challenger in kept
     ]
-    step = (max(xs) - min(xs)) / max(1, len(xs) - 1) if xs else 1.0
-    first = [Place(min(xs) - 0.7 * (step or 1.0), 0.5, tip="the base", href=f"/versions/{BASE_VERSION}")] if xs else []
+    first = [Place(_base_at(xs), 0.5, tip="the base", href=f"/versions/{BASE_VERSION}")] if xs else []
     return Series("champions", [*first, *joined] if joined else [], "line", "good", dashed=True)
+
+
+def _base_at(xs: Sequence[float]) -> float:
+    """Where the base stands, before the first version."""
+    return min(xs) - BASE_BEFORE * ((max(xs) - min(xs)) / max(1, len(xs) - 1) or 1.0)
 
 
 def _band(points: Sequence[Point], xs: Sequence[float], details: Mapping[int, Details], width: float) -> Series:

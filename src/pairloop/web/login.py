@@ -14,7 +14,7 @@ from pairloop.store.accounts import LONGEST_PASSWORD, Account
 from pairloop.store.keys import Key
 from pairloop.web.callers import Caller, caller_of
 from pairloop.web.context import Context, Here
-from pairloop.web.cookies import cleared, renewed
+from pairloop.web.cookies import VISITOR_COOKIE, cleared, renewed
 from pairloop.web.errors import RETRY_AFTER_S, error_response
 from pairloop.web.hashing import HASHING
 from pairloop.web.limits import network_of
@@ -79,6 +79,7 @@ async def log_in(request: Request, context: Here) -> Response:
 
 @router.post("/logout")
 async def log_out(request: Request, context: Here) -> Response:
+    """The session ends, and who comes next in this browser is another visitor; static/actions.js clears what pages kept."""
     if not is_own(request.headers, request.url.scheme):
         return error_response(403, "Log out from a page of this server.", code="cross_site")
     caller = caller_of(request.scope)
@@ -88,6 +89,7 @@ async def log_out(request: Request, context: Here) -> Response:
         context.keys.forget(session_id)
     response = RedirectResponse("/login", status_code=303)
     response.headers.append("set-cookie", cleared(request.url.scheme))
+    response.delete_cookie(VISITOR_COOKIE, httponly=True, samesite="strict")
     return response
 
 

@@ -15,6 +15,7 @@ from pairloop.config import Config
 from pairloop.loop import deploy
 from pairloop.loop.cycle import CycleStatus, round_of
 from pairloop.loop.deploy import Standing
+from pairloop.statistics import percent
 from pairloop.store import Store, counts, versions
 from pairloop.store.versions import Promotion
 from pairloop.types import BASE_VERSION, Cycle, CycleState
@@ -147,7 +148,8 @@ def _words(now: CycleStatus, running: Cycle | None) -> dict[str, str]:
     if now.duel is not None:
         words["gate"] = f"{now.duel.picks:,} picks, about {now.duel.to_go:,} to go"
     if now.canary is not None:
-        words["deploy"] = f"canary of {now.canary.share:.0%}, {now.canary.answers:,} of {now.canary.answers_needed:,} answers"
+        canary = now.canary
+        words["deploy"] = f"canary of {percent(canary.share)}, {canary.answers:,} of {canary.answers_needed:,} answers"
     return words
 
 

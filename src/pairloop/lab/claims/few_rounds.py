@@ -9,6 +9,7 @@ from typing import Any
 from pairloop.lab.claims import drawing
 from pairloop.lab.claims.base import Claim, Data, Outcome, markdown_table
 from pairloop.lab.claims.comparison import by_task
+from pairloop.statistics import percent
 
 GRPO, RECIPE, PLAIN = "grpo_8", "recipe", "rounds_4"
 CONTROLLED = "recipe_controlled"
@@ -52,10 +53,10 @@ def judge(data: Data) -> Outcome:
     short = {task: value for task, value in shares.items() if value is None or value < NEEDED}
     contrast = {task: arms for task, arms in tasks.items() if needs_contrast(arms)}
     below = [task for task, arms in contrast.items() if _score(arms[RECIPE]) < _score(imitation(arms))]
-    said = ", ".join(f"{task} {'no gain to share' if value is None else f'{value:.0%}'}" for task, value in shares.items())
+    said = ", ".join(f"{task} {'no gain to share' if value is None else percent(value)}" for task, value in shares.items())
     parts = [
         f"the recipe's part of GRPO's gain: {said}",
-        f"below {NEEDED:.0%} on {', '.join(short) or 'none'}",
+        f"below {percent(NEEDED)} on {', '.join(short) or 'none'}",
         f"imitation stays below GRPO on {', '.join(contrast) or 'none'}"
         + (f", and above the recipe there on {', '.join(below) or 'none'}" if contrast else ""),
     ]
@@ -79,7 +80,7 @@ def _table(tasks: Mapping[str, Mapping[str, Entry]]) -> str:
             task + (" (tuned on)" if task in TUNED_ON else ""),
             f"{arms[GRPO]['base_score']:.3f}",
             *(_with_interval(arms[name]) for name in (GRPO, RECIPE)),
-            "–" if (found := share(arms, RECIPE)) is None else f"{found:.0%}",
+            "–" if (found := share(arms, RECIPE)) is None else percent(found),
             *(f"{_score(arms[name]):.3f}" for name in (CONTROLLED, PLAIN)),
             " / ".join(f"{_score(arms[name]):.3f}" for name in IMITATION),
             f"{arms[RECIPE]['ess_mean']:.2f}",
@@ -117,8 +118,8 @@ def plot(data: Data, path: Path) -> None:
 R13 = Claim(
     id="R13",
     title="Four rounds of the recipe do what GRPO does that samples before each step",
-    threshold=f"on each task at equal rollouts ≥ {NEEDED:.0%} of GRPO-8's gain, mean of ≥ {SEEDS} seeds; not below imitation "
-    "where imitation stays below GRPO",
+    threshold=f"on each task at equal rollouts ≥ {percent(NEEDED)} of GRPO-8's gain, mean of ≥ {SEEDS} seeds; not below "
+    "imitation where imitation stays below GRPO",
     command=COMMAND,
     judge=judge,
     plot=plot,

@@ -12,7 +12,7 @@ from pairloop.config import GateSection
 from pairloop.lab.claims import drawing
 from pairloop.lab.claims.base import Claim, Data, Outcome, Settings, markdown_table
 from pairloop.lab.claims.duels import borders, picks_of, promoted_at, promoted_at_by_z_test
-from pairloop.statistics import share
+from pairloop.statistics import percent, share
 
 NULL, GAIN = 0.5, 0.6
 GAIN_BY, POWER = 600, 0.95
@@ -78,9 +78,9 @@ def judge(data: Data) -> Outcome:
     fooled = naive["promoted"] / naive["duels"]
     low, high = _percent_interval(null["promoted"], null["duels"])
     result = (
-        f"null promoted in {false:.2%} of {null['duels']:,} duels (95 % interval {low}–{high} %), "
-        f"a true win rate of {GAIN:.2f} by {GAIN_BY} picks in {power:.1%} of {gain['duels']:,}; "
-        f"a z-test looked at every {naive['look_every']} picks would promote {fooled:.1%} of nulls"
+        f"null promoted in {percent(false, 2)} of {null['duels']:,} duels (95 % interval {low}–{high} %), "
+        f"a true win rate of {GAIN:.2f} by {GAIN_BY} picks in {percent(power, 1)} of {gain['duels']:,}; "
+        f"a z-test looked at every {naive['look_every']} picks would promote {percent(fooled, 1)} of nulls"
     )
     passed = false <= gate["alpha"] and power >= POWER and fooled > gate["alpha"]
     return Outcome(passed, result, _details(data))
@@ -98,7 +98,8 @@ def _details(data: Data) -> str:
         f"{markdown_table(headers, table)}\n\n"
         f"`loop.gate.decide` itself, a look after every pick, α = {gate['alpha']:g}, at least {gate['min_picks']} decisive "
         f"picks of {gate['min_raters']} raters, one vote per rater, a duel ends at {gate['max_picks']:,} picks or when the "
-        f"reversed e-value rejects. Without the two minimums {data['null_without_minimum'] / null['duels']:.2%} of nulls would "
+        f"reversed e-value rejects. Without the two minimums "
+        f"{percent(data['null_without_minimum'] / null['duels'], 2)} of nulls would "
         "pass."
     )
 
@@ -133,7 +134,7 @@ R10 = Claim(
     id="R10",
     title="The gate's error control holds under continuous looking, and a real gain passes in time",
     threshold="false promotions ≤ 5 % over at least 2,000 null duels looked at after every pick; "
-    f"a true win rate of {GAIN:.2f} promoted in ≥ {POWER:.0%} of duels by {GAIN_BY} picks",
+    f"a true win rate of {GAIN:.2f} promoted in ≥ {percent(POWER)} of duels by {GAIN_BY} picks",
     command="pairloop lab claim R10",
     judge=judge,
     run=_run,

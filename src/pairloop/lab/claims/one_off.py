@@ -12,7 +12,7 @@ from pairloop.lab.claims.base import Claim, Data, Outcome, Settings, markdown_ta
 from pairloop.lab.claims.runs import rows_of
 from pairloop.lab.compare import jobs_of
 from pairloop.lab.run import Budget
-from pairloop.statistics import mean_over_seeds
+from pairloop.statistics import mean_over_seeds, percent
 
 TASK, RATE = "caesar", 1e-4
 FREE, CONTROLLED = "one_off", "one_off_controlled"
@@ -65,7 +65,7 @@ def judge(data: Data) -> Outcome:
     result = (
         f"without the controller {curve[0]:.3f} → {peak:.3f} (step {step}) → {curve[-1]:.3f} (step {free[0]['steps']}), "
         f"{100 * lost.mean:.1f} [{100 * lost.lo:.1f}, {100 * lost.hi:.1f}] points lost after the peak; with it rounds end at "
-        f"{mean_over_seeds(ends).mean:.3f} (lowest {min(ends):.3f}, {min(ends) / peak:.0%} of the peak)"
+        f"{mean_over_seeds(ends).mean:.3f} (lowest {min(ends):.3f}, {percent(min(ends) / peak)} of the peak)"
     )
     return Outcome(passed, result, f"{_table(data, peak)}\n\nWhy the controlled rounds ended, seed by seed: {stops}.")
 
@@ -78,7 +78,7 @@ def _table(data: Data, peak: float) -> str:
                 f"{score:.3f}"
                 for score in (free["scores"][0], max(free["scores"]), free["scores"][-1], controlled["scores"][-1])
             ),
-            f"{controlled['scores'][-1] / peak:.0%}",
+            percent(controlled["scores"][-1] / peak),
             str(controlled["steps"]),
         )
         for free, controlled in zip(_of(data, FREE), _of(data, CONTROLLED), strict=True)

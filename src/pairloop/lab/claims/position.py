@@ -20,7 +20,7 @@ from pairloop.lab.claims import drawing
 from pairloop.lab.claims.base import Claim, Data, Outcome, Settings, markdown_table
 from pairloop.lab.claims.duels import Borders, borders, promoted_at
 from pairloop.starter import corpus, customers
-from pairloop.statistics import Z95, share
+from pairloop.statistics import Z95, percent, share
 
 LEFT_SHARE = 0.55
 BIAS = math.log(LEFT_SHARE / (1 - LEFT_SHARE))
@@ -137,9 +137,10 @@ def judge(data: Data) -> Outcome:
     near = few["within"] / few["crowds"]
     interval = share(by_coin, data["duels"])
     result = (
-        f"{LEFT_SHARE:.0%} left picks ({data['bias']:.2f} logits): sides by coin promote {by_coin:.2%} of {data['duels']:,} "
-        f"nulls (95 % interval {interval.lo * 100:.2f}–{interval.hi * 100:.2f} %), the challenger always left {fixed:.1%}; "
-        f"{near:.1%} of the estimates from {FEW_PICKS:,} picks lie within ± {WITHIN:g} logits"
+        f"{percent(LEFT_SHARE)} left picks ({data['bias']:.2f} logits): sides by coin promote {percent(by_coin, 2)} of "
+        f"{data['duels']:,} nulls (95 % interval {interval.lo * 100:.2f}–{interval.hi * 100:.2f} %), the challenger always "
+        f"left {percent(fixed, 1)}; "
+        f"{percent(near, 1)} of the estimates from {FEW_PICKS:,} picks lie within ± {WITHIN:g} logits"
     )
     passed = by_coin <= data["alpha"] and fixed > data["alpha"] and near >= OFTEN
     return Outcome(passed, result, _details(data))
@@ -153,7 +154,7 @@ def _details(data: Data) -> str:
             f"{row['crowds']:,}",
             f"{row['mean_error']:+.4f}",
             f"{row['rms_error']:.4f}",
-            f"{row['within'] / row['crowds']:.1%}",
+            percent(row["within"] / row["crowds"], 1),
         )
         for row in data["estimates"]
     ]
@@ -200,8 +201,8 @@ def plot(data: Data, path: Path) -> None:
 R11 = Claim(
     id="R11",
     title="Position bias is harmless only where a coin decides the sides",
-    threshold=f"{LEFT_SHARE:.0%} left picks: with sides by coin ≤ 5 % of nulls promoted (and more with the challenger always "
-    f"left); the bias estimated within ± {WITHIN:g} logits from n ≥ {FEW_PICKS:,} picks, in {OFTEN:.0%} of crowds",
+    threshold=f"{percent(LEFT_SHARE)} left picks: with sides by coin ≤ 5 % of nulls promoted (and more with the challenger "
+    f"always left); the bias estimated within ± {WITHIN:g} logits from n ≥ {FEW_PICKS:,} picks, in {percent(OFTEN)} of crowds",
     command="pairloop lab claim R11",
     judge=judge,
     run=_run,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pairloop.config import DeploySection
-from pairloop.statistics import at_most, log_excess
+from pairloop.statistics import at_most, log_excess, percent
 from pairloop.store.traffic import Counts, class_of, minute_of
 from pairloop.types import Reason
 
@@ -136,7 +136,7 @@ def _judge(guard: _Guard, whole: _Window, hours: Mapping[int, _Window], referenc
     for window, spent in looks:
         k, n = guard.share(window)
         if n >= guard.least and log_excess(k, n, guard.limit) >= math.log(1 / spent):
-            return Reason(guard.rule, False, _text(guard, k, n, "more than"), k / n, guard.limit)
+            return Reason(guard.rule, False, _text(guard, guard.limit, k, n, "more than"), k / n, guard.limit)
     k, n = guard.share(whole)
     if n < guard.least:
         return Reason(guard.rule, None, f"{guard.rule}: {n} of {guard.least} answers", None, guard.limit)
@@ -144,11 +144,11 @@ def _judge(guard: _Guard, whole: _Window, hours: Mapping[int, _Window], referenc
     if had < guard.least:  # so few that a limit from them lets nearly everything pass
         text = f"{guard.rule}: the former champion has {had} of {guard.least} answers to compare with"
         return Reason(guard.rule, None, text, k / n, guard.limit)
-    return Reason(guard.rule, True, _text(guard, k, n, "not shown to be more than"), k / n, guard.limit)
+    return Reason(guard.rule, True, _text(guard, guard.limit, k, n, "not shown to be more than"), k / n, guard.limit)
 
 
-def _text(guard: _Guard, k: int, n: int, sign: str) -> str:
-    return f"{guard.rule}: {k} of {n} {guard.what} ({k / n:.1%}), {sign} {guard.limit:.1%}"
+def _text(guard: _Guard, limit: float, k: int, n: int, sign: str) -> str:
+    return f"{guard.rule}: {k} of {n} {guard.what} ({percent(k / n, 1)}), {sign} {percent(limit, 1)}"
 
 
 def _half(bound: int | None) -> float | None:

@@ -15,6 +15,7 @@ from pairloop.loop.evaluate import labeller
 from pairloop.loop.evaluate.labeller import MAX_LABELLER_ERRORS, LabellerFailed
 from pairloop.loop.evaluate.sampling import sample
 from pairloop.policy.protocols import Policy
+from pairloop.statistics import percent
 from pairloop.store import Store, groups
 from pairloop.types import DuelPick, Pool, Reason, Version
 
@@ -43,7 +44,7 @@ class OfflineDuel:
         share = self.errors / self.prompts
         is_too_much = share > MAX_LABELLER_ERRORS
         text = f"{self.labeller} failed on {self.errors} of {self.prompts} prompts, {'above' if is_too_much else 'within'} "
-        text += f"{MAX_LABELLER_ERRORS:.0%}" + (": an error is HOLD, never PROMOTE" if is_too_much else "")
+        text += f"{percent(MAX_LABELLER_ERRORS)}" + (": an error is HOLD, never PROMOTE" if is_too_much else "")
         text += f" (the first: {self.first_error})"
         return Reason("labeller_errors", None if is_too_much else True, text, share, MAX_LABELLER_ERRORS)
 
@@ -52,7 +53,7 @@ class OfflineDuel:
             return None
         share = self.flips / len(self.picks)
         text = f"{self.labeller} contradicted itself on {self.flips} of {len(self.picks)} prompts when the order was swapped, "
-        text += f"{'more than' if share > limit else 'within'} {limit:.0%}; these are ties"
+        text += f"{'more than' if share > limit else 'within'} {percent(limit)}; these are ties"
         return Reason("judge_flips", None if share > limit else True, text, share, limit)
 
     def as_json(self) -> dict[str, Any]:

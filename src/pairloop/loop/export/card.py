@@ -138,8 +138,9 @@ def _gate(facts: Facts) -> str:
         reason.rule: f"{_PASSED[reason.passed]} | {_number(reason.observed)} | {_number(reason.threshold)}"
         for reason in verdict.reasons
     }
-    table = _table(("rule", "", "observed", "limit"), reasons)
-    return f"## Gate: {verdict.kind}\n\n{_duel(verdict)}\n\n{table}"
+    table = _table(("rule", "", "figure", "limit"), reasons)
+    note = "Where a rule compares one end of an interval with its limit, the figure is that end."
+    return f"## Gate: {verdict.kind}\n\n{_duel(verdict)}\n\n{note}\n\n{table}"
 
 
 def _duel(verdict: Verdict) -> str:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from pairloop.config import Config, parse_config
 from pairloop.errors import ConflictError, TrainingError, UserError
 from pairloop.loop import train
-from pairloop.loop.privacy import cleaning
+from pairloop.loop.privacy import cleaning, ledger
 from pairloop.loop.privacy.people import ids_of
 from pairloop.loop.train import OnProgress
 from pairloop.store import Store, audit, datasets, erasures, removed, runs, versions
@@ -144,9 +144,18 @@ def _refuse_strangers(store: Store, config: Config, c: Connection, lineage: Sequ
     """UserError for a name of whom nothing is in what any of these was trained on: a typo would train the same again."""
     ours = {(version.policy, version.number) for version in lineage}
     for person in without:
-        if ours.isdisjoint(erasures.rows_by_version(c, erasures.find(c, ids_of(store, config, person)).pair_ids)):
+        names = ids_of(store, config, person)
+        if ours.isdisjoint(erasures.rows_by_version(c, erasures.find(c, names).pair_ids)):
+            if _was_erased(config, c, names):
+                raise UserError(f"{person!r} was erased: what was erased is left out anyway, leave `--without {person}` away")
             what = f"{lineage[-1].name} and its ancestors were trained on"
             raise UserError(f"nothing of {person!r} is in what {what}; `pairloop raters list` names who gave feedback")
+
+
+def _was_erased(config: Config, c: Connection, names: Collection[str]) -> bool:
+    """By the ledger, which has the hash of every id, and by the database, which has that of one."""
+    entries = [*ledger.read(ledger.path_of(config)), *map(ledger.entry_of, erasures.list_(c))]
+    return any(entry.is_about(name) for entry in entries for name in names)
 
 
 def _refuse_beside(c: Connection, policy: str) -> None:

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Request, Response
 
 from pairloop.web.callers import caller_of, name_of
 from pairloop.web.context import Here
+from pairloop.web.cookies import VISITOR_COOKIE
 from pairloop.web.pages.live import is_operator, view_of
 from pairloop.web.pages.rendering import PageRoute, page
 
-VISITOR_COOKIE = "pairloop_visitor"
 VISITOR_MAX_AGE_S = 365 * 24 * 3600
 _VISITOR = re.compile(r"visitor-[0-9a-f]{32}")
 

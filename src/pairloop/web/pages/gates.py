@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,22 +14,23 @@ from sqlalchemy import Connection
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.loop import cycle as loop_cycle
 from pairloop.loop import gate
-from pairloop.loop.cycle import Compared, Review
+from pairloop.loop.cycle import Compared, Look, Review
 from pairloop.store import cycles, duels, verdicts
 from pairloop.types import (
     PREFERENCE_METRIC,
     Cycle,
     CycleState,
+    DuelPick,
     Interval,
     Label,
     LabelledGroup,
     Message,
-    Reason,
     Verdict,
     VerdictKind,
     spoken,
 )
 from pairloop.web.context import Context, Here
+from pairloop.web.pages.gate_rules import rule_of
 from pairloop.web.pages.rendering import PageRoute, page
 from pairloop.web.plots import Drawing, Plot, Point, Series, draw, thinned
 from pairloop.web.wire import MAX_INT32
@@ -67,17 +67,6 @@ class Line:
     verdict: Verdict
     rate: Interval
     is_open: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A row of the table of rules, its figures in words."""
-
-    reason: Reason
-    meaning: str
-    observed: str
-    threshold: str
-    interval: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +126,7 @@ async def gate_of(
     first = (at - 1) * COMPARISONS_ON_A_PAGE
     pairs = await asyncio.to_thread(_pairs, context, found, wanted[first : first + COMPARISONS_ON_A_PAGE])
     challenger = loop_cycle.challenger_of(found.cycle, found.duel)
+    counted = gate.count(found.votes, found.config).counted
     return page(
         request,
         context,
@@ -147,9 +137,9 @@ async def gate_of(
         verdict=found.verdict,
         challenger=challenger,
         champion=found.cycle.parent if found.duel is None else found.duel.champion,
-        rules=[_rule(look.reason, look.interval) for look in found.looks],
+        rules=[rule_of(look.reason, _interval(look, found, counted)) for look in found.looks],
         drawing=drawing_of(found),
-        adjusted=gate.bradley_terry(found.votes),
+        adjusted=gate.bradley_terry(counted),
         rate=None if found.verdict is None else _rate(found.verdict),
         offline=next((step.record["offline_duel"] for step in found.cycle.steps if "offline_duel" in step.record), None),
         ended=found.cycle.steps[-1].record.get("reason") if found.cycle.state.is_terminal else None,
@@ -203,41 +193,11 @@ def _review(context: Context, number: int) -> Review:
         return loop_cycle.review(c, context.config, cycle)
 
 
-def _rule(reason: Reason, interval: Interval | None) -> Rule:
-    known = gate.RULES.get(reason.rule)
-    unit = "score" if known is None else known.unit
-    is_share_of_votes = reason.rule == "duel"  # its interval is that of the win rate, whatever the evidence is counted in
-    shown = "" if interval is None else f"{_figure(interval.lo, 'share' if is_share_of_votes else unit)} to "
-    if interval is not None:
-        shown += f"{_figure(interval.hi, 'share' if is_share_of_votes else unit)}{' won' if is_share_of_votes else ''}"
-    return Rule(
-        reason,
-        "" if known is None else known.meaning,
-        _figure(reason.observed, unit),
-        _figure(reason.threshold, unit),
-        shown or "–",
-    )
-
-
-def _figure(value: float | None, unit: str) -> str:
-    if value is None:
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    match unit:
-        case "share":
-            return f"{100 * value:.1f} %"
-        case "points":
-            return f"{100 * value:.1f} points"
-        case "count":
-            return f"{value:,.0f}"
-        case "e-value" if value >= 1e4:
-            return f"{value:.1e}"
-        case "hours":
-            return f"{value:.3g} h"
-        case "nats":
-            return f"{value:.3g} nats"
-    return f"{value:.3g}"
+def _interval(look: Look, found: Review, counted: Sequence[DuelPick]) -> Interval | None:
+    """What these two rules say, they say of the votes that count, one rater's many being one."""
+    if found.verdict is None or look.reason.rule not in ("sides", "adjusted_win_rate"):
+        return look.interval
+    return gate.interval_of(look.reason.rule, None, found.verdict, counted, found.config)
 
 
 def drawing_of(found: Review) -> Drawing | None:

@@ -22,6 +22,7 @@ from pairloop.store.preferences import Counted, Listed, Place, State
 from pairloop.types import PREFERENCE_METRIC, THUMBS_METRIC, Feedback, Group, GroupKind, Label, Pool, Source
 from pairloop.web.context import Context, Here
 from pairloop.web.groups import Filters
+from pairloop.web.pages.became import state_of, why_in_none
 from pairloop.web.pages.rendering import PageRoute, page, render
 from pairloop.web.words import WHY, Piece, diff
 
@@ -203,7 +204,7 @@ def _line(group: Group, votes: list[Feedback], outcome: Outcome, reasons: tuple[
         outcome=outcome,
         reasons=reasons,
         at=max(row.created_at for row in votes),
-        state=_state(group, outcome, reasons),
+        state=state_of(group, outcome, reasons),
         is_told=group.kind is not GroupKind.DUEL or any(row.label not in (None, Label.SKIP) for row in votes),
     )
 
@@ -212,16 +213,6 @@ def _chosen(votes: list[Feedback]) -> int | None:
     """The answer that all decisive picks agree on."""
     picked = {row.label for row in votes if row.metric == PREFERENCE_METRIC and row.label in (Label.A, Label.B)}
     return None if len(picked) != 1 else (0 if picked == {Label.A} else 1)
-
-
-def _state(group: Group, outcome: Outcome, reasons: tuple[str, ...]) -> State:
-    if outcome.versions and group.pool is Pool.TRAIN:
-        return State.TRAINED
-    if outcome.datasets:
-        return State.KEPT
-    if reasons:
-        return State.LEFT_OUT
-    return State.JUDGED if group.kind is GroupKind.DUEL else State.WAITING
 
 
 def _letter(index: int) -> str:
@@ -271,8 +262,7 @@ def _pair(context: Context, group_id: str) -> dict[str, Any]:
         "held": held,
         "why": WHY,
         "said": said,
-        "state": _state(group, outcome, why),
-        "states": STATE_WORDS,
+        "why_in_none": why_in_none(group, outcome, why, has_votes=bool(rows)),
         "decided": decisions,
         "shown": SHOWN,
     }

@@ -16,6 +16,7 @@ from starlette.types import Scope
 
 from pairloop import __version__
 from pairloop.errors import PairloopError
+from pairloop.statistics import percent
 from pairloop.types import Interval
 from pairloop.web.callers import LOCKED, caller_of
 from pairloop.web.context import Context, context_of
@@ -76,7 +77,7 @@ def environment() -> Environment:
     loader = FileSystemLoader(WEB / "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "percent": _percent,
+        "percent": percent,
         "interval": _interval,
         "between": _between,
         "clock": _clock,
@@ -88,10 +89,6 @@ def environment() -> Environment:
     }
     environment.globals["version"] = __version__
     return environment
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _interval(interval: Interval) -> str:

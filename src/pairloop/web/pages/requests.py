@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.loop.feedback import is_revealed
-from pairloop.store import datasets, feedback, groups, provenance, removed, requests, versions
+from pairloop.store import datasets, feedback, groups, outcomes, provenance, removed, requests, set_aside, versions
 from pairloop.store.requests import LOOKED_AT_MOST, RequestFilter
 from pairloop.types import (
     PREFERENCE_METRIC,
@@ -29,6 +29,7 @@ from pairloop.types import (
     spoken,
 )
 from pairloop.web.context import Context, Here
+from pairloop.web.pages.became import why_in_none
 from pairloop.web.pages.rendering import PageRoute, page
 
 ON_A_PAGE = 30
@@ -65,7 +66,7 @@ class Took(NamedTuple):
 class Detail:
     """One request. ``took``: the slowest answer; ``sides``: each, empty while telling them apart would tell who gave which.
 
-    ``others``: versions to replay it on; ``gone``: why there is nothing to replay.
+    ``why_in_none``: where no dataset holds it. ``others``: versions to replay it on; ``gone``: why there is nothing to replay.
     """
 
     group: Group
@@ -77,6 +78,7 @@ class Detail:
     said: Sequence[Feedback]
     shadow: Group | None
     trained: Sequence[tuple[str, Sequence[str]]]
+    why_in_none: str
     others: Sequence[str]
     gone: str | None
 
@@ -183,6 +185,7 @@ def _detail(context: Context, group_id: str) -> Detail:
         revealed = is_revealed(c, group)
         held = provenance.containing_group(c, group_id)
         made = provenance.trained_on(c, held)
+        said = feedback.history(c, group_id)
         known = [one for one in versions.list_(c, context.policy_name) if not removed.is_removed(c, one.path)]
         return Detail(
             group=group,
@@ -191,12 +194,19 @@ def _detail(context: Context, group_id: str) -> Detail:
             revealed=revealed,
             took=_took(group.completions),
             sides=[_took((one,)) for one in group.completions] if revealed else [],
-            said=feedback.history(c, group_id),
+            said=said,
             shadow=groups.get(c, groups.shadow_id(group_id)) if revealed else None,
             trained=[(one, made.get(one, ())) for one in held if datasets.get(c, one) is not None],
+            why_in_none=_why_in_none(c, group, said),
             others=[one.name for one in reversed(known)],
             gone=None if group.prompt else "What was asked was erased: there is nothing to ask again.",
         )
+
+
+def _why_in_none(c: Connection, group: Group, said: Sequence[Feedback]) -> str:
+    outcome = outcomes.outcomes(c, group.policy, [group.group_id])[group.group_id]
+    reasons = set_aside.reasons(c, [row.feedback_id for row in feedback.latest_revisions(said)])
+    return why_in_none(group, outcome, [reason for reason, _ in reasons.values()], has_votes=bool(said))
 
 
 def _number(version: str) -> int | None:

@@ -4,6 +4,7 @@
 // data-confirm="dialog-id" shows that <dialog> first, whose own form (method="dialog") may add fields, a reason say.
 // data-goto="/page" leads on; otherwise the page hears loop:moved and looks again.
 // <button data-copy="id"> puts that element's text on the clipboard.
+// Who logs out leaves nothing in this browser.
 "use strict";
 
 function toast(text, isError = false) {
@@ -95,4 +96,16 @@ document.addEventListener("click", async (event) => {
   } catch {
     toast("The browser lets nothing be copied here: mark the text and copy it by hand.", true);
   }
+});
+
+// After every page's own pagehide, which may keep something once more.
+document.addEventListener("submit", (event) => {
+  if (event.target.getAttribute("action") !== "/logout") return;
+  window.addEventListener("pagehide", () => {
+    try {
+      for (const kept of [localStorage, sessionStorage]) {
+        for (const name of Object.keys(kept)) if (name.startsWith("pairloop.")) kept.removeItem(name);
+      }
+    } catch { /* forbidden: then nothing is kept */ }
+  });
 });

@@ -2,7 +2,6 @@
 "use strict";
 
 const { policy, visitor, minLatencyMs } = document.body.dataset;
-const person = [visitor, document.querySelector(".who b")?.textContent].join();
 const byId = (id) => document.getElementById(id);
 const prompt = byId("prompt");
 const buttons = Object.fromEntries([...document.querySelectorAll("[data-pick]")].map((button) => [button.dataset.pick, button]));

@@ -11,6 +11,10 @@ const USE_WORDS = {
   examines: () => "is kept to examine new versions",
 };
 
+// Who looks: a name that is signed in, else this browser's visitor. What one said here, the next one does not see.
+const person = [document.body.dataset.visitor, document.querySelector(".who b")?.textContent].join();
+const MINE = `picks.${person}`;
+
 // What this browser keeps, under names of ours; null where it keeps nothing.
 function recall(name) {
   try {
@@ -27,7 +31,7 @@ function remember(name, value) {
 }
 
 function keptPicks() {
-  const kept = recall("picks");
+  const kept = recall(MINE);
   return Array.isArray(kept) ? kept : [];
 }
 
@@ -38,7 +42,7 @@ async function lineageOf(ids) {
 }
 
 function rememberPick(id, said, question) {
-  remember("picks", [{ id, said, question: question.slice(0, 80) }, ...keptPicks().filter((pick) => pick.id !== id)].slice(0, PICKS_KEPT));
+  remember(MINE, [{ id, said, question: question.slice(0, 80) }, ...keptPicks().filter((pick) => pick.id !== id)].slice(0, PICKS_KEPT));
   return showPicks();
 }
 
@@ -83,7 +87,7 @@ async function showPicks() {
 }
 
 document.getElementById("forget").addEventListener("click", () => {
-  remember("picks", []);
+  remember(MINE, []);
   showPicks();
   document.getElementById("prompt").focus();
 });

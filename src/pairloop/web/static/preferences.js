@@ -1,4 +1,5 @@
-// The ticked groups go into the decisions' forms; without any, the filters do. A pair opens as a drawer.
+// The ticked groups go into the decisions' forms; without any, the filters do, and without filters nothing is decided.
+// A pair opens as a drawer.
 "use strict";
 
 function ticked() {
@@ -9,13 +10,14 @@ function choose() {
   const ids = ticked();
   const chosen = document.getElementById("chosen");
   if (chosen === null) return;
-  const some = ids.length > 0;
+  const some = ids.length > 0, mayDecide = some || "filtered" in chosen.dataset;
   const scope = some ? `${ids.length} ticked ${ids.length === 1 ? "group" : "groups"}` : `all ${chosen.dataset.all} groups that the filters find`;
-  chosen.textContent = `Decisions are about ${scope}.`;
+  chosen.textContent = mayDecide ? `Decisions are about ${scope}.` : "Tick groups to decide about them, or set a filter to decide about all that it finds.";
   for (const form of document.querySelectorAll("#found form.decision")) {
     form.elements.ids.value = JSON.stringify(ids);
     form.elements.ids.disabled = !some;
     form.elements.filters.disabled = some;
+    form.querySelector("button").disabled = !mayDecide;
   }
   for (const words of document.querySelectorAll("#found [data-scope]")) words.textContent = scope;
 }

@@ -53,12 +53,28 @@
     }
   }
 
+  // Somebody else may set the schedule meanwhile: a form that nobody has touched is fetched anew, in another one it is said.
+  let toldOf = "";
+  function notice() {
+    const now = document.getElementById("origins").dataset.origins;
+    if (form().dataset.origins === now || document.querySelector("#edit dialog[open]")) return;
+    if (!Object.keys(changed()).length && !form().elements.reason.value && !form().contains(document.activeElement)) {
+      document.body.dispatchEvent(new CustomEvent("schedule:set"));
+    } else if (toldOf !== now) {
+      tell("The schedule was set meanwhile: the table below has what holds now. What you change here goes on top of it.", false, !form().querySelector("button.main").disabled);
+    }
+    toldOf = now;
+  }
+
   let waiting;
   document.addEventListener("input", (event) => {
     if (!form() || !form().contains(event.target) || event.target.name === "reason") return;
     clearTimeout(waiting);
     asked += 1;
     waiting = setTimeout(look, 200);
+  });
+  document.addEventListener("htmx:afterSettle", (event) => {
+    if (event.target.id === "now" && form()) notice();
   });
   document.addEventListener("api:done", (event) => {
     if (event.target.closest("#edit")) document.body.dispatchEvent(new CustomEvent("schedule:set"));
