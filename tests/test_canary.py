@@ -228,7 +228,7 @@ def test_a_cycle_ends_its_canary_as_the_guards_say(tmp_path: Path) -> None:
         status = cycle.status(rig.store, config)
         assert status.canary is not None
         assert (status.state, status.canary.version, status.canary.answers) == ("canary", 1, 0)
-        assert "version 1 is the canary of 20% of the users, 0 of 50 requests answered" in status.text
+        assert "version 1 is the canary of 20 % of the users, 0 of 50 requests answered" in status.text
         rig.store.write(lambda c: seen(healthy(60))(c, 1, "bot"))
         rig.store.write(lambda c: seen(healthy(300))(c, 0, "bot"))
         done = cycle.run(rig.loop, trigger="test")

@@ -14,11 +14,13 @@ from tests.server import POLICY, RunningServer
 from tests.store_rows import a_dataset, a_group, a_pick, a_run, a_version, put_groups, put_picks
 
 from pairloop.formats.writer import FORMATS
-from pairloop.store import cycles, datasets, duels, keys, runs, triggers, versions
+from pairloop.store import cycles, datasets, duels, keys, runs, samples, triggers, versions
 from pairloop.store.keys import Scope
+from pairloop.store.samples import Sample
 from pairloop.types import Alias, Completion, Cycle, CycleState, CycleStep, Duel, Group, GroupKind, Label, Pool
 
 CHALLENGER, CHAMPION = "it leaves today", "it left on Monday"
+STYLE = "an answer of the offline report"
 OPEN, PICKED = "g-open", "g-picked"
 FIGURES = ("to go", "<progress value", "won · lost · tied", "win rate, 95 %", "evidence E", "@1 against @0", "ann is odd")
 
@@ -35,6 +37,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
             a_pick(OPEN, "bob", None, metric="thumbs", value=True, choice_index=0),
             a_pick(PICKED, "ann", Label.A),
         )
+        kept = [Sample(PICKED, 0, STYLE, "the champion's")]
+        made.store.write(lambda c: samples.put(c, POLICY, 1, kept, datetime.now(UTC)))
         yield made
 
 
@@ -61,6 +65,7 @@ def test_the_versions_page_shows_the_answers_only_where_somebody_picked(server: 
     assert text.count(CHALLENGER) == text.count(CHAMPION) == 1
     assert f"hello {PICKED}" in text
     assert f"hello {OPEN}" not in text
+    assert STYLE not in text, "nobody who picks knows a side by its style"
 
 
 @pytest.mark.parametrize(("name", "told"), [(OPEN, False), (PICKED, True)])

@@ -12,7 +12,7 @@ from typing import Any
 from pairloop.config import GateSection
 from pairloop.loop.gate import Crowd, simulate
 from pairloop.loop.gate.plan import OnStep
-from pairloop.statistics import share
+from pairloop.statistics import percent, share
 
 HEADERS = ("a challenger that is", "cluster", "promoted", "95 % interval", "promised", "kept")
 
@@ -95,9 +95,9 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (
             TEXTS.get(name, name),
             f"{one['cluster']}, robust {one['robust']:g}",
-            f"{one['rate']:.2%} of {one['duels']:,} by {one['by']:,} picks",
-            f"{one['ci95'][0]:.2%} to {one['ci95'][1]:.2%}",
-            f"{one['promise']} {one['bound']:.0%}",
+            f"{percent(one['rate'], 2)} of {one['duels']:,} by {one['by']:,} picks",
+            f"{percent(one['ci95'][0], 2)} to {percent(one['ci95'][1], 2)}",
+            f"{one['promise']} {percent(one['bound'])}",
             "yes" if one["kept"] else "NO",
         )
         for name, one in found["detail"].items()

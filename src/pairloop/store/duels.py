@@ -169,8 +169,9 @@ def picks(c: Connection, duel_id: str) -> Iterator[LabelledGroup]:
     A pick reveals which version gave which answer, so here a revision is kept (``feedback.history``) but never counts. The
     gate's e-process needs it, too: it is valid only for a record that grows and never changes.
 
-    One by one, so that of thousands only one is in memory; without prompt, tokens and sampling, words and tags, for no vote
-    needs them (`picks_about` has them). Three cursors go through the same groups in the same order.
+    One by one, so that of thousands few are objects at a time (PostgreSQL's driver holds their rows); without prompt, tokens
+    and sampling, words and tags, for no vote needs them (`picks_about` has them). Three cursors go through the same groups in
+    the same order.
     """
     answers, said = (_by_group(c.execute(one, {"duel_id": duel_id})) for one in (_ANSWERS, _SAID))
     for group_id, policy, user, conversation, metadata, at in c.execute(_PICKED, {"duel_id": duel_id}):

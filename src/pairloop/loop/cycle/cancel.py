@@ -1,6 +1,7 @@
 """A cycle ended by hand before the gate has spoken: the champion stays, and the picks stay usable.
 
-Whoever else has the challenger loaded, a server beside the command line say, lets go of it when it sees that the cycle ended.
+Another process that turns cycles and has the challenger loaded, a server beside the command line say, lets go of it when it
+sees that the cycle ended; a server that turns none keeps it until others take its place (``policy.max_loaded``).
 """
 
 from __future__ import annotations

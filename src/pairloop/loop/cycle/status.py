@@ -14,6 +14,7 @@ from pairloop.config import Config, ScheduleSection, duration_s
 from pairloop.loop import deploy, gate, pairs
 from pairloop.loop.cycle.judging import AgainstBase, against_base, votes_so_far
 from pairloop.loop.cycle.rounds import RoundStatus, round_of
+from pairloop.statistics import percent
 from pairloop.store import Store, canaries, cycles, datasets, duels, runs, schedules, triggers, verdicts, versions
 from pairloop.store.canaries import Canary
 from pairloop.types import BASE_VERSION, Alias, Cycle, CycleState, Duel, Interval, Run, Verdict
@@ -70,7 +71,7 @@ class CanaryStatus:
     def of(cls, c: Connection, config: Config, canary: Canary, now: datetime) -> CanaryStatus:
         found, needed = deploy.canary_standing(c, config, canary, now), config.deploy.canary_requests
         until = canary.opened_at + timedelta(hours=config.deploy.canary_hours)
-        text = f"version {canary.version} is the canary of {canary.share:.0%} of the users, "
+        text = f"version {canary.version} is the canary of {percent(canary.share)} of the users, "
         text += f"{found.answers} of {needed} requests answered, until {until:%H:%M} (UTC) at least"
         return cls(canary.version, canary.share, found.answers, needed, until, found.broken, text)
 

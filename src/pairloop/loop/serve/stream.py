@@ -52,7 +52,7 @@ class Events:
             self._first[event.index] = now
 
     def timed(self, came_at: float, completions: Iterable[Completion]) -> tuple[Completion, ...]:
-        """The completions with the times of their own first and last tokens; one without any keeps what it has."""
+        """The completions with the times at which their first and last tokens were told: in a duel both sides in step."""
         return tuple(
             completion
             if first is None or last is None
