@@ -69,15 +69,15 @@ def test_a_plots_figures_as_csv_hold_no_formula(browser: Browser, server: Runnin
     figure = seen.page.locator("figure.plot").first
     hostile = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", '=HYPERLINK("http://x","y")']
     harmless = ["-0.25", "12 %", 'said "a, b"']
-    figure.evaluate(
-        """(figure, cells) => {
-          const row = figure.querySelector("tbody").insertRow();
-          for (const cell of cells) row.insertCell().textContent = cell;
-        }""",
-        [*hostile, *harmless],
-    )
     with seen.page.expect_download() as taken:
-        figure.get_by_role("button", name="CSV").click()
+        figure.evaluate(
+            """(figure, cells) => {
+              const row = figure.querySelector("tbody").insertRow();
+              for (const cell of cells) row.insertCell().textContent = cell;
+              figure.querySelector("[data-download=csv]").click();  // before the loop moves and the figure is drawn anew
+            }""",
+            [*hostile, *harmless],
+        )
     with Path(taken.value.path()).open(encoding="utf-8", newline="") as file:
         head, *rows = csv.reader(file)
     assert len(rows) > 1
