@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from collections import Counter
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import given
@@ -42,6 +47,7 @@ def test_a_part_measures_and_is_told_in_a_table(tmp_path: Path, name: str) -> No
         assert 0 < memory["first_mb"] < memory["peak_mb"]
         assert len(memory["rss_mb"]) == len(memory["sqlite_mb"]) == 10
         assert 0 < memory["sqlite_mb"][0] < memory["rss_mb"][0] <= memory["peak_mb"]
+        assert set(found["refused"]) <= {"store_busy"}
     (row,) = part(name).rows(found)
     assert len(row) == len(part(name).headers)
 
@@ -85,6 +91,40 @@ def test_every_cycle_of_a_soak_is_counted(tmp_path: Path) -> None:
 
         store.write(many)
         assert trust_soak.ends_of_cycles(store, "bot") == {"promoted": 130, "building": 1}
+
+
+@pytest.mark.parametrize(("refusals", "status"), [(0, 200), (2, 200), (3, 503)])
+def test_a_client_of_the_soak_comes_again_when_it_is_told_to(refusals: int, status: int) -> None:
+    left = [refusals]
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            left[0] -= 1
+            answer = body if left[0] < 0 else b'{"error": {"code": "store_busy"}}'
+            self.send_response(200 if left[0] < 0 else 503)
+            self.send_header("retry-after", "0")
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    async def ask(url: str) -> httpx.Response:
+        async with httpx.AsyncClient(transport=trust_soak.Patient(refused)) as http:
+            return await http.post(url, json={"pick": 1})
+
+    refused: Counter[str] = Counter()
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        reply = asyncio.run(ask(f"http://127.0.0.1:{server.server_port}"))
+        server.shutdown()
+        thread.join()
+    assert reply.status_code == status
+    assert refused["store_busy"] == min(refusals, trust_soak.TRIES - 1)
+    assert status == 503 or reply.json() == {"pick": 1}
 
 
 FLAT = [150.0, 220.0, *(280.0 + noise for noise in (0.4, -0.6, 0.2, 0.5, -0.3, -0.1, 0.3, -0.4))]

@@ -32,6 +32,7 @@ HEADERS = (
     "minutes",
     "requests",
     "failed",
+    "told to come again",
     "cycles",
     "promoted",
     "MB of memory",
@@ -45,6 +46,8 @@ PAUSE_S = 0.02
 READINGS = 100
 """Of the memory, evenly through the time; with each the load also scrapes ``/metrics``."""
 PATIENCE_S = 60.0
+TRIES = 3
+"""Of a request that is refused with 503 and `retry-after`, after each such wait: what OpenAI's client does."""
 QUICK_MINUTES = 0.5
 READS = ("/v1/status", "/metrics", "/v1/versions", "/v1/cycles", "/v1/gates", "/v1/raters?limit=5", "/health/ready")
 CONFIG: dict[str, dict[str, Any]] = {
@@ -61,6 +64,8 @@ class _Seen:
 
     requests: int = 0
     failures: list[str] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    """Back-pressure: how often a request was told to come again, by the error's code; it failed only if it was at last, too."""
     chat_s: list[list[float]] = field(default_factory=lambda: [[]])
     memory: Memory = field(default_factory=Memory)
 
@@ -85,6 +90,7 @@ def measure(settings: TrustSettings) -> dict[str, Any]:
         "requests": seen.requests,
         "failed": len(seen.failures),
         "failures": seen.failures[:10],
+        "refused": dict(seen.refused),
         "cycles": sum(ends.values()),
         "ends": ends,
         "memory": trust_memory.figures(seen.memory, minutes),
@@ -106,6 +112,7 @@ def rows(found: Mapping[str, Any]) -> Sequence[Sequence[str]]:
             f"{found['minutes']:g}",
             f"{found['requests']:,}",
             f"{found['failed']:,}",
+            f"{sum(found['refused'].values()):,}",
             f"{found['cycles']:,}",
             f"{found['ends'].get('promoted', 0):,}",
             *trust_memory.told(found["memory"]),
@@ -117,7 +124,8 @@ def rows(found: Mapping[str, Any]) -> Sequence[Sequence[str]]:
 
 async def _run(server: Server, seconds: float, settings: TrustSettings) -> _Seen:
     seen, stop = _Seen(), asyncio.Event()
-    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S, trust_env=False) as http:
+    patient = Patient(seen.refused)
+    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S, trust_env=False, transport=patient) as http:
         await seen.memory.read(server, http)
         clients = [asyncio.create_task(_client(http, number, seen, stop)) for number in range(CLIENTS)]
         begun = monotonic()
@@ -131,6 +139,24 @@ async def _run(server: Server, seconds: float, settings: TrustSettings) -> _Seen
         stop.set()
         await asyncio.gather(*clients)
     return seen
+
+
+class Patient(httpx.AsyncHTTPTransport):
+    """Asks again what is refused for now, as clients do, and counts in ``refused`` how often."""
+
+    def __init__(self, refused: Counter[str]) -> None:
+        super().__init__()
+        self._refused = refused
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        for _ in range(TRIES - 1):
+            response = await super().handle_async_request(request)
+            if response.status_code != 503 or "retry-after" not in response.headers:
+                return response
+            error = json.loads(await response.aread())["error"]
+            self._refused[error["code"]] += 1
+            await asyncio.sleep(float(response.headers["retry-after"]))
+        return await super().handle_async_request(request)
 
 
 async def _client(http: httpx.AsyncClient, number: int, seen: _Seen, stop: asyncio.Event) -> None:
