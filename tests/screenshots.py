@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser
 from tests.browsing import PHONE, WIDE, chromium, visit
@@ -36,15 +37,15 @@ def take(browser: Browser, server: RunningServer, out: Path) -> list[Path]:
 
 def name_of(path: str) -> str:
     """``chat`` of ``/``, ``versions-one`` of ``/versions/3``."""
-    first, *rest = path.strip("/").split("/")
+    first, *rest = urlsplit(path).path.strip("/").split("/")
     return "-".join(filter(None, (first or "chat", "one" if rest else "")))
 
 
 def _first_below(browser: Browser, server: RunningServer, path: str) -> str | None:
     seen = visit(browser, server.url, path)
-    links = seen.page.eval_on_selector_all("main a[href]", "links => links.map((link) => link.getAttribute('href'))")
+    links = seen.page.eval_on_selector_all("main table a[href]", "links => links.map((link) => link.getAttribute('href'))")
     seen.page.context.close()
-    return next((link.split("?")[0] for link in links if link.startswith(f"{path}/")), None)
+    return next((link for link in links if link.startswith(f"{path}/")), None)
 
 
 def main() -> None:
