@@ -58,6 +58,7 @@ def test_rows_of_versions_are_kept_up_to_a_bound(world: World) -> None:
     assert len(chat._rows) == ROWS
 
 
+@pytest.mark.sqlite("its pool of readers")
 def test_the_reader_that_was_given_back_last_is_taken_first(world: World) -> None:
     """So that of many connections few keep their statements compiled."""
     with world.store.reading() as first, world.store.reading() as second:

@@ -76,6 +76,11 @@ def test_what_requests_leave_behind(serve: Serve) -> None:
     assert value(found, "process_resident_memory_bytes") > 1e6
     assert 0 < value(found, "disk_free_ratio", folder="state") <= 1
     assert value(found, "database_bytes") > 4_096
+
+
+@pytest.mark.sqlite("its memory")
+def test_of_the_memory_sqlites_part_is_told(serve: Serve) -> None:
+    found = scraped(serve())
     assert 100_000 < value(found, "sqlite_memory_bytes") < value(found, "process_resident_memory_bytes")
 
 
