@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from tests.loop_rig import Rig, open_rig, settings
 from tests.server import RunningServer, fake_config
 from tests.test_cli import run as invoke
+from tests.waiting import PATIENCE_S, until
 
 from pairloop.errors import ConflictError, NotFoundError
 from pairloop.loop import cycle, deploy, train
@@ -20,7 +20,6 @@ from pairloop.loop.cycle import Loop
 from pairloop.store import audit, cycles, duels, new_id, runs, versions
 from pairloop.types import Alias, Cycle, CycleState, Run, RunStatus
 
-PATIENCE_S = 30.0
 LONG = {"epochs": 50, "batch_size": 1}
 """Tens of thousands of steps: seconds, even for the fake policy."""
 
@@ -48,10 +47,7 @@ def test_a_training_that_is_cancelled_stops_and_leaves_the_champion(rig: Rig) ->
     ended: list[Cycle] = []
     turning = threading.Thread(target=lambda: ended.append(cycle.run(rig.loop, trigger="test")))
     turning.start()
-    until = time.monotonic() + PATIENCE_S
-    while not ((run := run_of(rig)) and run.progress.get("step", 0) > 0):
-        assert time.monotonic() < until
-        turning.join(0.05)
+    until(lambda: (run := run_of(rig)) and run.progress.get("step", 0) > 0)
     cancelled = cycle.cancel(rig.store, newest(rig).cycle_id, reason="wrong rate", actor="tester")
     turning.join(PATIENCE_S)
     assert not turning.is_alive()
@@ -122,13 +118,6 @@ def test_it_is_cancelled_over_http_and_by_the_command_line(tmp_path: Path) -> No
     (tmp_path / "pairloop.toml").write_text('[policy]\nmodel = "fake"\n', encoding="utf-8")
     told = invoke("cycle", "cancel", "--reason", "x", "--config", str(tmp_path)).output
     assert "no cycle of" in told
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

@@ -111,3 +111,15 @@ def test_a_rule_has_the_interval_of_what_it_looked_at(rule: str, mean: float | N
     verdict = Verdict(VerdictKind.HOLD, (Reason(rule, None, ""),), wins=30, losses=10)
     found = interval_of(rule, GOOD, verdict, votes, GateSection())
     assert found is None if mean is None else found is not None and found.mean == pytest.approx(mean, abs=0.02)
+
+
+@pytest.mark.parametrize("rule", ["sides", "adjusted_win_rate"])
+def test_an_interval_is_of_the_votes_that_count(rule: str) -> None:
+    """As what the rule says: one rater's thirty votes of a day are one."""
+    votes = [DuelPick(str(i), 1 if i % 4 else -1, T0, bool(i % 2), length_ratio=1 + i % 3) for i in range(60)]
+    again = [DuelPick("0", 1, T0 + timedelta(minutes=i), True, length_ratio=2.0) for i in range(1, 31)]
+    verdict = Verdict(VerdictKind.HOLD, (), wins=45, losses=15)
+    found = interval_of(rule, GOOD, verdict, votes, GateSection())
+    assert found is not None
+    assert interval_of(rule, GOOD, verdict, votes + again, GateSection()) == found
+    assert interval_of(rule, GOOD, verdict, votes + again, GateSection(cluster="pick", max_picks_per_rater=99)) != found

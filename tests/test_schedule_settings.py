@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from sqlalchemy import Connection
 from tests.loop_rig import open_rig, settings
 from tests.server import POLICY, RunningServer, fake_config
 from tests.stores import database_of, open_beside
+from tests.waiting import until
 
 from pairloop.cli import pairloop
 from pairloop.config import SCHEDULE_SETTINGS, Config, ScheduleSection, parse_config, with_settings
@@ -111,14 +111,6 @@ def look(scheduler: Scheduler) -> None:
     before = scheduler.status()["looked_at"]
     scheduler.notify()
     until(lambda: scheduler.status()["looked_at"] != before)
-
-
-def until(what: Callable[[], Any]) -> Any:
-    for _ in range(3_000):
-        if found := what():
-            return found
-        threading.Event().wait(0.01)
-    raise AssertionError("not seen within 30 s")
 
 
 def newest(store: Store, policy: str = "bot") -> Cycle | None:

@@ -147,7 +147,8 @@ def trust(parts: tuple[str, ...], duels: int, seed: int, minutes: float, quick: 
     gate: on simulated duels nothing worse passes, what is better does, and colluders change neither. picks: acknowledged a
     second, each on the disk before its 201, and none of them lost; needs a C compiler. kills: a server that is killed again and
     again loses no acknowledged pick. swap: versions change under load, and no request fails. loops: whole loops whose picks are
-    coin tosses promote hardly anything. soak: everything at once for half an hour, and memory stays flat.
+    coin tosses promote hardly anything. soak: everything at once for half an hour; no request fails, and it is told how much
+    memory grows.
     """
     from pairloop.bench.report import machine
     from pairloop.bench.trust import TrustSettings, part

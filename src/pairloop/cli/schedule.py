@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,6 @@ from pairloop.cli.output import config_option, show, table, verb
 from pairloop.cli.verbs import Verbs
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
-    from pairloop.config import Config
     from pairloop.loop.outlook import Origin
     from pairloop.store.schedules import Schedule
 
@@ -58,7 +56,6 @@ def schedule_set(
     as_json: bool,
 ) -> None:
     """Set when cycles begin; what is not named stays as it is."""
-    from pairloop.cli.opening import actor
     from pairloop.errors import UserError
     from pairloop.store import schedules
 
@@ -70,12 +67,7 @@ def schedule_set(
             values[key] = None if text == _NO_CLOCK else text
     if not values:
         raise UserError("nothing to set: give --every, --cron, --min-pairs, --enabled or --paused")
-    _act(
-        config_path,
-        lambda c, config, why: schedules.set_(c, config, values, actor=actor(), reason=why),
-        reason,
-        as_json=as_json,
-    )
+    _act(config_path, partial(schedules.set_, values=values), reason, as_json=as_json)
 
 
 @schedule.command("pause")
@@ -84,16 +76,9 @@ def schedule_set(
 @verb
 def schedule_pause(config_path: Path, reason: str, as_json: bool) -> None:
     """Have no cycle begin by itself; one that is open goes on, and one that is asked for begins."""
-    from pairloop.cli.opening import actor
     from pairloop.store import schedules
 
-    paused = {"enabled": False}
-    _act(
-        config_path,
-        lambda c, config, why: schedules.set_(c, config, paused, actor=actor(), reason=why),
-        reason,
-        as_json=as_json,
-    )
+    _act(config_path, partial(schedules.set_, values={"enabled": False}), reason, as_json=as_json)
 
 
 @schedule.command("resume")
@@ -102,15 +87,9 @@ def schedule_pause(config_path: Path, reason: str, as_json: bool) -> None:
 @verb
 def schedule_resume(config_path: Path, reason: str, as_json: bool) -> None:
     """Undo a pause. Where the file itself says `enabled = false`, `schedule set --enabled` goes before it."""
-    from pairloop.cli.opening import actor
     from pairloop.store import schedules
 
-    _act(
-        config_path,
-        lambda c, config, why: schedules.reset(c, config, ["enabled"], actor=actor(), reason=why),
-        reason,
-        as_json=as_json,
-    )
+    _act(config_path, partial(schedules.reset, settings=["enabled"]), reason, as_json=as_json)
 
 
 @schedule.command("reset")
@@ -120,28 +99,20 @@ def schedule_resume(config_path: Path, reason: str, as_json: bool) -> None:
 @verb
 def schedule_reset(settings: tuple[str, ...], config_path: Path, reason: str, as_json: bool) -> None:
     """Go back to the file's values: of every, cron, min_pairs, enabled, or of all where none is named."""
-    from pairloop.cli.opening import actor
     from pairloop.store import schedules
 
-    _act(
-        config_path,
-        lambda c, config, why: schedules.reset(c, config, settings, actor=actor(), reason=why),
-        reason,
-        as_json=as_json,
-    )
+    _act(config_path, partial(schedules.reset, settings=settings), reason, as_json=as_json)
 
 
-def _act(
-    config_path: Path, change: Callable[[Connection, Config, str], Schedule] | None, reason: str, *, as_json: bool
-) -> None:
+def _act(config_path: Path, change: Callable[..., Schedule] | None, reason: str, *, as_json: bool) -> None:
     """Change the schedule for ``reason``, as far as the store keeps its words, and tell how it is then."""
-    from pairloop.cli.opening import open_store
+    from pairloop.cli.opening import actor, open_store
     from pairloop.loop import outlook, pairs
 
     with open_store(config_path) as (config, store):
         if change is not None:
             words = store.kept_words(reason)
-            store.write(lambda c: change(c, config, words))
+            store.write(lambda c: change(c, config, actor=actor(), reason=words))
         new_pairs = pairs.count_new(store, config)
         with store.reading() as c:
             found = outlook.look(c, config, new_pairs)

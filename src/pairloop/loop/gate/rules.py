@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from pairloop.config import GateSection
+from pairloop.loop.gate.count import count
 from pairloop.loop.gate.evidence import win_rate
 from pairloop.loop.gate.rails import OfflineReport
 from pairloop.loop.gate.sides import bradley_terry
@@ -60,7 +61,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 def interval_of(
     rule: str, report: OfflineReport | None, verdict: Verdict, duel_votes: Sequence[DuelPick], config: GateSection
 ) -> Interval | None:
-    """The 95 % interval of what ``rule`` looked at: a metric of the report, else a share of the votes; None without one."""
+    """The 95 % interval of what ``rule`` looked at: a metric of the report, else of the votes that count; None without one."""
     metric = RULES[rule].metric if rule in RULES else None
     if metric is not None:
         return None if report is None or rule == "suite" else report.metrics.get(metric)
@@ -70,10 +71,10 @@ def interval_of(
             n = verdict.wins + verdict.losses + int(2 * half)
             return win_rate(verdict.wins + half, n) if n else None
         case "sides":
-            shown = [vote.is_first for vote in duel_votes if vote.is_first is not None]
+            shown = [vote.is_first for vote in count(duel_votes, config).counted if vote.is_first is not None]
             return share(sum(shown) / len(shown), len(shown)) if shown else None
         case "adjusted_win_rate":
-            fitted = bradley_terry(duel_votes)
+            fitted = bradley_terry(count(duel_votes, config).counted)
             return None if fitted is None else fitted.win_rate
         case "worst_slice":
             return next((one.rate for one in by_slice(duel_votes, config)), None)

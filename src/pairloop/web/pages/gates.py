@@ -14,13 +14,12 @@ from sqlalchemy import Connection
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.loop import cycle as loop_cycle
 from pairloop.loop import gate
-from pairloop.loop.cycle import Compared, Look, Review
+from pairloop.loop.cycle import Compared, Review
 from pairloop.store import cycles, duels, verdicts
 from pairloop.types import (
     PREFERENCE_METRIC,
     Cycle,
     CycleState,
-    DuelPick,
     Interval,
     Label,
     LabelledGroup,
@@ -126,7 +125,6 @@ async def gate_of(
     first = (at - 1) * COMPARISONS_ON_A_PAGE
     pairs = await asyncio.to_thread(_pairs, context, found, wanted[first : first + COMPARISONS_ON_A_PAGE])
     challenger = loop_cycle.challenger_of(found.cycle, found.duel)
-    counted = gate.count(found.votes, found.config).counted
     return page(
         request,
         context,
@@ -137,9 +135,9 @@ async def gate_of(
         verdict=found.verdict,
         challenger=challenger,
         champion=found.cycle.parent if found.duel is None else found.duel.champion,
-        rules=[rule_of(look.reason, _interval(look, found, counted)) for look in found.looks],
+        rules=[rule_of(look.reason, look.interval) for look in found.looks],
         drawing=drawing_of(found),
-        adjusted=gate.bradley_terry(counted),
+        adjusted=gate.bradley_terry(gate.count(found.votes, found.config).counted),
         rate=None if found.verdict is None else _rate(found.verdict),
         offline=next((step.record["offline_duel"] for step in found.cycle.steps if "offline_duel" in step.record), None),
         ended=found.cycle.steps[-1].record.get("reason") if found.cycle.state.is_terminal else None,
@@ -191,13 +189,6 @@ def _review(context: Context, number: int) -> Review:
         if cycle is None:
             raise NotFoundError(f"no cycle {number} of {context.policy_name}", param="number")
         return loop_cycle.review(c, context.config, cycle)
-
-
-def _interval(look: Look, found: Review, counted: Sequence[DuelPick]) -> Interval | None:
-    """What these two rules say, they say of the votes that count, one rater's many being one."""
-    if found.verdict is None or look.reason.rule not in ("sides", "adjusted_win_rate"):
-        return look.interval
-    return gate.interval_of(look.reason.rule, None, found.verdict, counted, found.config)
 
 
 def drawing_of(found: Review) -> Drawing | None:
