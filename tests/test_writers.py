@@ -21,7 +21,7 @@ from pairloop.loop import cycle, deploy
 from pairloop.loop.cycle import Loop
 from pairloop.loop.jobs.ownership import claim
 from pairloop.policy.fake import FakePolicy, write_skill
-from pairloop.store import Store, cycles, doctor, feedback, files, groups, jobs, leases, triggers, versions
+from pairloop.store import Store, cycles, doctor, duels, feedback, files, groups, jobs, leases, triggers, versions
 from pairloop.store.jobs import Job, JobStatus
 from pairloop.types import Alias, CycleState, CycleStep, GroupKind, VersionKind
 
@@ -238,7 +238,10 @@ def test_two_loops_turn_one_cycle_at_a_time(tmp_path: Path) -> None:
                 except ConflictError:  # the other one moves it
                     continue
                 if done.state is CycleState.DUELLING:
-                    one.judge(20)
+                    with one.store.reading() as c:
+                        duel = duels.current(c, BOT)
+                    if duel is not None:  # else the other one has ended it since
+                        one.judge(20, duel=duel)
                 else:
                     ended.append(done.number)
 
