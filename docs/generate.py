@@ -102,7 +102,7 @@ def metrics_page() -> str:
         "# Metrics\n",
         "What `GET /metrics` of `pairloop serve` tells Prometheus. A `pairloop worker` with a port (`[metrics]`) has those",
         "of the store, the machine and its process. Families named `pairloop_replica_…` have samples with engine servers only.",
-        "`docs/prometheus-rules.yaml` holds alarms, docs/operations.md what to do about each.\n",
+        "`docs/prometheus-rules.yaml` holds alarms, docs/runbook.md what to do about each.\n",
         "| name | type | meaning |",
         "|---|---|---|",
     ]

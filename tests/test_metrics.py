@@ -188,7 +188,7 @@ def rules() -> list[Mapping[str, Any]]:
 
 
 def test_every_alarm_asks_for_metrics_that_exist_and_has_a_runbook(names: set[str]) -> None:
-    runbook = (DOCS / "operations.md").read_text()
+    runbook = (DOCS / "runbook.md").read_text()
     assert len(rules()) > 20
     for rule in rules():
         asked = set(re.findall(r"pairloop_\w+", rule["expr"]))

@@ -37,7 +37,7 @@ def states(server: RunningServer) -> dict[str, Check]:
 
 
 def runbook() -> set[str]:
-    text = (Path(__file__).parent.parent / "docs" / "operations.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parent.parent / "docs" / "runbook.md").read_text(encoding="utf-8")
     return {line.split("`")[1] for line in text.splitlines() if line.startswith("| `Pairloop")}
 
 

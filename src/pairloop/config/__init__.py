@@ -18,24 +18,18 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from pairloop.config.artifacts import folder_of
 from pairloop.config.deploy import DeploySection
+from pairloop.config.feedback import FeedbackSection, LabelSection, PairsSection
+from pairloop.config.gate import EvaluateSection, GateSection
 from pairloop.config.log import LogSection, MetricsSection
 from pairloop.config.otel import OtelSection
+from pairloop.config.policy import PolicySection
 from pairloop.config.privacy import PrivacySection
 from pairloop.config.queue import QueueSection
 from pairloop.config.schedule import SETTINGS as SCHEDULE_SETTINGS
 from pairloop.config.schedule import ScheduleSection, with_settings
 from pairloop.config.section import Section, duration_s, is_loopback
-from pairloop.config.sections import (
-    Durability,
-    EvaluateSection,
-    FeedbackSection,
-    GateSection,
-    LabelSection,
-    PairsSection,
-    PolicySection,
-    ServeSection,
-    StoreSection,
-)
+from pairloop.config.serve import ServeSection
+from pairloop.config.store import Durability, StoreSection
 from pairloop.config.strays import warn_of_strays
 from pairloop.config.track import TrackSection
 from pairloop.config.train import TrainSection

@@ -1,6 +1,6 @@
 """Whether all is well, read at once: each thing that needs care as ok, warn or bad, in words, with what to do about it.
 
-The thresholds are those of docs/prometheus-rules.yaml; ``runbook`` names the alarm there, and its line in docs/operations.md.
+The thresholds are those of docs/prometheus-rules.yaml; ``runbook`` names the alarm there, and its line in docs/runbook.md.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ request, in one transaction, so the completions of a group never straddle a swap
 """
 
 from pairloop.loop.serve.calls import MAX_CALLS, call_id
-from pairloop.loop.serve.plan import CONVERSATION_KEY, PARENT_KEY, ChatRequest, Plan, pool_of, version_called
+from pairloop.loop.serve.plan import CONVERSATION_KEY, PARENT_KEY, Plan, pool_of
+from pairloop.loop.serve.request import ChatRequest
+from pairloop.loop.serve.routing import version_called
 from pairloop.loop.serve.service import ChatService
 from pairloop.loop.serve.stream import Answer, AnswerStream
 

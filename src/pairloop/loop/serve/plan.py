@@ -4,42 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any
 
 from sqlalchemy import Connection
 
 from pairloop.config import Config
-from pairloop.errors import InvalidRequestError, NotFoundError
+from pairloop.errors import InvalidRequestError
 from pairloop.loop.serve.calls import call_origin
+from pairloop.loop.serve.request import ChatRequest
+from pairloop.loop.serve.routing import Router, Routing
 from pairloop.policy.call_forms import form_of
 from pairloop.policy.protocols import RESPONSE_FORMAT, TOP_LOGPROBS, Sampler
-from pairloop.store import Store, canaries, duels, groups, new_group_id, versions
-from pairloop.store.canaries import Canary
+from pairloop.store import Store, groups, new_group_id
 from pairloop.types import (
-    BASE_VERSION,
-    Alias,
-    Duel,
-    DuelKind,
     Group,
     GroupKind,
     Message,
     Pool,
-    SamplingParams,
-    Version,
     offered_tools,
     spoken,
 )
 
 PARENT_KEY = "parent"
 CONVERSATION_KEY = "conversation_id"
-BASE_SELECTOR = "base"
-TELLING_BELOW = 0.5
-"""A temperature or top-p below this repeats itself: of 40 prompts to a small model 39 at .001, 11 at .1 and none at .2 gave the
-champion's side away. A sharper model does so at higher ones."""
 
 
 def pool_of(key: str, gate_share: float) -> Pool:
@@ -50,41 +39,6 @@ def pool_of(key: str, gate_share: float) -> Pool:
 def share_of(key: str) -> float:
     """A stable number from [0, 1) for ``key``, spread evenly: which share of all keys it belongs to."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
-
-
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """What a client asks for; ``pair_allowed`` means it sent no n but takes two answers. ``max_tokens`` None: the default.
-
-    ``caller``: who sent it, as a key or address. ``is_listed`` False keeps the answer out of the listing of stored completions,
-    not out of the loop; ``one_call`` ends an answer with its first tool call. ``came_at``: on the clock of `perf_counter`.
-    """
-
-    model: str
-    messages: tuple[Message, ...]
-    n: int = 1
-    params: SamplingParams = field(default_factory=SamplingParams)
-    max_tokens: int | None = None
-    user: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    pair_allowed: bool = False
-    caller: str | None = None
-    is_listed: bool = True
-    one_call: bool = False
-    with_logprobs: bool = False
-    top_logprobs: int = 0
-    response_format: Mapping[str, Any] | None = None
-    came_at: float = field(default_factory=perf_counter, compare=False)
-
-    @property
-    def is_telling(self) -> bool:
-        """True where asking ``name@champion`` the same would tell which side of a duel is the champion's.
-
-        A seeded or greedy answer comes again, one at a low temperature or in a small nucleus nearly so, and log-probs are the
-        same whatever was drawn.
-        """
-        is_narrow = min(self.params.temperature, self.params.top_p) < TELLING_BELOW
-        return is_narrow or self.params.is_repeatable or self.with_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,25 +63,6 @@ class Plan:
         return self.group.user or self.asked.caller or "anybody"
 
 
-@dataclass(frozen=True, slots=True)
-class _Routing:
-    """Which versions answer, read in one transaction."""
-
-    champion: int
-    challenger: int | None
-    pinned: int | None
-    duel: Duel | None
-    seed_duel: Duel | None
-    canary: Canary | None
-    warm: frozenset[int]
-
-    @property
-    def keep(self) -> frozenset[int]:
-        """The versions that may be asked for at any moment."""
-        beside = {self.challenger, None if self.canary is None else self.canary.version} - {None}
-        return frozenset({BASE_VERSION, self.champion, *(number for number in beside if number is not None)}) | self.warm
-
-
 class Planner:
     """Makes a plan of each request, from one snapshot of the store. May be called from any thread."""
 
@@ -136,14 +71,14 @@ class Planner:
         self._sampler = sampler
         self._config = config
         self._rng = rng
-        self._warm: tuple[int, frozenset[int]] | None = None  # of which champion, and its forerunners that stay loaded
+        self._router = Router(config.policy.name, config.keep_warm)
 
     def plan(self, request: ChatRequest) -> Plan:
         """Route, pick the predecessor and the pool, encode the prompt. InvalidRequestError, NotFoundError (model)."""
         self._check_abilities(request)
         request = self._named(request)
         with self._store.reading() as c:
-            routing = self._route(c, request.model)
+            routing = self._router.route(c, request.model)
             parent, parent_index = self._predecessor(c, request)
         group_id = new_group_id()
         prompt_token_ids = self._sampler.tokens.encode_prompt(request.messages)
@@ -228,43 +163,6 @@ class Planner:
             raise InvalidRequestError("this model's calls cannot be held to one; leave it out", param="parallel_tool_calls")
         return (end,)
 
-    def _route(self, c: Connection, model: str) -> _Routing:
-        policy = self._config.policy.name
-        fine_tuned = versions.by_model_name(c, model) if model.startswith("ft:") else None
-        if fine_tuned is not None:
-            model = _of_this_policy(c, fine_tuned, policy)
-        name, _, selector = model.partition("@")
-        if name != policy:
-            raise NotFoundError(f"the model {model!r} does not exist; this server answers as {policy!r}", param="model")
-        named = versions.aliases_of(c, policy)
-        champion, challenger = named.get(Alias.CHAMPION, BASE_VERSION), named.get(Alias.CHALLENGER)
-        warm = self._forerunners(c, champion)
-        canary = canaries.current(c, policy) if Alias.CANARY in named else None
-        if "@" in model:
-            return _Routing(champion, challenger, self._pinned(c, model, selector, named), None, None, canary, warm)
-        opened = duels.opened(c, policy) if challenger is not None else {}
-        duel, seed_duel = opened.get(DuelKind.GATE), opened.get(DuelKind.SEED)
-        if duel is None or (duel.champion, duel.challenger) != (champion, challenger):
-            # A rollback in mid-duel leaves a duel whose champion no longer serves: nothing may be added to it.
-            duel = seed_duel = None
-        return _Routing(champion, challenger, None, duel, seed_duel, canary, warm)
-
-    def _forerunners(self, c: Connection, champion: int) -> frozenset[int]:
-        """The former champions that stay loaded; read again when the champion has changed."""
-        if self._warm is None or self._warm[0] != champion:
-            self._warm = (champion, frozenset(versions.forerunners(c, self._config.policy.name, self._config.keep_warm)))
-        return self._warm[1]
-
-    def _pinned(self, c: Connection, model: str, selector: str, named: Mapping[Alias, int]) -> int:
-        number = _by_name(named).get(selector)
-        if number is not None:
-            return number
-        if selector.isascii() and selector.isdigit() and len(selector) <= 9:
-            version = versions.get(c, self._config.policy.name, int(selector))
-            if version is not None:
-                return version.number
-        raise NotFoundError(f"the model {model!r} does not exist; GET /v1/models lists those that do", param="model")
-
     def _predecessor(self, c: Connection, request: ChatRequest) -> tuple[Group | None, int | None]:
         """The group that the conversation goes on from and the index of the branch that was taken."""
         last = next((m for m in reversed(request.messages) if m.role == "assistant"), None)
@@ -297,7 +195,7 @@ class Planner:
         return pool_of(_who(request), gate_share)
 
     def _cast(
-        self, routing: _Routing, pool: Pool, n: int, request: ChatRequest
+        self, routing: Routing, pool: Pool, n: int, request: ChatRequest
     ) -> tuple[GroupKind, tuple[int, ...], str | None]:
         """Kind, version per index, and duel of a group.
 
@@ -320,7 +218,7 @@ class Planner:
             return GroupKind.DUEL, sides if self._coin(0.5) else sides[::-1], duel.duel_id
         return GroupKind.HELDOUT, (answering,) * n, None
 
-    def _shadow(self, routing: _Routing, answering: tuple[int, ...]) -> int | None:
+    def _shadow(self, routing: Routing, answering: tuple[int, ...]) -> int | None:
         """The challenger or canary, where it is to answer an ordinary request once more, unseen."""
         new = routing.canary.version if routing.canary is not None else routing.challenger
         if new is None or routing.pinned is not None or new in answering or not self._coin(self._config.deploy.shadow_share):
@@ -356,28 +254,6 @@ def shadow_of(plan: Plan, number: int) -> Plan:
     )
     asked = replace(plan.asked, top_logprobs=0, came_at=perf_counter())
     return replace(plan, group=group, stored=stored, versions=(number,), asked=asked, shadow=None)
-
-
-def _of_this_policy(c: Connection, version: Version, policy: str) -> str:
-    """The name of a fine-tuned model's version; NotFoundError where it needs another base than this server has."""
-    if version.policy == policy:
-        return version.name
-    base = versions.get(c, version.policy, BASE_VERSION)
-    where = "another base" if base is None else f"the base {base.path}"
-    raise NotFoundError(
-        f"the model {version.model_name!r} needs {where}, which this server does not have; serve it by `pairloop serve` on "
-        f"this store, with policy.name = {version.policy!r} and policy.model set to that base",
-        param="model",
-    )
-
-
-def version_called(c: Connection, policy: str, selector: str) -> int | None:
-    """The version that a name behind the @ (base, champion, challenger) means now; None for any other text."""
-    return _by_name(versions.aliases_of(c, policy)).get(selector)
-
-
-def _by_name(named: Mapping[Alias, int]) -> Mapping[str, int]:
-    return {BASE_SELECTOR: BASE_VERSION, str(Alias.CHAMPION): BASE_VERSION, **{str(alias): n for alias, n in named.items()}}
 
 
 def _who(request: ChatRequest) -> str:

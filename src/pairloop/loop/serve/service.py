@@ -17,8 +17,9 @@ from sqlalchemy import Connection
 from pairloop import faults
 from pairloop.config import Config
 from pairloop.errors import EngineError, NotFoundError, PairloopError
-from pairloop.loop.serve.plan import ChatRequest, Plan, Planner, shadow_of
+from pairloop.loop.serve.plan import Plan, Planner, shadow_of
 from pairloop.loop.serve.recorder import Recorder
+from pairloop.loop.serve.request import ChatRequest
 from pairloop.loop.serve.stopwatch import Took, sampling
 from pairloop.loop.serve.stream import Answer, AnswerStream, Events, Lockstep, Sink, completions_as_stored
 from pairloop.policy.protocols import Sampler, SampleRequest
