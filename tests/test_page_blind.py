@@ -119,3 +119,23 @@ def test_how_the_duel_stands_is_told_to_operators_only(server: RunningServer, sc
     )
     statuses = {server.http.get(path, headers=headers).status_code for path in closed}
     assert statuses == ({403} if scope is Scope.RATE else {200})
+
+
+@pytest.mark.parametrize("model", [f"{POLICY}@{name}" for name in ("champion", "challenger", "canary", "base", "1", "99")] + ["ft:x"])
+def test_who_only_rates_asks_the_policy_and_no_version_of_it(server: RunningServer, model: str) -> None:
+    """Its answer beside those of an open duel would say whose style is whose, and so would that there is none."""
+    headers = {}
+    for scopes in ((Scope.RATE,), (Scope.RATE, Scope.INFERENCE)):
+        made, token = keys.new("test", scopes)
+        server.store.write(lambda c, made=made: keys.insert(c, made))
+        server.app.state.context.keys.forget(made.key_id)
+        headers[scopes] = {"authorization": f"Bearer {token}"}
+    body = {"messages": [{"role": "user", "content": "hello"}]}
+    rater, client = headers.values()
+    for more in ({}, {"stream": True}):
+        refused = server.http.post("/v1/chat/completions", json=body | {"model": model} | more, headers=rater)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"], error["code"]) == (403, "model", "insufficient_scope")
+        assert f"'{POLICY}'" in error["message"]
+    assert server.http.post("/v1/chat/completions", json=body | {"model": POLICY}, headers=rater).status_code == 200
+    assert server.http.post("/v1/chat/completions", json=body | {"model": f"{POLICY}@0"}, headers=client).status_code == 200
