@@ -96,12 +96,17 @@ def test_the_exported_lines_carry_no_version(server: RunningServer) -> None:
         assert form != "comparisons" or lines.count("hello") == 2
 
 
-@pytest.mark.parametrize("scope", [Scope.RATE, Scope.OPERATE])
-def test_how_the_duel_stands_is_told_to_operators_only(server: RunningServer, scope: Scope) -> None:
-    made, token = keys.new("test", [scope])
+def with_key(server: RunningServer, *scopes: Scope) -> dict[str, str]:
+    """The headers of a new key."""
+    made, token = keys.new("test", scopes)
     server.store.write(lambda c: keys.insert(c, made))
     server.app.state.context.keys.forget(made.key_id)
-    headers = {"authorization": f"Bearer {token}"}
+    return {"authorization": f"Bearer {token}"}
+
+
+@pytest.mark.parametrize("scope", [Scope.RATE, Scope.OPERATE])
+def test_how_the_duel_stands_is_told_to_operators_only(server: RunningServer, scope: Scope) -> None:
+    headers = with_key(server, scope)
     for path in ("/", "/page/live"):
         reply = server.http.get(path, headers=headers)
         assert reply.status_code == 200
@@ -121,17 +126,13 @@ def test_how_the_duel_stands_is_told_to_operators_only(server: RunningServer, sc
     assert statuses == ({403} if scope is Scope.RATE else {200})
 
 
-@pytest.mark.parametrize("model", [f"{POLICY}@{name}" for name in ("champion", "challenger", "canary", "base", "1", "99")] + ["ft:x"])
+@pytest.mark.parametrize(
+    "model", [f"{POLICY}@{name}" for name in ("champion", "challenger", "canary", "base", "1", "99")] + ["ft:x"]
+)
 def test_who_only_rates_asks_the_policy_and_no_version_of_it(server: RunningServer, model: str) -> None:
     """Its answer beside those of an open duel would say whose style is whose, and so would that there is none."""
-    headers = {}
-    for scopes in ((Scope.RATE,), (Scope.RATE, Scope.INFERENCE)):
-        made, token = keys.new("test", scopes)
-        server.store.write(lambda c, made=made: keys.insert(c, made))
-        server.app.state.context.keys.forget(made.key_id)
-        headers[scopes] = {"authorization": f"Bearer {token}"}
+    rater, client = (with_key(server, *scopes) for scopes in ((Scope.RATE,), (Scope.RATE, Scope.INFERENCE)))
     body = {"messages": [{"role": "user", "content": "hello"}]}
-    rater, client = headers.values()
     for more in ({}, {"stream": True}):
         refused = server.http.post("/v1/chat/completions", json=body | {"model": model} | more, headers=rater)
         error = refused.json()["error"]

@@ -46,11 +46,13 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     `tool_choice` is none or auto; `parallel_tool_calls: false` ends an answer with its first call. `response_format` and
     `top_logprobs` work where the engine can; what it cannot do is a 400 that names the field.
 
-    With the scope `rate` alone `model` is the policy's name: an answer of one version would tell whose style is whose in a duel.
+    With the scope `rate` alone `model` is the policy's name: the answer of a version that is named would unblind a duel.
     """
     context, caller = context_of(request), caller_of(request.scope)
     if body.model != context.policy_name and caller is not None and not caller.allows(scopes.NAME_VERSIONS):
-        text = f"This key may ask for {context.policy_name!r} alone, and for no version of it: that takes the scope 'inference'."
+        text = (
+            f"This key may ask for {context.policy_name!r} alone, and for no version of it: that takes the scope 'inference'."
+        )
         return error_response(403, text, param="model", code="insufficient_scope")
     pair_allowed = request.headers.get(PAIR_HEADER) == PAIR_ALLOWED
     user = name_of(caller, body.user or body.safety_identifier or None, "user")

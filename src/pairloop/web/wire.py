@@ -6,7 +6,16 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from pairloop.loop.serve import ChatRequest
@@ -184,7 +193,9 @@ METADATA_PAIRS = 16
 
 def _not_ours(name: str) -> str:
     if name.startswith(OUR_NAMES):
-        raise PydanticCustomError("reserved_name", f"names that begin with '{OUR_NAMES}' are the server's own; take another one")
+        raise PydanticCustomError(
+            "reserved_name", f"names that begin with '{OUR_NAMES}' are the server's own; take another one"
+        )
     return name
 
 
