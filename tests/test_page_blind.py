@@ -4,10 +4,11 @@ rates is not told how the duel stands."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import httpx
 import pytest
 from sqlalchemy import Connection
 from tests.server import POLICY, RunningServer
@@ -126,17 +127,22 @@ def test_how_the_duel_stands_is_told_to_operators_only(server: RunningServer, sc
     assert statuses == ({403} if scope is Scope.RATE else {200})
 
 
-@pytest.mark.parametrize(
-    "model", [f"{POLICY}@{name}" for name in ("champion", "challenger", "canary", "base", "1", "99")] + ["ft:x"]
-)
-def test_who_only_rates_asks_the_policy_and_no_version_of_it(server: RunningServer, model: str) -> None:
+def test_who_only_rates_asks_the_policy_and_no_version_of_it(serve: Callable[..., RunningServer]) -> None:
     """Its answer beside those of an open duel would say whose style is whose, and so would that there is none."""
+    server = serve()
+    server.policy.load(server.add_version(1))
+    server.open_duel(1)
     rater, client = (with_key(server, *scopes) for scopes in ((Scope.RATE,), (Scope.RATE, Scope.INFERENCE)))
-    body = {"messages": [{"role": "user", "content": "hello"}]}
-    for more in ({}, {"stream": True}):
-        refused = server.http.post("/v1/chat/completions", json=body | {"model": model} | more, headers=rater)
-        error = refused.json()["error"]
-        assert (refused.status_code, error["param"], error["code"]) == (403, "model", "insufficient_scope")
-        assert f"'{POLICY}'" in error["message"]
-    assert server.http.post("/v1/chat/completions", json=body | {"model": POLICY}, headers=rater).status_code == 200
-    assert server.http.post("/v1/chat/completions", json=body | {"model": f"{POLICY}@0"}, headers=client).status_code == 200
+
+    def ask(model: str, headers: dict[str, str], **more: bool) -> httpx.Response:
+        body = {"messages": [{"role": "user", "content": "hello"}], "model": model, **more}
+        return server.http.post("/v1/chat/completions", json=body, headers=headers)
+
+    pinned = [f"{POLICY}@{name}" for name in ("champion", "challenger", "base", "1")]
+    for model in (*pinned, f"{POLICY}@canary", f"{POLICY}@99", "ft:x"):
+        for refused in (ask(model, rater), ask(model, rater, stream=True)):
+            error = refused.json()["error"]
+            assert (refused.status_code, error["param"], error["code"]) == (403, "model", "insufficient_scope"), model
+            assert f"'{POLICY}'" in error["message"]
+    assert {ask(model, client).status_code for model in pinned} == {200}
+    assert ask(POLICY, rater).status_code == 200
