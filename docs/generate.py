@@ -72,6 +72,10 @@ def api_page() -> str:
         'route needs one with one of its scopes; `admin` has all. Errors are `{"error": {message, type, param, code}}`. A list',
         "takes `limit` (100 at most) and `after`, and says `has_more`, `first_id` and `last_id`. A POST that has an",
         "`Idempotency-Key` is done once, and its reply kept for a day.\n",
+        "With the scope `rate` alone (a key, or a person whose role it is) a chat's `model` is the policy's name. A version of",
+        "it takes the scope `inference` (else 403, `param` is `model`): its answer would tell whose style is whose in an open",
+        "duel. Of feedback that is no pick `/v1/lineage` names the duel once that has ended. Names in `metadata` and `tags`",
+        "that begin with `pairloop.` are the server's own: 400, `param` says which; imported rows bring neither.\n",
         "| verb | path | scope | what it does |",
         "|---|---|---|---|",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from sqlalchemy import event
 from tests.server import POLICY, RunningServer, chat_body, fake_config, user_of
 from tests.stores import database_of
 
-from pairloop.config import parse_config
+from pairloop.config import child_env, parse_config
 from pairloop.errors import ConfigError, InvalidRequestError
 from pairloop.scaffold import write_config
 from pairloop.store import Store, keys
@@ -321,7 +322,8 @@ def test_with_a_key_made_on_the_command_line_other_hosts_are_served(tmp_path: Pa
     assert made.exit_code == 0, made.output
     token = made.output.split()[0]
     command = [sys.executable, "-u", "-c", SERVE, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    env, log = child_env(PAIRLOOP_LOG_FORMAT="json", PAIRLOOP_SERVE_PROT="1"), (tmp_path / "log").open("w")
+    with log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=env) as process:
         try:
             assert process.stdout is not None
             port = process.stdout.readline().strip().rsplit(":", 1)[1]
@@ -332,6 +334,7 @@ def test_with_a_key_made_on_the_command_line_other_hosts_are_served(tmp_path: Pa
         finally:
             process.terminate()
             process.wait(20)
+    assert "PAIRLOOP_SERVE_PROT" in json.loads((tmp_path / "log").read_text().splitlines()[0])["message"]
     listed = CliRunner().invoke(pairloop, ["keys", "list", "--config", str(tmp_path)])
     assert "one" in listed.output
     assert token.rsplit("-", 1)[1] not in listed.output

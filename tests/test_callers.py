@@ -254,6 +254,15 @@ def test_the_rightmost_address_that_is_no_proxys_is_the_clients(
     assert asyncio.run(client_of([], "127.0.0.1", chain)) == ("127.0.0.1", "http")
 
 
+@pytest.mark.parametrize("peer", ["10.0.0.1", "::ffff:10.0.0.1", "::ffff:a00:1"])
+@pytest.mark.parametrize("trusted", ["10.0.0.0/8", "10.0.0.1", "::ffff:10.0.0.0/104", "::ffff:10.0.0.1"])
+def test_an_ipv4_address_in_ipv6_is_the_same_proxy(trusted: str, peer: str) -> None:
+    """As a socket of both families tells it."""
+    assert asyncio.run(client_of([trusted], peer, f"9.9.9.9, 198.51.100.7, {peer}")) == ("198.51.100.7", "https")
+    assert asyncio.run(client_of([trusted], peer, f"9.9.9.9, ::ffff:11.0.0.1, [{peer}]:80"))[0] == "::ffff:11.0.0.1"
+    assert asyncio.run(client_of([trusted], "::ffff:11.0.0.1", "198.51.100.7")) == ("::ffff:11.0.0.1", "http")
+
+
 def test_who_is_not_believed_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     layer = Proxies(JSONResponse({}), [])
 
@@ -270,7 +279,7 @@ def test_who_is_not_believed_is_told_once(caplog: pytest.LogCaptureFixture) -> N
     assert "127.0.0.1" in line
 
 
-@pytest.mark.parametrize("bad", ["*", "proxy.example", "10.0.0.1/8", "0.0.0.0/0", "::/0", ""])
+@pytest.mark.parametrize("bad", ["*", "proxy.example", "10.0.0.1/8", "0.0.0.0/0", "::/0", "::/64", "::ffff:0:0/96", ""])
 def test_a_proxy_is_an_address_or_a_network(tmp_path: Path, bad: str) -> None:
     with pytest.raises(ConfigError, match=r"serve\.trusted_proxies"):
         fake_config(tmp_path, serve={"trusted_proxies": [bad]})

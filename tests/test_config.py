@@ -73,6 +73,21 @@ def test_a_misspelt_variable_is_told_once_with_the_near_name(tmp_path: Path, cap
     ]
 
 
+def test_a_misspelt_variable_is_told_once_the_log_is_set_up_and_in_any_case(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, told = write_config(tmp_path, {"log": {"format": "json"}}), list[tuple[str, int]]()
+    env = {"PAIRLOOP_SERVE_PROT": "1"}
+    load_config(path, env=env, begin_log=lambda section: told.append((section.format, len(caplog.messages))))
+    assert told == [("json", 0)]
+    assert [text.split()[0] for text in caplog.messages] == ["PAIRLOOP_SERVE_PROT"]
+    path.write_text("[train]\nbeta = -1\n")
+    with pytest.raises(ConfigError):
+        load_config(path, env={"PAIRLOOP_TRIAN_BETA": "1"}, begin_log=lambda _: told.append(("never", 0)))
+    assert len(told) == 1
+    assert caplog.messages[-1].endswith("did you mean PAIRLOOP_TRAIN_BETA?")
+
+
 def test_a_wrong_value_of_the_environment_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     (tmp_path / "pairloop.toml").write_text("[train]\nbeta = -1\n")
     with pytest.raises(ConfigError) as told:

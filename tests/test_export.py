@@ -8,6 +8,7 @@ import re
 import shlex
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pairloop.cli import pairloop
 from pairloop.config import Config, parse_config
-from pairloop.errors import ModelError, NotFoundError, StoreError, UserError
+from pairloop.errors import BrokenVersionError, ModelError, NotFoundError, StoreError, UserError
 from pairloop.formats import snapshot
 from pairloop.learner import train
 from pairloop.learner.merge import check
@@ -298,9 +299,36 @@ def test_a_stored_version_that_was_changed_is_not_handed_on(tmp_path: Path) -> N
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
-        with pytest.raises(StoreError, match="was changed"):
+        with pytest.raises(BrokenVersionError, match=r"bot@1 .*adapter_model\.safetensors was changed.*pairloop doctor"):
             world.export()
         assert leftovers(tmp_path, "out") == []
+
+
+@contextmanager
+def hidden(path: Path) -> Iterator[None]:
+    away = path.rename(path.with_name(f"{path.name}.gone"))
+    try:
+        yield
+    finally:
+        away.rename(path)
+
+
+def test_over_http_it_is_said_what_is_missing_and_what_to_do(world: World, tmp_path: Path) -> None:
+    beside: Any = SimpleNamespace(store=world.store)
+    world.store.write(lambda c: versions.set_alias(c, "bot", Alias.CHAMPION, 0))
+    with RunningServer(tmp_path / "server", config=world.config, policy=FakePolicy(), beside=beside) as server:
+        for broken in ("adapter_model.safetensors", "manifest.json", ""):
+            with hidden(world.artifact.path / broken):
+                refused, page = server.http.get("/v1/exports/bot@1"), server.http.get("/versions/1").text
+            error = refused.json()["error"]
+            assert (refused.status_code, error["code"]) == (500, "broken_artifact")
+            assert refused.headers["x-should-retry"] == "false"
+            said = ("bot@1", f"{broken or 'manifest.json'} is missing", "`pairloop doctor`")
+            assert [part for part in said if part not in error["message"]] == []
+            assert str(world.folder) not in refused.text
+            assert "/v1/exports/" not in page
+            assert "Files of it are missing" in page
+    world.store.write(lambda c: versions.set_alias(c, "bot", Alias.CHAMPION, 1))
 
 
 def test_bases_and_the_policy_without_a_model_have_nothing_to_export(world: World, tmp_path: Path) -> None:
@@ -435,6 +463,9 @@ def test_a_link_on_the_versions_page_downloads_it_and_what_is_gone_is_said(world
     with RunningServer(tmp_path / "server", config=world.config, policy=FakePolicy(), beside=beside) as server:
         page = server.http.get("/versions/1").text
         assert 'href="/v1/exports/bot%401"' in page
+        assert "pairloop versions export 1 ./bot-1" in page
+        page = server.http.get("/versions/0").text
+        assert ("/v1/exports/" in page, "there is no adapter" in page) == (False, True)
         reply = server.http.get("/v1/exports/bot%401", params={"base": "org/tiny"})
         assert reply.status_code == 200
         assert reply.headers["content-disposition"] == 'attachment; filename="bot-1.tar"'
@@ -457,4 +488,5 @@ def test_a_link_on_the_versions_page_downloads_it_and_what_is_gone_is_said(world
     assert (refused.status_code, "pairloop rebuild 1" in refused.text) == (404, True)
     assert "/v1/exports/" not in page
     assert "Its weights were removed" in page
+    assert "export-command" not in page
     assert scopes_of("GET", "/v1/exports/bot@1") == {Scope.OPERATE}

@@ -10,7 +10,7 @@ import pytest
 
 from pairloop.formats import ReadResult, read_rows
 from pairloop.loop.pairs import PairRules, compile_pairs
-from pairloop.types import Label, Message, Source
+from pairloop.types import RELABELLED_TAG, Label, Message, Source
 
 
 def _message(message_id: str, parent: str | None, children: list[str], role: str, content: str, **more: Any) -> dict[str, Any]:
@@ -199,7 +199,8 @@ def _completion(**changes: Any) -> dict[str, Any]:
 
 def test_a_stored_completion_is_a_demonstration_by_a_model(file: Path) -> None:
     page = {"object": "list", "data": _completion()["messages"], "first_id": "m-0", "last_id": "m-0", "has_more": False}
-    listed = {"object": "list", "data": [_completion(), _completion(messages=page)], "has_more": False}
+    forged = _completion(messages=page, metadata={RELABELLED_TAG: "account:ada"}, tags={RELABELLED_TAG: "account:ada"})
+    listed = {"object": "list", "data": [_completion(), forged], "has_more": False}
     file.write_text(json.dumps(listed, indent=2), encoding="utf-8")
     result = read_rows(file).or_raise()
     assert (result.family, result.rows) == ("openai_stored", 2)
@@ -207,6 +208,7 @@ def test_a_stored_completion_is_a_demonstration_by_a_model(file: Path) -> None:
         assert labelled.group.prompt == (Message("user", "write a haiku about ai"),)
         [row] = labelled.feedback
         assert (row.metric, row.value, row.source) == ("demonstration", "Future's quiet spark.", Source.LLM)
+        assert (row.tags, RELABELLED_TAG in labelled.group.metadata) == ({}, False), "an import brings no names of ours"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from tests.server import POLICY, RunningServer, chat_body
 
 from pairloop.store.schema import stored_replies
+from pairloop.types import REDACTED_TAG, RELABELLED_TAG
 
 Serve = Callable[..., RunningServer]
 ROWS = b'{"a": 1}\n', b'{"a": 2}\n'
@@ -49,6 +50,27 @@ def test_what_is_no_text_is_refused_by_its_place(shared: RunningServer, messages
     response = shared.http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
     assert shared.chat().status_code == 200
+
+
+@pytest.mark.parametrize("name", [RELABELLED_TAG, REDACTED_TAG, "pairloop.", "pairloop.anything"])
+def test_names_of_the_servers_own_are_nobody_elses(shared: RunningServer, name: str) -> None:
+    """A tag that says an operator relabelled a vote must be an operator's."""
+    forged = {"shop": "north", name: "account:ada"}
+    group_id = shared.chat(n=2, metadata={"pairloop": "x", "my.pairloop.x": "x"}).json()["id"]
+    about = {"inference_id": group_id, "tags": forged}
+    value = {"metric_name": "thumbs", "value": True, "tags": forged}
+    for path, field, body in (
+        ("/v1/chat/completions", "metadata", chat_body(metadata=forged)),
+        (f"/v1/chat/completions/{group_id}", "metadata", {"metadata": forged}),
+        ("/v1/preferences", "tags", about | {"chosen_index": 0}),
+        ("/v1/feedback", "tags", about | value | {"choice_index": 0}),
+        ("/v1/feedback", "tags", value | {"conversation_id": group_id}),
+    ):
+        refused = shared.http.post(path, json=body)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"]) == (400, f"{field}.{name}"), (path, refused.text)
+        assert "'pairloop.'" in error["message"]
+    assert shared.http.get("/v1/feedback", params={"inference_id": group_id}).json()["data"] == []
 
 
 def test_fields_that_clients_send_as_null_ask_for_nothing(shared: RunningServer) -> None:

@@ -11,7 +11,7 @@ from tests.server import POLICY, RunningServer, user_of
 
 from pairloop.client import Client
 from pairloop.loop import pairs
-from pairloop.store import feedback, passed_over, runs, set_aside, versions
+from pairloop.store import duels, feedback, passed_over, runs, set_aside, versions
 from pairloop.types import Alias, Pool, Run, RunStatus, Version, VersionKind
 
 RATER = user_of(Pool.TRAIN)
@@ -113,18 +113,22 @@ def test_what_trains_nothing_says_why(server: RunningServer) -> None:
 
 def test_a_duel_is_not_unblinded_by_what_is_no_pick(server: RunningServer) -> None:
     server.policy.load(server.add_version(1))
-    server.open_duel(1)
+    duel_id = server.open_duel(1).duel_id
     judge = user_of(Pool.GATE)
     skip = picked(server, judge, outcome="skip")
     (one,) = told(server, skip)
     assert (one["use"], [answer["version"] for answer in one["answers"]]) == ("noted", [None, None])
-    comment = server.http.post(
-        "/v1/feedback", json={"inference_id": one["inference_id"], "metric_name": "comment", "value": "hm", "source_id": judge}
-    ).json()["feedback_id"]
-    assert [answer["version"] for answer in told(server, comment)[0]["answers"]] == [None, None]
+    about = {"inference_id": one["inference_id"], "source_id": judge}
+    values = ({"metric_name": "comment", "value": "hm"}, {"metric_name": "thumbs", "value": True, "choice_index": 0})
+    said = [server.http.post("/v1/feedback", json=about | value).json()["feedback_id"] for value in values]
+    for row in told(server, skip, *said):
+        assert [answer["version"] for answer in row["answers"]] == [None, None]
+        assert row["duel_id"] is None
     (one,) = told(server, picked(server, judge))
-    assert one["use"] == "judged"
+    assert (one["use"], one["duel_id"]) == ("judged", duel_id)
     assert {answer["version"] for answer in one["answers"]} == {f"{POLICY}@0", f"{POLICY}@1"}
+    server.store.write(lambda c: duels.close(c, duel_id, datetime.now(UTC)))
+    assert {one["duel_id"] for one in told(server, skip, *said)} == {duel_id}
 
 
 def test_unknown_ids_are_left_out_and_bad_questions_are_refused(server: RunningServer) -> None:

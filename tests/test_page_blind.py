@@ -4,10 +4,11 @@ rates is not told how the duel stands."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import httpx
 import pytest
 from sqlalchemy import Connection
 from tests.server import POLICY, RunningServer
@@ -96,12 +97,17 @@ def test_the_exported_lines_carry_no_version(server: RunningServer) -> None:
         assert form != "comparisons" or lines.count("hello") == 2
 
 
-@pytest.mark.parametrize("scope", [Scope.RATE, Scope.OPERATE])
-def test_how_the_duel_stands_is_told_to_operators_only(server: RunningServer, scope: Scope) -> None:
-    made, token = keys.new("test", [scope])
+def with_key(server: RunningServer, *scopes: Scope) -> dict[str, str]:
+    """The headers of a new key."""
+    made, token = keys.new("test", scopes)
     server.store.write(lambda c: keys.insert(c, made))
     server.app.state.context.keys.forget(made.key_id)
-    headers = {"authorization": f"Bearer {token}"}
+    return {"authorization": f"Bearer {token}"}
+
+
+@pytest.mark.parametrize("scope", [Scope.RATE, Scope.OPERATE])
+def test_how_the_duel_stands_is_told_to_operators_only(server: RunningServer, scope: Scope) -> None:
+    headers = with_key(server, scope)
     for path in ("/", "/page/live"):
         reply = server.http.get(path, headers=headers)
         assert reply.status_code == 200
@@ -119,3 +125,24 @@ def test_how_the_duel_stands_is_told_to_operators_only(server: RunningServer, sc
     )
     statuses = {server.http.get(path, headers=headers).status_code for path in closed}
     assert statuses == ({403} if scope is Scope.RATE else {200})
+
+
+def test_who_only_rates_asks_the_policy_and_no_version_of_it(serve: Callable[..., RunningServer]) -> None:
+    """Its answer beside those of an open duel would say whose style is whose, and so would that there is none."""
+    server = serve()
+    server.policy.load(server.add_version(1))
+    server.open_duel(1)
+    rater, client = (with_key(server, *scopes) for scopes in ((Scope.RATE,), (Scope.RATE, Scope.INFERENCE)))
+
+    def ask(model: str, headers: dict[str, str], **more: bool) -> httpx.Response:
+        body = {"messages": [{"role": "user", "content": "hello"}], "model": model, **more}
+        return server.http.post("/v1/chat/completions", json=body, headers=headers)
+
+    pinned = [f"{POLICY}@{name}" for name in ("champion", "challenger", "base", "1")]
+    for model in (*pinned, f"{POLICY}@canary", f"{POLICY}@99", "ft:x"):
+        for refused in (ask(model, rater), ask(model, rater, stream=True)):
+            error = refused.json()["error"]
+            assert (refused.status_code, error["param"], error["code"]) == (403, "model", "insufficient_scope"), model
+            assert f"'{POLICY}'" in error["message"]
+    assert {ask(model, client).status_code for model in pinned} == {200}
+    assert ask(POLICY, rater).status_code == 200

@@ -17,7 +17,7 @@ from pairloop.loop import pairs, privacy, raters
 from pairloop.store import feedback, marks, queue, reservations
 from pairloop.store import gold as gold_items
 from pairloop.store.schema import reservations as table
-from pairloop.types import Label, Pool
+from pairloop.types import RELABELLED_TAG, Label, Pool
 
 ANN, BOB, CARLA = (user_of(Pool.TRAIN, number) for number in (1, 2, 3))
 ASKER = user_of(Pool.TRAIN)
@@ -201,6 +201,7 @@ def test_what_all_agreed_on_can_become_gold_and_one_other_voice_forbids_it(serve
             if group == thin and rater != ANN:
                 continue
             body = {"inference_id": group, "rater_id": rater, "chosen_index": index, "latency_ms": 3_000}
+            body |= {"tags": {"about": RELABELLED_TAG}}  # the name alone makes no operator's word of it
             assert server.http.post("/v1/preferences", json=body).status_code == 201
     foreseen = server.http.post("/v1/queue/gold/unanimous", json={"min_raters": 3, "dryrun": True}).json()
     assert foreseen["data"] == [{"inference_id": agreed, "chosen_index": 1, "raters": 3}]

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from tests.stores import database_of
 
 from pairloop.cli import pairloop
-from pairloop.config import load_config
+from pairloop.config import child_env, load_config
 from pairloop.scaffold import write_config
 from pairloop.store import Store, cycles
 from pairloop.types import CycleState
@@ -35,7 +35,9 @@ def test_a_worker_takes_up_imported_rows_by_itself_and_ends_on_request(tmp_path:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "pairloop", "worker", "--config", str(path), "--metrics-port", str(port)]
-    worker = subprocess.Popen(command, stdout=subprocess.PIPE)
+    env = child_env(PAIRLOOP_LOG_FORMAT="json", PAIRLOOP_SCHEDULE_POL="1s")
+    with (tmp_path / "log").open("wb") as log:
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=env)
     try:
         assert _state_of_first_cycle(path, worker) is CycleState.DUELLING
         metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
@@ -48,6 +50,8 @@ def test_a_worker_takes_up_imported_rows_by_itself_and_ends_on_request(tmp_path:
             worker.kill()
         output, _ = worker.communicate()
     assert b"turning the loop of support-bot" in output
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [line["message"].split()[0] for line in lines if line["logger"] == "pairloop.config"] == ["PAIRLOOP_SCHEDULE_POL"]
 
 
 def _state_of_first_cycle(path: Path, worker: subprocess.Popen[bytes]) -> CycleState | None:

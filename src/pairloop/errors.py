@@ -10,8 +10,10 @@ PairloopError
 │   └── ModelError             a model directory that cannot be loaded, with the reason
 └── SystemFailure              the machine is at fault (exit code 1, HTTP 5xx)
     ├── StoreError             database or artifact folder: newer schema, broken hash
+    │   ├── ArtifactError      files that are not what was published: gone, changed or new
     │   └── UnavailableError   the database is away or locked, the disk is full: the same may succeed later
     │       └── StoreBusyError more writes wait than may; nothing of this one was stored (HTTP 503 with retry-after)
+    ├── BrokenVersionError     a version whose files are broken: nothing of it is handed on (HTTP 500)
     ├── EngineError            a policy that cannot sample right now (HTTP 503 with retry-after)
     ├── BusyError              too many ask for something slow at once (HTTP 503 with retry-after)
     └── TrainingError          a training child that ended without a result
@@ -125,12 +127,26 @@ class StoreError(SystemFailure):
     """Database or artifact folder: newer schema, broken hash."""
 
 
+class ArtifactError(StoreError):
+    """Published files that are not what was published. ``told``: what is wrong, without the place where they lie."""
+
+    def __init__(self, message: str, *, told: str) -> None:
+        super().__init__(message)
+        self.told = told
+
+
 class UnavailableError(StoreError):
     """The database is away or locked, or the disk is full or broken: the same call may succeed later."""
 
 
 class StoreBusyError(UnavailableError):
     """More writes wait for the database than may: this one was not taken, and nothing of it was stored."""
+
+
+class BrokenVersionError(SystemFailure):
+    """A version whose files are not what was published; the message names it, what is wrong, and what to do."""
+
+    code = "broken_artifact"
 
 
 class EngineError(SystemFailure):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +59,7 @@ def serve(
     from pairloop.telemetry import logs
     from pairloop.web.server import run
 
-    config = _overridden(config_path, host=host, port=port, model=model)
-    logs.setup(config.log, background=True)
+    config = _overridden(config_path, partial(logs.setup, background=True), host=host, port=port, model=model)
     run(config, turning=not no_scheduler, say=(lambda text: emit({"message": text})) if as_json else click.echo)
 
 
@@ -125,7 +126,9 @@ def demo(
     show(result.as_json(), "\n".join(lines), as_json=as_json)
 
 
-def _overridden(config_path: Path | None, *, host: str | None, port: int | None, model: str | None) -> Any:
+def _overridden(
+    config_path: Path | None, begin_log: Callable[[Any], None], *, host: str | None, port: int | None, model: str | None
+) -> Any:
     """The configuration with what the command line changes, checked as a whole."""
     from pairloop.config import CONFIG_FILE, load_config, override
 
@@ -135,7 +138,7 @@ def _overridden(config_path: Path | None, *, host: str | None, port: int | None,
     for section, key, value in (("serve", "host", host), ("serve", "port", port), ("policy", "model", model)):
         if value is not None:
             changes.setdefault(section, {})[key] = value
-    return override(load_config(config_path), changes)
+    return override(load_config(config_path, begin_log=begin_log), changes)
 
 
 COMMANDS = (init, serve, worker, demo)

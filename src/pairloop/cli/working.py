@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -19,8 +20,7 @@ from pairloop.webhooks import Sender
 
 def work(config_path: Path, metrics_port: int | None, *, say: Callable[[str], None]) -> None:
     """Until SIGTERM or SIGINT: then a training stops at its next step, and leases are given back. A second one ends at once."""
-    config = load_config(config_path)
-    logs.setup(config.log, background=True)
+    config = load_config(config_path, begin_log=partial(logs.setup, background=True))
     TEXTS.disabled = not config.privacy.log_texts
     port = config.metrics.port if metrics_port is None else metrics_port
     with ExitStack() as closers:

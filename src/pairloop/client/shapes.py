@@ -275,6 +275,7 @@ class FeedbackLineage(BaseModel):
     """Whether one of the versions, or one that descends from it, is the champion."""
     datasets: list[str]
     duel_id: str | None
+    """Of what is no pick: once the duel has ended."""
     answers: list[AnswerFacts]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -163,11 +163,16 @@ class Config(Section):
         return self.state_dir / "runs"
 
 
-def load_config(path: Path | None = None, *, env: Mapping[str, str] | None = None) -> Config:
+def load_config(
+    path: Path | None = None,
+    *,
+    env: Mapping[str, str] | None = None,
+    begin_log: Callable[[LogSection], None] | None = None,
+) -> Config:
     """The configuration in ``path`` (a TOML file, or a directory that holds ``pairloop.toml``), with environment overrides.
 
-    ``state_dir`` defaults to the file's own directory and is resolved against it. Raises ConfigError naming file, section,
-    key and reason.
+    ``state_dir`` defaults to the file's own directory and is resolved against it. ``begin_log`` sets up the log, where a
+    process keeps one, before it is warned of anything. Raises ConfigError naming file, section, key and reason.
     """
     data: dict[str, Any] = {}
     if path is not None:
@@ -176,8 +181,13 @@ def load_config(path: Path | None = None, *, env: Mapping[str, str] | None = Non
         data["state_dir"] = path.parent / data.get("state_dir", ".")
     env = os.environ if env is None else env
     _apply_env(data, env)
-    warn_of_strays(env, [f"{ENV_PREFIX}STATE_DIR", *_variables()], data, prefix=ENV_PREFIX)
-    return parse_config(data, origin=str(path) if path else "environment", env=env)
+    try:
+        config = parse_config(data, origin=str(path) if path else "environment", env=env)
+        if begin_log is not None:
+            begin_log(config.log)
+        return config
+    finally:  # also of what is refused: the misspelt one may be why
+        warn_of_strays(env, [f"{ENV_PREFIX}STATE_DIR", *_variables()], data, prefix=ENV_PREFIX)
 
 
 def parse_config(

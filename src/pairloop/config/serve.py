@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import IPv6Network, ip_network
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
 from pairloop.config.section import Section, Share, duration_s
+
+IPV4_IN_IPV6 = IPv6Network("::ffff:0:0/96")
+"""Where a socket of both families shows IPv4 addresses."""
 
 
 class ServeSection(Section):
@@ -22,8 +25,8 @@ class ServeSection(Section):
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages that may call this server from a browser, such as `https://shop.example`; none by default."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses or networks of the reverse proxies in front, such as `127.0.0.1` or `10.0.0.0/28`: of these alone
-    `X-Forwarded-For` and `X-Forwarded-Proto` are believed. Needs a key or an account."""
+    """Addresses or networks of the reverse proxies in front, such as `127.0.0.1` or `10.0.0.0/28` (one of IPv4 also as
+    `::ffff:10.0.0.1`): of these alone `X-Forwarded-For` and `X-Forwarded-Proto` are believed. Needs a key or an account."""
     requests_per_minute: int = Field(default=0, ge=0)
     """Requests per minute of one key (of one address, without keys); more are answered 429. A key may have its own; 0 is no
     limit."""
@@ -77,7 +80,7 @@ class ServeSection(Section):
                 network = ip_network(proxy)
             except ValueError as error:
                 raise ValueError(f"{proxy!r} is no address and no network, such as 127.0.0.1 or 10.0.0.0/28") from error
-            if network.prefixlen == 0:
+            if network.prefixlen == 0 or (isinstance(network, IPv6Network) and network.supernet_of(IPV4_IN_IPV6)):
                 raise ValueError(f"{proxy!r} is everybody: name the addresses of the proxies alone")
         return value
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from sqlalchemy import Connection
 
 from pairloop import faults
-from pairloop.errors import StoreError, UnavailableError
+from pairloop.errors import ArtifactError, StoreError, UnavailableError
 
 if TYPE_CHECKING:
     from pairloop.store.checkpoints import FarCheckpoints
@@ -233,9 +233,11 @@ class Artifacts:
             listed, actual = manifest["files"].get(name), found.get(name)
             if listed is None or actual is None or listed["sha256"] != actual["sha256"]:
                 what = "is not in the manifest" if listed is None else "is missing" if actual is None else "was changed"
-                raise StoreError(f"{path / name}: {what}; the artifact is no longer what was published")
+                text = f"{path / name}: {what}; the artifact is no longer what was published"
+                raise ArtifactError(text, told=f"{name} {what}")
         if not hash_of(found).startswith(artifact_hash) or manifest["hash"] != hash_of(found):
-            raise StoreError(f"{path}: the content's hash is not the artifact's name; the artifact is not what was published")
+            text = f"{path}: the content's hash is not the artifact's name; the artifact is not what was published"
+            raise ArtifactError(text, told="the content's hash is another one")
 
     def stale(self, *, older_than_s: float = STALE_AFTER_S) -> list[Path]:
         """Temporary folders of writers that are gone."""
@@ -283,11 +285,11 @@ def hash_files(folder: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise StoreError(f"{path}: an artifact holds plain files only")
+            raise ArtifactError(f"{path}: an artifact holds plain files only", told=f"{name} is no plain file")
         if path.is_file() and name != MANIFEST:
             files[name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
     if not files:
-        raise StoreError(f"{folder}: an artifact without files")
+        raise ArtifactError(f"{folder}: an artifact without files", told="all its files are missing")
     return files
 
 
@@ -307,11 +309,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError as error:
-        raise StoreError(f"{path}: no such artifact, or its manifest is gone") from error
+        raise no_manifest(str(path)) from error
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:
     return json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+
+
+def no_manifest(path: str) -> ArtifactError:
+    return ArtifactError(f"{path}: no such artifact, or its manifest is gone", told=f"{MANIFEST} is missing")
 
 
 def parse_manifest(content: bytes, path: str) -> dict[str, Any]:
@@ -319,9 +325,10 @@ def parse_manifest(content: bytes, path: str) -> dict[str, Any]:
     try:
         manifest = json.loads(content)
     except ValueError as error:
-        raise StoreError(f"{path}: not valid JSON: {error}") from error
+        raise ArtifactError(f"{path}: not valid JSON: {error}", told=f"{MANIFEST} is not valid JSON") from error
     if not (isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) and isinstance(manifest.get("hash"), str)):
-        raise StoreError(f"{path}: not an artifact's manifest: hash and files are missing")
+        text = f"{path}: not an artifact's manifest: hash and files are missing"
+        raise ArtifactError(text, told=f"{MANIFEST} is no artifact's manifest")
     return manifest
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import fsspec
 
-from pairloop.errors import ConfigError, PairloopError, StoreError, UnavailableError
-from pairloop.store.artifacts import MANIFEST, parse_manifest
+from pairloop.errors import ArtifactError, ConfigError, PairloopError, StoreError, UnavailableError
+from pairloop.store.artifacts import MANIFEST, no_manifest, parse_manifest
 from pairloop.store.cache import FILES
 
 CHECKPOINTS = "checkpoints"
@@ -54,7 +54,8 @@ class Bucket:
         except PairloopError:
             raise
         except FileNotFoundError as error:
-            raise StoreError(f"store.artifacts: {self.url}: {what} is not there") from error
+            text = f"store.artifacts: {self.url}: {what} is not there"
+            raise ArtifactError(text, told="a file of it is not there") from error
         except Exception as error:
             why = str(error) or type(error).__name__
             raise UnavailableError(f"store.artifacts: {self.url}: {why}{_hint(error)}") from error
@@ -75,7 +76,7 @@ class Bucket:
         try:
             return parse_manifest(self.fs.cat_file(self.at(name, MANIFEST)), self.shown(name, MANIFEST))
         except FileNotFoundError as error:
-            raise StoreError(f"{self.shown(name, MANIFEST)}: no such artifact, or its manifest is gone") from error
+            raise no_manifest(self.shown(name, MANIFEST)) from error
 
     def manifest_if_whole(self, name: str) -> dict[str, Any] | None:
         """The manifest where all files that it lists are there in their sizes."""

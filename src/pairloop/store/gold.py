@@ -114,7 +114,7 @@ def unanimous(c: Connection, policy: str, *, min_raters: int, newest: int, limit
     )
     other = feedback.alias("other")
     relabelled = sa.exists().where(
-        other.c.group_id == feedback.c.group_id, sa.cast(other.c.tags, sa.Text).like(f"%{RELABELLED_TAG}%")
+        other.c.group_id == feedback.c.group_id, sa.cast(other.c.tags, sa.Text).like(f'%"{RELABELLED_TAG}":%')
     )
     people = sa.func.count(feedback.c.rater_id.distinct())
     said = sa.func.count(feedback.c.label.distinct())

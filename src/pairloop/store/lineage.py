@@ -14,6 +14,7 @@ from pairloop.store.schema import (
     completions,
     dataset_pairs,
     datasets,
+    duels,
     feedback,
     groups,
     pair_feedback,
@@ -48,6 +49,7 @@ class Trace:
     kind: GroupKind
     pool: Pool
     duel_id: str | None
+    in_open_duel: bool
     answers: tuple[Answer, ...]
     datasets: tuple[str, ...]
     versions: tuple[int, ...]
@@ -57,9 +59,10 @@ class Trace:
 def traces(c: Connection, policy: str, feedback_ids: Collection[str]) -> list[Trace]:
     """Of the feedback that there is, in the order of its ids. A handful of statements, however many rows there are."""
     told = (feedback.c.feedback_id, feedback.c.group_id, feedback.c.metric, feedback.c.label)
+    is_open = (duels.c.duel_id.is_not(None) & duels.c.closed_at.is_(None)).label("is_open")
     statement = (
-        sa.select(*told, groups.c.kind, groups.c.pool, groups.c.duel_id)
-        .select_from(feedback.join(groups))
+        sa.select(*told, groups.c.kind, groups.c.pool, groups.c.duel_id, is_open)
+        .select_from(feedback.join(groups).outerjoin(duels, duels.c.duel_id == groups.c.duel_id))
         .where(feedback.c.feedback_id.in_(feedback_ids), feedback.c.policy == policy)
     )
     rows = {row.feedback_id: row for row in c.execute(statement)}
@@ -82,6 +85,7 @@ def traces(c: Connection, policy: str, feedback_ids: Collection[str]) -> list[Tr
                 kind=GroupKind(row.kind),
                 pool=Pool(row.pool),
                 duel_id=row.duel_id,
+                in_open_duel=row.is_open,
                 answers=tuple(answers.get(row.group_id, ())),
                 datasets=tuple(held),
                 versions=tuple(sorted({number for dataset_id in held for number in trained.get(dataset_id, ())})),

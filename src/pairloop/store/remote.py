@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from fsspec.callbacks import Callback
 
 from pairloop import faults
-from pairloop.errors import ConflictError, StoreError
+from pairloop.errors import ArtifactError, ConflictError, StoreError
 from pairloop.store.artifacts import (
     MANIFEST,
     STALE_AFTER_S,
@@ -279,9 +279,11 @@ class RemoteArtifacts(Artifacts):
             manifest = self._bucket.manifest(name)
             files = manifest["files"]
             if hash_of(files) != manifest["hash"] or not manifest["hash"].startswith(name):
-                raise StoreError(f"{self._bucket.shown(name, MANIFEST)}: its hash is not the artifact's name; it was changed")
+                text = f"{self._bucket.shown(name, MANIFEST)}: its hash is not the artifact's name; it was changed"
+                raise ArtifactError(text, told=f"{MANIFEST} was changed")
             if unsafe := [file for file in files if not _is_inside(file)]:
-                raise StoreError(f"{self._bucket.shown(name, MANIFEST)}: {unsafe[0]!r} lies outside of the artifact")
+                text = f"{self._bucket.shown(name, MANIFEST)}: {unsafe[0]!r} lies outside of the artifact"
+                raise ArtifactError(text, told=f"{MANIFEST} was changed")
             for file in files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
             here, there = [str(folder / file) for file in files], [self._bucket.at(name, file) for file in files]
@@ -300,9 +302,10 @@ class RemoteArtifacts(Artifacts):
         LOG.warning("%s: is not what was published; fetching it again", self._bucket.shown(name, file))
         self._bucket.fs.get_file(self._bucket.at(name, file), str(path))
         if (found := sha256_of(path)) != entry["sha256"]:
-            raise StoreError(
+            raise ArtifactError(
                 f"{self._bucket.shown(name, file)}: was changed: SHA-256 {found}, published with {entry['sha256']}; "
-                "the artifact is no longer what was published"
+                "the artifact is no longer what was published",
+                told=f"{file} was changed",
             )
 
     def _name_of(self, path: Path) -> str | None:

@@ -39,9 +39,11 @@ REPEAT_METRIC = "repeat"
 """A comparison shown to its rater once more, sides swapped: it measures how often picks are flipped, and is no vote."""
 GOLD_METRIC = "gold"
 """A comparison whose answer is known, shown by the labelling queue: it measures its rater, and is no vote."""
-REDACTED_TAG = "pairloop.redacted"
+OUR_NAMES = "pairloop."
+"""How the names of tags and metadata begin that are the server's own: no client may say what they say."""
+REDACTED_TAG = f"{OUR_NAMES}redacted"
 """The tag of a feedback row that says something was taken out of its value before it was stored."""
-RELABELLED_TAG = "pairloop.relabelled_by"
+RELABELLED_TAG = f"{OUR_NAMES}relabelled_by"
 """The tag of a feedback row that an operator wrote in its rater's place: who it was."""
 
 

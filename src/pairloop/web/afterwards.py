@@ -28,7 +28,7 @@ def feedback_lineage(feedback_id: FeedbackIds, context: Here) -> Lineage:
     pool's, on which versions are examined and never trained), or `noted` (ties, comments and repeats train nothing).
 
     Ids that are not known (any more) are left out. `answers` are those of the inference, by index; of a duel they name their
-    versions only where this row is the pick that revealed them.
+    versions only where this row is the pick that revealed them; and `duel_id` of any other row is told once the duel has ended.
     """
     policy = context.policy_name
     with context.store.reading() as c:
@@ -69,7 +69,7 @@ def _resource(policy: str, trace: Trace, line: frozenset[int], reason: str | Non
         versions=[f"{policy}@{number}" for number in trace.versions],
         serving=not line.isdisjoint(trace.versions),
         datasets=list(trace.datasets),
-        duel_id=trace.duel_id,
+        duel_id=trace.duel_id if reveals or not trace.in_open_duel else None,
         answers=[
             AnswerFacts(
                 version=version_name(policy, answer.version) if named else None,

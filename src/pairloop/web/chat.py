@@ -16,6 +16,7 @@ from pairloop.loop.serve import AnswerStream, version_called
 from pairloop.store import versions
 from pairloop.telemetry.traces import Span
 from pairloop.types import Group, Version
+from pairloop.web import scopes
 from pairloop.web.audit import actor_of
 from pairloop.web.callers import caller_of, name_of
 from pairloop.web.chunks import Chunks
@@ -44,10 +45,17 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     `tools` are offered where the model's template has them; calls are read out of the text, which is kept as it was sampled.
     `tool_choice` is none or auto; `parallel_tool_calls: false` ends an answer with its first call. `response_format` and
     `top_logprobs` work where the engine can; what it cannot do is a 400 that names the field.
+
+    With the scope `rate` alone `model` is the policy's name: the answer of a version that is named would unblind a duel.
     """
-    context = context_of(request)
+    context, caller = context_of(request), caller_of(request.scope)
+    if body.model != context.policy_name and caller is not None and not caller.allows(scopes.NAME_VERSIONS):
+        text = (
+            f"This key may ask for {context.policy_name!r} alone, and for no version of it: that takes the scope 'inference'."
+        )
+        return error_response(403, text, param="model", code="insufficient_scope")
     pair_allowed = request.headers.get(PAIR_HEADER) == PAIR_ALLOWED
-    user = name_of(caller_of(request.scope), body.user or body.safety_identifier or None, "user")
+    user = name_of(caller, body.user or body.safety_identifier or None, "user")
     asked = body.as_request(pair_allowed=pair_allowed, caller=actor_of(request), user=user)
     span = chat_span(request, asked, context.config, is_streamed=bool(body.stream))
     try:

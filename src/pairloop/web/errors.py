@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from pairloop.errors import (
+    BrokenVersionError,
     BusyError,
     ConflictError,
     EngineError,
@@ -115,6 +116,9 @@ def from_error(error: PairloopError) -> ErrorResponse:
     if isinstance(error, StoreError):
         logger.error("the store failed a request: %s", error)  # with paths and addresses, which are nobody else's business
         return error_response(status, STORE_DOWN, code="store_unavailable")
+    if isinstance(error, BrokenVersionError):
+        logger.error("%s", error)
+        return error_response(status, str(error), code=code, headers={"x-should-retry": "false"})  # it stays broken until then
     return error_response(status, str(error), param=param, code=code)
 
 

@@ -28,7 +28,8 @@ def export_version(
 ) -> StreamingResponse:
     """What `pairloop versions export` writes into a folder; merging, which takes the base into memory, is left to that command.
 
-    Every file is checked against its hash before the first byte is sent. A version whose weights were removed is 404.
+    Every file is checked against its hash before the first byte is sent: what is broken is told, as a 500. A version whose
+    weights were removed is 404.
     """
     with context.store.reading() as c:
         version = version_of(context, c, version_id)

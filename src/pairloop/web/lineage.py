@@ -20,7 +20,6 @@ from pairloop.store import (
     duels,
     erasures,
     groups,
-    removed,
     runs,
     samples,
     traffic,
@@ -92,8 +91,7 @@ class Difference:
 class Lineage:
     """``history``: moves of the champion that name this version. ``differences``: None where one of the two was not trained.
 
-    ``evaluated`` and ``duelled``: answers beside the champion's, from the offline report and from the duel. ``is_gone``: the
-    weights were removed because of their age.
+    ``evaluated`` and ``duelled``: answers beside the champion's, from the offline report and from the duel.
     """
 
     version: Version
@@ -116,7 +114,6 @@ class Lineage:
     duelled: tuple[Sample, ...]
     traffic: Traffic
     burden: Burden | None
-    is_gone: bool
 
     @property
     def metrics(self) -> dict[str, Interval]:
@@ -165,7 +162,6 @@ def read(store: Store, policy: str, number: int, *, now: datetime | None = None)
             duelled=() if duel is None else _duelled(c, duel),
             traffic=_traffic(c, policy, number, now or datetime.now(UTC)),
             burden=erasures.burdens(c, policy).get(number),
-            is_gone=removed.is_removed(c, version.path),
         )
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from pairloop.config.sections import IPV4_IN_IPV6
 from pairloop.web.headers import header
 
 logger = logging.getLogger(__name__)
@@ -22,7 +24,7 @@ class Proxies:
     """Sets client and scheme as the trusted ones say; of another that says something the log tells once."""
 
     def __init__(self, app: ASGIApp, trusted: Sequence[str]) -> None:
-        self._through = cast("ASGIApp", ProxyHeadersMiddleware(cast("Any", app), list(trusted)))
+        self._through = cast("ASGIApp", ProxyHeadersMiddleware(cast("Any", app), _both_ways(trusted)))
         self._has_told = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,3 +39,17 @@ class Proxies:
                 "all who come through it count as one address, and as http",
                 peer[0],
             )
+
+
+def _both_ways(trusted: Sequence[str]) -> list[str]:
+    """The networks, those of IPv4 also as IPv6 writes them: a socket of both families names 10.0.0.1 as ::ffff:10.0.0.1."""
+    networks = [ip_network(one) for one in trusted]
+    return [str(one) for network in networks for one in (network, _other_way(network)) if one is not None]
+
+
+def _other_way(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network | None:
+    if isinstance(network, IPv4Network):
+        return IPv6Network((int(IPV4_IN_IPV6.network_address) + int(network.network_address), 96 + network.prefixlen))
+    if network.subnet_of(IPV4_IN_IPV6):
+        return IPv4Network((int(network.network_address) % 2**32, network.prefixlen - 96))
+    return None

@@ -19,6 +19,8 @@ OPEN: Scopes = frozenset()
 ANY: Scopes = frozenset(Scope)
 """A key, whatever its scopes."""
 _INFERENCE: Scopes = frozenset({Scope.INFERENCE})
+NAME_VERSIONS: Scopes = _INFERENCE
+"""May have a version answer by its name; who only rates must not know one by its style."""
 _GIVE: Scopes = frozenset({Scope.FEEDBACK, Scope.RATE})
 _OPERATE: Scopes = frozenset({Scope.OPERATE})
 _RATE: Scopes = frozenset({Scope.RATE, Scope.OPERATE})

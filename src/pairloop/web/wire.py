@@ -6,11 +6,20 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from pairloop.loop.serve import ChatRequest
-from pairloop.types import Message, SamplingParams, ToolCall, with_tools
+from pairloop.types import OUR_NAMES, Message, SamplingParams, ToolCall, with_tools
 
 MAX_N = 128
 LEAST_TOP_P = 1e-6
@@ -180,7 +189,21 @@ class StreamOptions(Body):
 Text512 = Annotated[str, StringConstraints(max_length=512, pattern=NO_NUL)]
 Key64 = Annotated[str, StringConstraints(max_length=64, pattern=NO_NUL)]
 METADATA_PAIRS = 16
-Metadata = Annotated[dict[Key64, Text512], Field(max_length=METADATA_PAIRS)]
+
+
+def _not_ours(name: str) -> str:
+    if name.startswith(OUR_NAMES):
+        raise PydanticCustomError(
+            "reserved_name", f"names that begin with '{OUR_NAMES}' are the server's own; take another one"
+        )
+    return name
+
+
+Metadata = Annotated[
+    dict[Annotated[Key64, AfterValidator(_not_ours)], Text512],
+    Field(max_length=METADATA_PAIRS, description=f"Names that begin with `{OUR_NAMES}` are the server's own, and are refused."),
+]
+"""Metadata of a request, tags of feedback."""
 StopText = Annotated[str, StringConstraints(min_length=1)]
 
 

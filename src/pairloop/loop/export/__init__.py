@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from pairloop.config import Config
-from pairloop.errors import ModelError, NotFoundError, UserError
+from pairloop.errors import ArtifactError, BrokenVersionError, ModelError, NotFoundError, UserError
 from pairloop.learner.files import whole_folder
 from pairloop.learner.job import FAKE
 from pairloop.loop.export.archive import Archive, Member, archive
@@ -27,7 +28,16 @@ from pairloop.types import BASE_VERSION, Version, VersionKind
 
 ADAPTER_CONFIG = "adapter_config.json"
 
-__all__ = ["Archive", "Exported", "license_of", "run", "stream"]
+__all__ = ["Archive", "Exported", "Lack", "lack_of", "license_of", "run", "stream"]
+
+
+class Lack(StrEnum):
+    """What is not there of a version that cannot be exported: its weights were removed on purpose, or files are missing."""
+
+    MODEL = "model"
+    TRAINING = "training"
+    REMOVED = "removed"
+    FILES = "files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +55,8 @@ def run(
 ) -> Exported:
     """Write ``version`` to ``out``, whole or not at all. ``base_name``: how files and card call the base model.
 
-    UserError where ``out`` is in use or there is nothing to export, StoreError where the stored files are not what was
-    published, NotFoundError where they were removed on purpose, ModelError where adapter and base cannot be merged.
+    UserError where ``out`` is in use or there is nothing to export, BrokenVersionError where the stored files are not what
+    was published, NotFoundError where they were removed on purpose, ModelError where adapter and base cannot be merged.
     """
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -108,20 +118,41 @@ class _Found:
 
 
 def _find(store: Store, config: Config, version: Version, base_name: str | None) -> _Found:
-    model = _base_of(store, config, version)
-    if model == FAKE:
+    model, lack = _base_of(store, config, version), _lack(store, config, version)
+    if lack is Lack.MODEL:
         raise ModelError(f"{version.name}: the policy without a model has no weights to export")
     base_dir = resolve_model(model).resolve()
-    if version.kind is VersionKind.BASE:
+    if lack is Lack.TRAINING:
         raise UserError(f"{version.name} is the base model itself, which lies in {base_dir}; nothing was trained on it")
-    with store.reading() as c:
-        is_gone = removed.is_removed(c, version.path)
-    if is_gone:
+    if lack is Lack.REMOVED:
         again = f"`pairloop rebuild {version.number}` makes it again"
         raise NotFoundError(f"the weights of {version.name} were removed (privacy.keep_versions); {again}", param="version")
-    store.artifacts.verify(version.artifact_hash)
-    source = store.artifacts.hold(version.path)
+    try:
+        store.artifacts.verify(version.artifact_hash)
+        source = store.artifacts.hold(version.path)
+    except ArtifactError as error:
+        raise BrokenVersionError(
+            f"{version.name} cannot be exported: {error.told}; it is no longer what was published. `pairloop doctor` lists all "
+            "that is broken, and with --repair --from BACKUP brings it back"
+        ) from error
     return _Found(gather(store, version, base_name or _name_of_base(model, base_dir)), source, base_dir)
+
+
+def lack_of(store: Store, config: Config, version: Version) -> Lack | None:
+    """Why `stream` has nothing to send; None where it has. Looks at names and sizes, and at nothing that is far away."""
+    lack = _lack(store, config, version)
+    if lack is None and not store.artifacts.is_far and not store.artifacts.is_whole(version.artifact_hash):
+        return Lack.FILES
+    return lack
+
+
+def _lack(store: Store, config: Config, version: Version) -> Lack | None:
+    if _base_of(store, config, version) == FAKE:
+        return Lack.MODEL
+    if version.kind is VersionKind.BASE:
+        return Lack.TRAINING
+    with store.reading() as c:
+        return Lack.REMOVED if removed.is_removed(c, version.path) else None
 
 
 def _merge(config: Config, base_dir: Path, source: Path, folder: Path) -> None:

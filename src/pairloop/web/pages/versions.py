@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
+from pairloop.loop import export
 from pairloop.types import BASE_VERSION, Alias
 from pairloop.web import history, lineage
 from pairloop.web.context import Context, Here
@@ -73,5 +74,6 @@ def _read_one(context: Context, number: int) -> tuple[Lineage, dict[str, Any]]:
         "is_past_champion": number in found.past_champions,
         "former": found.past_champions[-1] if found.past_champions else None,
         "is_base": number == BASE_VERSION,
+        "lack": export.lack_of(context.store, context.config, found.version),
         "links": {icon: path_of(icon) for icon in ("gate", "runs", "datasets", "preferences")},
     }
