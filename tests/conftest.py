@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from tests.postgres import SuiteOnPostgres
 from tests.server import RunningServer
+from tests.stores import open_store
+
+from pairloop.store import Store
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -68,6 +71,13 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     numbers = count()
     with ExitStack() as running:
         yield lambda **options: running.enter_context(RunningServer(tmp_path / f"server-{next(numbers)}", **options))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty store of the test's own."""
+    with open_store(tmp_path / "artifacts") as opened:
+        yield opened
 
 
 @pytest.fixture

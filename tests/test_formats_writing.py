@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.family_rows import ROWS, USER
 from tests.row_drafts import anything, comparisons, demonstrations, meaning, scored, thumbs
-from tests.test_formats import ROWS, USER
 
 from pairloop.errors import UserError
 from pairloop.formats import FAMILIES, FORMATS, Rows, describe, read_rows, write_rows

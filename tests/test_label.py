@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.judge_server import judge_server, longer_wins
-from tests.stores import open_store
 
 from pairloop.config import Config
 from pairloop.errors import ConfigError
@@ -35,12 +32,6 @@ def length_score(messages: list[dict[str, str]], completion: str) -> float:
     if "boom" in completion:
         raise RuntimeError("cannot judge this")
     return float(len(completion) + 0 * len(messages))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(tmp_path / "artifacts") as opened:
-        yield opened
 
 
 def put(

@@ -59,12 +59,6 @@ from pairloop.types import (
 )
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(tmp_path / "artifacts") as opened:
-        yield opened
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """One store for all examples of a property; each example writes under its own ids."""

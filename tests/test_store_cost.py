@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from tests.store_rows import (
     a_version,
     put_groups,
 )
-from tests.stores import open_store
 
 from pairloop.store import (
     Store,
@@ -51,13 +50,6 @@ from pairloop.types import (
     Verdict,
     VerdictKind,
 )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with open_store(tmp_path / "artifacts") as opened:
-        yield opened
-
 
 MAY_CHANGE = {
     ("aliases", "number"),

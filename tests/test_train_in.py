@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.labelled_groups import NOW, pick, put, row, said, scores
 from tests.stores import open_store
-from tests.test_pairs import NOW, pick, put, row, said, scores
 from tests.tiny_models import byte_tokenizer, write_model
 
 from pairloop.config import Config, TrainSection, parse_config

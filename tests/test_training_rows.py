@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.test_formats import conversations as talks
-from tests.test_formats import ids, pairs, sides, texts, token_ids, with_calls
-from tests.test_pairs import answered, pick, row, said, scores, thumb
+from tests.labelled_groups import answered, pick, row, said, scores, thumb
+from tests.test_snapshot import conversations as talks
+from tests.test_snapshot import ids, pairs, sides, texts, token_ids, with_calls
 
 from pairloop.config import Config
 from pairloop.errors import InvalidRequestError, RowsError
