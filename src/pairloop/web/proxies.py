@@ -14,7 +14,7 @@ from typing import Any, cast
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from pairloop.config.sections import IPV4_IN_IPV6
+from pairloop.config.serve import IPV4_IN_IPV6
 from pairloop.web.headers import header
 
 logger = logging.getLogger(__name__)
