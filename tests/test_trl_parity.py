@@ -276,7 +276,7 @@ def test_twelve_steps_of_dpo_are_trls(trl: Any, start: Models, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_trl_trains_on_an_export_as_it_is(trl: Any, tmp_path: Path) -> None:
-    from datasets import load_dataset
+    from datasets import load_dataset  # type: ignore[import-untyped]
     from transformers import AutoTokenizer
 
     model = write_model(tmp_path / "model")
