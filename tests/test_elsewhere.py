@@ -12,8 +12,8 @@ import fsspec
 import pytest
 from tests.faults_keeping import checkpoints_of, contents, machine
 from tests.store_rows import NOW, a_run
-from tests.test_train import World, config_of, some_pairs
 from tests.tiny_models import byte_tokenizer, write_model
+from tests.train_rig import World, config_of, some_pairs
 
 from pairloop.config import Config
 from pairloop.errors import StoreError

@@ -515,8 +515,8 @@ def test_the_verbs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_real_model_is_made_again_to_the_same_bytes(tmp_path: Path) -> None:
     """A tiny transformer on the CPU, in float32: the same parent, rows, recipe and seed give the same weights."""
-    from tests.test_train import World, config_of, some_pairs
     from tests.tiny_models import byte_tokenizer, write_model
+    from tests.train_rig import World, config_of, some_pairs
 
     base = write_model(tmp_path / "base", tokenizer=byte_tokenizer(), gain=3.0)
     config = config_of(tmp_path, model=str(base), train={"min_pairs": 4, "batch_size": 8, "epochs": 2})

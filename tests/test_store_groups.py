@@ -7,32 +7,11 @@ from functools import partial
 from typing import Any
 
 import pytest
-from tests.store_rows import (
-    BOT,
-    a_group,
-    a_pick,
-    minutes,
-    put_groups,
-    put_picks,
-    read,
-)
+from tests.store_rows import BOT, a_group, a_pick, minutes, put_groups, put_picks, read
 
 from pairloop.errors import ConflictError, InvalidRequestError, NotFoundError
-from pairloop.store import (
-    Store,
-    feedback,
-    groups,
-)
-from pairloop.types import (
-    Completion,
-    FinishReason,
-    Group,
-    GroupKind,
-    Label,
-    LabelledGroup,
-    Message,
-    Pool,
-)
+from pairloop.store import Store, feedback, groups
+from pairloop.types import Completion, FinishReason, Group, GroupKind, Label, LabelledGroup, Message, Pool
 
 
 def test_a_streamed_group_gets_its_completions_once(store: Store) -> None:

@@ -18,14 +18,7 @@ from pairloop.loop.serve.routing import Router, Routing
 from pairloop.policy.call_forms import form_of
 from pairloop.policy.protocols import RESPONSE_FORMAT, TOP_LOGPROBS, Sampler
 from pairloop.store import Store, groups, new_group_id
-from pairloop.types import (
-    Group,
-    GroupKind,
-    Message,
-    Pool,
-    offered_tools,
-    spoken,
-)
+from pairloop.types import Group, GroupKind, Message, Pool, offered_tools, spoken
 
 PARENT_KEY = "parent"
 CONVERSATION_KEY = "conversation_id"
