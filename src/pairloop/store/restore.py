@@ -25,7 +25,7 @@ from pairloop import faults
 from pairloop.config import Config, override
 from pairloop.errors import ConfigError, ConflictError, StoreError
 from pairloop.store import audit, doctor, erasures, revocations, transfer
-from pairloop.store.archive import ASIDE, Archive, Manifest, remove_staged, staged
+from pairloop.store.archive import ASIDE, Archive, Manifest, beside, remove_staged, staged
 from pairloop.store.artifacts import flush, sha256_of
 from pairloop.store.audit import AuditAction
 from pairloop.store.backup import publish_copy
@@ -163,8 +163,8 @@ def _has_data(config: Config) -> bool:
 @contextmanager
 def _staged(archive: Archive, config: Config) -> Iterator[Config]:
     """The configuration of a store whose database is a copy of the backup's, beside the target; gone at the end."""
-    target = _file_of(config) if _is_sqlite(config) else config.state_dir.resolve() / "database.sqlite"
-    path = staged(target)
+    path = staged(parse_url(config.database_url), config.state_dir)
+    assert path is not None, "a configuration has a state directory, and a database in memory was refused"
     with failing_as_store_error(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_staged(path)
@@ -248,7 +248,7 @@ def _set_aside(path: Path, suffix: str) -> Path:
 
 def _copy_aside(path: Path, aside: Path) -> None:
     """Copied, and not renamed: a restore that is killed then must not leave a place where a new store would begin."""
-    copy = path.with_name(staged(path).name + ASIDE)
+    copy = path.with_name(beside(path).name + ASIDE)
     with failing_as_store_error(str(aside)):
         shutil.copyfile(path, copy)
         flush(copy)
