@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection
+from tests.test_cli import run as invoke
 
 from pairloop.config import Config
 from pairloop.store import Store, accounts, audit, backup, keys
@@ -142,5 +143,12 @@ def test_where_nothing_can_tell_of_it_the_restore_says_so(house: House) -> None:
     house.write(partial(create_key, key=key))
     archive = house.back_up()
     (house.folder / "state" / "pairloop.sqlite").write_bytes(b"what the disk left" * 100)
-    assert house.restore(archive).revocations is None
+    (house.folder / "pairloop.toml").write_text(
+        f'state_dir = "{house.config.state_dir}"\n[policy]\nmodel = "fake"\n', encoding="utf-8"
+    )
+    told = invoke("restore", str(archive.path), "--config", str(house.folder), "--force")
+    assert (told.exit_code, "no former database tells of them: keys, accounts and passwords are those of" in told.output) == (
+        0,
+        True,
+    )
     assert house.key(key) is not None

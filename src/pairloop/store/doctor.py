@@ -96,9 +96,9 @@ def check(store: Store, *, accepted: bool = False, deep: bool = False) -> list[P
 def _unfinished_restore(store: Store) -> Iterator[Problem]:
     """On this machine: of a database that is no file it lies in the state directory of whoever restored."""
     path = staged(store.url, store.state_dir)
-    if (
-        path is not None and path.exists() and time.time() - path.stat().st_mtime > STALE_AFTER_S
-    ):  # a younger one may be at work
+    if path is None or not path.exists():
+        return
+    if time.time() - path.stat().st_mtime > STALE_AFTER_S:  # a younger one may be at work
         yield Problem("unfinished_restore", f"{path}: left by a restore that was killed; it holds people's words", str(path))
 
 

@@ -53,7 +53,7 @@ class Unloader:
     async def keep_looking(self, every_s: float) -> None:
         """Look again and again, in a server that turns no cycles itself."""
         while True:
-            look = asyncio.ensure_future(asyncio.to_thread(self.look))
+            look, wait_s = asyncio.ensure_future(asyncio.to_thread(self.look)), every_s
             try:
                 await asyncio.shield(look)
             except asyncio.CancelledError:
@@ -61,7 +61,8 @@ class Unloader:
                 raise
             except Exception as error:  # noqa: BLE001 - the supervisor: the next look may find the store well again
                 log_failure(logger, error, "what cycles left loaded could not be looked for")
-            await asyncio.sleep(every_s)
+                wait_s = max(every_s, self._again_s)
+            await asyncio.sleep(wait_s)
 
     def _let_go(self, ended: Cycle) -> bool:
         """Whether there is nothing left to do about it."""
