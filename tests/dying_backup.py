@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from tests.store_rows import a_group, a_version, contents_of, put_groups
 
 from pairloop.config import Config
-from pairloop.store import Store, backup, groups, versions
+from pairloop.store import Store, backup, groups, keys, versions
 from pairloop.store.archive import Archive, paths
 from pairloop.store.restore import restore
 
@@ -109,9 +110,14 @@ class Restore:
 
     def prepare(self) -> None:
         make_store(self._config, "g", skills=2)
+        lost, _ = keys.new("lost", [keys.Scope.ADMIN])
         with Store.open(self._config) as store:
+            store.write(partial(keys.insert, key=lost))
             backup.take(store, self._backups, actor="test")
         make_store(Config(state_dir=self.first), "theirs", skills=1)
+        with Store.open(Config(state_dir=self.first)) as store:
+            store.write(partial(keys.insert, key=lost))
+            store.write(lambda c: keys.revoke(c, lost.key_id, datetime.now(UTC), actor="test", reason="lost"))
 
     def spoil(self, copy: Path) -> None:
         pass
@@ -133,10 +139,12 @@ class Restore:
     def _rows(self, config: Config) -> str:
         with Store.open(config) as store:
             rows = contents_of(store)
+            with store.reading() as c:
+                is_held = all(key.revoked_at is not None for key in keys.list_(c))
         names = [(row[0], row[4]) for row in rows["groups"]]  # the id and the prompt, which the last step erases
         known = {("theirs", 2): "theirs", ("g", 3): "restored"}
         is_erased = names[0][0] == "theirs" or names[0][1] == ""
-        return known.get((names[0][0], len(rows["versions"])), "half") if len(names) == 1 and is_erased else "half"
+        return known.get((names[0][0], len(rows["versions"])), "half") if len(names) == 1 and is_erased and is_held else "half"
 
 
 def one_life(work: Backup | Restore, copy: Path, fuse: int) -> bool:

@@ -15,10 +15,11 @@ from tests.store_rows import NOW, a_version
 
 from pairloop.config import Config
 from pairloop.errors import StoreError
-from pairloop.store import Artifact, Store, backup, doctor, files, groups, versions
+from pairloop.store import Artifact, Store, backup, doctor, files, groups, keys, versions
 from pairloop.store.archive import Archive, paths
 from pairloop.store.checkpoints import FarCheckpoints
 from pairloop.store.files import FileStatus, Purpose, StoredFile
+from pairloop.store.keys import Key, Scope
 from pairloop.store.remote import RemoteArtifacts
 from pairloop.store.restore import restore
 
@@ -77,13 +78,20 @@ def broken_backups(folder: Path) -> list[str]:
 
 # --- a restore
 
+LOST = Key("lost", "lost", "hash", frozenset(Scope), None, NOW)
+"""Revoked since the backup."""
+
 
 def _prepare_restore(folder: Path) -> None:
     make_store(Config(state_dir=folder / "source"), "g", skills=1)
     with Store.open(Config(state_dir=folder / "source")) as store:
         _upload(store)
+        store.write(partial(keys.insert, key=LOST))
         backup.take(store, folder / "backups", actor="test")
     make_store(state_of(folder), "theirs", skills=1)
+    with Store.open(state_of(folder)) as store:
+        store.write(partial(keys.insert, key=LOST))
+        store.write(lambda c: keys.revoke(c, LOST.key_id, NOW, actor="test", reason="lost"))
 
 
 def _live_restore(folder: Path) -> None:
@@ -101,6 +109,7 @@ def _group_in(database: Path) -> str:
             f"{group_id}{'' if 'hello' in prompt else ', erased'}"
             for group_id, prompt in raw.execute("SELECT group_id, CAST(prompt AS TEXT) FROM groups")
         ]
+        found += [f"a good {name}" for (name,) in raw.execute("SELECT name FROM keys WHERE revoked_at IS NULL")]
     return " and ".join(found)
 
 
@@ -117,7 +126,7 @@ def _tell_restore(folder: Path) -> dict[str, Any]:
 
 
 def broken_restore(folder: Path) -> list[str]:
-    """Right after a death: the former database, or the restored one with its erasures, and nothing of both or of none."""
+    """Right after a death: the former database, or the restored one with what was erased and revoked since, never both."""
     database = folder / "state" / "pairloop.sqlite"
     found = _group_in(database) if database.exists() else "no database"
     return [] if found in ("theirs", "g, erased") else [found]

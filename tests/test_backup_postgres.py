@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,8 +16,11 @@ from tests.loop_rig import open_rig, settings
 from tests.postgres import missing, running_server
 from tests.store_rows import a_group, a_pick, contents_of, put_groups, put_picks
 
+from pairloop import faults
+from pairloop.config import load_config
+from pairloop.faults import Fault
 from pairloop.loop import cycle
-from pairloop.store import Store, backup, doctor, feedback
+from pairloop.store import Store, backup, doctor, feedback, keys, repair
 from pairloop.store.archive import Archive
 from pairloop.store.restore import restore
 from pairloop.store.versions import promotions
@@ -78,3 +86,40 @@ def test_sequence_numbers_go_on_and_the_former_tables_are_moved_aside(url: str, 
             aside = c.execute(sa.text(f"SELECT count(*) FROM {schema}.groups")).scalar()
             assert c.execute(sa.text("SELECT count(*) FROM groups")).scalar() == 1
     assert aside == len(later["groups"]) == 2
+
+
+@pytest.mark.postgres
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+def test_a_killed_restore_is_absent_and_what_it_left_is_found(url: str, tmp_path: Path) -> None:
+    (tmp_path / "pairloop.toml").write_text(
+        f'state_dir = "{tmp_path}"\n[policy]\nmodel = "fake"\nname = "bot"\n[store]\ndatabase = "{url}"\n', encoding="utf-8"
+    )
+    config = load_config(tmp_path)
+    lost, _ = keys.new("lost", [keys.Scope.ADMIN])
+    with Store.open(config) as store:
+        put_groups(store, a_group("g"))
+        store.write(lambda c: keys.insert(c, lost))
+        backup.take(store, tmp_path / "backups", actor="test")
+        put_groups(store, a_group("later"))
+        store.write(lambda c: keys.revoke(c, lost.key_id, datetime.now(UTC), actor="test", reason="lost"))
+        later = contents_of(store)
+    command = [sys.executable, "-m", "pairloop", "restore", str(tmp_path / "backups"), "--config", str(tmp_path), "--force"]
+    planned = {**os.environ, faults.ENVIRONMENT: Fault("restore.before_aside").as_json()}
+    killed = subprocess.run(command, env=planned, capture_output=True, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    copy = tmp_path / "database.sqlite.restoring"
+    assert copy.exists()
+    with Store.open(config) as store:
+        assert contents_of(store) == later
+        assert doctor.check(store) == [], "it may be at work now"
+        os.utime(copy, (0, 0))
+        assert [one.code for one in doctor.check(store)] == ["unfinished_restore"]
+        assert repair.mend(store, actor="test").problems == []
+    assert not list(tmp_path.glob("*.restoring*"))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 keys and accounts stay as they became since the backup" in done.stdout
+    with Store.open(config) as store, store.reading() as c:
+        (key,) = keys.list_(c)
+        assert key.revoked_at is not None
+        assert c.execute(sa.text("SELECT count(*) FROM groups")).scalar() == 1

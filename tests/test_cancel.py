@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 from tests.loop_rig import Rig, open_rig, settings
-from tests.server import RunningServer, fake_config
+from tests.server import RunningServer, World, fake_config
 from tests.test_cli import run as invoke
 from tests.waiting import PATIENCE_S, until
 
 from pairloop.errors import ConflictError, NotFoundError
 from pairloop.loop import cycle, deploy, train
 from pairloop.loop.cycle import Loop
+from pairloop.policy.fake import FakePolicy
 from pairloop.store import audit, cycles, duels, new_id, runs, versions
-from pairloop.types import Alias, Cycle, CycleState, Run, RunStatus
+from pairloop.types import Alias, Cycle, CycleState, Run, RunStatus, Version
 
 LONG = {"epochs": 50, "batch_size": 1}
 """Tens of thousands of steps: seconds, even for the fake policy."""
@@ -118,6 +119,49 @@ def test_it_is_cancelled_over_http_and_by_the_command_line(tmp_path: Path) -> No
     (tmp_path / "pairloop.toml").write_text('[policy]\nmodel = "fake"\n', encoding="utf-8")
     told = invoke("cycle", "cancel", "--reason", "x", "--config", str(tmp_path)).output
     assert "no cycle of" in told
+
+
+class Stubborn(FakePolicy):
+    """An engine with an error that nobody foresaw: the first time, version 1 does not go."""
+
+    refusals = 1
+
+    def unload(self, number: int) -> None:
+        if self.refusals and number == 1:
+            self.refusals -= 1
+            raise RuntimeError("out of luck")
+        super().unload(number)
+
+
+def test_what_other_processes_ended_is_unloaded_once_and_again_where_that_failed(tmp_path: Path) -> None:
+    with World(tmp_path / "server", policy=Stubborn()) as here:
+        made: dict[int, Version] = {}
+        unloader = cycle.Unloader(here.store, here.policy, here.config, again_s=0.0)
+        for number, state in ((1, CycleState.HELD), (2, CycleState.REJECTED), (3, CycleState.PROMOTED)):
+            made[number] = here.add_version(number)
+            here.policy.load(made[number])
+            here.close_duel(here.open_duel(number), state)
+        here.alias(Alias.CHAMPION, 3)
+        here.policy.load(here.add_version(4))
+        here.open_duel(4)  # the next cycle is on already, and its challenger stays
+        unloader.look()
+        assert here.policy.loaded() == {0, 1, 3, 4}, "one that failed keeps none of the others"
+        unloader.look()
+        assert here.policy.loaded() == {0, 3, 4}, "and is tried again"
+        here.policy.load(made[1])
+        unloader.look()
+        assert here.policy.loaded() == {0, 1, 3, 4}, "whoever asks for it by number has it again"
+
+
+def test_a_server_that_turns_no_cycles_lets_go_of_what_a_worker_cancelled(tmp_path: Path) -> None:
+    config = fake_config(tmp_path / "server", schedule={"poll": "0.1s"})
+    with RunningServer(tmp_path / "server", config=config) as server:
+        server.add_version(1)
+        duel = server.open_duel(1)
+        assert server.chat(model="support-bot@1").status_code == 200
+        assert server.policy.loaded() == {0, 1}
+        cycle.cancel(server.store, duel.cycle_id, reason="enough", actor="tester")  # as the command line does
+        until(lambda: server.policy.loaded() == {0})
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from tests.loop_rig import Rig, open_rig, settings
 
 from pairloop.config import Config
-from pairloop.errors import ConflictError
+from pairloop.errors import ConflictError, InvalidRequestError
 from pairloop.loop import curate, privacy, raters
 from pairloop.loop.curate import Decision, Selection
 from pairloop.loop.privacy import ledger
@@ -26,6 +26,7 @@ from pairloop.store.reservations import ItemKind, Reservation
 from pairloop.store.saved_views import SavedView
 from pairloop.store.schema import metadata
 from pairloop.types import GroupKind, Label, LabelledGroup
+from pairloop.web.callers import name_of
 
 JANE = "jane@example.org"
 ADA = "account:ada.lovelace"
@@ -54,18 +55,23 @@ def rows_with(store: Store, text: str) -> list[str]:
         ]
 
 
+def trail_of(store: Store) -> list[tuple[str, str]]:
+    with store.reading() as c:
+        return [(one.actor, one.subject) for one in audit.list_(c) if one.action != "erase"]
+
+
 def with_redaction(config: Config) -> Config:
     return config.model_copy(update={"privacy": config.privacy.model_copy(update={"redact": "patterns"})})
 
 
-def stored_raw(rig: Rig, subject: str) -> None:
+def stored_raw(rig: Rig, subject: str, name: str = "raw") -> None:
     """A group of hers and a pick about another's, as they were stored while nothing was redacted."""
     one, other = first_groups(rig)[:2]
-    mine = replace(one.group, group_id="chatcmpl-raw", user=subject, conversation_id=None)
+    mine = replace(one.group, group_id=f"chatcmpl-{name}", user=subject, conversation_id=None)
 
     def write(c: Connection) -> None:
         groups.insert(c, mine)
-        feedback.insert(c, replace(other.feedback[0], feedback_id="raw-pick", rater_id=subject))
+        feedback.insert(c, replace(other.feedback[0], feedback_id=f"{name}-pick", rater_id=subject))
 
     rig.store.write(write)
 
@@ -117,7 +123,9 @@ def acts_of_an_operator(rig: Rig) -> None:
 
 def test_an_operator_is_erased_from_votes_tags_trail_and_accounts(rig: Rig) -> None:
     named = f"expert:{ADA}"
-    assert set(privacy.ids_of(rig.store, rig.loop.config, ADA)) == set(privacy.ids_of(rig.store, rig.loop.config, named))
+    assert privacy.person_of(rig.store, user=ADA) == f"operator:{ADA}"
+    ids = privacy.ids_of(rig.store, rig.loop.config, f"operator:{ADA}")
+    assert ids == privacy.ids_of(rig.store, rig.loop.config, named) == (f"operator:{ADA}", named)
     name = ADA.removeprefix("account:")
     rig.store.write(lambda c: accounts.create(c, name, Role.OPERATE, "hash", actor="cli:x", reason="new"))
     acts_of_an_operator(rig)
@@ -183,6 +191,47 @@ def test_a_customer_who_is_called_like_an_expert_or_a_policy_takes_nobody_along(
     assert "audit" in rows_with(rig.store, ADA)
 
 
+def test_an_operator_and_a_customer_of_one_name_are_erased_one_without_the_other(rig: Rig) -> None:
+    acts_of_an_operator(rig)
+    stored_raw(rig, ADA)  # as an application may call its customer, too
+    rig.store.write(lambda c: viewed(c, "", ADA))
+    with pytest.raises(ConflictError, match=r"user 'operator:account:ada\.lovelace'.* rater 'account:ada\.lovelace'"):
+        privacy.person_of(rig.store, user=ADA)
+    config, customer = rig.loop.config, privacy.person_of(rig.store, rater=ADA)
+    trail = trail_of(rig.store)
+    effect = privacy.erase(rig.store, config, customer, reason="asked")
+    assert (effect.counts["groups"], effect.counts["feedback"], effect.counts["traces"]) == (1, 1, 1)
+    assert trail_of(rig.store) == trail
+    assert rows_with(rig.store, f"expert:{ADA}") == ["feedback"]
+    assert "groups" not in rows_with(rig.store, ADA)
+    assert privacy.person_of(rig.store, user=ADA) == f"operator:{ADA}", "only one is left"
+    # The other way round, and again after a restore: the ledger knows who was meant.
+    stored_raw(rig, ADA, "again")
+    assert privacy.erase(rig.store, config, f"operator:{ADA}", reason="left us").counts["groups"] == 0
+    assert rows_with(rig.store, ADA) == ["groups", "feedback"]
+    entries = privacy.read(privacy.path_of(config))
+    assert privacy.reapply(rig.store, config, entries[1:])["erasures"] == 0
+    assert privacy.reapply(rig.store, config, entries)["feedback"] == 1
+    assert rows_with(rig.store, ADA) == []
+
+
+def test_who_was_erased_before_there_were_tags_does_not_come_back(rig: Rig) -> None:
+    entry = ledger.entry_about([ADA], "asked")  # as such a ledger has it: of the name alone
+    stored_raw(rig, ADA)
+    acts_of_an_operator(rig)
+    assert privacy.reapply(rig.store, rig.loop.config, [entry])["groups"] == 1
+    assert rows_with(rig.store, ADA) == []
+
+
+@pytest.mark.parametrize("name", [f"expert:{ADA}", f"operator:{ADA}", f"rater:{ADA}"])
+def test_nobody_comes_under_a_name_that_would_be_read_as_somebody_elses(name: str) -> None:
+    with pytest.raises(InvalidRequestError, match="may not be") as refused:
+        name_of(None, name, "rater_id")
+    assert (refused.value.param, refused.value.code) == ("rater_id", "reserved_name")
+    assert name_of(None, ADA, "user") == ADA
+    assert name_of(None, "expert:bob", "user") == "expert:bob"
+
+
 # --- each with a planted row
 
 
@@ -192,8 +241,8 @@ def reserved(c: Connection, group_id: str) -> None:
     reservations.insert(c, held)
 
 
-def viewed(c: Connection, _group_id: str) -> None:
-    saved_views.insert(c, "bot", SavedView("view_1", "hers", {"rater": JANE}, datetime.now(UTC)))
+def viewed(c: Connection, _group_id: str, name: str = JANE) -> None:
+    saved_views.insert(c, "bot", SavedView("view_1", "hers", {"rater": name}, datetime.now(UTC)))
 
 
 def told(c: Connection, group_id: str) -> None:

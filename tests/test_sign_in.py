@@ -78,7 +78,7 @@ def add_account(server: RunningServer, name: str, role: Role, password: str = PA
 
 def add_key(server: RunningServer, *scopes: Scope) -> tuple[str, str]:
     """Id and token."""
-    key, token = keys.new("test", scopes)
+    key, token = keys.new(None, scopes)
     server.store.write(lambda c: keys.insert(c, key))
     server.app.state.context.keys.forget(key.key_id)
     return key.key_id, token
@@ -487,3 +487,22 @@ def test_names_that_could_be_something_else_are_refused(server: RunningServer) -
     add_account(server, "ada@shop.example", Role.RATE)
     with pytest.raises(ConflictError):
         add_account(server, "ada@shop.example", Role.ADMIN)
+
+
+# --- one name, one who signs in (tests/test_names.py)
+
+
+def test_a_key_that_shares_a_name_signs_nobody_in_and_the_api_refuses_another(
+    server: RunningServer, browser: httpx.Client
+) -> None:
+    shared, token = keys.new("adminr", [Scope.ADMIN])  # from before names had to be one's own
+    server.store.write(lambda c: keys.insert(c, shared))
+    refused = browser.post("/login", data={"key": token})
+    assert (refused.status_code, "Another key or account is called" in refused.text) == (409, True)
+    assert not browser.cookies
+    key = {"name": "adminr", "scopes": ["rate"]}
+    account = {"name": "adminr", "role": "rate", "password": PASSWORD}
+    for path, body in (("/v1/keys", key), ("/v1/accounts", account)):
+        told = server.http.post(path, json=body, headers={"authorization": f"Bearer {token}"})  # a program's goes on
+        assert (told.status_code, told.json()["error"]["param"]) == (409, "name")
+    server.store.write(lambda c: keys.revoke(c, shared.key_id, datetime.now(UTC), actor="test", reason="test"))

@@ -55,7 +55,11 @@ class NotFoundError(UserError):
 
 
 class ConflictError(UserError):
-    """The same id with another body, or a second writer."""
+    """The same id with another body, or a second writer; ``param`` names the field, where it is one's."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class InvalidRequestError(UserError):

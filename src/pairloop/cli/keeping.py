@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pairloop.store import Store
     from pairloop.store.doctor import Problem
     from pairloop.store.repair import Repair
-    from pairloop.store.restore import AfterRestore
+    from pairloop.store.restore import AfterRestore, Restored
 
 AFTER_RESTORE: tuple[AfterRestore, ...] = (erase_again,)
 """Told of a store that something came back to from a backup, before anybody uses it."""
@@ -153,12 +153,26 @@ def restore(backup_path: Path, config_path: Path, force: bool, as_json: bool) ->
     rows = sum(done.manifest.rows.values())
     lines = [f"{done.path} is now {done.database}: {rows} rows, {done.copied} artifacts and uploads copied, {done.found} there"]
     lines += [f"the former database is {done.aside}"] if done.aside else []
+    lines += _access_lines(done)
     lines += [_listed(done.problems)] if done.problems else ["all is well"]
     document = {"backup": done.path, "database": done.database, "aside": done.aside, "copied": done.copied}
-    document |= {"found": done.found, "manifest": done.manifest, "problems": [_problem(one) for one in done.problems]}
+    document |= {"found": done.found, "manifest": done.manifest, "revocations": done.revocations}
+    document |= {"problems": [_problem(one) for one in done.problems]}
     show(document, "\n".join(lines), as_json=as_json)
     if done.problems:
         raise SystemExit(EXIT_SYSTEM_FAILURE)
+
+
+def _access_lines(done: Restored) -> list[str]:
+    """Who may come in now, where that is not as the backup has it, or should not be."""
+    if done.revocations is not None:
+        return [f"{done.revocations} keys and accounts stay as they became since the backup"] if done.revocations else []
+    if not any(done.manifest.rows.get(table) for table in ("keys", "accounts")):
+        return []
+    return [
+        f"no former database tells of them: keys, accounts and passwords are those of {done.manifest.taken_at:%Y-%m-%d %H:%M} "
+        "UTC; revoke again what was revoked since (`pairloop keys list`, `pairloop accounts list`)"
+    ]
 
 
 def _tell(store: Store, config: Config, kind: str, data: Mapping[str, Any]) -> None:

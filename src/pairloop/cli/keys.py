@@ -26,7 +26,7 @@ def keys() -> None:
 
 @keys.command()
 @config_option
-@click.option("--name", default="unnamed", show_default=True, help="What it is for; shown in the list.")
+@click.option("--name", help="What it is for, and its own; who signs in with it picks under it.  [default: after its id]")
 @click.option(
     "--scope",
     "scopes",
@@ -39,7 +39,12 @@ def keys() -> None:
 @click.option("--requests-per-minute", type=click.IntRange(0), help="Its own limit instead of serve.requests_per_minute.")
 @verb
 def create(
-    config_path: Path, name: str, scopes: tuple[str, ...], expires: str | None, requests_per_minute: int | None, as_json: bool
+    config_path: Path,
+    name: str | None,
+    scopes: tuple[str, ...],
+    expires: str | None,
+    requests_per_minute: int | None,
+    as_json: bool,
 ) -> None:
     """Make a key and print its token: this once, for only a hash of it is kept."""
     from pairloop.cli.opening import actor, open_store

@@ -38,22 +38,23 @@ def erase(
     which a restored backup is erased again.
 
     An id is looked for as it is given and as the pseudonym that stands for it. Who asked without an id is conversation:ID. An
-    operator is named as in the audit trail (account:NAME, key:ID, cli:LOGIN): their own votes go, their name goes from the
-    trail, from votes that they relabelled and from their account, which must be removed before; picks in the labelling queue
-    are those of a rater of the plain name.
+    operator is named as in the audit trail (--user account:NAME, key:ID, cli:LOGIN): their own votes go, their name goes from
+    the trail, from votes that they relabelled and from their account, which must be removed before; picks in the labelling
+    queue are those of a rater of the plain name. A customer whose id has that form is named with --rater; where both are
+    here, the operator is --user operator:account:NAME.
     """
     from pairloop.cli.opening import actor, open_store
     from pairloop.loop import privacy
 
-    person = user if user is not None else rater
-    if scrub and person is None:
+    if scrub and user is None and rater is None:
         with open_store(config_path) as (_, store):
             is_done = store.scrub(limit_bytes=1 << 62)
         show({"scrubbed": is_done}, "rewritten" if is_done else "the database is in use; try again", as_json=as_json)
         return
-    if not person or (user is not None and rater is not None):
+    if not (user or rater) or (user is not None and rater is not None):
         raise click.UsageError("name one person: --user ID or --rater ID")
     with open_store(config_path) as (config, store):
+        person = privacy.person_of(store, user=user, rater=rater)
         effect = (
             privacy.preview(store, config, person)
             if dry_run

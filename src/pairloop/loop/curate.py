@@ -21,6 +21,7 @@ from pairloop.store.audit import AuditAction
 from pairloop.store.marks import Mark
 from pairloop.store.preferences import Place, Wanted
 from pairloop.store.schema import groups as group_table
+from pairloop.store.subjects import EXPERT
 from pairloop.types import (
     DEMONSTRATION_METRIC,
     PREFERENCE_METRIC,
@@ -38,8 +39,6 @@ from pairloop.types import (
 MAX_GROUPS = 10_000
 """So many groups one decision may be about: it is one transaction."""
 MAX_RELABELLED = 1_000
-EXPERT = "expert:"
-"""What the rater id of an operator's own vote begins with."""
 
 _EXPORTED = (PREFERENCE_METRIC, SCORE_METRIC, THUMBS_METRIC, DEMONSTRATION_METRIC)
 """A row of a file says one kind of thing: of a group's feedback the first of these that there is."""

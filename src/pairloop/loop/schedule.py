@@ -112,7 +112,7 @@ class Scheduler:
         self._woken = False
         self._stopping = threading.Event()
         self._seen: _Look | None = None
-        self._let_go_of: str | None = None
+        self._unloader = cycle_stage.Unloader(loop.store, loop.policy, loop.config)
         self._trouble: str | None = None
         self._new_pairs = (float("-inf"), 0)
         self._counted: int | None = None
@@ -210,10 +210,8 @@ class Scheduler:
         loop, self._recount = self._loop, False
         self._sweep()
         with loop.store.reading() as c:
-            current, newest = cycles.current(c, loop.name), cycles.list_(c, loop.name, limit=1)
-        if newest and newest[0].state.is_terminal and newest[0].cycle_id != self._let_go_of:
-            self._let_go_of = newest[0].cycle_id
-            cycle_stage.let_go(loop, newest[0])  # another process may have ended it: the command line, a worker
+            current = cycles.current(c, loop.name)
+        self._unloader.look()  # another process may have ended one: the command line, a worker
         if current is None:
             reason = self._due()
             if reason is not None:

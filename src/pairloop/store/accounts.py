@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from pairloop.errors import ConflictError, InvalidRequestError, NotFoundError
-from pairloop.store import audit, keys
+from pairloop.errors import InvalidRequestError, NotFoundError
+from pairloop.store import audit, keys, names
 from pairloop.store.audit import AuditAction
 from pairloop.store.keys import Scope
 from pairloop.store.schema import accounts, sessions
@@ -96,16 +96,15 @@ def _scrypt(password: str, salt: bytes, cost: Cost) -> bytes:
 
 
 def create(c: Connection, name: str, role: Role, password_hash: str, *, actor: str, reason: str) -> Account:
-    """A new account, or a removed one that comes back. ConflictError where there is one of this name."""
+    """A new account, or a removed one that comes back. ConflictError where there is one, or a good key, of this name."""
     if _NAME.fullmatch(name) is None:
         text = f"an account's name has 1 to 48 of a-z, A-Z, 0-9, '.', '_', '@' and '-', a letter or digit first; not {name!r}"
         raise InvalidRequestError(text, param="name")
+    names.refuse_taken(c, name, datetime.now(UTC))
     row = {"role": role.value, "password_hash": password_hash, "created_at": datetime.now(UTC), "last_login_at": None}
     known = c.execute(sa.select(accounts).where(accounts.c.name == name)).first()
     if known is None:
         c.execute(sa.insert(accounts), {"name": name, **row})
-    elif known.removed_at is None:
-        raise ConflictError(f"there is an account {name!r} already")
     else:
         c.execute(sa.update(accounts).where(accounts.c.name == name).values(removed_at=None, **row))
     _record(c, AuditAction.ACCOUNT_CREATE, name, actor, reason, {"role": role.value})

@@ -13,6 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
+from sqlalchemy.engine import URL
+
 from pairloop.errors import NotFoundError, StoreError
 from pairloop.store.artifacts import MANIFEST, Artifacts, sha256_of
 
@@ -151,8 +153,17 @@ class Archive:
         return []
 
 
-def staged(database: Path) -> Path:
-    """Where a restore makes what is to become the SQLite file ``database``; one that was killed leaves it there."""
+def staged(url: URL, state_dir: Path | None) -> Path | None:
+    """Where a restore makes what is to become the database at ``url``; one that was killed leaves it there.
+
+    Beside a database that is a file, else in the state directory of whoever restores; None where there is no such place.
+    """
+    if url.get_backend_name() == "sqlite":
+        return beside(Path(url.database).resolve()) if url.database else None
+    return None if state_dir is None else beside(state_dir.resolve() / DATABASE)
+
+
+def beside(database: Path) -> Path:
     return database.with_name(f"{database.name}.restoring")
 
 

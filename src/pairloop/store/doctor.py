@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -95,11 +94,11 @@ def check(store: Store, *, accepted: bool = False, deep: bool = False) -> list[P
 
 
 def _unfinished_restore(store: Store) -> Iterator[Problem]:
-    """Of a database that is a file: of another one it lies in the state directory of whoever restored."""
-    if store.url.get_backend_name() != "sqlite" or not store.url.database:
+    """On this machine: of a database that is no file it lies in the state directory of whoever restored."""
+    path = staged(store.url, store.state_dir)
+    if path is None or not path.exists():
         return
-    path = staged(Path(store.url.database).resolve())
-    if path.exists() and time.time() - path.stat().st_mtime > STALE_AFTER_S:  # a younger one may be at work
+    if time.time() - path.stat().st_mtime > STALE_AFTER_S:  # a younger one may be at work
         yield Problem("unfinished_restore", f"{path}: left by a restore that was killed; it holds people's words", str(path))
 
 

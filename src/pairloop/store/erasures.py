@@ -26,11 +26,7 @@ from pairloop.store.schema import (
     version_marks,
     versions,
 )
-
-RATER = "rater:"
-"""What the subject of the audit trail begins with where it is about a rater."""
-CONVERSATION = "conversation:"
-"""What the rater id begins with of those who asked without saying who they are."""
+from pairloop.store.subjects import CONVERSATION, RATER, as_people, is_operator, of_operator, of_person
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +76,23 @@ def hashed(salt: str, subject: str) -> str:
 
 def find(c: Connection, subjects: Collection[str]) -> Found:
     """What there is of those ids, as users and as raters. Reads an index of raters, and all users."""
-    group_ids = list(c.execute(sa.select(groups.c.group_id).where(groups.c.user.in_(subjects))).scalars())
-    nameless = [subject.removeprefix(CONVERSATION) for subject in subjects if subject.startswith(CONVERSATION)]
+    people = as_people(subjects)
+    group_ids = list(c.execute(sa.select(groups.c.group_id).where(groups.c.user.in_(people))).scalars())
+    nameless = [one.removeprefix(CONVERSATION) for one in people if one.startswith(CONVERSATION)]
     if nameless:
         is_theirs = sa.or_(groups.c.conversation_id.in_(nameless), groups.c.group_id.in_(nameless))
         group_ids += c.execute(sa.select(groups.c.group_id).where(groups.c.user.is_(None), is_theirs)).scalars()
-    feedback_ids = list(c.execute(sa.select(feedback.c.feedback_id).where(feedback.c.rater_id.in_(subjects))).scalars())
+    feedback_ids = list(c.execute(sa.select(feedback.c.feedback_id).where(feedback.c.rater_id.in_(people))).scalars())
     pair_ids = frozenset(pairs_of(c, group_ids, feedback_ids))
-    held = sa.select(sa.func.count()).select_from(quarantines).where(quarantines.c.rater_id.in_(subjects))
-    shown = sa.select(sa.func.count()).select_from(reservations).where(reservations.c.rater_id.in_(subjects))
+    held = sa.select(sa.func.count()).select_from(quarantines).where(quarantines.c.rater_id.in_(people))
+    shown = sa.select(sa.func.count()).select_from(reservations).where(reservations.c.rater_id.in_(people))
     return Found(
         tuple(group_ids),
         tuple(feedback_ids),
         pair_ids,
         tuple(_datasets_of(c, pair_ids)),
         c.execute(held).scalar_one(),
-        c.execute(shown).scalar_one() + saved_views.naming(c, subjects) + operators.count(c, subjects),
+        c.execute(shown).scalar_one() + saved_views.naming(c, people) + operators.count(c, subjects),
     )
 
 
@@ -140,20 +137,21 @@ def erase_feedback(c: Connection, feedback_ids: Sequence[str]) -> None:
 
 def forget_decisions(c: Connection, subjects: Collection[str], at: datetime) -> None:
     """Decisions about someone go, with what they were shown and saved views that name them; the audit trail tells no name."""
-    saved_views.forget(c, subjects)
+    theirs = as_people(subjects)
+    saved_views.forget(c, theirs)
     operators.forget(c, subjects, at)
-    c.execute(sa.delete(quarantines).where(quarantines.c.rater_id.in_(subjects)))
-    c.execute(sa.delete(reservations).where(reservations.c.rater_id.in_(subjects)))
-    named = [f"{RATER}{subject}" for subject in subjects]
+    c.execute(sa.delete(quarantines).where(quarantines.c.rater_id.in_(theirs)))
+    c.execute(sa.delete(reservations).where(reservations.c.rater_id.in_(theirs)))
+    named = [f"{RATER}{one}" for one in theirs]
     c.execute(sa.update(audit).where(audit.c.subject.in_(named)).values(subject=operators.NOBODY))
 
 
 def people(c: Connection) -> Iterator[str]:
-    """Every id by which somebody is known: users, raters, operators, and those who asked without saying who they are."""
+    """Every subject that is known: users, raters, operators, and those who asked without saying who they are."""
     for column in (groups.c.user, feedback.c.rater_id, quarantines.c.rater_id, reservations.c.rater_id):
-        yield from c.execute(sa.select(column).where(column.is_not(None)).distinct()).scalars()
-    yield from operators.named(c)
-    yield from saved_views.named(c)
+        yield from map(of_person, c.execute(sa.select(column).where(column.is_not(None)).distinct()).scalars())
+    yield from map(of_operator, filter(is_operator, operators.named(c)))
+    yield from map(of_person, saved_views.named(c))
     nameless = sa.select(sa.func.coalesce(groups.c.conversation_id, groups.c.group_id)).where(groups.c.user.is_(None))
     yield from (f"{CONVERSATION}{name}" for name in c.execute(nameless.distinct()).scalars())
 

@@ -78,7 +78,7 @@ FINDINGS = {
         "nothing",
     ),
     "unfinished_restore": Finding(
-        "a restore that was killed left its copy of the database, with people's words, beside it",
+        "a restore that was killed left its copy of the database, with people's words, beside it, or in the state directory",
         "it is removed",
         "restore again, if that is still wanted",
     ),

@@ -20,9 +20,10 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from pairloop.errors import InvalidRequestError, NotFoundError
-from pairloop.store import audit
+from pairloop.store import audit, names
 from pairloop.store.audit import AuditAction
 from pairloop.store.schema import keys, sessions
+from pairloop.store.subjects import is_reserved
 
 PREFIX = "sk-pairloop-"
 LONGEST_NAME = 128
@@ -86,27 +87,34 @@ def split(token: str) -> tuple[str, str] | None:
 
 
 def new(
-    name: str,
+    name: str | None,
     scopes: Collection[Scope],
     *,
     expires_at: datetime | None = None,
     requests_per_minute: int | None = None,
 ) -> tuple[Key, str]:
-    """A new key and its token, which exists nowhere else. InvalidRequestError names the field that cannot be."""
+    """A new key and its token, which exists nowhere else. InvalidRequestError names the field that cannot be.
+
+    Without a name it is called after its id.
+    """
     now = datetime.now(UTC)
+    public, secret = secrets.token_hex(_PUBLIC_BYTES), secrets.token_hex(_SECRET_BYTES)
+    name = f"unnamed {public}" if name is None else name
     if not name.strip() or len(name) > LONGEST_NAME:
         raise InvalidRequestError(f"the name of a key has 1 to {LONGEST_NAME} characters", param="name")
+    if is_reserved(name.strip()):
+        raise InvalidRequestError(f"a key may not be called {name!r}: so an operator's own vote is recorded", param="name")
     if not scopes:
         raise InvalidRequestError(f"a key without scopes opens nothing; choose from {', '.join(Scope)}", param="scopes")
     if expires_at is not None and expires_at <= now:
         raise InvalidRequestError(f"the key would have expired already, at {expires_at.isoformat()}", param="expires_at")
-    public, secret = secrets.token_hex(_PUBLIC_BYTES), secrets.token_hex(_SECRET_BYTES)
     key = Key(public, name.strip(), hash_of(secret), frozenset(scopes), requests_per_minute, now, expires_at)
     return key, f"{PREFIX}{public}-{secret}"
 
 
 def create(c: Connection, key: Key, *, actor: str, reason: str) -> None:
-    """Write a new key, with its line in the audit trail."""
+    """Write a new key, with its line in the audit trail. ConflictError where its name is taken; see `names`."""
+    names.refuse_taken(c, key.name, key.created_at)
     insert(c, key)
     details = {"name": key.name, "scopes": sorted(key.scopes)}
     audit.record(c, AuditAction.KEY_CREATE, actor=actor, subject=f"key:{key.key_id}", reason=reason, details=details)
@@ -149,7 +157,7 @@ def list_(c: Connection, *, after: str | None = None, limit: int | None = None) 
     return [_key(row) for row in c.execute(statement)]
 
 
-def names(c: Connection, key_ids: Collection[str]) -> dict[str, str]:
+def names_of(c: Connection, key_ids: Collection[str]) -> dict[str, str]:
     """What keys are called, by id."""
     found = sa.select(keys.c.key_id, keys.c.name).where(keys.c.key_id.in_(key_ids))
     return {row.key_id: row.name for row in c.execute(found)} if key_ids else {}

@@ -14,16 +14,10 @@ from sqlalchemy import ColumnElement, Connection
 
 from pairloop.errors import ConflictError
 from pairloop.store.schema import accounts, audit, feedback
+from pairloop.store.subjects import ACCOUNT, KINDS, as_operators
 from pairloop.types import RELABELLED_TAG
 
-ACCOUNT = "account:"
-KINDS = (ACCOUNT, "key:", "address:", "cli:")
-"""What the audit trail's name of an actor begins with; see `audit.AuditEntry`."""
 NOBODY = "erased"
-
-
-def is_operator(name: str) -> bool:
-    return name.startswith(KINDS)
 
 
 def refuse_while_active(c: Connection, subjects: Collection[str]) -> None:
@@ -43,7 +37,7 @@ def named(c: Connection) -> Iterator[str]:
 
 def count(c: Connection, subjects: Collection[str]) -> int:
     """How many rows name one of them. Reads the audit trail, and votes with tags."""
-    names = [subject for subject in subjects if is_operator(subject)]
+    names = as_operators(subjects)
     if not names:
         return 0
     acts = sa.select(sa.func.count()).select_from(audit).where(sa.or_(audit.c.actor.in_(names), audit.c.subject.in_(names)))
@@ -56,7 +50,7 @@ def forget(c: Connection, subjects: Collection[str], at: datetime) -> None:
 
     ``at``: when they were erased. An account of before, which a backup has brought back, was removed then, and is again.
     """
-    names = [subject for subject in subjects if is_operator(subject)]
+    names = as_operators(subjects)
     if not names:
         return
     for column in (audit.c.actor, audit.c.subject):
@@ -71,7 +65,7 @@ def forget(c: Connection, subjects: Collection[str], at: datetime) -> None:
 
 
 def _is_theirs(subjects: Collection[str]) -> ColumnElement[bool]:
-    return accounts.c.name.in_([one.removeprefix(ACCOUNT) for one in subjects if one.startswith(ACCOUNT)])
+    return accounts.c.name.in_([one.removeprefix(ACCOUNT) for one in as_operators(subjects) if one.startswith(ACCOUNT)])
 
 
 def _relabelled(c: Connection, names: Collection[str]) -> dict[str, dict[str, str]]:

@@ -1,8 +1,8 @@
 """Restore: a backup becomes the store of a configuration, whole or not at all; what was there is moved aside, never deleted.
 
-All that is to be done to the rows (migrations, leases of processes that are gone, sessions, erasures since the backup) is
-done to a copy of the backup's database beside the target; the last step puts that copy in place, by a rename or in one
-transaction.
+All that is to be done to the rows (migrations, leases of processes that are gone, sessions, revocations and erasures since
+the backup) is done to a copy of the backup's database beside the target; the last step puts that copy in place, by a rename
+or in one transaction.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from pairloop import faults
 from pairloop.config import Config, override
 from pairloop.errors import ConfigError, ConflictError, StoreError
-from pairloop.store import audit, doctor, erasures, transfer
-from pairloop.store.archive import ASIDE, Archive, Manifest, remove_staged, staged
+from pairloop.store import audit, doctor, erasures, revocations, transfer
+from pairloop.store.archive import ASIDE, Archive, Manifest, beside, remove_staged, staged
 from pairloop.store.artifacts import flush, sha256_of
 from pairloop.store.audit import AuditAction
 from pairloop.store.backup import publish_copy
@@ -45,7 +45,10 @@ _SIDE_FILES = ("-wal", "-shm")
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """``aside``: where the former database lies. ``copied``, ``found``: artifacts and uploads. ``problems``: the doctor's."""
+    """``aside``: where the former database lies. ``copied``, ``found``: artifacts and uploads. ``problems``: the doctor's.
+
+    ``revocations``: how many keys and accounts stay as they became since the backup; None where no database could tell.
+    """
 
     path: Path
     manifest: Manifest
@@ -53,6 +56,7 @@ class Restored:
     aside: str | None
     copied: int
     found: int
+    revocations: int | None
     problems: Sequence[Problem]
 
 
@@ -85,6 +89,8 @@ def restore(
             faults.reach("restore.contents_copied")
             store.write(_forget_owners)
             store.write(_forget_visits)
+            held = _hold_revocations(store, config)
+            faults.reach("restore.revoked")
             store.write(partial(_record, archive=archive, actor=actor))
             for act in after:
                 act(store, config)
@@ -94,21 +100,39 @@ def restore(
     faults.reach("restore.in_place")
     with Store.open(config) as store:
         left = doctor.check(store)
-    return Restored(archive.path, archive.manifest, describe(url), aside, copied, found, left)
+    return Restored(archive.path, archive.manifest, describe(url), aside, copied, found, held, left)
 
 
 def known_erasures(config: Config) -> list[Erasure]:
     """Those that the database in the configured place tells of, which a restore is about to replace; none where it cannot."""
+    with _former(config) as engine:
+        if engine is None:
+            return []
+        try:
+            with engine.connect() as c:
+                return erasures.list_(c)
+        except SQLAlchemyError:  # damaged, or older than erasures
+            return []
+
+
+@contextmanager
+def _former(config: Config) -> Iterator[Engine | None]:
+    """The database in the configured place, to be read; None where there is none."""
     if _is_sqlite(config) and not _file_of(config).exists():
-        return []
+        yield None
+        return
     engine = reader_engine(parse_url(config.database_url))
     try:
-        with engine.connect() as c:
-            return erasures.list_(c)
-    except SQLAlchemyError:  # damaged, or older than erasures
-        return []
+        yield engine
     finally:
         engine.dispose()
+
+
+def _hold_revocations(store: Store, config: Config) -> int | None:
+    """What was revoked since stays so; read at the last moment, for a command line may revoke beside."""
+    with _former(config) as engine:
+        former = None if engine is None else revocations.read(engine)
+    return None if former is None else store.write(partial(revocations.hold, former=former))
 
 
 def _refuse_newer(archive: Archive) -> None:
@@ -139,8 +163,8 @@ def _has_data(config: Config) -> bool:
 @contextmanager
 def _staged(archive: Archive, config: Config) -> Iterator[Config]:
     """The configuration of a store whose database is a copy of the backup's, beside the target; gone at the end."""
-    target = _file_of(config) if _is_sqlite(config) else config.state_dir.resolve() / "database.sqlite"
-    path = staged(target)
+    path = staged(parse_url(config.database_url), config.state_dir)
+    assert path is not None, "a configuration has a state directory, and a database in memory was refused"
     with failing_as_store_error(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_staged(path)
@@ -224,7 +248,7 @@ def _set_aside(path: Path, suffix: str) -> Path:
 
 def _copy_aside(path: Path, aside: Path) -> None:
     """Copied, and not renamed: a restore that is killed then must not leave a place where a new store would begin."""
-    copy = path.with_name(staged(path).name + ASIDE)
+    copy = path.with_name(beside(path).name + ASIDE)
     with failing_as_store_error(str(aside)):
         shutil.copyfile(path, copy)
         flush(copy)

@@ -12,8 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from pairloop.errors import NotFoundError
-from pairloop.store import accounts, audit, keys
+from pairloop.errors import ConflictError, NotFoundError
+from pairloop.store import accounts, audit, keys, names
 from pairloop.store.accounts import Account
 from pairloop.store.audit import AuditAction
 from pairloop.store.keys import Key, hash_of
@@ -55,8 +55,12 @@ def split(token: str) -> tuple[str, str] | None:
 
 
 def begin(c: Connection, owner: Key | Account, *, address: str) -> str:
-    """Sign in: the token of a new session, which exists nowhere else. NotFoundError where the account has just gone."""
+    """Sign in: the token of a new session, which exists nowhere else. NotFoundError where the account has just gone,
+    ConflictError where the key's name is somebody else's; see `names`."""
     now = datetime.now(UTC)
+    if isinstance(owner, Key) and names.is_anothers(c, owner.key_id, owner.name, now):
+        text = f"Another key or account is called {owner.name!r}, and picks under that name; ask for a key of another name."
+        raise ConflictError(text, param="key")
     c.execute(sa.delete(sessions).where(sessions.c.expires_at <= now))
     session_id, secret = secrets.token_hex(8), secrets.token_hex(32)
     if isinstance(owner, Account):
@@ -78,13 +82,15 @@ def begin(c: Connection, owner: Key | Account, *, address: str) -> str:
 
 
 def get(c: Connection, session_id: str) -> tuple[Session, Key | Account] | None:
-    """A session and whose it is; None where it, or its owner, is no more."""
+    """A session and whose it is; None where it, or its owner, is no more, or the owner's name is somebody else's."""
     row = c.execute(sa.select(sessions).where(sessions.c.session_id == session_id)).first()
     if row is None:
         return None
     session = _session(row)
     owner: Key | Account | None
     owner = keys.get(c, session.key_id) if session.key_id is not None else accounts.get(c, str(session.account))
+    if isinstance(owner, Key) and names.is_anothers(c, owner.key_id, owner.name, datetime.now(UTC)):
+        return None
     return None if owner is None else (session, owner)
 
 

@@ -69,6 +69,8 @@ class Store:
         self.artifacts = artifacts if isinstance(artifacts, Artifacts) else Artifacts(artifacts)
         self.clock: Callable[[Connection], datetime] = shared_now
         """The time by which leases are judged."""
+        self.state_dir: Path | None = None
+        """What else is kept on this machine, where the store was opened by a configuration."""
         self._fence: Fence | None = None
         self.redactor: Redactor | None = None
         """What takes personal data out of texts: whoever writes texts asks it first."""
@@ -93,7 +95,7 @@ class Store:
                 Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         redactor = Redactor.of(config)
         store = cls(url, open_artifacts(config), Writing.of(config))
-        store.redactor = redactor
+        store.redactor, store.state_dir = redactor, config.state_dir
         return store
 
     def kept_words(self, text: str) -> str:

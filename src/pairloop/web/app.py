@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from pairloop import __version__
 from pairloop.config import Config, duration_s, is_loopback
+from pairloop.loop.cycle import Unloader
 from pairloop.loop.serve import ChatService
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store
@@ -79,14 +80,18 @@ def create_app(store: Store, policy: Policy, config: Config, scheduler: Schedule
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         if scheduler is not None:
             await asyncio.to_thread(scheduler.start)
-        records = asyncio.create_task(context.service.recorder.keep_flushing())
+        beside = [asyncio.create_task(context.service.recorder.keep_flushing())]
+        if scheduler is None:  # which looks itself
+            looking = Unloader(store, policy, config).keep_looking(duration_s(config.schedule.poll))
+            beside.append(asyncio.create_task(looking))
         try:
             yield
         finally:
             context.drain()
             await context.service.shadows_cast()
-            records.cancel()
-            await asyncio.gather(records, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             if scheduler is not None:
                 await asyncio.to_thread(scheduler.stop)
 

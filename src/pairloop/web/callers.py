@@ -12,6 +12,7 @@ from starlette.types import Scope as AsgiScope
 from pairloop.errors import InvalidRequestError
 from pairloop.store.accounts import Account
 from pairloop.store.keys import Key, Scope
+from pairloop.store.subjects import is_reserved
 from pairloop.types import Source
 
 CALLER = "pairloop.caller"
@@ -71,6 +72,9 @@ def name_of(caller: Caller | None, named: str | None, param: str) -> str | None:
     if own is not None and named not in (None, own):
         text = f"{param} has to be {own!r}, as whom you are signed in here, or be left out; an API key may name others"
         raise InvalidRequestError(text, param=param, code="not_your_name")
+    if named is not None and is_reserved(named):
+        text = f"{param} may not be {named!r}: so a vote of an operator is recorded, or a person named who is to be erased"
+        raise InvalidRequestError(text, param=param, code="reserved_name")
     return named if own is None else own
 
 

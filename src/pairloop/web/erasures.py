@@ -41,12 +41,13 @@ class ErasureBody(Body):
 def erase(body: ErasureBody, context: Here, actor: Actor) -> ErasureResource:
     """Groups they asked for lose their texts, what they said of any answer is deleted, datasets lose the rows that rest on
     either, and versions that had been trained on these are marked. `dryrun` says what it would take. An id is looked for as it
-    is and as its pseudonym; an operator is named as in the audit trail (`account:ada`).
+    is and as its pseudonym; an operator is the `user` whom the audit trail names (`account:ada`), and a customer whose id has
+    that form is named as `rater`. 409 where `user` could be either: then the operator is `operator:account:ada`.
 
-    409 while that account can still sign in, and while a cycle builds, trains or measures. Later requests of theirs are served
-    as anybody's.
+    409 also while that account can still sign in, and while a cycle builds, trains or measures. Later requests of theirs are
+    served as anybody's.
     """
-    person = body.user or body.rater or ""
+    person = privacy.person_of(context.store, user=body.user, rater=body.rater)
     if body.dryrun:
         return _of_effect(privacy.preview(context.store, context.config, person), None)
     effect = privacy.erase(context.store, context.config, person, reason=body.reason, actor=actor)

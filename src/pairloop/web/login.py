@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
-from pairloop.errors import BusyError, NotFoundError
+from pairloop.errors import BusyError, ConflictError, NotFoundError
 from pairloop.store import accounts, sessions
 from pairloop.store.accounts import LONGEST_PASSWORD, Account
 from pairloop.store.keys import Key
@@ -72,6 +72,8 @@ async def log_in(request: Request, context: Here) -> Response:
         token = await asyncio.to_thread(context.store.write, lambda c: sessions.begin(c, owner, address=address))
     except NotFoundError:  # removed, or with another password, between the look and the write
         return _form(then, NO_MATCH, 401, name)
+    except ConflictError as error:
+        return _form(then, str(error), 409, name)
     response = RedirectResponse(then or first_path(Caller(owner)), status_code=303)
     response.headers.append("set-cookie", renewed(token, request.url.scheme))
     return response

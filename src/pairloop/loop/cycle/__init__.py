@@ -8,7 +8,7 @@ Run alone: ``pairloop cycle run``.
 """
 
 from pairloop.loop.cycle.base import ensure_base, register_base
-from pairloop.loop.cycle.cancel import cancel, let_go
+from pairloop.loop.cycle.cancel import cancel
 from pairloop.loop.cycle.context import Loop, is_gone, owning, standstill, training
 from pairloop.loop.cycle.judging import AgainstBase, kept_against_base, standing
 from pairloop.loop.cycle.looks import last_look
@@ -26,6 +26,7 @@ from pairloop.loop.cycle.status import (
     runs_ahead,
     status,
 )
+from pairloop.loop.cycle.unloading import Unloader
 
 __all__ = [
     "AgainstBase",
@@ -38,6 +39,7 @@ __all__ = [
     "Loop",
     "Review",
     "RoundStatus",
+    "Unloader",
     "cancel",
     "challenger_of",
     "ensure_base",
@@ -45,7 +47,6 @@ __all__ = [
     "kept_against_base",
     "last_look",
     "last_word",
-    "let_go",
     "next_run_at",
     "owning",
     "record_failure",

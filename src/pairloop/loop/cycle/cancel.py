@@ -1,29 +1,23 @@
 """A cycle ended by hand before the gate has spoken: the champion stays, and the picks stay usable.
 
-Another process that turns cycles and has the challenger loaded, a server beside the command line say, lets go of it when it
-sees that the cycle ended; a server that turns none keeps it until others take its place (``policy.max_loaded``).
+Another process that has the challenger loaded, a server beside the command line say, lets go of it when it sees that the cycle
+ended: see ``unloading``.
 """
 
 from __future__ import annotations
 
-import logging
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection
 
-from pairloop.errors import ConflictError, EngineError, NotFoundError
+from pairloop.errors import ConflictError, NotFoundError
 from pairloop.loop import deploy
-from pairloop.loop.cycle.context import Loop
 from pairloop.loop.cycle.status import challenger_of
 from pairloop.policy.protocols import Policy
-from pairloop.store import Store, audit, canaries, cycles, duels, runs, versions
+from pairloop.store import Store, audit, cycles, duels, runs, versions
 from pairloop.store.audit import AuditAction
 from pairloop.types import Alias, Cycle, CycleState, CycleStep, RunStatus
-
-logger = logging.getLogger(__name__)
-
-_IN_VAIN = (CycleState.HELD, CycleState.REJECTED, CycleState.FAILED)
 
 
 def cancel(store: Store, cycle_id: str, *, reason: str, actor: str, policy: Policy | None = None) -> Cycle:
@@ -56,23 +50,6 @@ def cancel(store: Store, cycle_id: str, *, reason: str, actor: str, policy: Poli
         ended = cycles.get(c, cycle_id)
     assert ended is not None, "cycles are never deleted"
     return ended
-
-
-def let_go(loop: Loop, ended: Cycle) -> None:
-    """Unload here what a cycle put to the test in vain, wherever it was ended; an engine that cannot is left as it is."""
-    if ended.state not in _IN_VAIN:
-        return
-    with loop.store.reading() as c:
-        number = challenger_of(ended, duels.of_cycle(c, loop.name, ended.cycle_id))
-        canary = canaries.current(c, loop.name)
-        wanted = {versions.alias(c, loop.name, alias) for alias in (Alias.CHAMPION, Alias.CHALLENGER)}
-    if number is None or number in wanted or (canary is not None and number == canary.version):
-        return
-    if number in loop.policy.loaded():
-        try:
-            loop.policy.unload(number)
-        except EngineError as error:
-            logger.warning("version %d of cycle %d stays loaded: %s", number, ended.number, error)
 
 
 def _end(c: Connection, cycle: Cycle, reason: str, actor: str, at: datetime) -> int | None:

@@ -6,7 +6,7 @@ dataset without some of its rows, ``rebuild`` trains a version again from its ma
 
 from pairloop.loop.privacy.erase import Effect, delete_completion, erase, preview, reapply
 from pairloop.loop.privacy.ledger import Entry, entry_of, path_of, read
-from pairloop.loop.privacy.people import ids_of
+from pairloop.loop.privacy.people import ids_of, person_of
 from pairloop.loop.privacy.rebuild import Rebuilt, rebuild
 from pairloop.loop.privacy.retention import Swept, due, sweep
 
@@ -21,6 +21,7 @@ __all__ = [
     "erase",
     "ids_of",
     "path_of",
+    "person_of",
     "preview",
     "read",
     "reapply",

@@ -26,6 +26,7 @@ from pairloop.store.erasures import Erasure, Found
 from pairloop.store.groups import chunked
 from pairloop.store.removed import Why
 from pairloop.store.schema import runs as run_table
+from pairloop.store.subjects import as_people
 from pairloop.types import CycleState, Run, RunStatus
 
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def _erase(store: Store, config: Config, entry: Entry, subjects: Sequence[str], 
         seen = erasures.rows_by_version(c, found.pair_ids)
         live = [dataset for name in found.dataset_ids if _is_live(c, name) and (dataset := datasets.get(c, name)) is not None]
     if found.quarantines:
-        cleaning.forget_quarantined(store, subjects)
+        cleaning.forget_quarantined(store, as_people(subjects))
     successors = {}
     for dataset in live:
         left, _ = cleaning.without(

@@ -18,6 +18,7 @@ from pairloop.config import Config
 from pairloop.errors import StoreError
 from pairloop.store import new_id
 from pairloop.store.erasures import Erasure, hashed
+from pairloop.store.subjects import untagged
 
 FILE = "erasures.jsonl"
 
@@ -34,7 +35,7 @@ class Entry:
     created_at: datetime
 
     def is_about(self, subject: str) -> bool:
-        return hashed(self.salt, subject) in self.hashes
+        return any(hashed(self.salt, name) in self.hashes for name in {subject, untagged(subject)})
 
 
 def path_of(config: Config) -> Path:

@@ -18,11 +18,11 @@ from pairloop.loop.raters.checks import Checked, Observed, check
 from pairloop.loop.raters.flips import FlipRate, flip_rate
 from pairloop.store import Store, audit, duels, picked, quarantines, versions
 from pairloop.store.audit import AuditAction
-from pairloop.store.erasures import RATER
 from pairloop.store.picked import Picked
 from pairloop.store.quarantines import Action, Quarantine
 from pairloop.store.reader import Readable
 from pairloop.store.schema import feedback as feedback_table
+from pairloop.store.subjects import RATER
 from pairloop.types import BASE_VERSION, PREFERENCE_METRIC, REPEAT_METRIC, Alias, Duel, Source
 
 NEWEST = 20_000

@@ -65,7 +65,7 @@ def _read(store: Store, after: str | None, filters: Mapping[str, Any]) -> tuple[
     with store.reading() as c:
         found = audit.list_(c, limit=PER_PAGE + 1, after=after, **filters)
         named = {text for entry in found for text in (entry.actor, entry.subject) if text.startswith("key:")}
-        return found, keys.names(c, {text.removeprefix("key:") for text in named})
+        return found, keys.names_of(c, {text.removeprefix("key:") for text in named})
 
 
 def _midnight(param: str, text: str) -> datetime | None:

@@ -65,7 +65,7 @@ def _read(store: Store, key: str | None, account: str | None, session: str | Non
         found_keys = keys.list_(c, after=key, limit=PER_PAGE + 1)
         found_accounts = accounts.list_(c, after=account, limit=PER_PAGE + 1)
         found_sessions = sessions.list_(c, after=session, limit=PER_PAGE + 1)
-        names = keys.names(c, {one.key_id for one in found_sessions if one.key_id is not None})
+        names = keys.names_of(c, {one.key_id for one in found_sessions if one.key_id is not None})
     return Held(
         found_keys[:PER_PAGE],
         len(found_keys) > PER_PAGE,
