@@ -1,4 +1,4 @@
-"""A fine-tuning job's newest checkpoint at the URL: a worker on another machine goes on from it, and nothing stays of one that ended."""
+"""A fine-tuning job's newest checkpoint at the URL: another machine goes on from it, and nothing stays of a job that ended."""
 
 from __future__ import annotations
 

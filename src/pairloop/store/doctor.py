@@ -97,7 +97,7 @@ def check(store: Store, *, accepted: bool = False, deep: bool = False) -> list[P
 
 
 def _orphan_checkpoints(store: Store) -> Iterator[Problem]:
-    """Of runs and jobs that have ended. Those of one that is paused, or waits for a worker, are its own however old they are."""
+    """Of runs and jobs that have ended. What one has that is paused or waits for a worker is its own, however old it is."""
     shared = store.artifacts.sharing_runs(older_than_s=STALE_AFTER_S)
     with store.reading() as c:
         owned = runs.open_folders(c) | store_jobs.open_ids(c) if shared else set()

@@ -86,7 +86,7 @@ def parents(c: Connection, policy: str) -> set[int]:
 
 
 def folder_name(run: Run) -> str:
-    """Under which a run's files lie, on the machine that trains it and where it shares its checkpoints: its first attempt's id."""
+    """The first attempt's id: under it lie a run's files on the machine that trains it, and the checkpoints that it shares."""
     return str(run.progress.get("folder", run.run_id))
 
 
