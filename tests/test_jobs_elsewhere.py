@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -28,10 +30,12 @@ from pairloop.store.checkpoints import FarCheckpoints
 from pairloop.store.jobs import Job, JobStatus
 from pairloop.types import RunStatus
 
+PATIENCE_S = 10.0
+
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
-    with open_rig(settings(tmp_path / "one", schedule={"min_pairs": 0}, store=shared_at(tmp_path))) as rig:
+    with open_rig(settings(tmp_path / "one", schedule={"min_pairs": 0, "lease": "1s"}, store=shared_at(tmp_path))) as rig:
         yield rig
 
 
@@ -77,6 +81,25 @@ def test_what_is_still_uploaded_when_a_job_is_cancelled_does_not_stay(
     assert uploaded == [10]
     assert stored(rig.store, job).status is JobStatus.CANCELLED
     assert at_the_url(tmp_path) == []
+
+
+def test_a_worker_keeps_its_job_while_the_last_upload_takes_longer_than_a_lease(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = a_job(rig.store, rig.loop.config)
+    assert room.validate_next(rig.loop)
+
+    def slowly() -> None:
+        pause, until_s = threading.Event(), time.monotonic() + PATIENCE_S
+        began = stored(rig.store, job).lease_expires_at
+        assert began is not None
+        while (lease := stored(rig.store, job).lease_expires_at) is None or lease <= began:
+            assert time.monotonic() < until_s, "nobody says that it is alive"
+            pause.wait(0.02)
+
+    uploaded = ended_meanwhile(monkeypatch, slowly)
+    stop_in_the_middle(rig, job)
+    assert uploaded == [10]
 
 
 def test_a_checkpoint_waits_until_the_models_of_its_epochs_are_versions(rig: Rig) -> None:

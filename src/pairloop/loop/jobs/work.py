@@ -101,10 +101,11 @@ class _Work:
     def run(self) -> None:
         """Train to the end, or until the job is paused, cancelled, taken over, or this process stops."""
         try:
-            if self._begin():
-                self._end(self._train())
-            else:
-                self._stopped()
+            with beating(self._loop, self._job):  # fetching the parent, say, or an upload may take longer than a lease
+                if self._begin():
+                    self._end(self._train())
+                else:
+                    self._stopped()
         except ConflictError:
             raise
         except UserError as error:
@@ -180,8 +181,7 @@ class _Work:
             self._progress.known["prompts"] = done
             return not self._stops()
 
-        with beating(self._loop, self._job):  # one group may take longer than a lease
-            rows = roll_out(self._loop, self._config, self._job, parent, prompts, tell)
+        rows = roll_out(self._loop, self._config, self._job, parent, prompts, tell)
         if rows is None:
             return None
         now = datetime.now(UTC)
@@ -243,8 +243,7 @@ class _Work:
             self._kept_step = step
         if known is not None or not self._beat():
             return
-        with beating(self._loop, job):
-            made = publish(self._store, self._config, job, folder, name=name, step=step, metrics=metrics)
+        made = publish(self._store, self._config, job, folder, name=name, step=step, metrics=metrics)
         faults.reach("job.checkpoint_published")
 
         def write(c: Connection) -> None:
@@ -283,9 +282,8 @@ class _Work:
 
     def _succeed(self, result: TrainResult) -> None:
         job, now, name = self._job, datetime.now(UTC), model_name(self._job)
-        with beating(self._loop, job):
-            made = publish(self._store, self._config, job, self._folder / "out", name=name, result=result)
-            metrics = self._metrics()
+        made = publish(self._store, self._config, job, self._folder / "out", name=name, result=result)
+        metrics = self._metrics()
         faults.reach("job.published")
 
         def write(c: Connection) -> None:
