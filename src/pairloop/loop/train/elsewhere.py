@@ -44,7 +44,7 @@ def attempt_shared(shared: Shared, job: TrainJob, attempt: Callable[[], TrainRes
 
     One that fits the settings here no longer, as after an upgrade of the base elsewhere, is left: the run begins anew.
     """
-    name = _name_of(job)
+    name = Path(job.result_path).parent.name
     far = shared.artifacts.checkpoints(name)
     if far is None:
         return attempt()
@@ -79,10 +79,6 @@ def _leave_nothing(shared: Shared, name: str) -> None:
             forget(shared.artifacts, name)
     except StoreError as error:
         LOG.warning("%s: whether it has ended could not be read: %s", name, error)
-
-
-def _name_of(job: TrainJob) -> str:
-    return Path(job.result_path).parent.name
 
 
 def _bring(far: FarCheckpoints, job: TrainJob) -> bool:
