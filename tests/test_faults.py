@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import faults_deploy, faults_keeping  # noqa: F401 - their scenarios are among the others from now on
+from tests import faults_deploy, faults_elsewhere, faults_keeping  # noqa: F401 - their scenarios are among the others from now on
 from tests.faults_rig import (
     SCENARIOS,
     Life,
@@ -97,6 +97,20 @@ def test_killed_at_any_label_it_goes_on_to_the_same_end(prepared: Prepared, labe
         assert latch.exists(), "the label was not reached"
         assert SCENARIOS[name].broken(folder) == []
         life = begin(name, folder)
+        assert life.end() == 0, life.log
+
+
+@pytest.mark.parametrize("label", ["checkpoint.before_far_manifest", "job.checkpoint_published", "job.ended"])
+def test_a_job_whose_machine_is_gone_at_a_label_comes_to_the_same_weights_elsewhere(
+    prepared: Prepared, label: str, tmp_path: Path
+) -> None:
+    latch = tmp_path / "happened"
+    with same_end(prepared, "elsewhere") as folder:
+        assert begin("elsewhere", folder, Fault(label, "kill", once=str(latch))).end() == -signal.SIGKILL
+        for machine in folder.glob("machine-*"):
+            shutil.rmtree(machine)
+            machine.mkdir()
+        life = begin("elsewhere", folder)
         assert life.end() == 0, life.log
 
 
