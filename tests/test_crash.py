@@ -49,21 +49,21 @@ class Executioner:
     config: Path
     log: Path
     rng: random.Random
-    port: int
+    place: socket.socket
     server: ServerProcess
     kills: Counter[str] = field(default_factory=Counter)
     last: str = ""
 
     @classmethod
     def start(cls, config: Path, log: Path, seed: int) -> Executioner:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        return cls(config, log, random.Random(seed), port, start_server(config, port=port, log=log))
+        place = socket.socket()  # bound, and never listened on: nobody else gets the port while the server is away
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(("127.0.0.1", 0))
+        return cls(config, log, random.Random(seed), place, start_server(config, port=place.getsockname()[1], log=log))
 
     async def work(self, shop: Shop) -> None:
-        """KILLS kills, each a random while after the server was ready again."""
-        while self.kills.total() < KILLS:
+        """KILLS kills and more until the child was among them, each a random while after the server was ready again."""
+        while self.kills.total() < KILLS or not self.kills["child"]:
             await asyncio.sleep(self.rng.uniform(0.05, 2.5))
             child = self._training_child()
             if child is not None and self.last != "child":
@@ -75,6 +75,10 @@ class Executioner:
             self._note("server")
             self.server = await asyncio.to_thread(start_server, self.config, port=self.port, log=self.log)
             await shop.get("/health/ready")
+
+    @property
+    def port(self) -> int:
+        return int(self.place.getsockname()[1])
 
     def _note(self, victim: str) -> None:
         self.kills[victim] += 1
@@ -116,11 +120,12 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
         tally, ended = asyncio.run(asyncio.wait_for(_live(executioner, crowd), 900))
     finally:
         executioner.server.stop()
+        executioner.place.close()
     print(
         f"kills: {dict(executioner.kills)}; cycles: {[cycle['state'] for cycle in ended]}; "
         f"{tally.groups} groups answered, {len(tally.picks)} picks acknowledged"
     )
-    assert executioner.kills.total() == KILLS
+    assert executioner.kills.total() >= KILLS
     assert executioner.kills["child"] > 0
     assert {CycleState(cycle["state"]) for cycle in ended} <= ENDS
     _check_evidence(config_path, tally)

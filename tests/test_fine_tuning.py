@@ -74,13 +74,14 @@ def dpo(**hyperparameters: Any) -> Any:
 
 def until(client: OpenAI, job_id: str, holds: Callable[[Any], bool]) -> Any:
     """The job, once ``holds`` of it."""
-    deadline, pause = time.monotonic() + PATIENCE_S, threading.Event()
-    while True:
+    job = None
+
+    def held() -> Any:
+        nonlocal job
         job = client.fine_tuning.jobs.retrieve(job_id)
-        if holds(job):
-            return job
-        assert time.monotonic() < deadline, job
-        pause.wait(0.05)
+        return job if holds(job) else None
+
+    return waiting.until(held, patience_s=PATIENCE_S, why=lambda: job)
 
 
 def ended(client: OpenAI, job_id: str) -> Any:
@@ -506,10 +507,7 @@ def event_seen(client: OpenAI, job_id: str, beginning: str) -> None:
 
 
 def gone(path: Any) -> None:
-    deadline, pause = time.monotonic() + PATIENCE_S, threading.Event()
-    while path.exists():
-        assert time.monotonic() < deadline, f"{path} is still there"
-        pause.wait(0.05)
+    waiting.until(lambda: not path.exists(), patience_s=PATIENCE_S, why=lambda: f"{path} is still there")
 
 
 # --- the schema check itself

@@ -112,7 +112,7 @@ def test_a_writer_that_was_stopped_in_mid_transaction_holds_the_others_up_no_lon
 ) -> None:
     """As a process that was sent SIGSTOP, or whose machine is gone: it says nothing more, and does not end."""
     with monkeypatch.context() as patch:
-        patch.setattr(postgres, "IDLE_TIMEOUT_MS", 300)
+        patch.setattr(postgres, "IDLE_TIMEOUT_MS", 2_000)  # it starts anew with each statement, and must outlast the pause between two
         stopped = Store.open(config)
     with stopped, Store.open(config) as store, stopped._writing.connect() as held:
         groups.insert(held, a_group("half"))

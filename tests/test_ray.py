@@ -152,13 +152,6 @@ def status_of(address: str, job: TrainJob) -> str:
     return str(httpx.get(f"{address}/api/jobs/{job.run_id}").json()["status"])
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < until, "it did not come true"
-        time.sleep(0.2)
-
-
 def free_port() -> int:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))

@@ -157,8 +157,9 @@ def test_picks_start_a_cycle_and_decide_its_duel(tmp_path: Path) -> None:
         scheduler.notify()
         duelling = watch.state(CycleState.DUELLING)
         assert "new pairs (min_pairs = 30)" in duelling.trigger
+        duel = rig.duel
         for _ in range(15):
-            rig.judge(20, better)
+            rig.judge(20, better, duel=duel)  # the scheduler may end it at any time
             scheduler.notify()
             if watch.until(lambda one: one is not None).state.is_terminal:  # type: ignore[union-attr]
                 break
