@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 from tests.server import POLICY, RunningServer, chat_body, fake_config, user_of
 from tests.stores import database_of
+from tests.waiting import until
 
 from pairloop.config import parse_config
 from pairloop.errors import ConfigError, InvalidRequestError
@@ -185,12 +186,10 @@ def test_keys_of_another_process_are_seen_soon(serve: Serve, monkeypatch: pytest
     server = serve()
     assert server.http.get("/v1/models").status_code == 200
     token = make_key(server)
-    while server.http.get("/v1/models").status_code == 200:
-        pass
+    until(lambda: server.http.get("/v1/models").status_code == 401)
     assert server.http.get("/v1/models", headers=bearer(token)).status_code == 200
     server.store.write(lambda c: keys.revoke(c, id_of(token), datetime.now(UTC), actor="test", reason="test"))
-    while server.http.get("/v1/models", headers=bearer(token)).status_code == 200:
-        pass
+    until(lambda: server.http.get("/v1/models", headers=bearer(token)).status_code == 401)
 
 
 def test_a_request_reads_no_key_from_the_store_and_writes_none(locked: tuple[RunningServer, str]) -> None:

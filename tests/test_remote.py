@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.vllm_server import Faults, VllmServer, adapter_version, fleet
+from tests.waiting import PATIENCE_S, until
 
 from pairloop.config import PolicySection, parse_config
 from pairloop.errors import ConfigError, EngineError, InvalidRequestError, ModelError
@@ -25,7 +26,6 @@ VOCAB = 257
 MEASURED = 5
 """Completions that a replica is asked for before its first request."""
 PROMPT = tuple(b"Where is my order?")
-PATIENCE_S = 20.0
 
 
 @contextmanager
@@ -62,15 +62,6 @@ def ask(policy: RemotePolicy, number: int = 0, n: int = 1, **options: Any) -> tu
 def asked(server: VllmServer) -> int:
     """How often the server was sent the question of ``ask``; its looks and measurements have others."""
     return sum(body.get("prompt") == list(PROMPT) for _, body in list(server.requests))
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for a condition, and fail where it does not come about."""
-    tick, waited = threading.Event(), 0.0
-    while not holds():
-        assert waited < PATIENCE_S, "the condition did not come about"
-        tick.wait(0.005)
-        waited += 0.005
 
 
 def states(policy: RemotePolicy) -> list[ReplicaState]:

@@ -7,13 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 from click.testing import CliRunner
 from tests.stores import database_of
+from tests.waiting import until
 
 from pairloop.cli import pairloop
 from pairloop.config import load_config
@@ -52,16 +52,13 @@ def test_a_worker_takes_up_imported_rows_by_itself_and_ends_on_request(tmp_path:
 
 def _state_of_first_cycle(path: Path, worker: subprocess.Popen[bytes]) -> CycleState | None:
     """Where the first cycle waits or ended, once it does."""
-    deadline = time.monotonic() + TIMEOUT_S
     with Store.open(load_config(path, env={})) as store:
-        while time.monotonic() < deadline:
+
+        def state() -> CycleState | None:
             with store.reading() as c:
-                found = cycles.list_(c, "support-bot")
-            if found and (found[0].state.is_terminal or found[0].state is CycleState.DUELLING):
-                return found[0].state
-            try:
-                worker.wait(0.1)
-            except subprocess.TimeoutExpired:
-                continue
-            return None
-    return None
+                found = [one.state for one in cycles.list_(c, "support-bot")]
+            waits = [one for one in found if one.is_terminal or one is CycleState.DUELLING]
+            assert waits or worker.poll() is None, "the worker ended"
+            return waits[0] if waits else None
+
+        return until(state, patience_s=TIMEOUT_S)
