@@ -53,7 +53,7 @@ def test_a_training_is_watched_and_cancelled(page: Page, tmp_path: Path) -> None
     config = fake_config(tmp_path / "server", **SECTIONS)
     with RunningServer(tmp_path / "server", config=config, turning=True) as server:
         rig = Rig(Loop(server.store, server.policy, config, "tester:0"), random.Random(0))
-        rig.serve(800)  # tens of thousands of steps: seconds, even for the fake policy
+        rig.serve(1_600)  # eighty thousand steps: some twenty seconds, even for the fake policy
         page.goto(f"{server.url}/runs")
         expect(page.locator("#runs")).to_contain_text("No cycle has trained yet")
         server.http.post("/v1/cycles", json={"reason": "the browser test"})
