@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import sqlalchemy as sa
+from tests.ports import hold_port, number_of
 
 from pairloop.config import load_config
 from pairloop.demo.run import run_cycle
@@ -57,10 +58,8 @@ class Executioner:
 
     @classmethod
     def start(cls, config: Path, log: Path, seed: int) -> Executioner:
-        place = socket.socket()  # bound, and never listened on: nobody else gets the port while the server is away
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        place.bind(("127.0.0.1", 0))
-        return cls(config, log, random.Random(seed), place, start_server(config, port=place.getsockname()[1], log=log))
+        place = hold_port()
+        return cls(config, log, random.Random(seed), place, start_server(config, port=number_of(place), log=log))
 
     async def work(self, shop: Shop) -> None:
         """KILLS kills, each a random while after the server was ready again; and one of the child where none was among them."""
@@ -76,12 +75,8 @@ class Executioner:
             self.server.process.send_signal(signal.SIGKILL)
             await asyncio.to_thread(self.server.process.wait, 30)
             self._note("server")
-            self.server = await asyncio.to_thread(start_server, self.config, port=self.port, log=self.log)
+            self.server = await asyncio.to_thread(start_server, self.config, port=number_of(self.place), log=self.log)
             await shop.get("/health/ready")
-
-    @property
-    def port(self) -> int:
-        return int(self.place.getsockname()[1])
 
     def _note(self, victim: str) -> None:
         self.kills[victim] += 1

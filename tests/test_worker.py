@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import httpx
 from click.testing import CliRunner
+from tests.ports import hold_port, number_of
 from tests.stores import database_of
 from tests.waiting import until
 
@@ -32,8 +32,8 @@ def test_a_worker_takes_up_imported_rows_by_itself_and_ends_on_request(tmp_path:
     rows.write_text("".join(json.dumps({"prompt": f"Q{n}", "chosen": "yes", "rejected": "no"}) + "\n" for n in range(40)))
     imported = CliRunner().invoke(pairloop, ["data", "import", str(rows), "--config", str(path)])
     assert imported.exit_code == 0, imported.output
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    place = hold_port()
+    port = number_of(place)
     command = [sys.executable, "-m", "pairloop", "worker", "--config", str(path), "--metrics-port", str(port)]
     worker = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
@@ -47,6 +47,7 @@ def test_a_worker_takes_up_imported_rows_by_itself_and_ends_on_request(tmp_path:
         if worker.poll() is None:
             worker.kill()
         output, _ = worker.communicate()
+        place.close()
     assert b"turning the loop of support-bot" in output
 
 
