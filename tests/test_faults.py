@@ -12,8 +12,7 @@ import signal
 import sqlite3
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 from tests import faults_deploy, faults_elsewhere, faults_keeping  # noqa: F401 - their scenarios are among the others from now on
 from tests.faults_rig import (
+    PATIENCE_S,
     SCENARIOS,
     Life,
     Plant,
@@ -38,6 +38,7 @@ from tests.faults_rig import (
     tell_cycles,
     unfenced,
 )
+from tests.waiting import until
 
 from pairloop.bench import trust_kills
 from pairloop.bench.trust import TrustSettings
@@ -46,7 +47,6 @@ from pairloop.store import Store
 
 pytestmark = pytest.mark.faults
 
-PATIENCE_S = 60.0
 IN_TRANSACTION = (
     "alias.moved_in_transaction",
     "canary.closed_in_transaction",
@@ -68,13 +68,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def scenario_of(prepared: Prepared, label: str) -> str:
     """The first scenario that reaches the label."""
     return next(name for name in SCENARIOS if label in prepared.visited(name))
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline, pause = time.monotonic() + PATIENCE_S, threading.Event()
-    while not holds():
-        assert time.monotonic() < deadline
-        pause.wait(0.01)
 
 
 def test_every_label_in_the_source_is_visited(prepared: Prepared) -> None:
@@ -193,7 +186,7 @@ def stopped_outside_a_transaction(prepared: Prepared, name: str, fault: Fault, p
     for _ in range(8):
         folder = prepared.copy(name)
         stopped = begin(name, folder, fault, plant)
-        until(lambda life=stopped: life.is_stopped)  # type: ignore[misc]
+        until(lambda life=stopped: life.is_stopped, patience_s=PATIENCE_S)  # type: ignore[misc]
         try:
             with closing(sqlite3.connect(folder / "pairloop.sqlite", timeout=0.2, isolation_level=None)) as connection:
                 connection.execute("BEGIN IMMEDIATE")
@@ -259,7 +252,7 @@ def test_a_disk_that_is_really_full_ends_nothing(prepared: Prepared, small_disk:
         while True:
             file.write(bytes(4096))
     life = begin("duel", folder, log=prepared.root / "small-disk.log")
-    until(lambda: "UnavailableError" in life.log)
+    until(lambda: "UnavailableError" in life.log, patience_s=PATIENCE_S)
     ballast.unlink()
     assert life.end() == 0, life.log
     assert tell_cycles(duelling, folder) == expected
