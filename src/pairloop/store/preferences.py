@@ -1,9 +1,9 @@
 """Preferences: the groups that somebody said something about, newest word first, by filters; and how many there are of each.
 
 One look goes through the newest `WINDOW` of them and says where it stopped, so that its cost does not grow with the store;
-``next`` goes on from there, and `pairloop.store.searches` through all of them. Words are looked for in the texts themselves. A full-text index would be written with each group:
-of SQLite's FTS5 that was measured to double the work of a chat's insert (118 to 238 µs) and the file, and before SQLite 3.42
-what is erased stays readable in it.
+``next`` goes on from there, and `pairloop.store.searches` through all of them. Words are looked for in the texts themselves. A
+full-text index would be written with each group: of SQLite's FTS5 that was measured to double the work of a chat's insert (118
+to 238 µs) and the file, and before SQLite 3.42 what is erased stays readable in it.
 """
 
 from __future__ import annotations

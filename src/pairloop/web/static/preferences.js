@@ -50,5 +50,6 @@ document.addEventListener("htmx:afterSwap", (event) => {
   if (event.target.id === "drawer-body" && !drawer.open) drawer.showModal();
   if (event.target.id === "found") choose();
 });
+document.addEventListener("search:found", choose);
 document.addEventListener("DOMContentLoaded", choose);
 if (document.readyState !== "loading") choose();

@@ -1,0 +1,37 @@
+"""A search that goes on by itself in an open page: what each window adds, as server-sent events (static/search.js)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from fastapi import Response
+
+from pairloop.web.context import Context
+from pairloop.web.pages.live import EventStream
+from pairloop.web.pages.rendering import fragment
+
+
+class Found(NamedTuple):
+    """``rows``: HTML behind the last row; ``parts``: HTML of elements, by their ids, as they are now."""
+
+    rows: str
+    parts: Mapping[str, str]
+
+
+def found(rows: str, parts: Mapping[str, str], values: Mapping[str, Any]) -> Found:
+    """Templates rendered with ``values``."""
+    return Found(fragment(rows, values), {name: fragment(template, values) for name, template in parts.items()})
+
+
+def going_on(context: Context, steps: Iterator[Found]) -> Response:
+    """``found`` for each step, then ``end``. Who leaves the page or presses Stop hangs up, and no further step is taken."""
+    return EventStream(context, _events(context, steps))
+
+
+async def _events(context: Context, steps: Iterator[Found]) -> AsyncIterator[str]:
+    while not context.draining and (step := await asyncio.to_thread(next, steps, None)) is not None:
+        yield f"event: found\ndata: {json.dumps(step._asdict())}\n\n"
+    yield "event: end\ndata: {}\n\n"
