@@ -35,8 +35,8 @@ def test_a_group_at_the_far_end_is_found_without_another_click(browser: Browser,
     page = seen.page
     expect(page.locator("#searched")).to_have_text("Looked through all 17,001 groups, 1 found.")
     expect(page.locator(".found tbody tr")).to_have_count(1)
-    expect(page.locator("#found h2")).to_have_text("1 group")
-    expect(page.locator("#chosen")).to_contain_text("all 1 groups that the filters find")
+    expect(page.locator("#found-head h2")).to_have_text("1 group")
+    expect(page.locator("#chosen")).to_contain_text("the one group that the filters find")
     expect(page.get_by_role("button", name="Stop")).to_be_hidden()
     page.locator(".found tbody a").click()  # a row that came later opens as the others do
     expect(page.locator("#drawer")).to_contain_text("stripes")
@@ -48,17 +48,28 @@ def test_a_group_at_the_far_end_is_found_without_another_click(browser: Browser,
 def test_a_full_page_counts_the_others_when_it_is_asked_to(browser: Browser, server: RunningServer) -> None:
     seen = visit(browser, server.url, "/preferences")
     page = seen.page
-    expect(page.locator("#found h2")).to_have_text("5,000 groups among the newest 5,000")
+    expect(page.locator("#found-head h2")).to_have_text("5,000 groups among the newest 5,000")
     page.locator(".found tbody tr [data-tick]").first.check()
     page.get_by_role("button", name="Count them all").click()
-    expect(page.locator("#found h2")).to_have_text("17,001 groups")
+    expect(page.locator("#found-head h2")).to_have_text("17,001 groups")
     expect(page.locator(".found tbody tr")).to_have_count(50)
     expect(page.locator("#chosen")).to_contain_text("1 ticked group")
     assert (seen.problems, seen.outside) == ([], [])
     page.context.close()
 
 
-def test_a_search_is_stopped_and_its_page_goes_on_without_javascript(browser: Browser, server: RunningServer) -> None:
+def test_a_search_that_is_stopped_leaves_the_way_on(browser: Browser, server: RunningServer) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.route("**/preferences/search?*", lambda _route: None)  # held, so that it is running still
+    page.goto(f"{server.url}/preferences?q=stripes")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+    expect(page.get_by_role("link", name="look further back")).to_be_visible()
+    context.close()
+
+
+def test_without_javascript_a_link_leads_from_window_to_window(browser: Browser, server: RunningServer) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(f"{server.url}/preferences?q=stripes")
@@ -67,3 +78,14 @@ def test_a_search_is_stopped_and_its_page_goes_on_without_javascript(browser: Br
         page.get_by_role("link", name="look further back").click()
     expect(page.locator(".found tbody tr")).to_have_count(1)
     context.close()
+
+
+def test_requests_are_looked_through_to_the_end_too(browser: Browser, server: RunningServer) -> None:
+    seen = visit(browser, server.url, "/requests?rater=ann")
+    page = seen.page
+    expect(page.locator("#searched")).to_contain_text("1 found.")
+    expect(page.locator("#requests-rows tr")).to_have_count(1)
+    expect(page.locator("#requests-foot")).not_to_contain_text("so far")
+    assert seen.serious() == []
+    assert (seen.problems, seen.outside) == ([], [])
+    page.context.close()

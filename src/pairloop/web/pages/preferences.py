@@ -23,7 +23,7 @@ from pairloop.web.groups import Filters
 from pairloop.web.pages.became import why_in_none
 from pairloop.web.pages.preference_lines import STATE_WORDS, Line, chosen_of, facets_of, letter_of, lines_of, said
 from pairloop.web.pages.rendering import PageRoute, page, render
-from pairloop.web.pages.searching import Found, found, going_on
+from pairloop.web.pages.searching import Found, going_on, rendered
 from pairloop.web.words import WHY, Piece, diff
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
@@ -160,7 +160,7 @@ def _steps(context: Context, query: Searched) -> Iterator[Found]:
             "looked": step.counted.looked,
             "is_cut": step.next is not None and left > 0,
         }
-        yield found("_found_rows.html", {name: template for name, template in PARTS.items() if room or name != FOOT}, values)
+        yield rendered("_found_rows.html", {name: template for name, template in PARTS.items() if room or name != FOOT}, values)
 
 
 def _place(text: str, param: str) -> Place:
