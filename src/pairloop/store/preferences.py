@@ -85,6 +85,8 @@ class Listed(NamedTuple):
     group_ids: list[str]
     next: Place | None
     is_cut: bool
+    looked: int
+    """Through so many; 0 where the look ended at ``limit`` groups."""
 
 
 class Counted(NamedTuple):
@@ -117,9 +119,19 @@ def page(c: Connection, policy: str, wanted: Wanted, at: Place, limit: int, wind
     rows = c.execute(statement.order_by(looked_at.c.seq.desc()).limit(limit + 1)).all()
     ids = [row.group_id for row in rows[:limit]]
     if len(rows) > limit:
-        return Listed(ids, Place(at.top, rows[limit - 1].seq), is_cut=False)
+        return Listed(ids, Place(at.top, rows[limit - 1].seq), is_cut=False, looked=0)
     seen, last = _extent(c, looked_at)
-    return Listed(ids, Place(at.top, last) if seen == window else None, is_cut=seen == window)
+    return Listed(ids, Place(at.top, last) if seen == window else None, is_cut=seen == window, looked=seen)
+
+
+def page_counted(
+    c: Connection, policy: str, wanted: Wanted, at: Place, limit: int, window: int = WINDOW
+) -> tuple[Listed, Counted]:
+    """`page` and `counted` of the same look: where nothing is listed, nothing need be looked for again to be counted."""
+    listed = page(c, policy, wanted, at, limit, window)
+    if not listed.group_ids:
+        return listed, Counted(0, {}, listed.looked, listed.next)
+    return listed, counted(c, policy, wanted, at, window)
 
 
 def each(c: Connection, policy: str, wanted: Wanted, at: Place, window: int = WINDOW) -> Iterator[list[str]]:

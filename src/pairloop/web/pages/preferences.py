@@ -108,8 +108,11 @@ def _listing(context: Context, query: Asked) -> dict[str, Any]:
     with context.store.reading() as c:
         begin = preferences.first(c, policy)
         at = begin if query.after is None else _place(query.after, "after")
-        listed = preferences.page(c, policy, wanted, at, query.limit)
-        counted = preferences.counted(c, policy, wanted, begin)
+        if at == begin:
+            listed, counted = preferences.page_counted(c, policy, wanted, at, query.limit)
+        else:
+            listed = preferences.page(c, policy, wanted, at, query.limit)
+            counted = preferences.counted(c, policy, wanted, begin)
         views = saved_views.list_(c, policy)
     given = query.texts
     here = given | ({"after": query.after} if query.after else {})
