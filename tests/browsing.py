@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 ARGS = [
@@ -22,6 +22,8 @@ ARGS = [
     "--disable-sync",
 ]
 WIDE, PHONE = (1280, 900), (390, 844)
+
+expect.set_options(timeout=30_000)  # its own 5 seconds are few where server, browser and test share a busy core
 
 
 @dataclass

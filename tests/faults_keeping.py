@@ -192,7 +192,7 @@ def _tell_remote(folder: Path) -> dict[str, Any]:
         "at the URL": contents(folder / "url"),
         "a": _kept(folder / "a"),
         "b": _kept(folder / "b"),
-        "left": [url.rsplit("/url/", 1)[1] for url in far.leftovers(older_than_s=-1.0)],
+        "left": [url.rsplit("/url/", 1)[1] for url in (*far.leftovers(older_than_s=-1.0), *far.sharing_runs().values())],
     }
 
 

@@ -102,7 +102,7 @@ def rejecting(folder: Path) -> Config:
     return fault_config(folder, gate={"max_kl_to_base": 0.001})
 
 
-def _owner() -> str:
+def owner() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
@@ -129,7 +129,7 @@ def turn(configure: Callable[[Path], Config], folder: Path, *, meanwhile: Callab
     pause, until_s = threading.Event(), time.monotonic() + PATIENCE_S
     while time.monotonic() < until_s:
         try:
-            with open_rig(configure(folder), owner=_owner()) as rig:
+            with open_rig(configure(folder), owner=owner()) as rig:
                 _turn_rig(rig, folder / TOLD, until_s, meanwhile)
                 return
         except (UnavailableError, ConflictError) as error:
@@ -197,27 +197,36 @@ def _prepare_job(folder: Path) -> None:
 
 
 def _live_job(folder: Path) -> None:
-    with open_rig(fault_config(folder), owner=_owner()) as rig:
-        store, config = rig.store, rig.loop.config
-        with store.reading() as c:
+    with open_rig(fault_config(folder), owner=owner()) as rig:
+        with rig.store.reading() as c:
             made = list(job_rows.walk(c))
         if not made:
-            file = jobs.upload(store, config, BytesIO(pair_rows(64)), filename="rows.jsonl", purpose="fine-tune")
-            hyperparameters = {"method": {"type": "dpo", "dpo": {"hyperparameters": {"n_epochs": 2}}}}
-            body = {"training_file": file.file_id, "model": "bot", **hyperparameters}
-            jobs.create(store, config, jobs.JobRequest.model_validate(body))
-        pause, until_s = threading.Event(), time.monotonic() + PATIENCE_S
-        while time.monotonic() < until_s:
-            with store.reading() as c:
-                (job,) = job_rows.walk(c)
-            if job.status.is_terminal:
-                return
-            try:
-                if not jobs.validate_next(rig.loop) and not jobs.train_next(rig.loop, lambda: False):
-                    pause.wait(0.05)
-            except UnavailableError as error:
-                print(error, flush=True)
-        raise TimeoutError("the job did not end")
+            ask_for_job(rig, 64, model="bot", n_epochs=2)
+        work_on_job(rig)
+
+
+def ask_for_job(rig: Rig, rows: int, *, model: str, **hyperparameters: int) -> None:
+    store, config = rig.store, rig.loop.config
+    file = jobs.upload(store, config, BytesIO(pair_rows(rows)), filename="rows.jsonl", purpose="fine-tune")
+    method = {"type": "dpo", "dpo": {"hyperparameters": hyperparameters}}
+    body = {"training_file": file.file_id, "model": model, "method": method, "seed": 7}
+    jobs.create(store, config, jobs.JobRequest.model_validate(body))
+
+
+def work_on_job(rig: Rig) -> None:
+    """As a worker does, until the one job has ended."""
+    pause, until_s = threading.Event(), time.monotonic() + PATIENCE_S
+    while time.monotonic() < until_s:
+        with rig.store.reading() as c:
+            (job,) = job_rows.walk(c)
+        if job.status.is_terminal:
+            return
+        try:
+            if not jobs.validate_next(rig.loop) and not jobs.train_next(rig.loop, lambda: False):
+                pause.wait(0.05)
+        except UnavailableError as error:
+            print(error, flush=True)
+    raise TimeoutError("the job did not end")
 
 
 def _tell_job(folder: Path) -> dict[str, Any]:
@@ -302,7 +311,9 @@ class Life:
 
 
 _forking = multiprocessing.get_context("forkserver")
-_forking.set_forkserver_preload(["tests.faults_deploy", "tests.faults_keeping", "pairloop.learner.loop"])
+_forking.set_forkserver_preload(
+    ["tests.faults_deploy", "tests.faults_elsewhere", "tests.faults_keeping", "pairloop.learner.loop"]
+)
 
 
 Plant = Callable[[], None]

@@ -10,7 +10,6 @@ import os
 import pwd
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from tests.ports import hold_port, number_of
 
 from pairloop.config import Config
 from pairloop.store.database import migrate, parse_url, writer_engine
@@ -67,9 +67,8 @@ class PostgresServer:
         shared = Path("/dev/shm")
         where = shared if shared.is_dir() and os.access(shared, os.W_OK) else None
         self._folder = Path(tempfile.mkdtemp(prefix="pairloop-postgres-", dir=where))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._place = hold_port()
+        self._port = number_of(self._place)
         self._numbers = count()
 
     def start(self) -> None:
@@ -97,6 +96,7 @@ class PostgresServer:
             self.kill()
         finally:
             shutil.rmtree(self._folder)
+            self._place.close()
 
     def url(self, name: str) -> str:
         return f"postgresql+psycopg://pairloop@127.0.0.1:{self._port}/{name}"

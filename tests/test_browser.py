@@ -142,7 +142,7 @@ def test_a_pick_by_key_and_a_cycle_on_the_page(browser: Browser, url: str, tmp_p
         while http.get("/v1/status").json()["cycle"] is not None and judges < 400:
             customer_picks(http, user_of(Pool.GATE, judges), the_higher)
             judges += 1
-        expect(page.locator("#live .chip")).to_have_text("PROMOTE", timeout=30_000)
+        expect(page.locator("#live .chip")).to_have_text("PROMOTE")
         expect(page.locator("#live .badge")).to_have_text(f"champion {POLICY}@1")
         page.goto(f"{url}/versions")
         expect(page.locator("#curve svg .point.good a").last).to_have_attribute("aria-label", re.compile("^@1, promoted"))

@@ -207,7 +207,7 @@ def test_a_megabyte_is_shown_and_can_be_picked(page: Page, policy: SayingPolicy,
     expect(page.locator("#note")).to_contain_text("Recorded")
     page.locator("#prompt").fill("And now briefly")
     page.locator("#prompt").press("Enter")
-    expect(page.locator("#note")).to_contain_text("Start a new conversation; your question is kept.", timeout=20_000)
+    expect(page.locator("#note")).to_contain_text("Start a new conversation; your question is kept.")
     page.locator("#restart").click()
     assert in_focus(page) == "prompt"
     page.keyboard.press("Enter")
@@ -340,7 +340,7 @@ def test_the_conversation_is_there_again_on_the_way_back(page: Page, server: Run
 
 def test_which_side_an_answer_stands_on_is_random_and_told(page: Page, server: RunningServer, policy: SayingPolicy) -> None:
     orders = set()
-    for number in range(12):
+    for number in range(40):
         policy.to_say.extend([f"zero {number}", f"one {number}"])
         ask(page, f"Question {number}")
         left = page.locator("#text-0").inner_text()
@@ -350,7 +350,9 @@ def test_which_side_an_answer_stands_on_is_random_and_told(page: Page, server: R
         orders.add(pick.shown_order)
         assert group.completions[pick.shown_order[0]].text == left
         assert pick.label == "AB"[pick.shown_order[0]]
-    assert orders == {(0, 1), (1, 0)}  # once in 2,048 by chance
+        if len(orders) == 2:
+            break
+    assert orders == {(0, 1), (1, 0)}  # 40 alike come once in 5e11
 
 
 def test_an_error_is_told_in_words_and_the_question_is_kept(page: Page, policy: SayingPolicy) -> None:
@@ -444,7 +446,7 @@ def test_a_pick_is_in_version_1_once_it_is(page: Page, server: RunningServer) ->
     made = Version(POLICY, 1, VersionKind.FULL, "x", "hash-1", 0, dataset.dataset_id, None, datetime.now(UTC))
     server.store.write(lambda c: versions.insert(c, made))
     server.alias(Alias.CHAMPION, 1)
-    expect(line).to_contain_text("A: is in version 1", timeout=10_000)  # the page hears of the champion and looks again
+    expect(line).to_contain_text("A: is in version 1")  # the page hears of the champion and looks again
     page.reload()
     expect(line).to_contain_text("A: is in version 1")
     page.get_by_role("button", name="Forget").click()

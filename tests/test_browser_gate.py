@@ -53,19 +53,19 @@ def test_a_training_is_watched_and_cancelled(page: Page, tmp_path: Path) -> None
     config = fake_config(tmp_path / "server", **SECTIONS)
     with RunningServer(tmp_path / "server", config=config, turning=True) as server:
         rig = Rig(Loop(server.store, server.policy, config, "tester:0"), random.Random(0))
-        rig.serve(800)  # tens of thousands of steps: seconds, even for the fake policy
+        rig.serve(1_600)  # eighty thousand steps: some twenty seconds, even for the fake policy
         page.goto(f"{server.url}/runs")
         expect(page.locator("#runs")).to_contain_text("No cycle has trained yet")
         server.http.post("/v1/cycles", json={"reason": "the browser test"})
 
         # The list hears of the run, and the run's page goes on by itself, until it is cancelled with a reason.
-        page.locator("#runs a", has_text="cycle 1").click(timeout=20_000)
+        page.locator("#runs a", has_text="cycle 1").click()
         expect(page.locator("#run .chip").first).to_have_text("running")
-        expect(page.locator("#run svg.chart").first).to_be_visible(timeout=10_000)
+        expect(page.locator("#run svg.chart").first).to_be_visible()
         page.get_by_role("button", name="Cancel").click()
         page.get_by_label("Reason").fill("only a try")
         page.get_by_role("button", name="Cancel the training").click()
-        expect(page.locator("#run .chip").first).to_have_text("cancelled", timeout=10_000)
+        expect(page.locator("#run .chip").first).to_have_text("cancelled")
         expect(page.locator("#run")).to_contain_text("cancelled: only a try")
         expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
         expect(page.locator("#run svg.chart").first).to_be_visible()
@@ -83,12 +83,12 @@ def test_a_duel_moves_by_itself_and_is_ended(page: Page, tmp_path: Path) -> None
                 customer_picks(server.http, user_of(pool, number), the_higher)
         server.http.post("/v1/cycles", json={"reason": "the browser test"})
         page.goto(f"{server.url}/gates")
-        page.locator("#gates a", has_text="cycle 1").click(timeout=20_000)
+        page.locator("#gates a", has_text="cycle 1").click()
         expect(page.locator("#verdict")).to_contain_text("as it stands now")
         expect(page.locator("#verdict")).to_contain_text("no picks yet")
         for number in range(6):
             customer_picks(server.http, user_of(Pool.GATE, number), the_higher)
-        expect(page.locator("#verdict")).to_contain_text("n = 6 votes that count", timeout=10_000)
+        expect(page.locator("#verdict")).to_contain_text("n = 6 votes that count")
         page.goto(f"{server.url}/gates/1?show=all")
         expect(page.locator(".compared")).to_have_count(6)
         page.get_by_role("button", name="End this duel").click()
@@ -97,6 +97,6 @@ def test_a_duel_moves_by_itself_and_is_ended(page: Page, tmp_path: Path) -> None
         page.get_by_role("button", name="End this duel").click()
         page.get_by_label("Reason").fill("only a try")
         page.get_by_role("button", name="End the duel").click()
-        expect(page.locator("#verdict")).to_contain_text("How the cycle ended: cancelled: only a try", timeout=10_000)
+        expect(page.locator("#verdict")).to_contain_text("How the cycle ended: cancelled: only a try")
         expect(page.get_by_role("button", name="End this duel")).to_have_count(0)
         page.goto("about:blank")

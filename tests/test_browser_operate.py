@@ -32,7 +32,6 @@ def seen(server: RunningServer) -> Iterator[Visit]:
     """A tab in which nothing may go wrong on its own."""
     with chromium() as browser:
         seen = visit(browser, server.url, "/requests")
-        seen.page.set_default_timeout(10_000)
         yield seen
     assert (seen.problems, seen.outside) == ([], [])
 

@@ -66,15 +66,15 @@ def test_the_menu_leads_everywhere_by_keyboard(browser: Browser, server: Running
 def test_a_plots_figures_as_csv_hold_no_formula(browser: Browser, server: RunningServer) -> None:
     """What a spreadsheet would run gets an apostrophe, and figures stay figures."""
     seen = visit(browser, server.url, "/versions", size=WIDE)
-    figure = seen.page.locator("figure.plot").first
     hostile = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", '=HYPERLINK("http://x","y")']
     harmless = ["-0.25", "12 %", 'said "a, b"']
     with seen.page.expect_download() as taken:
-        figure.evaluate(
-            """(figure, cells) => {
+        seen.page.evaluate(
+            """(cells) => {  // in one go: the figure is drawn anew when the loop moves
+              const figure = document.querySelector("figure.plot");
               const row = figure.querySelector("tbody").insertRow();
               for (const cell of cells) row.insertCell().textContent = cell;
-              figure.querySelector("[data-download=csv]").click();  // before the loop moves and the figure is drawn anew
+              figure.querySelector("[data-download=csv]").click();
             }""",
             [*hostile, *harmless],
         )
@@ -92,8 +92,8 @@ def test_planted_faults_are_found(browser: Browser, server: RunningServer) -> No
     seen.page.evaluate("document.getElementById('main').append(new Image())")
     seen.page.evaluate("document.getElementById('main').append(Object.assign(document.createElement('input')))")
     assert any("label" in problem or "image-alt" in problem for problem in seen.serious())
-    seen.page.evaluate("setTimeout(() => { throw new Error('planted'); })")
-    seen.page.wait_for_function("true")
+    with seen.page.expect_event("pageerror"):
+        seen.page.evaluate("setTimeout(() => { throw new Error('planted'); })")
     assert any("planted" in problem for problem in seen.problems)
     seen.page.evaluate("document.getElementById('main').style.width = '2000px'")
     assert seen.overflow() > 0

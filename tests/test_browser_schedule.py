@@ -25,7 +25,6 @@ def test_an_operator_sets_the_schedule_and_sees_the_next_run_move(tmp_path: Path
     with RunningServer(tmp_path, config=config, turning=True) as server, chromium() as browser:
         seen = visit(browser, server.url, "/schedule")
         tab = seen.page
-        tab.set_default_timeout(10_000)
         form, clock = tab.locator("#schedule-form"), tab.locator("#now .tile", has_text="by the clock")
         button = form.get_by_role("button", name="Set the schedule")
         expect(clock).to_contain_text("in 6 h")

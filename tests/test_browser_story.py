@@ -72,7 +72,7 @@ def test_from_ten_picks_to_a_rollback(browser: Browser, url: str) -> None:
     for number in range(PICKS):
         visitor.page.keyboard.type(f"Where is my order number {4_000 + number}?")
         visitor.page.keyboard.press("Enter")
-        expect(visitor.page.locator("[data-pick=a]")).to_be_enabled(timeout=30_000)
+        expect(visitor.page.locator("[data-pick=a]")).to_be_enabled()
         visitor.page.wait_for_timeout(1_100)  # a person needs a second; faster picks are set aside
         visitor.page.keyboard.press("1")
         expect(visitor.page.locator("#note")).to_contain_text("Recorded")
@@ -88,7 +88,7 @@ def test_from_ten_picks_to_a_rollback(browser: Browser, url: str) -> None:
     with httpx.Client(base_url=url, timeout=30.0, trust_env=False) as http:
         while http.get("/v1/status").json()["cycle"] is not None:
             customers.come(Pool.GATE, WAVE)
-    expect(operator.page.locator("#live")).to_contain_text("PROMOTE", timeout=30_000)  # told, not asked for again
+    expect(operator.page.locator("#live")).to_contain_text("PROMOTE")  # told, not asked for again
 
     operator.page.goto(f"{url}/gates/1")
     expect(operator.page.locator(".chip").first).to_have_text("PROMOTE")
@@ -100,6 +100,6 @@ def test_from_ten_picks_to_a_rollback(browser: Browser, url: str) -> None:
     operator.page.get_by_role("button", name="Roll back").click()
     operator.page.locator("dialog[open] [name=reason]").fill("the story ends where it began")
     operator.page.locator("dialog[open] button[value=yes]").click()
-    expect(operator.page.locator("#toasts")).to_contain_text("Rolled back.", timeout=30_000)
+    expect(operator.page.locator("#toasts")).to_contain_text("Rolled back.")
     assert httpx.get(f"{url}/v1/policies/{POLICY}", trust_env=False).json()["champion"] == f"{POLICY}@0"
     assert (visitor.problems, visitor.outside, operator.problems, operator.outside) == ([], [], [], [])

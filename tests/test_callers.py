@@ -23,6 +23,7 @@ from starlette.types import Scope as AsgiScope
 from tests.server import RunningServer, chat_body, fake_config
 from tests.stores import open_store
 from tests.test_sign_in import PASSWORD, _quick, add_account, add_key, browser, browser_of, house, server, sign_in
+from tests.waiting import PATIENCE_S, until
 
 from pairloop.errors import ConfigError
 from pairloop.store import accounts, feedback, groups, keys, reservations, schema, sessions
@@ -37,7 +38,6 @@ from pairloop.web.server import Server, refuse_open_doors
 
 __all__ = ["_quick", "browser", "house", "server"]  # the fixtures
 
-PATIENCE_S = 10.0
 UNDER = {"idempotency-key": "one"}
 
 
@@ -192,9 +192,7 @@ def test_so_many_streams_are_open_and_no_more(
             late = other.get("/page/events")
             assert (late.status_code, late.json()["error"]["code"]) == (503, "too_many_streams")
             assert int(late.headers["retry-after"]) >= 1
-        begun = monotonic()
-        while places.open > 2:  # one left, and has its place back
-            assert monotonic() - begun < PATIENCE_S
+        until(lambda: places.open == 2)  # one left, and has its place back
         events_of(browser, opened)
 
 

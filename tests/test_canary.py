@@ -62,7 +62,7 @@ def failing(n: int) -> Counts:
 
 
 def test_a_share_of_the_users_is_answered_by_the_canary_and_stays_so(tmp_path: Path) -> None:
-    users = [f"user-{i}" for i in range(200)]
+    users = [f"user-{i}" for i in range(600)]
     with World(tmp_path / "world") as world:
         world.add_version(1)
         world.add_version(2)
@@ -71,7 +71,7 @@ def test_a_share_of_the_users_is_answered_by_the_canary_and_stays_so(tmp_path: P
         assert answered_by(world, users, n=2) == first  # sticky, and no group mixes versions
         share = sum(found == {1} for found in first) / len(users)
         assert all(found in ({0}, {1}) for found in first)
-        assert 0.2 < share < 0.4
+        assert 0.2 < share < 0.4  # 0.3 ± 5.3 standard deviations: each canary salts its users anew
         by_pool = Counter(pool_of(user, 0.2) for user, found in zip(users, first, strict=True) if found == {1})
         assert by_pool[Pool.TRAIN] > by_pool[Pool.GATE] > 0  # pools are left alone
         assert answered_by(world, ["user-1"], pair_allowed=True)[0] in ({0}, {1})

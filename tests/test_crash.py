@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import sqlalchemy as sa
+from tests.ports import hold_port, number_of
 
 from pairloop.config import load_config
 from pairloop.demo.run import run_cycle
@@ -30,6 +31,7 @@ from pairloop.types import CycleState, Pool, VersionKind
 
 KILLS = 20
 CUSTOMERS = 96
+PATIENCE_S = 900.0
 ENDS = {CycleState.PROMOTED, CycleState.HELD, CycleState.REJECTED}
 
 
@@ -49,31 +51,31 @@ class Executioner:
     config: Path
     log: Path
     rng: random.Random
-    port: int
+    place: socket.socket
     server: ServerProcess
     kills: Counter[str] = field(default_factory=Counter)
     last: str = ""
 
     @classmethod
     def start(cls, config: Path, log: Path, seed: int) -> Executioner:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        return cls(config, log, random.Random(seed), port, start_server(config, port=port, log=log))
+        place = hold_port()
+        return cls(config, log, random.Random(seed), place, start_server(config, port=number_of(place), log=log))
 
     async def work(self, shop: Shop) -> None:
-        """KILLS kills, each a random while after the server was ready again."""
-        while self.kills.total() < KILLS:
+        """KILLS kills, each a random while after the server was ready again; and one of the child where none was among them."""
+        while self.kills.total() < KILLS or not self.kills["child"]:
             await asyncio.sleep(self.rng.uniform(0.05, 2.5))
             child = self._training_child()
             if child is not None and self.last != "child":
                 child.send_signal(signal.SIGKILL)
                 self._note("child")
                 continue
+            if self.kills.total() >= KILLS:
+                continue
             self.server.process.send_signal(signal.SIGKILL)
             await asyncio.to_thread(self.server.process.wait, 30)
             self._note("server")
-            self.server = await asyncio.to_thread(start_server, self.config, port=self.port, log=self.log)
+            self.server = await asyncio.to_thread(start_server, self.config, port=number_of(self.place), log=self.log)
             await shop.get("/health/ready")
 
     def _note(self, victim: str) -> None:
@@ -92,7 +94,8 @@ async def _live(executioner: Executioner, crowd: Crowd) -> tuple[Tally, list[dic
     """Rounds of customers and cycles until all kills have happened, and one round more."""
     tally, ended = Tally(), []
     train_pool, gate_pool = crowd.members(Pool.TRAIN), crowd.members(Pool.GATE)
-    async with open_shop("support-bot", lambda: executioner.server.url) as shop:
+    # On a busy machine a customer may be unlucky in all of the server's short lives.
+    async with open_shop("support-bot", lambda: executioner.server.url, away_s=PATIENCE_S) as shop:
         killing = asyncio.create_task(executioner.work(shop))
         is_last = False
         while not is_last:
@@ -113,14 +116,15 @@ def test_twenty_kills_lose_nothing(tmp_path: Path) -> None:
     executioner = Executioner.start(config_path, tmp_path / "server.log", seed=1)
     crowd = Crowd(7, Behaviour(), load_config(config_path, env={}).serve.gate_share)
     try:
-        tally, ended = asyncio.run(asyncio.wait_for(_live(executioner, crowd), 900))
+        tally, ended = asyncio.run(asyncio.wait_for(_live(executioner, crowd), PATIENCE_S))
     finally:
         executioner.server.stop()
+        executioner.place.close()
     print(
         f"kills: {dict(executioner.kills)}; cycles: {[cycle['state'] for cycle in ended]}; "
         f"{tally.groups} groups answered, {len(tally.picks)} picks acknowledged"
     )
-    assert executioner.kills.total() == KILLS
+    assert executioner.kills.total() >= KILLS
     assert executioner.kills["child"] > 0
     assert {CycleState(cycle["state"]) for cycle in ended} <= ENDS
     _check_evidence(config_path, tally)

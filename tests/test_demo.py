@@ -46,6 +46,9 @@ def test_a_verifier_alone_turns_the_loop(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_picks_by_coin_are_hardly_ever_promoted(tmp_path: Path) -> None:
-    """Four null duels: the gate's own error control is simulated in test_gate; two promotions of four would be a fault here."""
+    """Four null duels: three promotions would be a fault.
+
+    The gate's own error control is simulated in test_gate; by its 1.85 % a duel two come once in 500 runs, three in 40,000.
+    """
     documents = [demo(tmp_path / f"demo-{seed}", "--noise", "1.0", "--rounds", "2", "--seed", str(seed)) for seed in (100, 101)]
-    assert sum(document["promotions"] for document in documents) <= 1
+    assert sum(document["promotions"] for document in documents) <= 2

@@ -20,6 +20,7 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
 from tests.server import chat_body, sse_chunks
+from tests.waiting import until
 
 from pairloop.cli import pairloop
 from pairloop.config import load_config, parse_config
@@ -103,9 +104,7 @@ def test_answers_under_way_end_whole_while_the_server_says_that_it_is_not_ready(
         assert said.wait(WAIT_S)
         assert server.ready() == 200
         server.stop()
-        while server.ready() == 200:
-            assert server.process.poll() is None
-        assert server.ready() == 503
+        until(lambda: server.ready() == 503)
         late = pool.submit(server.stream, threading.Event())  # still taken: the load balancer has not seen it yet
         assert "pairloop_draining 1.0" in server.http.get("/metrics").text
         server.gate.touch()
@@ -125,8 +124,7 @@ def test_answers_that_do_not_end_are_told_so(tmp_path: Path) -> None:
         stream = pool.submit(server.stream, said)
         assert said.wait(WAIT_S)
         whole = pool.submit(server.http.post, "/v1/chat/completions", json=chat_body())
-        while "pairloop_queue 2.0" not in server.http.get("/metrics").text:
-            assert server.process.poll() is None
+        until(lambda: "pairloop_queue 2.0" in server.http.get("/metrics").text)
         server.stop()
         assert server.process.wait(WAIT_S) == 0, server.log.read_text()
         events = [line.removeprefix("data: ") for line in stream.result(WAIT_S).split("\n\n") if line]
@@ -145,10 +143,10 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         stream = pool.submit(server.stream, said)
         assert said.wait(WAIT_S)
         server.stop()
-        with pytest.raises(subprocess.TimeoutExpired):
-            server.process.wait(1)
+        until(lambda: server.ready() == 503)  # two signals that come together are one
+        assert server.process.poll() is None
         server.stop()
-        assert server.process.wait(5) == 1
+        assert server.process.wait(WAIT_S) == 1
         with pytest.raises(httpx.HTTPError):
             stream.result(WAIT_S)
     assert "a second signal" in server.log.read_text()
@@ -164,8 +162,7 @@ def test_a_training_keeps_its_step_and_its_lease_is_free(tmp_path: Path) -> None
     assert CliRunner().invoke(pairloop, ["data", "import", str(rows), "--config", str(path)]).exit_code == 0
     server = start_server(path, log=tmp_path / "server.log")
     try:
-        while (run := _run_of(path)) is None or run.progress.get("step", 0) < 2:
-            assert server.process.poll() is None, server.log.read_text()
+        until(lambda: (run := _run_of(path)) and run.progress.get("step", 0) >= 2, patience_s=WAIT_S, why=server.log.read_text)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(WAIT_S) == 0, server.log.read_text()
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,10 @@ from tests.train_rig import World, config_of, some_pairs
 from pairloop.config import Config
 from pairloop.errors import StoreError
 from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, last_checkpoint
+from pairloop.loop import cycle
 from pairloop.loop.privacy import folders
 from pairloop.loop.train import elsewhere, folder_of, metrics_of
-from pairloop.loop.train.elsewhere import attempt_shared
+from pairloop.loop.train.elsewhere import Shared, attempt_shared
 from pairloop.store import Store, removed, runs
 from pairloop.store.checkpoints import FarCheckpoints
 from pairloop.store.remote import RemoteArtifacts
@@ -58,8 +60,9 @@ def test_the_newest_whole_checkpoint_takes_the_place_of_the_older_ones(far: Remo
     with pytest.raises(StoreError, match=r"weights: is not what was uploaded"):
         of_run.fetch(15, tmp_path / "here")
     assert far.unreferenced([], older_than_s=-1.0) == []
-    assert far.leftovers() == []
-    assert far.leftovers(older_than_s=-1.0) == [f"local://{tmp_path}/url/checkpoints/run_1"]  # of a run that nobody ended
+    assert far.leftovers(older_than_s=-1.0) == []
+    assert far.sharing_runs(older_than_s=3600.0) == {}
+    assert far.sharing_runs() == {"run_1": f"local://{tmp_path}/url/checkpoints/run_1"}
     of_run.clear()
     assert contents(tmp_path / "url") == {}
 
@@ -94,9 +97,10 @@ def test_a_checkpoint_that_goes_while_it_is_copied_is_not_shared(
         method="lora",
         snapshot_dir=str(run / "data"),
     )
-    attempt_shared(far, job, lambda: TrainResult(TrainStatus.PAUSED))
+    shared = Shared(far, lambda: False)
+    attempt_shared(shared, job, lambda: TrainResult(TrainStatus.PAUSED))
     assert checkpoints_of(far).newest() is None
-    attempt_shared(far, job, lambda: TrainResult(TrainStatus.PAUSED))
+    attempt_shared(shared, job, lambda: TrainResult(TrainStatus.PAUSED))
     assert checkpoints_of(far).newest() == 20
 
 
@@ -135,6 +139,55 @@ def test_clearing_asks_the_url_only_for_runs_of_which_something_lies_there(
         assert (far.newest(), len(cleared)) == (None, 1)
         folders.clear(store, config)
         assert len(cleared) == 1
+
+
+# --- a run or a job that is ended while its last checkpoint is on its way
+
+
+def interrupted(folder: Path) -> None:
+    """What a training leaves that was stopped after its tenth step."""
+    (folder / "checkpoints" / "step-00000010").mkdir(parents=True)
+    (folder / "checkpoints" / "step-00000010" / "weights").write_text("after 10")
+    (folder / "metrics.jsonl").write_text('{"step": 10, "of": 20, "tokens": 8}\n')
+
+
+def ended_meanwhile(monkeypatch: pytest.MonkeyPatch, end: Callable[[], object]) -> list[int]:
+    """Somebody ends it after an upload began and before the first file is there; the steps that were uploaded."""
+    uploaded, put_all = list[int](), FarCheckpoints.put
+
+    def late(far: FarCheckpoints, step: int, folder: Path) -> None:
+        end()
+        put_all(far, step, folder)
+        assert far.newest() == step
+        uploaded.append(step)
+
+    monkeypatch.setattr(FarCheckpoints, "put", late)
+    return uploaded
+
+
+def shared_at(tmp_path: Path) -> dict[str, Any]:
+    return {"database": f"sqlite:///{tmp_path / 'shared.sqlite'}", "artifacts": f"memory://{tmp_path}/url"}
+
+
+def at_the_url(tmp_path: Path) -> list[str]:
+    return [str(path) for path in fsspec.filesystem("memory").find(f"{tmp_path}/url/checkpoints")]
+
+
+def test_what_is_still_uploaded_when_a_run_is_ended_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(tmp_path, store=shared_at(tmp_path))
+    with Store.open(config) as store:
+        world = World(store, config, some_pairs(20))
+        uploaded = ended_meanwhile(monkeypatch, lambda: cycle.cancel(store, "cycle_1", reason="enough", actor="test"))
+
+        def stops() -> bool:
+            (row,) = world.runs()
+            interrupted(folder_of(config, row))
+            return True
+
+        world.train(should_stop=stops)
+        assert uploaded == [10]
+        assert world.runs()[0].status is RunStatus.CANCELLED
+        assert at_the_url(tmp_path) == []
 
 
 # --- with a real (tiny) model
@@ -196,6 +249,7 @@ def test_a_run_whose_machine_is_gone_goes_on_elsewhere_to_the_same_bits(tmp_path
         steps = [row["step"] for row in metrics_of(two, newest) if "tokens" in row]
         assert steps == list(range(1, 201))
         assert store.artifacts.leftovers(older_than_s=-1.0) == []
+        assert store.artifacts.sharing_runs() == {}
     assert fsspec.filesystem("memory").find(f"{tmp_path}/shared/checkpoints") == []
 
 

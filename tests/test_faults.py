@@ -12,15 +12,15 @@ import signal
 import sqlite3
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import faults_deploy, faults_keeping  # noqa: F401 - their scenarios are among the others from now on
+from tests import faults_deploy, faults_elsewhere, faults_keeping  # noqa: F401 - their scenarios are among the others from now on
 from tests.faults_rig import (
+    PATIENCE_S,
     SCENARIOS,
     Life,
     Plant,
@@ -38,6 +38,7 @@ from tests.faults_rig import (
     tell_cycles,
     unfenced,
 )
+from tests.waiting import until
 
 from pairloop.bench import trust_kills
 from pairloop.bench.trust import TrustSettings
@@ -46,7 +47,6 @@ from pairloop.store import Store
 
 pytestmark = pytest.mark.faults
 
-PATIENCE_S = 60.0
 IN_TRANSACTION = (
     "alias.moved_in_transaction",
     "canary.closed_in_transaction",
@@ -70,13 +70,6 @@ def scenario_of(prepared: Prepared, label: str) -> str:
     return next(name for name in SCENARIOS if label in prepared.visited(name))
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline, pause = time.monotonic() + PATIENCE_S, threading.Event()
-    while not holds():
-        assert time.monotonic() < deadline
-        pause.wait(0.01)
-
-
 def test_every_label_in_the_source_is_visited(prepared: Prepared) -> None:
     visited = {label for name in SCENARIOS for label in prepared.visited(name)}
     assert sorted(visited) == labels()
@@ -97,6 +90,20 @@ def test_killed_at_any_label_it_goes_on_to_the_same_end(prepared: Prepared, labe
         assert latch.exists(), "the label was not reached"
         assert SCENARIOS[name].broken(folder) == []
         life = begin(name, folder)
+        assert life.end() == 0, life.log
+
+
+@pytest.mark.parametrize("label", ["checkpoint.before_far_manifest", "job.checkpoint_published", "job.ended"])
+def test_a_job_whose_machine_is_gone_at_a_label_comes_to_the_same_weights_elsewhere(
+    prepared: Prepared, label: str, tmp_path: Path
+) -> None:
+    latch = tmp_path / "happened"
+    with same_end(prepared, "elsewhere") as folder:
+        assert begin("elsewhere", folder, Fault(label, "kill", once=str(latch))).end() == -signal.SIGKILL
+        for machine in folder.glob("machine-*"):
+            shutil.rmtree(machine)
+            machine.mkdir()
+        life = begin("elsewhere", folder)
         assert life.end() == 0, life.log
 
 
@@ -179,7 +186,7 @@ def stopped_outside_a_transaction(prepared: Prepared, name: str, fault: Fault, p
     for _ in range(8):
         folder = prepared.copy(name)
         stopped = begin(name, folder, fault, plant)
-        until(lambda life=stopped: life.is_stopped)  # type: ignore[misc]
+        until(lambda life=stopped: life.is_stopped, patience_s=PATIENCE_S)  # type: ignore[misc]
         try:
             with closing(sqlite3.connect(folder / "pairloop.sqlite", timeout=0.2, isolation_level=None)) as connection:
                 connection.execute("BEGIN IMMEDIATE")
@@ -245,7 +252,7 @@ def test_a_disk_that_is_really_full_ends_nothing(prepared: Prepared, small_disk:
         while True:
             file.write(bytes(4096))
     life = begin("duel", folder, log=prepared.root / "small-disk.log")
-    until(lambda: "UnavailableError" in life.log)
+    until(lambda: "UnavailableError" in life.log, patience_s=PATIENCE_S)
     ballast.unlink()
     assert life.end() == 0, life.log
     assert tell_cycles(duelling, folder) == expected

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 from openai import DefaultHttpxClient, OpenAI
-from tests import openai_schema
+from tests import openai_schema, waiting
 from tests.server import POLICY, RunningServer, fake_config
 
 from pairloop.errors import ModelError
@@ -22,7 +20,6 @@ from pairloop.loop.jobs import reading
 from pairloop.store import datasets, doctor, jobs, versions
 from pairloop.types import TrainingGroup, Version, VersionKind
 
-PATIENCE_S = 30.0
 ENDED = ("succeeded", "failed", "cancelled")
 QUICK = {"min_pairs": 0, "poll": "1s"}
 
@@ -74,13 +71,14 @@ def dpo(**hyperparameters: Any) -> Any:
 
 def until(client: OpenAI, job_id: str, holds: Callable[[Any], bool]) -> Any:
     """The job, once ``holds`` of it."""
-    deadline, pause = time.monotonic() + PATIENCE_S, threading.Event()
-    while True:
+    job = None
+
+    def held() -> Any:
+        nonlocal job
         job = client.fine_tuning.jobs.retrieve(job_id)
-        if holds(job):
-            return job
-        assert time.monotonic() < deadline, job
-        pause.wait(0.05)
+        return job if holds(job) else None
+
+    return waiting.until(held, why=lambda: job)
 
 
 def ended(client: OpenAI, job_id: str) -> Any:
@@ -506,10 +504,7 @@ def event_seen(client: OpenAI, job_id: str, beginning: str) -> None:
 
 
 def gone(path: Any) -> None:
-    deadline, pause = time.monotonic() + PATIENCE_S, threading.Event()
-    while path.exists():
-        assert time.monotonic() < deadline, f"{path} is still there"
-        pause.wait(0.05)
+    waiting.until(lambda: not path.exists(), why=lambda: f"{path} is still there")
 
 
 # --- the schema check itself

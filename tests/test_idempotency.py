@@ -16,6 +16,7 @@ import pytest
 from starlette.responses import JSONResponse
 from tests.server import POLICY, RunningServer, chat_body, sse_chunks
 from tests.stores import open_store
+from tests.waiting import PATIENCE_S, until
 
 from pairloop.policy.fake import FakePolicy
 from pairloop.store import feedback, groups, keys, replies
@@ -93,8 +94,7 @@ def test_a_second_request_waits_for_the_first(serve: Serve) -> None:
     server = serve(policy=FakePolicy(release=release))
     with ThreadPoolExecutor(3) as clients:
         first = clients.submit(ask, server, "one", n=2)
-        while server.policy.queued() < 1:
-            pass
+        until(lambda: server.policy.queued() > 0)
         others = [clients.submit(ask, server, "one", n=2), clients.submit(ask, server, "one", n=1)]
         assert server.http.get("/health/live").status_code == 200
         assert not any(other.done() for other in others)
@@ -178,7 +178,7 @@ def test_no_reply_goes_out_that_is_not_stored(tmp_path: Path) -> None:
 
     def hold_the_writer(_: object) -> None:
         writing.set()
-        go_on.wait(10)
+        go_on.wait(PATIENCE_S)
 
     def post(app: Any, headers: dict[str, str]) -> int:
         async def send() -> int:
@@ -190,12 +190,12 @@ def test_no_reply_goes_out_that_is_not_stored(tmp_path: Path) -> None:
     with open_store(tmp_path / "artifacts") as store:
         app = Idempotency(JSONResponse({"done": True}), store)
         held = store.submit(hold_the_writer)
-        assert writing.wait(10)
+        assert writing.wait(PATIENCE_S)
         assert post(app, {}) == 200
         with ThreadPoolExecutor(1) as clients:
             waiting = clients.submit(post, app, under("one"))
             with pytest.raises(TimeoutError):
                 waiting.result(0.2)
             go_on.set()
-            assert waiting.result(10) == 200
-        held.result(10)
+            assert waiting.result(PATIENCE_S) == 200
+        held.result(PATIENCE_S)

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -22,8 +20,10 @@ from typing import Any
 import psutil
 import pytest
 from click.testing import CliRunner
+from tests import waiting
 from tests.loop_rig import Rig, open_rig, settings
 from tests.test_fine_tuning import pair_rows
+from tests.waiting import PATIENCE_S
 
 from pairloop.cli import pairloop
 from pairloop.config import Config, load_config, override
@@ -42,9 +42,8 @@ from pairloop.policy.protocols import SampleRequest
 from pairloop.scaffold import write_config
 from pairloop.store import Store, cycles, doctor, jobs, runs, versions
 from pairloop.store.jobs import Job, JobStatus
-from pairloop.types import CycleState, Message, SamplingParams
+from pairloop.types import Cycle, CycleState, Message, SamplingParams
 
-PATIENCE_S = 30.0
 ELSEWHERE = "another-host:1/trainer_x"
 
 
@@ -76,11 +75,12 @@ def messages(store: Store, job: Job) -> list[str]:
         return [event.message for event in jobs.events(c, job.job_id, limit=1_000)][::-1]
 
 
-def until(store: Store, job: Job, holds: Callable[[Job], Any]) -> Job:
-    deadline, pause = time.monotonic() + PATIENCE_S, threading.Event()
-    while not holds(found := stored(store, job)):
-        assert time.monotonic() < deadline, (found, messages(store, job))
-        pause.wait(0.02)
+def until(store: Store, job: Job, holds: Callable[[Job], Any], patience_s: float = PATIENCE_S) -> Job:
+    def held() -> Job | None:
+        return found if holds(found := stored(store, job)) else None
+
+    found = waiting.until(held, patience_s=patience_s, why=lambda: (stored(store, job), messages(store, job)))
+    assert found is not None
     return found
 
 
@@ -190,10 +190,7 @@ def test_a_stopping_process_hands_its_job_on_without_a_count(rig: Rig) -> None:
     room.cancel(rig.store, job.job_id)
     assert (rig.loop.config.runs_dir / job.job_id).exists()
     with working(rig):
-        deadline = time.monotonic() + PATIENCE_S
-        while (rig.loop.config.runs_dir / job.job_id).exists():
-            assert time.monotonic() < deadline
-            threading.Event().wait(0.02)
+        waiting.until(lambda: not (rig.loop.config.runs_dir / job.job_id).exists())
 
 
 def test_the_configured_trackers_hear_of_a_job(tmp_path: Path) -> None:
@@ -272,14 +269,11 @@ def _training_elsewhere(rig: Rig) -> Iterator[None]:
 
 
 def _cycle_in(rig: Rig, state: CycleState) -> None:
-    deadline, pause = time.monotonic() + PATIENCE_S, threading.Event()
-    while True:
+    def newest() -> Cycle | None:
         with rig.store.reading() as c:
-            newest = next(iter(cycles.list_(c, "bot", limit=1)), None)
-        if newest is not None and newest.state is state:
-            return
-        assert time.monotonic() < deadline, newest
-        pause.wait(0.02)
+            return next(iter(cycles.list_(c, "bot", limit=1)), None)
+
+    waiting.until(lambda: (one := newest()) is not None and one.state is state, why=newest)
 
 
 # --- where a job starts
@@ -418,12 +412,9 @@ def test_a_killed_worker_is_replaced_and_its_job_goes_on_to_a_model(tmp_path: Pa
     first = subprocess.Popen(command)
     try:
         with Store.open(config) as store:
-            deadline = time.monotonic() + 60
-            while _no_base(store, config):
-                assert time.monotonic() < deadline
-                threading.Event().wait(0.1)
+            waiting.until(lambda: not _no_base(store, config), patience_s=60)
             job = a_job(store, config, 128, n_epochs=8, batch_size=8)
-            until(store, job, lambda one: one.progress.get("step", 0) >= 5)
+            until(store, job, lambda one: one.progress.get("step", 0) >= 5, patience_s=60)
             child = next(c for c in psutil.Process(first.pid).children(recursive=True) if "pairloop.learner" in c.cmdline())
             os.kill(child.pid, signal.SIGKILL)
             first.kill()
@@ -431,7 +422,7 @@ def test_a_killed_worker_is_replaced_and_its_job_goes_on_to_a_model(tmp_path: Pa
             reached = stored(store, job).progress["step"]
             second = subprocess.Popen(command)
             try:
-                done = until_slowly(store, job)
+                done = until(store, job, lambda one: one.status.is_terminal, patience_s=180)
             finally:
                 second.terminate()
                 second.wait(30)
@@ -451,15 +442,17 @@ def test_a_killed_worker_is_replaced_and_its_job_goes_on_to_a_model(tmp_path: Pa
 def test_a_training_process_that_dies_again_and_again_is_the_machines_fault(rig: Rig) -> None:
     """kill -9 of the training process: once it is started again, three times in a row end the job with a code."""
     job = a_job(rig.store, rig.loop.config, 400, batch_size=1, n_epochs=50)
-    deadline, pause = time.monotonic() + 60, threading.Event()
+
+    def killed(one: Job) -> bool:
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # one that was killed a moment ago, and is not yet waited for
+                if "pairloop.learner" in child.cmdline():
+                    child.kill()
+        return one.status.is_terminal
+
     with working(rig):
-        while (failed := stored(rig.store, job)).status is not JobStatus.FAILED:
-            assert time.monotonic() < deadline, failed
-            for child in psutil.Process().children(recursive=True):
-                with suppress(psutil.NoSuchProcess):  # one that was killed a moment ago, and is not yet waited for
-                    if "pairloop.learner" in child.cmdline():
-                        child.kill()
-            pause.wait(0.02)
+        failed = until(rig.store, job, killed, patience_s=60)
+    assert failed.status is JobStatus.FAILED
     assert failed.error is not None
     assert (failed.error["code"], failed.error["kind"], failed.error["param"]) == ("child_died", "system_error", None)
     assert failed.result_files
@@ -501,11 +494,3 @@ def _demonstration(i: int) -> dict[str, Any]:
 def _no_base(store: Store, config: Config) -> bool:
     with store.reading() as c:
         return versions.get(c, config.policy.name, 0) is None
-
-
-def until_slowly(store: Store, job: Job) -> Job:
-    deadline, pause = time.monotonic() + 180, threading.Event()
-    while not (found := stored(store, job)).status.is_terminal:
-        assert time.monotonic() < deadline, messages(store, job)
-        pause.wait(0.1)
-    return found

@@ -95,7 +95,7 @@ def test_a_lost_lease_is_noticed_by_its_thread(tmp_path: Path) -> None:
     with open_rig(settings(tmp_path, schedule={"lease": "1s"})) as rig, CycleLease(rig.loop) as lease:
         rig.store.write(lambda c: leases.release(c, "cycle:bot", str(leases.holder(c, "cycle:bot"))))
         rig.store.write(lambda c: leases.acquire(c, "cycle:bot", ELSEWHERE, now=datetime.now(UTC), ttl_s=60))
-        lease._renewing.join(20)
+        assert lease._lost.wait(20)
         assert lease.is_lost
         with pytest.raises(ConflictError, match="took it over"):
             lease.insist()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from tests.loop_rig import open_rig, settings
 from tests.server import RunningServer, World, fake_config
+from tests.waiting import until
 
 from pairloop.config import PrivacySection, override
 from pairloop.errors import TEXTS, place_of, trace_of
@@ -152,8 +152,12 @@ def test_a_labeller_and_a_cycle_that_fail_do_not_quote_either(tmp_path: Path, lo
         scheduler = Scheduler(rig.loop)
         scheduler._tick = lambda: (_ for _ in ()).throw(ValueError(S))  # type: ignore[method-assign]
         scheduler.start()
-        while not any("the cycle broke" in line for line in log.lines):
+
+        def broke() -> bool:
             scheduler.notify()
+            return any("the cycle broke" in line for line in log.lines)
+
+        until(broke)
         scheduler.stop()
     assert [line for line in log.lines if S in line] == []
 
@@ -185,12 +189,8 @@ def test_what_works_in_the_background_and_fails_does_not_quote_either(
         writer = GroupCommitWriter(world.store._writing, "picks", flush=full)
         writer.submit(lambda _: None).result()
         writer.close()
-        pause, waited = threading.Event(), 0.0
         wanted = ("webhooks broke", "live guards failed", "could not be written", "to the disk (No space left on device)")
-        while not all(map(told, wanted)):
-            assert waited < 10, [text for text in wanted if not told(text)]
-            pause.wait(0.01)
-            waited += 0.01
+        until(lambda: all(map(told, wanted)), why=lambda: [text for text in wanted if not told(text)])
         sender.stop()
         watch.stop()
     assert [line for line in log.lines if S in line] == []

@@ -39,7 +39,6 @@ def said(number: int, group_id: str, rater: str, label: Label = Label.A) -> Feed
 def test_pages_hold_what_fits_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is asked for, page after page: the requests that fit, newest first, each once; also where chunks are small."""
     monkeypatch.setattr(requests, "CHUNK", 7)
-    monkeypatch.setattr(requests, "LOOKED_AT_MOST", 20)
     rng = random.Random(3)
     kinds = [GroupKind.TRAIN, GroupKind.HELDOUT, GroupKind.DUEL, GroupKind.SHADOW]
     with World(tmp_path / "w") as world:
@@ -90,16 +89,30 @@ def test_pages_hold_what_fits_and_nothing_else(tmp_path: Path, monkeypatch: pyte
         filters += [RequestFilter(rater="cy"), RequestFilter(since=NOON + timedelta(days=2), until=NOON + timedelta(days=4))]
         newest = sorted(made, key=lambda one: (one.created_at, one.group_id), reverse=True)
         with world.store.reading() as c:
-            for wanted in filters:
+            for number, wanted in enumerate(filters):
                 found: list[str] = []
                 after: str | None = None
                 while True:
-                    page = requests.page(c, POLICY, wanted, after=after, limit=4)
+                    page = requests.page(c, POLICY, wanted, after=after, limit=4, most=20)
                     found += [one.group.group_id for one in page.requests]
                     after = page.after
                     if after is None:
                         break
-                assert found == [one.group_id for one in newest if fits(one, wanted)], wanted
+                fitting = [one.group_id for one in newest if fits(one, wanted)]
+                assert found == fitting, wanted
+                if number % 3 == 0:
+                    goes_on(world, wanted, fitting, after=newest[0].group_id)
+
+
+def goes_on(world: World, wanted: RequestFilter, fitting: list[str], *, after: str) -> None:
+    """A page that goes on by itself, by small looks, holds what fits there."""
+    steps = list(requests.through_all(world.store, POLICY, wanted, after=after, room=4, most=7))
+    behind = [group_id for group_id in fitting if group_id != after]
+    assert [one.group.group_id for step in steps for one in step.new] == behind[:4], wanted
+    assert steps[-1].is_cut is False
+    if len(behind) < 4:
+        assert steps[-1].after is None
+        assert steps[-1].looked == steps[-1].there_are
 
 
 def test_a_request_is_shown_as_text_and_can_be_replayed(serve: Callable[..., RunningServer]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from pairloop.config import Config
 from pairloop.formats import snapshot
 from pairloop.loop import pairs
 from pairloop.policy.fake import FakePolicy
-from pairloop.store import Store, cycles, datasets, doctor, feedback, runs, versions
+from pairloop.store import Store, cycles, datasets, doctor, feedback, marks, quarantines, runs, versions
+from pairloop.store.quarantines import Quarantine
 from pairloop.types import (
     Alias,
     Completion,
@@ -226,6 +228,30 @@ def test_new_pairs_are_counted_without_reading_them(store: Store) -> None:
     assert pairs.count_new(store, config) == 0
     put(store, said("c", "d", rows=[pick(Label.B)]))
     assert pairs.count_new(store, config) == 1
+
+
+def test_a_count_of_new_pairs_is_kept_until_something_is_written_that_it_counts_from(store: Store) -> None:
+    one, other = said("a", "b", rows=[pick(Label.A)]), said("c", "d", rows=[pick(Label.B)])
+    labelling = Config.model_validate({"label": {"verifier": "checks:score"}})
+    excluded, rater = [one.group.group_id], other.feedback[0].rater_id
+    held = Quarantine(rater, quarantines.Action.QUARANTINE, "why", NOW)
+    mark = partial(marks.put, policy=POLICY, mark=marks.Mark.EXCLUDED, group_ids=excluded, reason="why", at=NOW)
+    steps: list[tuple[Callable[[], object], int]] = [
+        (lambda: put(store, one, other), 2),
+        (lambda: store.write(partial(mark, is_set=True)), 1),
+        (lambda: store.write(lambda c: quarantines.insert(c, POLICY, held)), 0),
+        (lambda: store.write(partial(mark, is_set=False)), 1),
+        (lambda: pairs.run(store, None, Config(), cycle_id=start_cycle(store, 1), parent=0), 0),
+        (lambda: put(store, said("e", "f", rows=[pick(Label.A)])), 1),
+    ]
+    kept = pairs.counted_new(store, Config(), None)
+    for write, expected in steps:
+        assert pairs.counted_new(store, Config(), kept) is kept
+        write()
+        kept = pairs.counted_new(store, Config(), kept)
+        assert kept.number == pairs.count_new(store, Config()) == expected
+        timed = pairs.counted_new(store, labelling, None)  # what is due to be labelled comes by itself
+        assert pairs.counted_new(store, labelling, timed) is not timed
 
 
 def test_the_order_in_which_feedback_arrived_does_not_change_the_dataset(tmp_path: Path) -> None:

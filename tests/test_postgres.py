@@ -17,6 +17,7 @@ from tests.postgres import PostgresServer, missing, running_server
 from tests.store_rows import BOT, a_group, a_pick, put_groups, put_picks, read
 from tests.stores import somebody_else
 from tests.test_fine_tuning import pair_rows
+from tests.waiting import until
 
 from pairloop.config import Config, StoreSection
 from pairloop.errors import ConfigError, StoreError
@@ -112,7 +113,7 @@ def test_a_writer_that_was_stopped_in_mid_transaction_holds_the_others_up_no_lon
 ) -> None:
     """As a process that was sent SIGSTOP, or whose machine is gone: it says nothing more, and does not end."""
     with monkeypatch.context() as patch:
-        patch.setattr(postgres, "IDLE_TIMEOUT_MS", 300)
+        patch.setattr(postgres, "IDLE_TIMEOUT_MS", 2_000)  # from one statement to the next, on a busy machine, too
         stopped = Store.open(config)
     with stopped, Store.open(config) as store, stopped._writing.connect() as held:
         groups.insert(held, a_group("half"))
@@ -172,8 +173,8 @@ def test_with_the_writer_lock_the_second_row_waits_for_the_first(config: Config,
         with store._writing.begin() as slow:
             feedback.insert(slow, a_pick("low"))
             waiting = other.submit(partial(feedback.insert, row=a_pick("high")))
-            while not _waits_for_the_lock(config):
-                assert not waiting.done()
+            until(lambda: _waits_for_the_lock(config))
+            assert not waiting.done()
             seen, after = read(store, feedback.labelled_since, BOT, after_seq=0, kinds=KINDS)
             assert (seen, after) == ([], 0)
         waiting.result()

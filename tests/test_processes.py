@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+from tests import waiting
 from tests.postgres import missing, running_server
 
 from pairloop.config import child_env, load_config
@@ -136,11 +136,7 @@ def living(crowd: Crowd) -> Iterator[None]:
 
 def until(condition: Callable[[], Any], what: str) -> Any:
     """The first true value of ``condition``."""
-    pause, until_s = threading.Event(), time.monotonic() + PATIENCE_S
-    while not (found := condition()):
-        assert time.monotonic() < until_s, f"waited in vain until {what}"
-        pause.wait(0.02)
-    return found
+    return waiting.until(condition, patience_s=PATIENCE_S, why=lambda: f"that {what}")
 
 
 def turning(store: Store, pids: set[int]) -> int | None:

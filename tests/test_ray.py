@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 import torch
 from tests.learner_rig import MakeJob, job_maker, rows_of, text_pairs, weights_of
 from tests.tiny_models import byte_tokenizer, write_model
+from tests.waiting import until
 
 from pairloop.config import child_env
 from pairloop.learner import TrainJob, TrainResult, train
@@ -58,7 +58,7 @@ def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return False
 
     try:
-        wait_until(answers)
+        until(answers, patience_s=PATIENCE_S)
         yield address
     finally:
         head.send_signal(signal.SIGTERM)
@@ -105,7 +105,7 @@ def test_a_retry_finds_the_job_that_runs(make_job: MakeJob, ray_address: str) ->
     """The process that asked is killed in mid-run; the next one waits for the same job, and it is done once."""
     job = make_job("retried", epochs=50, checkpoint_every=10_000)
     with running(job) as first:
-        wait_until(lambda: first.poll() is not None or Path(job.metrics_path).exists())
+        until(lambda: first.poll() is not None or Path(job.metrics_path).exists(), patience_s=PATIENCE_S)
         assert first.poll() is None, log_of(job)
         first.kill()
         first.wait()
@@ -122,9 +122,9 @@ def test_a_retry_finds_the_job_that_runs(make_job: MakeJob, ray_address: str) ->
 def test_a_job_is_stopped_with_the_run(make_job: MakeJob, ray_address: str) -> None:
     job = make_job("stopped", epochs=50, batch_size=1)
     with running(job) as child:
-        wait_until(lambda: child.poll() is not None or Path(job.metrics_path).exists())
+        until(lambda: child.poll() is not None or Path(job.metrics_path).exists(), patience_s=PATIENCE_S)
         assert child.poll() is None, log_of(job)
-    wait_until(lambda: status_of(ray_address, job) == "STOPPED")
+    until(lambda: status_of(ray_address, job) == "STOPPED", patience_s=PATIENCE_S)
     assert not Path(job.result_path).exists()
 
 
@@ -150,13 +150,6 @@ def log_of(job: TrainJob) -> str:
 
 def status_of(address: str, job: TrainJob) -> str:
     return str(httpx.get(f"{address}/api/jobs/{job.run_id}").json()["status"])
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < until, "it did not come true"
-        time.sleep(0.2)
 
 
 def free_port() -> int:

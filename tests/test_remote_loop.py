@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import Connection
 from tests.loop_rig import Rig, settings
 from tests.server import RunningServer, World, fake_config, sse_chunks
-from tests.test_remote import opened, states, until, version
+from tests.test_remote import opened, states, version
 from tests.vllm_server import Faults, VllmServer, fleet
+from tests.waiting import until
 
 from pairloop.errors import EngineError, PairloopError
 from pairloop.loop import deploy

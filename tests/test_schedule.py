@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import waiting
 from tests.loop_rig import Rig, better, open_rig, settings
 from tests.test_deploy import add_version
 
@@ -129,19 +130,15 @@ def scheduling(rig: Rig, loop: cycle.Loop | None = None) -> Iterator[Scheduler]:
 class Watch:
     """Waits for something the scheduler writes, on a condition instead of a sleep."""
 
-    def __init__(self, rig: Rig, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, rig: Rig) -> None:
         self._rig = rig
-        self._timeout_s = timeout_s
-        self._tick = threading.Event()
 
     def until(self, what: Callable[[Cycle | None], bool]) -> Cycle | None:
-        for _ in range(int(self._timeout_s / 0.02)):
+        def newest() -> Cycle | None:
             with self._rig.store.reading() as c:
-                newest = next(iter(cycles.list_(c, "bot", limit=1)), None)
-            if what(newest):
-                return newest
-            self._tick.wait(0.02)
-        raise AssertionError(f"not seen within {self._timeout_s} s; the newest cycle is {newest}")
+                return next(iter(cycles.list_(c, "bot", limit=1)), None)
+
+        return waiting.until(lambda: (one,) if what(one := newest()) else None, why=newest)[0]
 
     def state(self, *wanted: CycleState, number: int = 1) -> Cycle:
         found = self.until(lambda one: one is not None and one.number == number and one.state in wanted)
@@ -157,8 +154,9 @@ def test_picks_start_a_cycle_and_decide_its_duel(tmp_path: Path) -> None:
         scheduler.notify()
         duelling = watch.state(CycleState.DUELLING)
         assert "new pairs (min_pairs = 30)" in duelling.trigger
+        duel = rig.duel
         for _ in range(15):
-            rig.judge(20, better)
+            rig.judge(20, better, duel=duel)  # the scheduler may end it at any time
             scheduler.notify()
             if watch.until(lambda one: one is not None).state.is_terminal:  # type: ignore[union-attr]
                 break
@@ -256,7 +254,7 @@ def test_a_failed_cycle_is_not_started_again_at_once(tmp_path: Path) -> None:
         rig.serve(60)
         for _ in range(20):
             scheduler.notify()
-            watch._tick.wait(0.05)
+            threading.Event().wait(0.05)
         with rig.store.reading() as c:
             assert len(cycles.list_(c, "bot")) == 1
         scheduler.trigger("by hand")

@@ -7,7 +7,6 @@ import json
 import logging
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests import waiting
 from tests.loop_rig import open_rig, settings
 from tests.test_jobs import a_job, until, working
 
@@ -168,13 +168,12 @@ def test_weights_and_biases_hears_the_same(tmp_path: Path) -> None:
 
 def finished_wandb_records(path: Path) -> list[Any]:
     """All records, once its own process has written the last one."""
-    until_s = time.monotonic() + 60
-    while True:
+
+    def whole() -> list[Any]:
         records = list(wandb_records(path))
-        if any(record.HasField("exit") for record in records):
-            return records
-        assert time.monotonic() < until_s, "Weights & Biases did not finish the run's file"
-        time.sleep(0.02)
+        return records if any(record.HasField("exit") for record in records) else []
+
+    return waiting.until(whole, patience_s=60, why=lambda: "Weights & Biases did not finish the run's file")
 
 
 def wandb_records(path: Path) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.server import POLICY, RunningServer, user_of
+from tests.waiting import until
 
 from pairloop.policy.fake import FakePolicy
 from pairloop.store import groups, replies
@@ -71,8 +72,7 @@ def test_a_request_sent_to_both_under_one_key_is_done_once(tmp_path: Path) -> No
         two = running.enter_context(RunningServer(tmp_path / "two", beside=one))
         with ThreadPoolExecutor(2) as clients:
             first = clients.submit(one.post_chat, key)
-            while one.policy.queued() < 1:
-                pass
+            until(lambda: one.policy.queued() > 0)
             second = clients.submit(two.post_chat, key)
             release.set()
             replies_ = [reply.result(20) for reply in (first, second)]

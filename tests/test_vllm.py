@@ -10,8 +10,7 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tests.learner_rig import job_maker, recorded
 from tests.server import user_of
 from tests.test_ray import free_port
 from tests.vllm_server import adapter_version
+from tests.waiting import until
 
 from pairloop.config import child_env, parse_config
 from pairloop.demo.server import start_server
@@ -86,7 +86,7 @@ class Engine:
                 return httpx.get(f"{self.url}/health", timeout=5, trust_env=False).status_code == 200
             return False
 
-        until(answers)
+        until(answers, patience_s=PATIENCE_S)
 
     def kill(self) -> None:
         """With all its workers, and gone when this returns."""
@@ -99,13 +99,6 @@ class Engine:
     def names(self) -> set[str]:
         entries = httpx.get(f"{self.url}/v1/models", timeout=20, trust_env=False).json()["data"]
         return {entry["id"] for entry in entries}
-
-
-def until(holds: Callable[[], bool], pause_s: float = 0.2) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline, "the condition did not come about"
-        time.sleep(pause_s)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +219,7 @@ def test_trained_adapters_are_probed_and_swapped_under_load(engine: Engine, tmp_
         answers = [future.result(PATIENCE_S) for future in running]
         assert [answer[0].version for answer in answers] == [1] * 32 + [2] * 32
         assert largest_difference(policy, 2) < 1e-3
-        until(lambda: engine.names() == {"base", "support-bot--v2-00000002"})
+        until(lambda: engine.names() == {"base", "support-bot--v2-00000002"}, patience_s=PATIENCE_S)
         policy.unload(2)
 
 
@@ -245,7 +238,7 @@ def test_an_engine_that_is_killed_is_healed_when_it_is_back(engine: Engine, tmp_
             policy.sample(requests_of(policy, 1)[0]).result(PATIENCE_S)
         assert policy.replicas()[0].state is ReplicaState.DOWN
         engine.start()
-        until(lambda: policy.replicas()[0].state is ReplicaState.READY)
+        until(lambda: policy.replicas()[0].state is ReplicaState.READY, patience_s=PATIENCE_S)
         assert engine.names() == {"base", "support-bot--v1-00000001"}
         assert largest_difference(policy, 1) < 1e-3
         policy.unload(1)
@@ -295,13 +288,13 @@ def test_a_cycle_through_a_server_ends_with_a_version_on_the_engine(engine: Engi
                 cycle.update(next(iter(http.get("/v1/cycles").json()["data"]), {}))
                 return cycle.get("state") in ("promoted", "held", "rejected", "failed", "nothing_to_train")
 
-            until(lambda: ended() or cycle.get("state") == "duelling")
+            until(lambda: ended() or cycle.get("state") == "duelling", patience_s=PATIENCE_S)
             print(f"{cycle['state']} with {sorted(engine.names())} on the engine")
             for i in range(60):
                 if ended():
                     break
                 pick_one(http, 1_000 + i, user_of(Pool.GATE, i, GATE_SHARE))
-            until(ended)
+            until(ended, patience_s=PATIENCE_S)
             print(f"duels: {http.get('/v1/duels').json()['data']}")
             print(f"cycle: {cycle['state']}")
             assert cycle["state"] in ("promoted", "held", "rejected"), server.log.read_text()[-3_000:]

@@ -19,6 +19,7 @@ import httpx
 import pytest
 from sqlalchemy import Connection, event
 from tests.server import POLICY, RunningServer, sse_chunks, user_of
+from tests.waiting import PATIENCE_S, until
 
 from pairloop.config import parse_config
 from pairloop.errors import ConfigError
@@ -125,17 +126,17 @@ def test_a_pick_is_durable_before_its_201(server: RunningServer) -> None:
 
     def hold_the_writer(_: Connection) -> None:
         writing.set()
-        go_on.wait(10)
+        go_on.wait(PATIENCE_S)
 
     held = server.store.submit(hold_the_writer)
-    assert writing.wait(10)
+    assert writing.wait(PATIENCE_S)
     with ThreadPoolExecutor(1) as clients:
         picking = clients.submit(server.http.post, "/v1/preferences", json={"inference_id": group_id, "chosen_index": 0})
         assert server.http.get("/health/live").status_code == 200
         assert not picking.done()
         go_on.set()
-        held.result(10)
-        assert picking.result(10).status_code == 201
+        held.result(PATIENCE_S)
+        assert picking.result(PATIENCE_S).status_code == 201
     with server.store.reading() as c:
         assert len(feedback.history(c, group_id)) == 1
 
@@ -294,9 +295,12 @@ def test_the_status_follows_a_duel(server: RunningServer) -> None:
         better = next(index for index, completion in enumerate(answers) if completion.version == 2)
         pick = {"inference_id": group_id, "chosen_index": better, "rater_id": judge, "latency_ms": 4_000}
         assert server.http.post("/v1/preferences", json=pick).status_code == 201
-    status = server.http.get("/v1/status").json()
-    while status["duel"] is None or status["duel"]["picks"] < 6:  # the board is read again after half a second
-        status = server.http.get("/v1/status").json()
+
+    def with_all_picks() -> Any:  # the board is read again after half a second
+        found = server.http.get("/v1/status").json()
+        return found if found["duel"] is not None and found["duel"]["picks"] == 6 else None
+
+    status = until(with_all_picks)
     duel = status["duel"]
     assert (duel["picks"], duel["champion"], duel["challenger"]) == (6, 1, 2)
     assert duel["wins"] + duel["losses"] + duel["ties"] == 6

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
@@ -17,6 +16,7 @@ import openai
 import pytest
 from tests.openai_schema import validate
 from tests.server import POLICY, RunningServer, chat_body, fake_config, sse_chunks, user_of
+from tests.waiting import PATIENCE_S, until
 
 from pairloop.errors import EngineError
 from pairloop.policy.fake import FakePolicy
@@ -349,23 +349,16 @@ class Held:
         until(lambda: self.server.policy.queued() == n)
 
 
-def until(true: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline, pause = monotonic() + timeout_s, threading.Event()
-    while not true():
-        assert monotonic() < deadline, "it did not come true in time"
-        pause.wait(0.005)
-
-
 def test_the_answer_waits_for_the_store(server: RunningServer) -> None:
     """While the writer is busy nothing is answered; when the answer is there, so is the group."""
     writing, go_on = threading.Event(), threading.Event()
 
     def hold_the_writer(_: Any) -> None:
         writing.set()
-        go_on.wait(10)
+        go_on.wait(PATIENCE_S)
 
     held = server.store.submit(hold_the_writer)
-    assert writing.wait(10)
+    assert writing.wait(PATIENCE_S)
     with ThreadPoolExecutor(2) as clients:
         whole = clients.submit(server.chat, n=2)
         streamed = clients.submit(server.chat, n=2, stream=True)
@@ -373,9 +366,9 @@ def test_the_answer_waits_for_the_store(server: RunningServer) -> None:
         assert not whole.done()
         assert not streamed.done()
         go_on.set()
-        held.result(10)
-        assert not server.group(whole.result(10).json()["id"]).is_abandoned
-        assert not server.group(sse_chunks(streamed.result(10).text)[0]["id"]).is_abandoned
+        held.result(PATIENCE_S)
+        assert not server.group(whole.result(PATIENCE_S).json()["id"]).is_abandoned
+        assert not server.group(sse_chunks(streamed.result(PATIENCE_S).text)[0]["id"]).is_abandoned
 
 
 class SpeaksSlowly(FakePolicy):
@@ -392,7 +385,7 @@ class SpeaksSlowly(FakePolicy):
             nonlocal said
             said += 1
             if said == 5:
-                self.go_on.wait(20)
+                self.go_on.wait(PATIENCE_S)
             inner(event)
 
         return super().sample(request if inner is None else replace(request, on_token=slowly))
@@ -476,7 +469,7 @@ def test_a_full_queue_is_503_with_retry_after(serve: Serve, tmp_path: Path) -> N
             refused = held.server.chat(stream=stream)
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         held.release.set()
-        assert waiting.result(10).status_code == 200
+        assert waiting.result(PATIENCE_S).status_code == 200
 
 
 def test_a_duel_does_not_unblind_itself(server: RunningServer) -> None:

@@ -23,6 +23,7 @@ from openai import InvalidWebhookSignatureError, OpenAI
 from openai.types.webhooks import FineTuningJobSucceededWebhookEvent
 from sqlalchemy import Connection
 from tests.server import POLICY, World, fake_config
+from tests.waiting import PATIENCE_S, until
 
 from pairloop.cli import pairloop
 from pairloop.config import Config, load_config
@@ -39,7 +40,6 @@ from pairloop.webhooks import Sender, message_of, sender, watch
 
 KEY = "whsec_" + base64.b64encode(b"a key of 32 bytes, as it should be").decode()
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
-WAIT_S = 20.0
 CLIENT = OpenAI(api_key="any")
 
 
@@ -55,7 +55,7 @@ class Receiver:
     def wait(self, number: int) -> list[dict[str, Any]]:
         """The bodies, once so many have come."""
         with self.more:
-            assert self.more.wait_for(lambda: len(self.came) >= number, WAIT_S), self.types()
+            assert self.more.wait_for(lambda: len(self.came) >= number, PATIENCE_S), self.types()
             return [json.loads(body) for _, body in self.came]
 
     def types(self) -> list[str]:
@@ -125,15 +125,12 @@ def sending(store: Store, config: Config, owner: str = "here:0") -> Iterator[Sen
 
 def status_of(store: Store, wanted: Callable[[list[deliveries.Delivery]], bool]) -> list[deliveries.Delivery]:
     """The deliveries, once they are as wanted."""
-    pause, waited = threading.Event(), 0.0
-    while True:
+
+    def found() -> list[deliveries.Delivery]:
         with store.reading() as c:
-            found = deliveries.list_(c, POLICY)
-        if wanted(found):
-            return found
-        assert waited < WAIT_S, found
-        pause.wait(0.02)
-        waited += 0.02
+            return deliveries.list_(c, POLICY)
+
+    return until(lambda: (rows,) if wanted(rows := found()) else None, why=found)[0]
 
 
 def all_are(status: DeliveryStatus, number: int) -> Callable[[list[deliveries.Delivery]], bool]:
@@ -293,11 +290,7 @@ def test_who_has_nothing_to_tell_holds_no_lease(tmp_path: Path, receiver: Receiv
         for number in (1, 2):
             world.store.write(promote)
             status_of(world.store, all_are(DeliveryStatus.DELIVERED, number))
-            pause, waited = threading.Event(), 0.0
-            while holder_of(world.store, lease) is not None:
-                assert waited < 2, "it would look stale once it runs out"
-                pause.wait(0.02)
-                waited += 0.02
+            until(lambda: holder_of(world.store, lease) is None)
 
 
 def holder_of(store: Store, lease: str) -> str | None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 from click.testing import CliRunner
+from tests.ports import hold_port, number_of
 from tests.stores import database_of
+from tests.waiting import until
 
 from pairloop.cli import pairloop
 from pairloop.config import child_env, load_config
@@ -32,8 +32,8 @@ def test_a_worker_takes_up_imported_rows_by_itself_and_ends_on_request(tmp_path:
     rows.write_text("".join(json.dumps({"prompt": f"Q{n}", "chosen": "yes", "rejected": "no"}) + "\n" for n in range(40)))
     imported = CliRunner().invoke(pairloop, ["data", "import", str(rows), "--config", str(path)])
     assert imported.exit_code == 0, imported.output
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    place = hold_port()
+    port = number_of(place)
     command = [sys.executable, "-m", "pairloop", "worker", "--config", str(path), "--metrics-port", str(port)]
     env = child_env(PAIRLOOP_LOG_FORMAT="json", PAIRLOOP_SCHEDULE_POL="1s")
     with (tmp_path / "log").open("wb") as log:
@@ -49,6 +49,7 @@ def test_a_worker_takes_up_imported_rows_by_itself_and_ends_on_request(tmp_path:
         if worker.poll() is None:
             worker.kill()
         output, _ = worker.communicate()
+        place.close()
     assert b"turning the loop of support-bot" in output
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [line["message"].split()[0] for line in lines if line["logger"] == "pairloop.config"] == ["PAIRLOOP_SCHEDULE_POL"]
@@ -56,16 +57,13 @@ def test_a_worker_takes_up_imported_rows_by_itself_and_ends_on_request(tmp_path:
 
 def _state_of_first_cycle(path: Path, worker: subprocess.Popen[bytes]) -> CycleState | None:
     """Where the first cycle waits or ended, once it does."""
-    deadline = time.monotonic() + TIMEOUT_S
     with Store.open(load_config(path, env={})) as store:
-        while time.monotonic() < deadline:
+
+        def state() -> CycleState | None:
             with store.reading() as c:
-                found = cycles.list_(c, "support-bot")
-            if found and (found[0].state.is_terminal or found[0].state is CycleState.DUELLING):
-                return found[0].state
-            try:
-                worker.wait(0.1)
-            except subprocess.TimeoutExpired:
-                continue
-            return None
-    return None
+                found = [one.state for one in cycles.list_(c, "support-bot")]
+            waits = [one for one in found if one.is_terminal or one is CycleState.DUELLING]
+            assert waits or worker.poll() is None, "the worker ended"
+            return waits[0] if waits else None
+
+        return until(state, patience_s=TIMEOUT_S)

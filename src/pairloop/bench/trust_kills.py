@@ -81,18 +81,19 @@ def rows(found: Mapping[str, Any]) -> Sequence[Sequence[str]]:
 
 
 async def _run(config: Path, kills: int, rng: random.Random, tally: Tally, settings: TrustSettings) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     done = asyncio.Event()
-    url = f"http://127.0.0.1:{port}"
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(CLIENTS):
-            tasks.create_task(_client(url, number, random.Random(rng.random()), tally, done))
-        try:
-            await _kill(config, port, kills, rng, settings)
-        finally:
-            done.set()
+    with socket.socket() as place:  # never listened on: it holds the port, which nobody else gets while the server is away
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(CLIENTS):
+                tasks.create_task(_client(url, number, random.Random(rng.random()), tally, done))
+            try:
+                await _kill(config, port, kills, rng, settings)
+            finally:
+                done.set()
 
 
 async def _kill(config: Path, port: int, kills: int, rng: random.Random, settings: TrustSettings) -> None:

@@ -26,8 +26,8 @@ class StoreSection(Section):
     artifacts_cache_gb: float = Field(default=20.0, gt=0)
     """Of what lies at a URL, so much is kept in ``cache`` in the state directory; the longest unused goes first."""
     artifacts_checkpoints: bool = True
-    """Whether a run's newest checkpoint is kept at that URL, too, until the run ends: another machine then goes on from it.
-    Of a full model it is some three times its size."""
+    """Whether the newest checkpoint of a run or fine-tuning job is kept at that URL, too, until it ends: another machine then
+    goes on from it. Of a full model it is some three times its size."""
     durability: Durability = "group"
     """When a write is acknowledged. ``group``: once it is on the disk (fsync), together with all that waited with it.
     ``commit``: the same, each write in a transaction and an fsync of its own; slow. ``async``: once it is committed, and on the

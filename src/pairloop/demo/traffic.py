@@ -66,9 +66,10 @@ class Shop:
     client: httpx.AsyncClient
     policy: str
     url: Callable[[], str]
+    away_s: float = AWAY_TIMEOUT_S
 
     async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The reply, asked for again while the server is away or busy; SystemFailure after a minute or on a refusal."""
+        """The reply, asked for again while the server is away or busy; SystemFailure after ``away_s`` or on a refusal."""
         return await self._request("POST", path, body)
 
     async def get(self, path: str) -> dict[str, Any]:
@@ -76,7 +77,7 @@ class Shop:
 
     async def _request(self, verb: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         clock = asyncio.get_running_loop()
-        deadline = clock.time() + AWAY_TIMEOUT_S
+        deadline = clock.time() + self.away_s
         while True:
             try:
                 reply = await self.client.request(verb, self.url() + path, json=body)
@@ -89,15 +90,15 @@ class Shop:
                 if reply.status_code < 500:
                     raise SystemFailure(f"{verb} {path} was refused: {problem}")
             if clock.time() > deadline:
-                raise SystemFailure(f"{verb} {path}: the server stayed away for {AWAY_TIMEOUT_S:.0f} s; last: {problem}")
+                raise SystemFailure(f"{verb} {path}: the server stayed away for {self.away_s:.0f} s; last: {problem}")
             await asyncio.sleep(RETRY_PAUSE_S)
 
 
 @asynccontextmanager
-async def open_shop(policy: str, url: Callable[[], str]) -> AsyncIterator[Shop]:
+async def open_shop(policy: str, url: Callable[[], str], *, away_s: float = AWAY_TIMEOUT_S) -> AsyncIterator[Shop]:
     limits = httpx.Limits(max_connections=CONCURRENCY, max_keepalive_connections=CONCURRENCY)
     async with httpx.AsyncClient(timeout=60.0, limits=limits, trust_env=False) as client:
-        yield Shop(client, policy, url)
+        yield Shop(client, policy, url, away_s)
 
 
 async def send(

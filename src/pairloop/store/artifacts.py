@@ -159,9 +159,12 @@ class Artifacts:
         """Where a run's newest checkpoint is shared with other machines; None where it is not."""
         return None
 
-    def sharing_runs(self) -> frozenset[str]:
-        """The runs of which a checkpoint is shared with other machines, or a part of one."""
-        return frozenset()
+    def sharing_runs(self, *, older_than_s: float | None = None) -> dict[str, str]:  # noqa: ARG002 - see `checkpoints`
+        """The runs of which a checkpoint is shared with other machines, or a part of one, each with its URL.
+
+        With ``older_than_s`` those of which nothing was written for so long.
+        """
+        return {}
 
     def close(self) -> None:
         """Let go of what was held; a second call does nothing."""
@@ -249,7 +252,7 @@ class Artifacts:
         return []
 
     def remove_leftover(self, url: str) -> None:
-        """Remove one of ``leftovers()``; ConflictError where it was finished meanwhile."""
+        """Remove one of ``leftovers()`` or ``sharing_runs()``; ConflictError where it was finished meanwhile."""
         raise ValueError(f"{url}: is no leftover")
 
     def unreferenced(self, named: Collection[str], *, older_than_s: float = STALE_AFTER_S) -> list[Path]:

@@ -106,20 +106,23 @@ class Bucket:
         with self.reaching(self.url):
             for path, info in sorted(self.fs.find(self._base, detail=True).items()):
                 name, _, file = self.relative(path).partition("/")
+                if name == CHECKPOINTS:
+                    continue
                 if name == FILES:
                     name, file = f"{FILES}/{file}", MANIFEST  # one object is always whole
-                elif name == CHECKPOINTS:
-                    name, file = f"{CHECKPOINTS}/{file.split('/')[0]}", ""
-                at = info.get("LastModified") or info.get("created") or info.get("mtime")
-                at = datetime.fromtimestamp(at, UTC) if isinstance(at, int | float) else at or datetime.now(UTC)
+                at = _written_at(info)
                 is_whole, newest = found.get(name, (False, at))
                 found[name] = is_whole or file == MANIFEST, max(newest, at)
         return found
 
-    def runs(self) -> frozenset[str]:
-        """Those of which a file lies below `CHECKPOINTS`, by one listing."""
+    def runs(self) -> dict[str, datetime]:
+        """Those of which a file lies below `CHECKPOINTS`, and when the newest was written; by one listing."""
+        found: dict[str, datetime] = {}
         with self.reaching(self.at(CHECKPOINTS)):
-            return frozenset(self.relative(path).split("/")[1] for path in self.fs.find(self.at(CHECKPOINTS)))
+            for path, info in self.fs.find(self.at(CHECKPOINTS), detail=True).items():
+                name, at = self.relative(path).split("/")[1], _written_at(info)
+                found[name] = max(found.get(name, at), at)
+        return found
 
     def at(self, name: str, file: str | None = None) -> str:
         """A folder's or file's path as the file system knows it."""
@@ -132,6 +135,12 @@ class Bucket:
     def shown(self, name: str, file: str) -> str:
         """A file's URL, for messages."""
         return f"{self.url}/{name}/{file}"
+
+
+def _written_at(info: Mapping[str, Any]) -> datetime:
+    """When a file was written, as its file system tells it; now where it does not."""
+    at = info.get("LastModified") or info.get("created") or info.get("mtime")
+    return datetime.fromtimestamp(at, UTC) if isinstance(at, int | float) else at or datetime.now(UTC)
 
 
 def problem_of(entry: Mapping[str, Any] | None, size: int | None) -> str | None:

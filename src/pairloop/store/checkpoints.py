@@ -55,6 +55,7 @@ class FarCheckpoints:
         """Remove all: the run has ended."""
         with self._bucket.reaching(self._bucket.at(self._run)):
             for step in sorted(self._steps()):
+                faults.reach("checkpoint.before_cleared")
                 self._remove(step)
 
     def _steps(self) -> dict[int, bool]:

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, ForeignKeyConstraint, Table
 
 from pairloop.errors import StoreError, UnavailableError
-from pairloop.store import contents, cycles, removed, repairs, schedules
+from pairloop.store import contents, cycles, removed, repairs, runs, schedules
 from pairloop.store import files as store_files
+from pairloop.store import jobs as store_jobs
 from pairloop.store import versions as store_versions
 from pairloop.store.archive import staged
 from pairloop.store.artifacts import STALE_AFTER_S, Artifacts, sha256_of
@@ -87,10 +88,21 @@ def check(store: Store, *, accepted: bool = False, deep: bool = False) -> list[P
     problems += [
         Problem("unfinished_upload", f"{url}: nobody finished it or sees it", url) for url in store.artifacts.leftovers()
     ]
+    problems += _orphan_checkpoints(store)
     problems += _unfinished_restore(store)
     return problems + [
         Problem("stale_folder", f"{path}: left by a writer that is gone", str(path)) for path in store.artifacts.stale()
     ]
+
+
+def _orphan_checkpoints(store: Store) -> Iterator[Problem]:
+    """Of runs and jobs that have ended. What one has that is paused or waits for a worker is its own, however old it is."""
+    shared = store.artifacts.sharing_runs(older_than_s=STALE_AFTER_S)
+    with store.reading() as c:
+        owned = runs.open_folders(c) | store_jobs.open_ids(c) if shared else set()
+    for run, url in shared.items():
+        if run not in owned:
+            yield Problem("orphan_checkpoint", f"{url}: {run} is no run or job that goes on", url)
 
 
 def _unfinished_restore(store: Store) -> Iterator[Problem]:

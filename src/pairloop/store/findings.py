@@ -73,7 +73,10 @@ FINDINGS = {
         _ACCEPT,
     ),
     "unfinished_upload": Finding(
-        "a writer that is gone left an artifact without a manifest at the URL, or a run that nobody ended its checkpoint",
+        "a writer that is gone left an artifact without a manifest at the URL", "it is removed", "nothing"
+    ),
+    "orphan_checkpoint": Finding(
+        "a checkpoint at the URL belongs to no run or job that goes on: its worker died between the end and the cleaning",
         "it is removed",
         "nothing",
     ),

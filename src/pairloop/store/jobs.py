@@ -124,6 +124,11 @@ def using_file(c: Connection, file_id: str) -> Job | None:
     return None if row is None else _job(row)
 
 
+def open_ids(c: Connection) -> set[str]:
+    """Jobs that have not ended."""
+    return set(c.execute(sa.select(jobs.c.job_id).where(jobs.c.status.in_(_OPEN))).scalars())
+
+
 def parents(c: Connection, policy: str) -> set[int]:
     """Versions that jobs start from which have not ended."""
     statement = sa.select(jobs.c.parent).where(jobs.c.policy == policy, jobs.c.status.in_(_OPEN))

@@ -66,6 +66,11 @@ def history(c: Connection, group_id: str) -> list[Decision]:
     return [Decision(row.group_id, Mark(row.mark), row.is_set, row.reason, row.created_at) for row in rows]
 
 
+def max_seq(c: Connection, policy: str) -> int:
+    """The number of the policy's newest decision; 0 without any."""
+    return c.execute(sa.select(sa.func.max(marks.c.seq)).where(marks.c.policy == policy)).scalar() or 0
+
+
 def is_marked(group_id: ColumnElement[str], mark: Mark) -> ColumnElement[bool]:
     """A condition: the group has the mark."""
     return sa.exists().where(marks.c.group_id == group_id, marks.c.mark == mark.value, *_holds())

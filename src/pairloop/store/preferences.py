@@ -1,9 +1,9 @@
 """Preferences: the groups that somebody said something about, newest word first, by filters; and how many there are of each.
 
 One look goes through the newest `WINDOW` of them and says where it stopped, so that its cost does not grow with the store;
-``next`` goes on from there. Words are looked for in the texts themselves. A full-text index would be written with each group:
-of SQLite's FTS5 that was measured to double the work of a chat's insert (118 to 238 µs) and the file, and before SQLite 3.42
-what is erased stays readable in it.
+``next`` goes on from there, and `pairloop.store.searches` through all of them. Words are looked for in the texts themselves. A
+full-text index would be written with each group: of SQLite's FTS5 that was measured to double the work of a chat's insert (118
+to 238 µs) and the file, and before SQLite 3.42 what is erased stays readable in it.
 """
 
 from __future__ import annotations
@@ -85,14 +85,21 @@ class Listed(NamedTuple):
     group_ids: list[str]
     next: Place | None
     is_cut: bool
+    looked: int
+    """Through so many; 0 where the look ended at ``limit`` groups."""
 
 
 class Counted(NamedTuple):
-    """Groups by facet and value, of the first look; ``is_cut``: it did not reach the oldest."""
+    """Groups by facet and value, among those ``looked`` through; ``next``: behind them, None once the oldest was reached."""
 
     groups: int
     facets: Mapping[str, Mapping[str, int]]
-    is_cut: bool
+    looked: int
+    next: Place | None
+
+    @property
+    def is_cut(self) -> bool:
+        return self.next is not None
 
 
 def first(c: Connection, policy: str) -> Place:
@@ -101,39 +108,49 @@ def first(c: Connection, policy: str) -> Place:
     return Place(top, top + 1)
 
 
-def page(c: Connection, policy: str, wanted: Wanted, at: Place, limit: int) -> Listed:
-    """At most ``limit`` groups of one look from ``at``."""
-    window = _window(policy, wanted, at)
+def page(c: Connection, policy: str, wanted: Wanted, at: Place, limit: int, window: int = WINDOW) -> Listed:
+    """At most ``limit`` groups of one look from ``at``, which goes through ``window`` groups."""
+    looked_at = _window(policy, wanted, at, window)
     statement = (
-        sa.select(window.c.seq, window.c.group_id)
-        .select_from(window.join(groups, groups.c.group_id == window.c.group_id))
-        .where(*_conditions(c, policy, wanted, window.c.group_id))
+        sa.select(looked_at.c.seq, looked_at.c.group_id)
+        .select_from(looked_at.join(groups, groups.c.group_id == looked_at.c.group_id))
+        .where(*_conditions(c, policy, wanted, looked_at.c.group_id))
     )
-    rows = c.execute(statement.order_by(window.c.seq.desc()).limit(limit + 1)).all()
+    rows = c.execute(statement.order_by(looked_at.c.seq.desc()).limit(limit + 1)).all()
     ids = [row.group_id for row in rows[:limit]]
     if len(rows) > limit:
-        return Listed(ids, Place(at.top, rows[limit - 1].seq), is_cut=False)
-    seen, last = _extent(c, window)
-    return Listed(ids, Place(at.top, last) if seen == WINDOW else None, is_cut=seen == WINDOW)
+        return Listed(ids, Place(at.top, rows[limit - 1].seq), is_cut=False, looked=0)
+    seen, last = _extent(c, looked_at)
+    return Listed(ids, Place(at.top, last) if seen == window else None, is_cut=seen == window, looked=seen)
 
 
-def each(c: Connection, policy: str, wanted: Wanted, at: Place) -> Iterator[list[str]]:
+def page_counted(
+    c: Connection, policy: str, wanted: Wanted, at: Place, limit: int, window: int = WINDOW
+) -> tuple[Listed, Counted]:
+    """`page` and `counted` of the same look: where nothing is listed, nothing need be looked for again to be counted."""
+    listed = page(c, policy, wanted, at, limit, window)
+    if not listed.group_ids:
+        return listed, Counted(0, {}, listed.looked, listed.next)
+    return listed, counted(c, policy, wanted, at, window)
+
+
+def each(c: Connection, policy: str, wanted: Wanted, at: Place, window: int = WINDOW) -> Iterator[list[str]]:
     """All that follow ``at``, look by look."""
     place: Place | None = at
     while place is not None:
-        found = page(c, policy, wanted, place, WINDOW)
+        found = page(c, policy, wanted, place, window, window)
         if found.group_ids:
             yield found.group_ids
         place = found.next
 
 
-def counted(c: Connection, policy: str, wanted: Wanted, at: Place) -> Counted:
+def counted(c: Connection, policy: str, wanted: Wanted, at: Place, window: int = WINDOW) -> Counted:
     """How many there are in one look from ``at``, and of each value of each facet. One statement, one pass."""
-    window = _window(policy, wanted, at)
+    looked_at = _window(policy, wanted, at, window)
     matched = (
-        sa.select(window.c.group_id, groups.c.kind, groups.c.pool)
-        .select_from(window.join(groups, groups.c.group_id == window.c.group_id))
-        .where(*_conditions(c, policy, wanted, window.c.group_id))
+        sa.select(looked_at.c.group_id, groups.c.kind, groups.c.pool)
+        .select_from(looked_at.join(groups, groups.c.group_id == looked_at.c.group_id))
+        .where(*_conditions(c, policy, wanted, looked_at.c.group_id))
         .cte("matched")
     )
     facets: dict[str, dict[str, int]] = {}
@@ -141,8 +158,13 @@ def counted(c: Connection, policy: str, wanted: Wanted, at: Place) -> Counted:
         if n and value is not None:
             facets.setdefault(facet, {})[str(value)] = n
     total = facets.pop("all", {}).get("all", 0)
-    seen, _ = _extent(c, window)
-    return Counted(total, facets, is_cut=seen == WINDOW)
+    seen, last = _extent(c, looked_at)
+    return Counted(total, facets, seen, Place(at.top, last) if seen == window else None)
+
+
+def there_are(c: Connection, policy: str, wanted: Wanted, at: Place) -> int:
+    """How many groups looks from ``at`` would go through to the end. Reads an index of all feedback."""
+    return c.execute(sa.select(sa.func.count()).select_from(_heads(policy, wanted, at).subquery())).scalar_one()
 
 
 def _facets(matched: sa.CTE, policy: str, wanted: Wanted) -> Iterator[sa.Select[str, str, int]]:
@@ -168,8 +190,14 @@ def _facets(matched: sa.CTE, policy: str, wanted: Wanted) -> Iterator[sa.Select[
         yield sa.select(sa.literal("state"), sa.literal(state.value), n).select_from(matched).where(is_so)
 
 
-def _window(policy: str, wanted: Wanted, at: Place) -> Subquery:
-    """The newest groups with feedback behind a place, each with the number of its newest row by ``top``."""
+def _window(policy: str, wanted: Wanted, at: Place, window: int) -> Subquery:
+    """The newest of `_heads`."""
+    heads = _heads(policy, wanted, at)
+    return heads.order_by(heads.selected_columns.seq.desc()).limit(window).subquery("looked_at")
+
+
+def _heads(policy: str, wanted: Wanted, at: Place) -> sa.Select[int, str]:
+    """The groups with feedback behind a place, each with the number of its newest row by ``top``."""
     head, later = feedback.alias("head"), feedback.alias("later")
     newer = sa.exists().where(later.c.group_id == head.c.group_id, later.c.seq > head.c.seq, later.c.seq <= at.top)
     statement = sa.select(head.c.seq, head.c.group_id).where(head.c.policy == policy, head.c.seq < at.before, ~newer)
@@ -179,7 +207,7 @@ def _window(policy: str, wanted: Wanted, at: Place) -> Subquery:
         statement = statement.where(head.c.created_at >= wanted.since)
     if wanted.until is not None:
         statement = statement.where(head.c.created_at < wanted.until)
-    return statement.order_by(head.c.seq.desc()).limit(WINDOW).subquery("looked_at")
+    return statement
 
 
 def _extent(c: Connection, window: Subquery) -> tuple[int, int]:
@@ -227,19 +255,23 @@ def _of_a_vote(wanted: Wanted) -> Iterator[ColumnElement[bool]]:
 
 
 def _is_in(state: State, policy: str, of: sa.FromClause) -> ColumnElement[bool]:
+    """Only what this state needs is built: a statement of facets asks for all six."""
     group_id, is_duel = of.c.group_id, of.c.kind == GroupKind.DUEL.value
+    if state is State.JUDGED:
+        return is_duel
+    if state is State.EXCLUDED:
+        return is_marked(group_id, Mark.EXCLUDED)
+    if state in (State.TRAINED, State.KEPT):
+        trained = sa.and_(of.c.pool == Pool.TRAIN.value, has_trained(policy, group_id))
+        return trained if state is State.TRAINED else sa.and_(_in_pair(group_id), ~trained)
     row = feedback.alias("row")
-    in_pair = sa.exists().where(pair_groups.c.group_id == group_id)
-    trained = sa.and_(of.c.pool == Pool.TRAIN.value, has_trained(policy, group_id))
     aside = sa.exists().where(row.c.group_id == group_id, set_aside.c.feedback_id == row.c.feedback_id)
-    return {
-        State.WAITING: sa.and_(~in_pair, ~aside, ~is_duel),
-        State.LEFT_OUT: sa.and_(~in_pair, aside),
-        State.KEPT: sa.and_(in_pair, ~trained),
-        State.TRAINED: trained,
-        State.EXCLUDED: is_marked(group_id, Mark.EXCLUDED),
-        State.JUDGED: is_duel,
-    }[state]
+    in_none = ~_in_pair(group_id)
+    return sa.and_(in_none, ~aside, ~is_duel) if state is State.WAITING else sa.and_(in_none, aside)
+
+
+def _in_pair(group_id: ColumnElement[str]) -> ColumnElement[bool]:
+    return sa.exists().where(pair_groups.c.group_id == group_id)
 
 
 def terms(search: str) -> list[str]:

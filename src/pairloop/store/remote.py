@@ -28,7 +28,7 @@ from pairloop.store.artifacts import (
     read_manifest,
     sha256_of,
 )
-from pairloop.store.bucket import Bucket
+from pairloop.store.bucket import CHECKPOINTS, Bucket
 from pairloop.store.cache import FILES, Cache
 from pairloop.store.checkpoints import FarCheckpoints
 
@@ -118,8 +118,10 @@ class RemoteArtifacts(Artifacts):
     def checkpoints(self, run: str) -> FarCheckpoints | None:
         return FarCheckpoints(self._bucket, run) if self._shares_checkpoints else None
 
-    def sharing_runs(self) -> frozenset[str]:
-        return self._bucket.runs()
+    def sharing_runs(self, *, older_than_s: float | None = None) -> dict[str, str]:
+        before = None if older_than_s is None else datetime.now(UTC) - timedelta(seconds=older_than_s)
+        found = sorted(self._bucket.runs().items())
+        return {run: f"{self._bucket.url}/{CHECKPOINTS}/{run}" for run, at in found if before is None or at <= before}
 
     def close(self) -> None:
         """Hold nothing any more."""

@@ -147,7 +147,7 @@ class _Plan:
             case "unfinished_restore":
                 copy = Path(problem.subject)
                 return Repair(problem, "removed", in_files=lambda: remove_staged(copy))
-            case "unfinished_upload":
+            case "unfinished_upload" | "orphan_checkpoint":
                 url = problem.subject
                 return Repair(problem, "removed", in_files=lambda: self._store.artifacts.remove_leftover(url))
             case "unreferenced_artifact":

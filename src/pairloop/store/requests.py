@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, cast
@@ -12,11 +13,12 @@ from sqlalchemy import ColumnElement, Connection, Row
 from pairloop.errors import NotFoundError
 from pairloop.store.feedback import labelled
 from pairloop.store.schema import completions, feedback, groups
+from pairloop.store.store import Store
 from pairloop.types import PREFERENCE_METRIC, GroupKind, Label, LabelledGroup, Pool
 
 CHUNK = 1_000
 LOOKED_AT_MOST = 5_000
-"""A page looks through so many requests; where few of them fit it says so, and the next page goes on from there."""
+"""A page looks through so many requests; where few of them fit it says so, and `through_all` goes on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +46,53 @@ class Found(NamedTuple):
     requests: list[LabelledGroup]
     after: str | None
     is_cut: bool
+    looked: int
 
 
-def page(c: Connection, policy: str, wanted: RequestFilter, *, after: str | None = None, limit: int) -> Found:
+class SoFar(NamedTuple):
+    """After one more look: the ``new`` requests of this look; ``looked`` through from the newest until here, of ``there_are``.
+
+    ``after`` and ``is_cut`` as `Found` has them.
+    """
+
+    new: list[LabelledGroup]
+    looked: int
+    there_are: int
+    after: str | None
+    is_cut: bool
+
+
+def through_all(
+    store: Store, policy: str, wanted: RequestFilter, *, after: str, room: int, most: int = LOOKED_AT_MOST
+) -> Iterator[SoFar]:
+    """What fits behind the request ``after`` until there are ``room``, look by look, each in a transaction of its own."""
+    with store.reading() as c:
+        there_are = _number(c, policy, wanted, None)
+        looked = there_are - _number(c, policy, wanted, _place(c, policy, after))
+    is_cut, place = True, after
+    while is_cut and room:
+        with store.reading() as c:
+            found = page(c, policy, wanted, after=place, limit=room, most=most)
+        room, looked, is_cut, place = room - len(found.requests), looked + found.looked, found.is_cut, found.after or place
+        yield SoFar(found.requests, looked, there_are, found.after, is_cut)
+
+
+def page(
+    c: Connection, policy: str, wanted: RequestFilter, *, after: str | None = None, limit: int, most: int = LOOKED_AT_MOST
+) -> Found:
     """The newest ``limit`` requests that fit, behind the request ``after``; NotFoundError where there is none of that id.
 
-    Reads ``LOOKED_AT_MOST`` rows of an index at most, whatever is asked for.
+    Reads ``most`` rows of an index at most, whatever is asked for.
     """
     at = None if after is None else _place(c, policy, after)
     found: list[str] = []
     last, looked, is_end = after, 0, False
-    while len(found) < limit and looked < LOOKED_AT_MOST and not is_end:
+    while len(found) < limit and looked < most and not is_end:
         chunk = _chunk(c, policy, wanted, at)
         is_end = len(chunk) < CHUNK
-        looked += len(chunk)
         for row in chunk:
             last, at = row.group_id, row
+            looked += 1
             if row.fits:
                 found.append(row.group_id)
             if len(found) == limit:
@@ -67,11 +100,23 @@ def page(c: Connection, policy: str, wanted: RequestFilter, *, after: str | None
                 break
     rows = {one.group.group_id: one for one in labelled(c, sa.select(groups).where(groups.c.group_id.in_(found)))}
     is_cut = len(found) < limit and not is_end
-    return Found([rows[group_id] for group_id in found], None if is_end else last, is_cut)
+    return Found([rows[group_id] for group_id in found], None if is_end else last, is_cut, looked)
 
 
 def _chunk(c: Connection, policy: str, wanted: RequestFilter, at: Row[Any] | None) -> list[Row[Any]]:
     """The next rows, newest first, each with whether it fits."""
+    fits = sa.case((sa.and_(sa.true(), *_fitting(policy, wanted)), 1), else_=0).label("fits")
+    made = groups.c.created_at
+    statement = sa.select(groups.c.group_id, made, fits).where(*_behind(policy, wanted, at))
+    return list(c.execute(statement.order_by(made.desc(), groups.c.group_id.desc()).limit(CHUNK)))
+
+
+def _number(c: Connection, policy: str, wanted: RequestFilter, at: Row[Any] | None) -> int:
+    """How many rows there are behind a place, whether they fit or not."""
+    return c.execute(sa.select(sa.func.count()).select_from(groups).where(*_behind(policy, wanted, at))).scalar_one()
+
+
+def _behind(policy: str, wanted: RequestFilter, at: Row[Any] | None) -> list[ColumnElement[bool]]:
     made = groups.c.created_at
     conditions = [groups.c.policy == policy]
     if wanted.pool is not None:
@@ -83,9 +128,7 @@ def _chunk(c: Connection, policy: str, wanted: RequestFilter, at: Row[Any] | Non
     if at is not None:
         same = sa.and_(made == at.created_at, groups.c.group_id < at.group_id)
         conditions += [made <= at.created_at, sa.or_(made < at.created_at, same)]
-    fits = sa.case((sa.and_(sa.true(), *_fitting(policy, wanted)), 1), else_=0).label("fits")
-    statement = sa.select(groups.c.group_id, made, fits).where(*conditions)
-    return list(c.execute(statement.order_by(made.desc(), groups.c.group_id.desc()).limit(CHUNK)))
+    return conditions
 
 
 def _fitting(policy: str, wanted: RequestFilter) -> list[ColumnElement[bool]]:

@@ -85,6 +85,17 @@ def parents(c: Connection, policy: str) -> set[int]:
     return set(c.execute(statement).scalars())
 
 
+def folder_name(run: Run) -> str:
+    """The first attempt's id: under it lie a run's files on the machine that trains it, and the checkpoints that it shares."""
+    return str(run.progress.get("folder", run.run_id))
+
+
+def open_folders(c: Connection) -> set[str]:
+    """The `folder_name` of each run that has not ended."""
+    rows = c.execute(sa.select(runs).where(runs.c.status == RunStatus.RUNNING.value))
+    return {folder_name(_run(row)) for row in rows}
+
+
 def _update_one(c: Connection, run_id: str, statement: sa.Update) -> None:
     if c.execute(statement).rowcount == 1:
         return

@@ -67,7 +67,7 @@ def pause(fine_tuning_job_id: JobId, context: Here) -> JobResource:
     return _changed(context, jobs.pause(context.store, fine_tuning_job_id))
 
 
-@router.post("/{fine_tuning_job_id}/resume", summary="Put a paused job back into the queue; it goes on where it was")
+@router.post("/{fine_tuning_job_id}/resume", summary="Put a paused job back into the queue; any worker goes on where it was")
 def resume(fine_tuning_job_id: JobId, context: Here) -> JobResource:
     return _changed(context, jobs.resume(context.store, fine_tuning_job_id))
 

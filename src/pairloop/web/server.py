@@ -27,6 +27,7 @@ from pairloop.telemetry import logs, traces
 from pairloop.web.allocator import share_arenas
 from pairloop.web.app import create_app
 from pairloop.web.context import Context
+from pairloop.web.status import Status
 from pairloop.webhooks import Sender
 
 logger = logging.getLogger(__name__)
@@ -143,12 +144,20 @@ class Server(uvicorn.Server):
         )
         self._context: Context = app.state.context
         self._listening = listening
+        self._first_look: asyncio.Task[Status] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             freeze()
             self._listening()
+            # Who comes first need not wait until the picks that no dataset has are counted: of 90,000 for 0.1 s of CPU.
+            self._first_look = asyncio.create_task(asyncio.to_thread(self._context.board.read))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self._first_look is not None:
+            await asyncio.gather(self._first_look, return_exceptions=True)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

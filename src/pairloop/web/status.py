@@ -13,7 +13,9 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.loop import cycle as loop_cycle
+from pairloop.loop import pairs
 from pairloop.loop.cycle import AgainstBase, CanaryStatus, CycleStatus, DuelStatus, LastVerdict
+from pairloop.loop.pairs import PairCount
 from pairloop.store import Store, cycles, duels, groups, verdicts, versions
 from pairloop.types import Cycle, CycleState, Duel, Interval, Verdict, VerdictKind
 from pairloop.web.curve import Contest, Point, as_json, curve
@@ -81,7 +83,7 @@ class Status:
 
 
 class StatusBoard:
-    """Reads the status and remembers it for a moment; votes are counted again only when a pick came. Any thread."""
+    """Reads the status and remembers it for a moment; picks are counted again only when one came. Any thread."""
 
     def __init__(self, store: Store, config: Config, scheduler_status: Callable[[], Mapping[str, Any]]) -> None:
         self._store = store
@@ -90,6 +92,7 @@ class StatusBoard:
         self._lock = threading.Lock()
         self._read_at = float("-inf")
         self._status: Status | None = None
+        self._new_pairs: PairCount | None = None
 
     def read(self) -> Status:
         with self._lock:
@@ -104,7 +107,8 @@ class StatusBoard:
             self._read_at = float("-inf")
 
     def _read(self, earlier: CycleStatus | None) -> Status:
-        now = loop_cycle.status(self._store, self._config, earlier=earlier)
+        new_pairs = self._new_pairs = pairs.counted_new(self._store, self._config, self._new_pairs)
+        now = loop_cycle.status(self._store, self._config, earlier=earlier, new_pairs=new_pairs.number)
         with self._store.reading() as c:
             by_cycle = {duel.cycle_id: duel for duel in duels.list_(c, now.policy, CYCLES_SHOWN)}
             past = cycles.list_(c, now.policy, CYCLES_SHOWN)

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pairloop.errors import ConflictError, NotFoundError
-from pairloop.loop import deploy
+from pairloop.loop import deploy, train
 from pairloop.loop.cycle.status import challenger_of
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store, audit, cycles, duels, runs, versions
@@ -44,6 +44,10 @@ def cancel(store: Store, cycle_id: str, *, reason: str, actor: str, policy: Poli
         return _end(c, found, reason, actor, datetime.now(UTC))
 
     challenger = store.write(commit)
+    with store.reading() as c:
+        run = runs.for_cycle(c, cycle_id)
+    if run is not None:
+        train.forget(store.artifacts, runs.folder_name(run))
     if policy is not None and challenger is not None:
         policy.unload(challenger)
     with store.reading() as c:

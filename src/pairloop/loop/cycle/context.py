@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from pairloop import faults
 from pairloop.config import Config, duration_s
 from pairloop.errors import ConflictError, StoreError
+from pairloop.loop.background import repeating
 from pairloop.policy.protocols import Policy
 from pairloop.store import Store, leases, new_id
 
@@ -62,8 +63,8 @@ class Lease:
         self._owner = f"{owner}/{new_id('lease')}"
         self._ttl_s = duration_s(config.schedule.lease)
         self._token: int | None = None
-        self._done, self._lost = threading.Event(), threading.Event()
-        self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._lost = threading.Event()
+        self._renewing = repeating(self._renew, every_s=self._ttl_s / 3, name="lease")
 
     def __enter__(self) -> Self:
         _held_here.add(self._owner)
@@ -74,13 +75,12 @@ class Lease:
         except BaseException:
             _held_here.discard(self._owner)
             raise
-        self._renewing.start()
+        self._renewing.__enter__()
         faults.reach("lease.taken")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._done.set()
-        self._renewing.join()
+        self._renewing.__exit__(None, None, None)
         _held_here.discard(self._owner)
         faults.reach("lease.before_release")
         self._store.write(lambda c: leases.release(c, self._name, self._owner))
@@ -116,15 +116,15 @@ class Lease:
         return token, holder
 
     def _renew(self) -> None:
-        while not self._done.wait(self._ttl_s / 3):
-            try:
-                self._store.write(self.check)
-            except ConflictError as error:
-                self._lost.set()
-                logger.warning("%s", error)
-                return
-            except StoreError as error:
-                logger.warning("%s could not be renewed: %s", self._name, error)
+        if self.is_lost:
+            return
+        try:
+            self._store.write(self.check)
+        except ConflictError as error:
+            self._lost.set()
+            logger.warning("%s", error)
+        except StoreError as error:
+            logger.warning("%s could not be renewed: %s", self._name, error)
 
 
 class CycleLease(Lease):

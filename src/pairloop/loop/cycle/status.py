@@ -147,13 +147,21 @@ def run_json(run: Run) -> dict[str, Any]:
     return {"id": run.run_id, "status": str(run.status), **run.progress}
 
 
-def status(store: Store, config: Config, *, now: datetime | None = None, earlier: CycleStatus | None = None) -> CycleStatus:
+def status(
+    store: Store,
+    config: Config,
+    *,
+    now: datetime | None = None,
+    earlier: CycleStatus | None = None,
+    new_pairs: int | None = None,
+) -> CycleStatus:
     """Where the configured policy's loop stands.
 
     ``earlier``: what this said before. Its count of the duel's votes is taken over where no pick has come since.
+    ``new_pairs``: as `pairs.counted_new` has them; else they are counted.
     """
     name = config.policy.name
-    new_pairs = pairs.count_new(store, config)
+    new_pairs = pairs.count_new(store, config) if new_pairs is None else new_pairs
     with store.reading() as c:
         recent = cycles.list_(c, name, limit=RECENT)
         current = recent[0] if recent and not recent[0].state.is_terminal else None

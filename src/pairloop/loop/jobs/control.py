@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from pairloop.config import Config
 from pairloop.errors import InvalidRequestError, NotFoundError
+from pairloop.loop import train
 from pairloop.loop.jobs import methods, uploads
 from pairloop.loop.jobs.request import MAX_SEED, JobRequest
 from pairloop.loop.jobs.start import find_start
@@ -70,7 +71,9 @@ def cancel(store: Store, job_id: str) -> Job:
         jobs.update(c, job, status=JobStatus.CANCELLED, finished_at=now)
         jobs.say(c, job_id, "The job was cancelled", now, level="warn")
 
-    return _change(store, job_id, "cancelled", write)
+    job = _change(store, job_id, "cancelled", write)
+    train.forget(store.artifacts, job_id)
+    return job
 
 
 def pause(store: Store, job_id: str) -> Job:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,8 @@ from sqlalchemy import Connection
 from pairloop import faults
 from pairloop.config import duration_s
 from pairloop.errors import StoreError
+from pairloop.loop import train
+from pairloop.loop.background import repeating
 from pairloop.loop.cycle import Loop, is_gone
 from pairloop.store import jobs
 from pairloop.store.jobs import Job, JobStatus
@@ -26,10 +27,11 @@ MAX_ATTEMPTS = 3
 
 def claim(loop: Loop, owner: str, statuses: Sequence[JobStatus]) -> Job | None:
     """Take the oldest job in one of these states that nobody has, or whose worker died or has been silent for a lease."""
-    lease = timedelta(seconds=duration_s(loop.config.schedule.lease))
+    lease, given_up = timedelta(seconds=duration_s(loop.config.schedule.lease)), list[Job]()
 
     def take(c: Connection) -> Job | None:
         now = loop.store.clock(c)
+        given_up.clear()  # by a transaction that is done again
         for job in jobs.waiting(c, statuses):
             if job.owner is not None and not is_silent(job, now):
                 if job.lease_expires_at is not None and job.lease_expires_at > now + lease:  # the clock jumped back
@@ -40,6 +42,7 @@ def claim(loop: Loop, owner: str, statuses: Sequence[JobStatus]) -> Job | None:
             attempt = 1 if _step(job) > job.progress.get("claimed_step", -1) else job.attempt + 1
             if attempt > MAX_ATTEMPTS:
                 _give_up(c, job, now)
+                given_up.append(job)
                 continue
             known = {**job.progress, "claimed_step": _step(job)}
             values = {"owner": owner, "lease_expires_at": now + lease, "heartbeat_at": now, "attempt": attempt}
@@ -48,6 +51,8 @@ def claim(loop: Loop, owner: str, statuses: Sequence[JobStatus]) -> Job | None:
         return None
 
     job = loop.store.write(take)
+    for one in given_up:
+        train.forget(loop.store.artifacts, one.job_id)
     if job is not None:
         faults.reach("job.claimed")
     return job
@@ -56,8 +61,7 @@ def claim(loop: Loop, owner: str, statuses: Sequence[JobStatus]) -> Job | None:
 @contextmanager
 def beating(loop: Loop, job: Job) -> Iterator[None]:
     """A thread that says now and then that the job's owner is alive, for work that has no step at which to say so itself."""
-    lease, done = timedelta(seconds=duration_s(loop.config.schedule.lease)), threading.Event()
-    owner = job.owner
+    lease, owner = timedelta(seconds=duration_s(loop.config.schedule.lease)), job.owner
     assert owner is not None, "somebody has it"
 
     def say_so(c: Connection) -> bool:
@@ -65,19 +69,13 @@ def beating(loop: Loop, job: Job) -> Iterator[None]:
         return jobs.beat(c, job.job_id, owner, at=now, lease_expires_at=now + lease)
 
     def beat() -> None:
-        while not done.wait(lease.total_seconds() / 3):
-            try:
-                loop.store.write(say_so)
-            except StoreError as error:
-                logger.warning("%s: the heartbeat could not be written: %s", job.job_id, error)
+        try:
+            loop.store.write(say_so)
+        except StoreError as error:
+            logger.warning("%s: the heartbeat could not be written: %s", job.job_id, error)
 
-    thread = threading.Thread(target=beat, name="job-heartbeat", daemon=True)
-    thread.start()
-    try:
+    with repeating(beat, every_s=lease.total_seconds() / 3, name="job-heartbeat"):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def let_go(c: Connection, job_id: str, owner: str) -> None:

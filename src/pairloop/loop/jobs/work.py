@@ -78,8 +78,9 @@ def folder_of(loop: Loop, job: Job) -> Path:
 
 
 def discard(loop: Loop, job: Job) -> None:
-    """Remove what a job's training has left here: its models are versions, its metrics a file."""
+    """Remove what an ended job's training has left, here and elsewhere: its models are versions, its metrics a file."""
     shutil.rmtree(folder_of(loop, job), ignore_errors=True)
+    train.forget(loop.store.artifacts, job.job_id)
 
 
 class _Work:
@@ -95,14 +96,16 @@ class _Work:
         self._progress = Progress(job.progress)
         self._beat_at_s = float("-inf")
         self._ours = True
+        self._kept_step = 0
 
     def run(self) -> None:
         """Train to the end, or until the job is paused, cancelled, taken over, or this process stops."""
         try:
-            if self._begin():
-                self._end(self._train())
-            else:
-                self._stopped()
+            with beating(self._loop, self._job):  # fetching the parent, say, or an upload may take longer than a lease
+                if self._begin():
+                    self._end(self._train())
+                else:
+                    self._stopped()
         except ConflictError:
             raise
         except UserError as error:
@@ -140,6 +143,7 @@ class _Work:
                 on_progress=hear,
                 on_checkpoint=self._keep_checkpoint,
                 should_stop=self._stops,
+                shared=train.Shared(self._store.artifacts, self._has_ended, self._is_kept),
             )
             made = model_name(self._job) if result.status is TrainStatus.SUCCEEDED else None
             report.trained(result.as_dict(), status=str(result.status), version=made)
@@ -177,8 +181,7 @@ class _Work:
             self._progress.known["prompts"] = done
             return not self._stops()
 
-        with beating(self._loop, self._job):  # one group may take longer than a lease
-            rows = roll_out(self._loop, self._config, self._job, parent, prompts, tell)
+        rows = roll_out(self._loop, self._config, self._job, parent, prompts, tell)
         if rows is None:
             return None
         now = datetime.now(UTC)
@@ -236,10 +239,11 @@ class _Work:
         job, name = self._job, checkpoint_name(self._job, step)
         with self._store.reading() as c:
             known = versions.by_model_name(c, name)
+        if known is not None:
+            self._kept_step = step
         if known is not None or not self._beat():
             return
-        with beating(self._loop, job):
-            made = publish(self._store, self._config, job, folder, name=name, step=step, metrics=metrics)
+        made = publish(self._store, self._config, job, folder, name=name, step=step, metrics=metrics)
         faults.reach("job.checkpoint_published")
 
         def write(c: Connection) -> None:
@@ -250,9 +254,14 @@ class _Work:
 
         try:
             self._store.write(write)
+            self._kept_step = step
         except ConflictError as error:
             self._ours = False
             logger.info("%s: no checkpoint at step %s: %s", job.job_id, step, error)
+
+    def _is_kept(self, step: int) -> bool:
+        """Whether the model after the epoch that ended with ``step`` is a version: its folder is on this machine alone."""
+        return step <= self._kept_step
 
     # -- how it ends ----------------------------------------------------------------------------------------------------
 
@@ -273,9 +282,8 @@ class _Work:
 
     def _succeed(self, result: TrainResult) -> None:
         job, now, name = self._job, datetime.now(UTC), model_name(self._job)
-        with beating(self._loop, job):
-            made = publish(self._store, self._config, job, self._folder / "out", name=name, result=result)
-            metrics = self._metrics()
+        made = publish(self._store, self._config, job, self._folder / "out", name=name, result=result)
+        metrics = self._metrics()
         faults.reach("job.published")
 
         def write(c: Connection) -> None:
@@ -302,6 +310,13 @@ class _Work:
 
     def _fail(self, code: str, message: str, param: str | None, kind: str, left: Sequence[StoredFile] = ()) -> None:
         fail(self._store, self._job, code=code, message=message, param=param, kind=kind, left=left)
+        if self._has_ended():  # and was not taken over
+            train.forget(self._store.artifacts, self._job.job_id)
+
+    def _has_ended(self) -> bool:
+        with self._store.reading() as c:
+            current = jobs.get(c, self._job.job_id)
+        return current is None or current.status.is_terminal
 
     def _stopped(self) -> None:
         """It was paused or cancelled, another worker took it, or this process stops: say which, and leave it in order."""

@@ -7,7 +7,7 @@ does it for a file of rows.
 """
 
 from pairloop.loop.pairs.builder import compile_pairs
-from pairloop.loop.pairs.dataset import count_new, record, run, set_aside_rows
+from pairloop.loop.pairs.dataset import PairCount, count_new, counted_new, record, run, set_aside_rows
 from pairloop.loop.pairs.file import compile_file
 from pairloop.loop.pairs.fresh import NewPairs, compile_new, promotions_between
 from pairloop.loop.pairs.rows import compile_rows
@@ -20,6 +20,7 @@ __all__ = [
     "CompiledRows",
     "Dropped",
     "NewPairs",
+    "PairCount",
     "PairRules",
     "Staged",
     "compile_file",
@@ -27,6 +28,7 @@ __all__ = [
     "compile_pairs",
     "compile_rows",
     "count_new",
+    "counted_new",
     "near_or_apart",
     "promotions_between",
     "record",

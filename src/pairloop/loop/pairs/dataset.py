@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -19,7 +19,7 @@ from pairloop.config import Config
 from pairloop.loop.pairs.fresh import KINDS
 from pairloop.loop.pairs.staging import SET_ASIDE_FILE, Staged, staged
 from pairloop.policy.protocols import Tokens
-from pairloop.store import Store, datasets, feedback, quarantines, set_aside, versions
+from pairloop.store import Store, datasets, feedback, marks, quarantines, set_aside, versions
 from pairloop.store.schema import completions as completion_table
 from pairloop.store.schema import feedback as feedback_table
 from pairloop.store.schema import groups as group_table
@@ -83,6 +83,13 @@ def _tell_reasons(store: Store, dataset: Dataset, new: Staged) -> None:
         store.write(partial(set_aside.forget, feedback_ids=used))
 
 
+class PairCount(NamedTuple):
+    """About how many, and what they were counted ``of``: another count of the same finds as many. None where it may not."""
+
+    number: int
+    of: tuple[int, int, int, frozenset[str]] | None
+
+
 def count_new(store: Store, config: Config) -> int:
     """About how many new pairs a cycle would find: what came since the last cycle's snapshot, without reading any text.
 
@@ -91,18 +98,30 @@ def count_new(store: Store, config: Config) -> int:
     Decisive picks of the train pool, groups whose scores differ, and, where a verifier or judge is configured, the groups
     that it has yet to label.
     """
+    return counted_new(store, config, None).number
+
+
+def counted_new(store: Store, config: Config, earlier: PairCount | None) -> PairCount:
+    """`count_new`, or what it said ``earlier`` where nothing was written since that it counts from.
+
+    That takes a tenth of a second where 90,000 picks wait. What an erasure took away is missed until the next pick.
+    """
     policy, now = config.policy.name, datetime.now(UTC)
     with store.reading() as c:
         last = datasets.last_of_a_cycle(c, policy)
         champion = versions.alias(c, policy, Alias.CHAMPION) or BASE_VERSION
         after_seq = max(last.feedback_seq if last else 0, datasets.used_seq(c, policy, champion))
         held = quarantines.current(c, policy)
+        of = (after_seq, feedback.max_seq(c, policy), marks.max_seq(c, policy), frozenset(held))
+        if earlier is not None and earlier.of == of:
+            return earlier
         found = feedback.count_new_picks(c, policy, after_seq=after_seq, pool=Pool.TRAIN, quarantined=held)
         found += _count_contrasts(c, policy, after_seq)
         if config.label.verifier is not None or config.label.judge_url is not None:
             after = timedelta(seconds=config.label.after_s)
             found += _count_unlabelled(c, policy, since=last.created_at - after if last else None, before=now - after)
-    return found
+            return PairCount(found, None)  # these become due as time goes by
+    return PairCount(found, of)
 
 
 def set_aside_rows(folder: Path) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from pairloop.config import Config
 from pairloop.loop import train
 from pairloop.store import Store, removed, runs
-from pairloop.store.schema import datasets, removed_artifacts
+from pairloop.store.schema import datasets, jobs, removed_artifacts
 from pairloop.store.schema import runs as run_table
 from pairloop.types import Run, RunStatus
 
@@ -19,13 +19,14 @@ from pairloop.types import Run, RunStatus
 def clear(store: Store, config: Config) -> None:
     """Delete them, on whichever machine asks: runs lie on the one that trained. Nothing is left of a call that was killed."""
     with store.reading() as c:
-        trained = _runs_on_removed(c)
+        trained, tuned = _runs_on_removed(c), _jobs_on_removed(c)
     for run in trained:
         _clear_run(config, run)
-    shared = store.artifacts.sharing_runs() if trained else ()
-    for folder in (train.folder_of(config, run) for run in trained):
-        if folder.name in shared:
-            train.forget(store.artifacts, folder)
+    for job_id in tuned:
+        shutil.rmtree(config.runs_dir / job_id, ignore_errors=True)
+    shared = store.artifacts.sharing_runs() if trained or tuned else {}
+    for name in {*map(runs.folder_name, trained), *tuned}.intersection(shared):
+        train.forget(store.artifacts, name)
     removed.sweep(store)
 
 
@@ -37,6 +38,19 @@ def _runs_on_removed(c: Connection) -> list[Run]:
     ).scalars()
     found = [run for run_id in ids.all() if (run := runs.get(c, run_id)) is not None]
     return [run for run in found if run.status is not RunStatus.RUNNING or run.lease_expires_at < datetime.now(UTC)]
+
+
+def _jobs_on_removed(c: Connection) -> list[str]:
+    """Fine-tuning jobs that no worker has."""
+    idle = sa.or_(jobs.c.owner.is_(None), jobs.c.lease_expires_at < datetime.now(UTC))
+    return list(
+        c.execute(
+            sa.select(jobs.c.job_id)
+            .join(datasets, datasets.c.dataset_id == jobs.c.dataset_id)
+            .join(removed_artifacts, removed_artifacts.c.path == datasets.c.path)
+            .where(idle)
+        ).scalars()
+    )
 
 
 def _clear_run(config: Config, run: Run) -> None:

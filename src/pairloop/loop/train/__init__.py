@@ -15,7 +15,7 @@ from pairloop.loop.train.attempts import (
     figures_of,
     run_in,
 )
-from pairloop.loop.train.elsewhere import forget
+from pairloop.loop.train.elsewhere import Shared, forget
 from pairloop.loop.train.file import train_file
 from pairloop.loop.train.recipe import train_settings, with_objective
 from pairloop.loop.train.stage import TrainRecord, folder_of, metrics_of, run
@@ -24,6 +24,7 @@ __all__ = [
     "MAX_ATTEMPTS",
     "OnCheckpoint",
     "OnProgress",
+    "Shared",
     "ShouldStop",
     "Start",
     "TrainRecord",

@@ -26,6 +26,7 @@ from pairloop.learner.job import (
     last_checkpoint,
     rewind_metrics,
 )
+from pairloop.loop.train.elsewhere import Shared, attempt_shared
 from pairloop.policy.engine import resolve_model
 from pairloop.policy.protocols import Fetch
 from pairloop.types import BASE_VERSION, Version, VersionKind
@@ -75,6 +76,7 @@ def run_in(
     on_progress: OnProgress | None = None,
     on_checkpoint: OnCheckpoint | None = None,
     should_stop: ShouldStop = lambda: False,
+    shared: Shared | None = None,
 ) -> TrainResult:
     """Train ``start`` on the snapshot folder ``data``, and leave the model in ``folder / "out"``.
 
@@ -83,14 +85,19 @@ def run_in(
     ``config.train``; ``run_id`` names the run on a cluster, by default by the folder.
 
     ``keep_epochs`` keeps the model after each epoch in ``folder / "epochs"``, of which ``on_checkpoint`` is told. What
-    ``on_progress`` and ``on_checkpoint`` are told may come again after an interruption, under the same step.
+    ``on_progress`` and ``on_checkpoint`` are told may come again after an interruption, under the same step. ``shared``: where
+    other machines find the run's newest checkpoint, and this one theirs.
 
     Status PAUSED: ``should_stop`` said so, and the folder is to be kept. FAILED: ``error`` has a code of
     `pairloop.learner.job.ERROR_CODES`. Raises ConfigError where method and parent do not go together, ModelError where the
     model is not there.
     """
     job = job_in(folder, config, start=start, data=data, train=train or config.train, run_id=run_id, keep_epochs=keep_epochs)
-    return attempt(job, folder.resolve(), Listener(on_progress, on_checkpoint), should_stop)
+
+    def work() -> TrainResult:
+        return attempt(job, folder.resolve(), Listener(on_progress, on_checkpoint), should_stop)
+
+    return work() if shared is None else attempt_shared(shared, job, work)
 
 
 def job_in(

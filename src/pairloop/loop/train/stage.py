@@ -23,7 +23,7 @@ from pairloop.errors import ConflictError, NotFoundError, StoreError, Unavailabl
 from pairloop.learner.child import Row, read_rows
 from pairloop.learner.job import DISK_FULL, TrainJob, TrainResult, TrainStatus
 from pairloop.loop.train.attempts import Listener, OnProgress, Start, attempt, job_in
-from pairloop.loop.train.elsewhere import attempt_shared, forget
+from pairloop.loop.train.elsewhere import Shared, attempt_shared, forget
 from pairloop.store import Store, cycles, new_id, runs, versions
 from pairloop.types import Dataset, Run, RunStatus, Version, VersionKind
 
@@ -71,7 +71,8 @@ def run(
     start = Start.of(config.policy.model, parent, hold)
     job = job_in(folder, config, start=start, data=hold(dataset.path), train=config.train)
     try:
-        result = attempt_shared(store.artifacts, job, lambda: attempt(job, folder, heart, should_stop))
+        shared = Shared(store.artifacts, lambda: _has_ended(store, row))
+        result = attempt_shared(shared, job, lambda: attempt(job, folder, heart, should_stop))
     except ConflictError:  # another process took it over, or it was cancelled
         with store.reading() as c:
             ended = runs.get(c, row.run_id)
@@ -92,12 +93,12 @@ def _tidy(store: Store, folder: Path) -> None:
     """Remove what an ended run needs no longer."""
     for name in ("out", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    forget(store.artifacts, folder)
+    forget(store.artifacts, folder.name)
 
 
 def folder_of(config: Config, row: Run) -> Path:
     """Where the run's files lie: one folder for all attempts, named by the first."""
-    return (config.runs_dir / str(row.progress.get("folder", row.run_id))).resolve()
+    return (config.runs_dir / runs.folder_name(row)).resolve()
 
 
 def metrics_of(config: Config, row: Run) -> list[Row]:
@@ -134,13 +135,20 @@ def _take_up(store: Store, config: Config, dataset: Dataset, parent: Version, cy
             return found
         row = fresh
         if found is not None:
-            progress = {**found.progress, "folder": folder_of(config, found).name}
+            progress = {**found.progress, "folder": runs.folder_name(found)}
             row = replace(fresh, attempt=found.attempt + 1, progress=progress)
             runs.end(c, found.run_id, RunStatus.SYSTEM_ERROR, {}, f"its process ended; {row.run_id} goes on with it", now)
         runs.insert(c, row)
         return row
 
     return store.write(take)
+
+
+def _has_ended(store: Store, row: Run) -> bool:
+    """Whether nobody goes on with it, be it as another attempt."""
+    with store.reading() as c:
+        newest = runs.get(c, row.run_id) if row.cycle_id is None else runs.for_cycle(c, row.cycle_id)
+    return newest is None or newest.status is not RunStatus.RUNNING
 
 
 class _Heart(Listener):
@@ -153,7 +161,7 @@ class _Heart(Listener):
     def __init__(self, store: Store, row: Run, lease_s: float, on_progress: OnProgress | None) -> None:
         super().__init__(on_progress)
         self._store, self._row, self._lease_s = store, row, lease_s
-        self._progress: dict[str, Any] = {**row.progress, "folder": row.progress.get("folder", row.run_id)}
+        self._progress: dict[str, Any] = {**row.progress, "folder": runs.folder_name(row)}
         self._beat_at_s = float("-inf")
 
     def hear(self, rows: Sequence[Row]) -> None:

@@ -41,7 +41,7 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 @router.get("/page/events")
 async def events(request: Request, context: Here) -> Response:
     """Server-sent events: ``tick`` when the loop's figures changed, ``moved`` when its history did."""
-    return _EventStream(request, context)
+    return EventStream(context, _events(request, context))
 
 
 @router.get("/page/live")
@@ -50,11 +50,11 @@ async def live(request: Request, context: Here) -> Response:
     return render("_live.html", **view_of(await asyncio.to_thread(context.board.read)), is_operator=is_operator(request))
 
 
-class _EventStream(StreamingResponse):
-    """The stream, where there is still a place for one; it has that place until it ends, however it does."""
+class EventStream(StreamingResponse):
+    """Server-sent events, where there is still a place for a stream; it has that place until it ends, however it does."""
 
-    def __init__(self, request: Request, context: Context) -> None:
-        super().__init__(_events(request, context), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+    def __init__(self, context: Context, events: AsyncIterator[str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
         self._places = context.streams
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:

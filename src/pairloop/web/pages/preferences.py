@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -16,35 +15,25 @@ from pydantic import Field
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.formats.writer import FORMATS
 from pairloop.loop.feedback import is_revealed
-from pairloop.store import Store, datasets, feedback, groups, marks, outcomes, preferences, saved_views, set_aside
-from pairloop.store.outcomes import Outcome
-from pairloop.store.preferences import Counted, Listed, Place, State
-from pairloop.types import PREFERENCE_METRIC, THUMBS_METRIC, Feedback, Group, GroupKind, Label, Pool, Source
+from pairloop.store import datasets, feedback, groups, marks, outcomes, preferences, saved_views, searches, set_aside
+from pairloop.store.preferences import Counted, Place, State
+from pairloop.types import Group, GroupKind, Label, Pool, Source
 from pairloop.web.context import Context, Here
 from pairloop.web.groups import Filters
-from pairloop.web.pages.became import state_of, why_in_none
+from pairloop.web.pages.became import why_in_none
+from pairloop.web.pages.preference_lines import STATE_WORDS, Line, chosen_of, facets_of, letter_of, lines_of, said
 from pairloop.web.pages.rendering import PageRoute, page, render
+from pairloop.web.pages.searching import Found, going_on, rendered
 from pairloop.web.words import WHY, Piece, diff
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 PAGE = 50
-SNIPPET = 180
-"""Characters of a text that the table shows."""
 SHOWN = 20_000
 """Characters of a text that a pair's page shows."""
 SHOWN_VOTES = 500
 FUNNEL_DAYS = 30
 
-STATE_WORDS: Mapping[str, str] = {
-    State.WAITING: "waiting for the next dataset",
-    State.LEFT_OUT: "left out",
-    State.KEPT: "kept in a dataset",
-    State.TRAINED: "trained on",
-    State.EXCLUDED: "excluded",
-    State.JUDGED: "judged a duel",
-}
-FACETS = ("state", "label", "reason", "pool", "kind", "source", "metric", "version")
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "state": tuple(State),
     "label": tuple(Label),
@@ -53,6 +42,14 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "source": tuple(Source),
     "reason": tuple(WHY),
 }
+FOOT = "found-foot"
+PARTS: Mapping[str, str] = {
+    "found-head": "_found_head.html",
+    "found-facets": "_found_facets.html",
+    "searched": "_searched.html",
+    FOOT: "_found_foot.html",
+}
+"""Elements of the page that a search writes anew with each step, and their templates."""
 _PLACE = re.compile(r"(\d{1,18})-(\d{1,18})")
 
 
@@ -63,27 +60,24 @@ class Asked(Filters):
     limit: int = Field(PAGE, ge=1, le=100)
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A group as the table shows it."""
+class Searched(Asked):
+    """The address of a page whose search goes on: what is asked there, at which place, and how many lines it shows already."""
 
-    group: Group
-    question: str
-    answers: tuple[tuple[str, str, str], ...]
-    """(letter, snippet, what it is: chosen, rejected or nothing)"""
-    votes: tuple[Feedback, ...]
-    outcome: Outcome
-    reasons: tuple[str, ...]
-    at: datetime
-    state: State
-    is_told: bool
-    """Whether its versions may be: of a duel once somebody has picked."""
+    at: str = Field(max_length=40)
+    shown: int = Field(0, ge=0, le=100)
 
 
 @router.get("/preferences")
 async def list_preferences(request: Request, context: Here, query: Annotated[Asked, Query()]) -> Response:
     values = await asyncio.to_thread(_listing, context, query)
     return page(request, context, "preferences.html", title="Preferences", **values)
+
+
+@router.get("/preferences/search")
+async def search(context: Here, query: Annotated[Searched, Query()]) -> Response:
+    """Server-sent events: what each window of groups adds to the page, until it is full and all are counted."""
+    _place(query.at, "at")
+    return going_on(context, _steps(context, query))
 
 
 @router.get("/preferences/funnel")
@@ -113,128 +107,78 @@ def _listing(context: Context, query: Asked) -> dict[str, Any]:
     policy, wanted = context.policy_name, query.wanted
     with context.store.reading() as c:
         begin = preferences.first(c, policy)
-        at = begin if query.after is None else _place(query.after)
-        found = preferences.page(c, policy, wanted, at, query.limit)
-        counted = preferences.counted(c, policy, wanted, begin)
+        at = begin if query.after is None else _place(query.after, "after")
+        if at == begin:
+            listed, counted = preferences.page_counted(c, policy, wanted, at, query.limit)
+        else:
+            listed = preferences.page(c, policy, wanted, at, query.limit)
+            counted = preferences.counted(c, policy, wanted, begin)
         views = saved_views.list_(c, policy)
-    lines = _lines(context.store, policy, found)
     given = query.texts
+    here = given | ({"after": query.after} if query.after else {})
+    shown = len(listed.group_ids)
+    goes_on = {**here, "limit": query.limit, "shown": shown, "at": _text(listed.next or begin)}
     return {
-        "lines": lines,
-        "counted": counted,
-        "given": given,
-        "facets": _facets(counted, given),
+        **_shown(query, lines_of(context.store, policy, listed.group_ids), counted),
+        "has_lines": shown > 0,
         "choices": CHOICES,
-        "said": said,
-        "states": STATE_WORDS,
         "views": [(view, urlencode(view.filters)) for view in views],
-        "query": urlencode(given),
         "days": urlencode([(name, given[name]) for name in ("since", "until") if name in given]),
-        "here": urlencode(given | ({"after": query.after} if query.after else {})),
-        "older": _older(found, given),
-        "is_cut": found.is_cut,
-        "is_first": query.after is None,
-        "window": preferences.WINDOW,
+        "here": urlencode(here),
+        "older": _older(listed.next, given),
+        "looked": preferences.WINDOW,
+        "is_cut": listed.is_cut,
+        "search": urlencode(goes_on) if listed.is_cut or counted.is_cut else None,
+        "is_going_on": listed.is_cut and shown < query.limit,
         "formats": FORMATS,
         "is_empty": begin.top == 0,
     }
 
 
-def _place(text: str) -> Place:
+def _shown(query: Asked, lines: Sequence[Line], counted: Counted) -> dict[str, Any]:
+    """What a page and each step of its search are both rendered from."""
+    given = query.texts
+    return {
+        "lines": lines,
+        "counted": counted,
+        "given": given,
+        "query": urlencode(given),
+        "facets": facets_of(counted, given),
+        "said": said,
+        "states": STATE_WORDS,
+        "is_first": query.after is None,
+    }
+
+
+def _steps(context: Context, query: Searched) -> Iterator[Found]:
+    """What each window adds to the page that asked."""
+    policy, room = context.policy_name, max(0, query.limit - query.shown)
+    left = room
+    for step in searches.through_all(context.store, policy, query.wanted, _place(query.at, "at"), room):
+        left -= len(step.new)
+        values = _shown(query, lines_of(context.store, policy, step.new), step.counted) | {
+            "has_lines": left < query.limit,
+            "there_are": step.there_are,
+            "older": _older(step.next, query.texts),
+            "looked": step.counted.looked,
+            "is_cut": step.next is not None and left > 0,
+        }
+        yield rendered("_found_rows.html", {name: template for name, template in PARTS.items() if room or name != FOOT}, values)
+
+
+def _place(text: str, param: str) -> Place:
     match = _PLACE.fullmatch(text)
     if match is None:
-        raise InvalidRequestError("after is a place that a page named, such as 120-70; leave it out", param="after")
+        raise InvalidRequestError(f"{param} is a place that a page named, such as 120-70; leave it out", param=param)
     return Place(int(match[1]), int(match[2]))
 
 
-def _older(found: Listed, given: Mapping[str, str]) -> str | None:
-    if found.next is None:
-        return None
-    return urlencode({**given, "after": f"{found.next.top}-{found.next.before}"})
+def _text(place: Place) -> str:
+    return f"{place.top}-{place.before}"
 
 
-def _facets(counted: Counted, given: Mapping[str, str]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Each facet with its values, the most frequent first; a value that is set leads to the same page without it."""
-    shown = []
-    for name in FACETS:
-        values = dict(counted.facets.get(name, {}))
-        if name in given:
-            values.setdefault(given[name], 0)
-        others = {key: value for key, value in given.items() if key != name}
-        links = [
-            {
-                "word": STATE_WORDS.get(value, value) if name == "state" else value,
-                "n": n,
-                "is_set": given.get(name) == value,
-                "query": urlencode(others if given.get(name) == value else {**others, name: value}),
-                "why": WHY.get(value, "") if name == "reason" else "",
-            }
-            for value, n in sorted(values.items(), key=lambda item: (-item[1], item[0]))[:12]
-        ]
-        if len(links) > 1 or name in given:
-            shown.append((name, links))
-    return shown
-
-
-def _lines(store: Store, policy: str, found: Listed) -> list[Line]:
-    with store.reading() as c:
-        by_id = {group.group_id: group for group in groups.load_ids(c, found.group_ids)}
-        said = {group_id: feedback.for_group(c, group_id) for group_id in by_id}
-        became = outcomes.outcomes(c, policy, found.group_ids)
-        reasons = set_aside.reasons(c, [row.feedback_id for rows in said.values() for row in rows])
-    lines = []
-    for group_id in found.group_ids:
-        if group_id in by_id and said[group_id]:  # neither was erased since
-            why = [reasons[row.feedback_id][0] for row in said[group_id] if row.feedback_id in reasons]
-            lines.append(_line(by_id[group_id], said[group_id], became[group_id], tuple(dict.fromkeys(why))))
-    return lines
-
-
-def _line(group: Group, votes: list[Feedback], outcome: Outcome, reasons: tuple[str, ...]) -> Line:
-    chosen = _chosen(votes)
-    answers = []
-    for index, answer in enumerate(group.completions[:4]):
-        role = "" if chosen is None else "chosen" if index == chosen else "rejected"
-        answers.append((_letter(index), answer.text[:SNIPPET], role))
-    return Line(
-        group=group,
-        question=question_of(group)[:SNIPPET],
-        answers=tuple(answers),
-        votes=tuple(votes),
-        outcome=outcome,
-        reasons=reasons,
-        at=max(row.created_at for row in votes),
-        state=state_of(group, outcome, reasons),
-        is_told=group.kind is not GroupKind.DUEL or any(row.label not in (None, Label.SKIP) for row in votes),
-    )
-
-
-def _chosen(votes: list[Feedback]) -> int | None:
-    """The answer that all decisive picks agree on."""
-    picked = {row.label for row in votes if row.metric == PREFERENCE_METRIC and row.label in (Label.A, Label.B)}
-    return None if len(picked) != 1 else (0 if picked == {Label.A} else 1)
-
-
-def _letter(index: int) -> str:
-    return chr(ord("A") + index) if index < 26 else str(index + 1)
-
-
-def said(row: Feedback) -> str:
-    """What a vote says, in a word or two; texts stand elsewhere."""
-    if row.label is not None:
-        return row.label.replace("_", " ")
-    metric = row.metric[:24]
-    if isinstance(row.value, bool):
-        return f"{metric} {('up' if row.value else 'down') if row.metric == THUMBS_METRIC else row.value}"
-    return metric if row.value is None or isinstance(row.value, str) else f"{metric} {row.value:.4g}"
-
-
-def question_of(group: Group) -> str:
-    """The last thing that was asked."""
-    if isinstance(group.prompt, str):
-        return group.prompt
-    asked = [message.content for message in group.prompt if message.role == "user"]
-    return asked[-1] if asked else ""
+def _older(at: Place | None, given: Mapping[str, str]) -> str | None:
+    return None if at is None else urlencode({**given, "after": _text(at)})
 
 
 def _pair(context: Context, group_id: str) -> dict[str, Any]:
@@ -255,7 +199,7 @@ def _pair(context: Context, group_id: str) -> dict[str, Any]:
         "group": group,
         "turns": _turns(group),
         "is_told": told,
-        "answers": _answers(group, _chosen([row for row in rows if row.feedback_id in counting])),
+        "answers": _answers(group, chosen_of([row for row in rows if row.feedback_id in counting])),
         "votes": [(row, row.feedback_id in counting, reasons.get(row.feedback_id)) for row in rows[-SHOWN_VOTES:]],
         "n_votes": len(rows),
         "outcome": outcome,
@@ -282,7 +226,7 @@ def _answers(group: Group, chosen: int | None) -> list[dict[str, Any]]:
     shown: list[list[Piece]] = list(pieces) if pieces else [[Piece(text[:SHOWN], is_own=False)] for text in texts]
     return [
         {
-            "letter": _letter(index),
+            "letter": letter_of(index),
             "pieces": shown[index],
             "length": len(answer.text),
             "is_cut": pieces is None and len(answer.text) > SHOWN,

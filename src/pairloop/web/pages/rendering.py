@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -68,7 +68,12 @@ def client_values(request: Request) -> dict[str, Any]:
 
 def render(template: str, *, status_code: int = 200, **values: Any) -> Response:
     """A template as a response."""
-    return Response(environment().get_template(template).render(**values), status_code=status_code, media_type=HTML)
+    return Response(fragment(template, values), status_code=status_code, media_type=HTML)
+
+
+def fragment(template: str, values: Mapping[str, Any]) -> str:
+    """A template as HTML."""
+    return environment().get_template(template).render(values)
 
 
 @cache

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
 from pairloop.errors import InvalidRequestError, NotFoundError
 from pairloop.loop.feedback import is_revealed
 from pairloop.store import datasets, feedback, groups, outcomes, provenance, removed, requests, set_aside, versions
-from pairloop.store.requests import LOOKED_AT_MOST, RequestFilter
+from pairloop.store.requests import RequestFilter
 from pairloop.types import (
     PREFERENCE_METRIC,
     Completion,
@@ -31,15 +32,13 @@ from pairloop.types import (
 from pairloop.web.context import Context, Here
 from pairloop.web.pages.became import why_in_none
 from pairloop.web.pages.rendering import PageRoute, page
+from pairloop.web.pages.searching import Found, going_on, rendered
 
 ON_A_PAGE = 30
 PREVIEW = 160
 FILTERS = ("version", "pool", "kind", "feedback", "user", "rater", "since", "until", "slower")
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
-
-Text = Annotated[str, Query(max_length=512)]
-After = Annotated[str | None, Query(max_length=255)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,53 +82,100 @@ class Detail:
     gone: str | None
 
 
+class Asked(BaseModel):
+    """The page's address. ``since`` and ``until``: days, in UTC; ``slower``: than so many ms; ``after``: the last request of
+    the page before."""
+
+    version: str = Field("", max_length=16)
+    pool: Literal["", "train", "gate"] = ""
+    kind: Literal["", "train", "heldout", "duel", "imported", "shadow"] = ""
+    feedback: Literal["", "with", "without"] = ""
+    user: str = Field("", max_length=512)
+    rater: str = Field("", max_length=512)
+    since: str = Field("", max_length=10)
+    until: str = Field("", max_length=10)
+    slower: str = Field("", max_length=16)
+    after: str | None = Field(None, max_length=255)
+
+    @property
+    def wanted(self) -> RequestFilter:
+        return RequestFilter(
+            version=_number(self.version),
+            pool=Pool(self.pool) if self.pool else None,
+            kind=GroupKind(self.kind) if self.kind else None,
+            user=self.user or None,
+            rater=self.rater or None,
+            has_feedback=None if not self.feedback else self.feedback == "with",
+            since=_day(self.since, "since"),
+            until=None if not self.until else _next_day(self.until),
+            slower_ms=_milliseconds(self.slower),
+        )
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The filters that are set."""
+        return {name: value for name in FILTERS if (value := getattr(self, name))}
+
+
+class Searched(Asked):
+    """The address of a page whose search goes on, behind the request ``at``: what is asked there, and its lines so far."""
+
+    at: str = Field(max_length=255)
+    shown: int = Field(0, ge=0, le=ON_A_PAGE)
+
+
 @router.get("/requests")
-async def request_list(
-    request: Request,
-    context: Here,
-    version: Annotated[str, Query(max_length=16)] = "",
-    pool: Literal["", "train", "gate"] = "",
-    kind: Literal["", "train", "heldout", "duel", "imported", "shadow"] = "",
-    feedback: Literal["", "with", "without"] = "",
-    user: Text = "",
-    rater: Text = "",
-    since: Annotated[str, Query(max_length=10)] = "",
-    until: Annotated[str, Query(max_length=10)] = "",
-    slower: Annotated[str, Query(max_length=16)] = "",
-    after: After = None,
-) -> Response:
-    """``since`` and ``until``: days, in UTC; ``slower``: than so many ms; ``after``: the last request of the page before."""
-    wanted = RequestFilter(
-        version=_number(version),
-        pool=Pool(pool) if pool else None,
-        kind=GroupKind(kind) if kind else None,
-        user=user or None,
-        rater=rater or None,
-        has_feedback=None if not feedback else feedback == "with",
-        since=_day(since, "since"),
-        until=None if not until else _next_day(until),
-        slower_ms=_milliseconds(slower),
-    )
-    asked = {"version": version, "pool": pool, "kind": kind, "feedback": feedback, "user": user, "rater": rater}
-    asked = {name: value for name, value in {**asked, "since": since, "until": until, "slower": slower}.items() if value}
+async def request_list(request: Request, context: Here, query: Annotated[Asked, Query()]) -> Response:
+    wanted, given = query.wanted, query.given
 
     def read() -> tuple[list[Line], requests.Found]:
         with context.store.reading() as c:
-            found = requests.page(c, context.policy_name, wanted, after=after, limit=ON_A_PAGE)
+            found = requests.page(c, context.policy_name, wanted, after=query.after, limit=ON_A_PAGE)
             return [_line(c, one) for one in found.requests], found
 
     lines, found = await asyncio.to_thread(read)
-    values: dict[str, Any] = {
-        "lines": lines,
-        "asked": {**dict.fromkeys(FILTERS, ""), **asked},
-        "is_filtered": bool(asked),
-        "query": urlencode(asked),
-        "more": None if found.after is None else urlencode({**asked, "after": found.after}),
-        "after": after,
-        "is_cut": found.is_cut,
-        "looked": LOOKED_AT_MOST,
+    here = given | ({"after": query.after} if query.after else {})
+    values = _shown(query, lines, found.after, found.looked, has_lines=bool(lines), is_cut=found.is_cut)
+    values |= {
+        "asked": {**dict.fromkeys(FILTERS, ""), **given},
+        "search": urlencode({**here, "at": found.after, "shown": len(lines)}) if found.is_cut else None,
     }
     return page(request, context, "requests.html", title="Requests", **values)
+
+
+@router.get("/requests/search")
+async def search(context: Here, query: Annotated[Searched, Query()]) -> Response:
+    """Server-sent events: what each further look adds to the page, until it is full."""
+    wanted, policy, room = query.wanted, context.policy_name, ON_A_PAGE - query.shown
+
+    def steps() -> Iterator[Found]:
+        left = room
+        for step in requests.through_all(context.store, policy, wanted, after=query.at, room=room):
+            left -= len(step.new)
+            with context.store.reading() as c:
+                lines = [_line(c, one) for one in step.new]
+            values = _shown(query, lines, step.after, step.looked, has_lines=left < ON_A_PAGE, is_cut=step.is_cut)
+            parts = {"searched": "_requests_searched.html", "requests-foot": "_requests_foot.html"}
+            yield rendered("_requests_rows.html", parts, values | {"there_are": step.there_are, "found": ON_A_PAGE - left})
+
+    return going_on(context, steps())
+
+
+def _shown(
+    query: Asked, lines: Sequence[Line], after: str | None, looked: int, *, has_lines: bool, is_cut: bool
+) -> dict[str, Any]:
+    """What the page and each step of its search are both rendered from."""
+    given = query.given
+    return {
+        "lines": lines,
+        "has_lines": has_lines,
+        "is_filtered": bool(given),
+        "query": urlencode(given),
+        "more": None if after is None else urlencode({**given, "after": after}),
+        "after": query.after,
+        "is_cut": is_cut,
+        "looked": looked,
+    }
 
 
 @router.get("/requests/{group_id}")

@@ -11,7 +11,8 @@ function choose() {
   const chosen = document.getElementById("chosen");
   if (chosen === null) return;
   const some = ids.length > 0, mayDecide = some || "filtered" in chosen.dataset;
-  const scope = some ? `${ids.length} ticked ${ids.length === 1 ? "group" : "groups"}` : `all ${chosen.dataset.all} groups that the filters find`;
+  const all = chosen.dataset.all === "1" ? "the one group that the filters find" : `all ${chosen.dataset.all} groups that the filters find`;
+  const scope = some ? `${ids.length} ticked ${ids.length === 1 ? "group" : "groups"}` : all;
   chosen.textContent = mayDecide ? `Decisions are about ${scope}.` : "Tick groups to decide about them, or set a filter to decide about all that it finds.";
   for (const form of document.querySelectorAll("#found form.decision")) {
     form.elements.ids.value = JSON.stringify(ids);
@@ -50,5 +51,6 @@ document.addEventListener("htmx:afterSwap", (event) => {
   if (event.target.id === "drawer-body" && !drawer.open) drawer.showModal();
   if (event.target.id === "found") choose();
 });
+document.addEventListener("search:found", choose);
 document.addEventListener("DOMContentLoaded", choose);
 if (document.readyState !== "loading") choose();

@@ -1,0 +1,44 @@
+"""A search that goes on by itself in an open page: what each window adds, as server-sent events (static/search.js)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from logging import getLogger
+from typing import Any, NamedTuple
+
+from fastapi import Response
+
+from pairloop.errors import PairloopError
+from pairloop.web.context import Context
+from pairloop.web.pages.live import EventStream
+from pairloop.web.pages.rendering import fragment
+
+_log = getLogger(__name__)
+
+
+class Found(NamedTuple):
+    """``rows``: HTML behind the last row; ``parts``: HTML of elements, by their ids, as they are now."""
+
+    rows: str
+    parts: Mapping[str, str]
+
+
+def rendered(rows: str, parts: Mapping[str, str], values: Mapping[str, Any]) -> Found:
+    """Templates rendered with ``values``."""
+    return Found(fragment(rows, values), {name: fragment(template, values) for name, template in parts.items()})
+
+
+def going_on(context: Context, steps: Iterator[Found]) -> Response:
+    """``found`` for each step, then ``end``. Who leaves the page or presses Stop hangs up, and no further step is taken."""
+    return EventStream(context, _events(context, steps))
+
+
+async def _events(context: Context, steps: Iterator[Found]) -> AsyncIterator[str]:
+    try:
+        while not context.draining and (step := await asyncio.to_thread(next, steps, None)) is not None:
+            yield f"event: found\ndata: {json.dumps(step._asdict())}\n\n"
+    except PairloopError as error:  # the answer has begun; the page keeps what was found, and the link to look further
+        _log.warning("a search ended early: %s", error)
+    yield "event: end\ndata: {}\n\n"
