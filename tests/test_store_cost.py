@@ -164,6 +164,8 @@ def test_no_code_of_ours_updates_or_deletes_evidence() -> None:
         "reservations",
         "accounts",
         "account_rows",
+        "account_table",
+        "key_table",
         "sessions",
         "saved_views",
         "set_aside",
