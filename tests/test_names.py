@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -68,3 +69,7 @@ def test_of_keys_that_share_a_name_from_before_the_oldest_signs_in(tmp_path: Pat
             begin(store, second)
         store.write(lambda c: keys.revoke(c, first.key_id, datetime.now(UTC), actor="test", reason="lost"))
         assert begin(store, second), "the name is its own again"
+        votes = replace(a_key("shop 2"), name="expert:account:ada")  # it would pick as the operator ada
+        store.write(partial(keys.insert, key=votes))
+        with pytest.raises(ConflictError, match="'expert:account:ada'"):
+            begin(store, votes)

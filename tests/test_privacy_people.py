@@ -123,7 +123,7 @@ def acts_of_an_operator(rig: Rig) -> None:
 
 def test_an_operator_is_erased_from_votes_tags_trail_and_accounts(rig: Rig) -> None:
     named = f"expert:{ADA}"
-    assert privacy.person_of(rig.store, user=ADA) == f"operator:{ADA}"
+    assert privacy.person_of(rig.store, rig.loop.config, user=ADA) == f"operator:{ADA}"
     ids = privacy.ids_of(rig.store, rig.loop.config, f"operator:{ADA}")
     assert ids == privacy.ids_of(rig.store, rig.loop.config, named) == (f"operator:{ADA}", named)
     name = ADA.removeprefix("account:")
@@ -196,15 +196,15 @@ def test_an_operator_and_a_customer_of_one_name_are_erased_one_without_the_other
     stored_raw(rig, ADA)  # as an application may call its customer, too
     rig.store.write(lambda c: viewed(c, "", ADA))
     with pytest.raises(ConflictError, match=r"user 'operator:account:ada\.lovelace'.* rater 'account:ada\.lovelace'"):
-        privacy.person_of(rig.store, user=ADA)
-    config, customer = rig.loop.config, privacy.person_of(rig.store, rater=ADA)
+        privacy.person_of(rig.store, rig.loop.config, user=ADA)
+    config, customer = rig.loop.config, privacy.person_of(rig.store, rig.loop.config, rater=ADA)
     trail = trail_of(rig.store)
     effect = privacy.erase(rig.store, config, customer, reason="asked")
     assert (effect.counts["groups"], effect.counts["feedback"], effect.counts["traces"]) == (1, 1, 1)
     assert trail_of(rig.store) == trail
     assert rows_with(rig.store, f"expert:{ADA}") == ["feedback"]
     assert "groups" not in rows_with(rig.store, ADA)
-    assert privacy.person_of(rig.store, user=ADA) == f"operator:{ADA}", "only one is left"
+    assert privacy.person_of(rig.store, rig.loop.config, user=ADA) == f"operator:{ADA}", "only one is left"
     # The other way round, and again after a restore: the ledger knows who was meant.
     stored_raw(rig, ADA, "again")
     assert privacy.erase(rig.store, config, f"operator:{ADA}", reason="left us").counts["groups"] == 0
@@ -213,6 +213,19 @@ def test_an_operator_and_a_customer_of_one_name_are_erased_one_without_the_other
     assert privacy.reapply(rig.store, config, entries[1:])["erasures"] == 0
     assert privacy.reapply(rig.store, config, entries)["feedback"] == 1
     assert rows_with(rig.store, ADA) == []
+
+
+def test_a_customer_who_is_stored_as_a_pseudonym_is_not_taken_for_an_operator_of_that_name(rig: Rig) -> None:
+    config, name = with_redaction(rig.loop.config), f"account:{JANE}"
+    with Store.open(config) as store:
+        assert store.redactor is not None
+        pseudonym = store.redactor.identifier(name)
+        assert pseudonym != name
+        stored_raw(rig, pseudonym)
+        with pytest.raises(ConflictError, match="a customer or rater is called the same"):
+            privacy.person_of(store, config, user=name)
+        customer = privacy.person_of(store, config, rater=name)
+        assert privacy.erase(store, config, customer, reason="asked").counts["groups"] == 1
 
 
 def test_who_was_erased_before_there_were_tags_does_not_come_back(rig: Rig) -> None:

@@ -117,6 +117,21 @@ def test_a_newer_backup_is_not_undone_by_the_older_state_that_it_replaces(house:
     assert (found.role, found.password_hash) == (Role.RATE, "second")
 
 
+def test_what_was_revoked_in_an_older_state_after_the_backup_stays_so_too(house: House) -> None:
+    house.write(partial(account, name="ada"), partial(account, name="bob"))
+    first = house.back_up()
+    house.write(*(partial(change, name=name, password_hash="second") for name in ("ada", "bob")))
+    second = house.back_up()
+    (house.folder / "state" / "pairloop.sqlite").unlink()
+    house.restore(first)  # the wrong one, at first
+    house.write(lambda c: remove(c, "ada"))
+    assert house.restore(second).revocations == 1
+    assert house.account("ada") is None
+    found = house.account("bob")
+    assert found is not None
+    assert found.password_hash == "second"
+
+
 def test_an_account_of_another_installation_with_the_same_name_is_somebody_else(house: House, tmp_path: Path) -> None:
     house.write(partial(account, name="admin"))
     archive, elsewhere = house.back_up(), House(tmp_path / "elsewhere")

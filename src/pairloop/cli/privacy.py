@@ -54,7 +54,7 @@ def erase(
     if not (user or rater) or (user is not None and rater is not None):
         raise click.UsageError("name one person: --user ID or --rater ID")
     with open_store(config_path) as (config, store):
-        person = privacy.person_of(store, user=user, rater=rater)
+        person = privacy.person_of(store, config, user=user, rater=rater)
         effect = (
             privacy.preview(store, config, person)
             if dry_run

@@ -1,7 +1,8 @@
 """Names under which people sign in: of one name there is one account or key that is good, for its votes are counted under it.
 
 Databases from before this rule may hold several keys of a name, or a key and an account. The account has the name then, else
-the oldest key that is good; the other keys work as ever for programs, but sign nobody in (ADR 0033).
+the oldest key that is good; the other keys work as ever for programs, but sign nobody in (ADR 0033). Nor does a key that is
+called like an operator's own vote, which no new one may be.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from sqlalchemy import Connection
 
 from pairloop.errors import ConflictError
 from pairloop.store.schema import accounts, keys
+from pairloop.store.subjects import is_reserved
 
 
 def refuse_taken(c: Connection, name: str, at: datetime) -> None:
@@ -25,8 +27,8 @@ def refuse_taken(c: Connection, name: str, at: datetime) -> None:
 
 
 def is_anothers(c: Connection, key_id: str, name: str, at: datetime) -> bool:
-    """Whether the name that a key has is that of an account, or of an older key that is good."""
-    return _holder(c, name, at) not in (None, f"key:{key_id}")
+    """Whether the name that a key has is that of an account, of an older key that is good, or of an operator's own votes."""
+    return is_reserved(name) or _holder(c, name, at) not in (None, f"key:{key_id}")
 
 
 def _holder(c: Connection, name: str, at: datetime) -> str | None:

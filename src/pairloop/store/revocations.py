@@ -50,9 +50,8 @@ class Access:
     def lines(self) -> set[Line]:
         return {_line(act) for act in self.acts}
 
-    def newest(self, subject: str) -> Line | None:
-        """The last act about it."""
-        return next((_line(act) for act in reversed(self.acts) if act["subject"] == subject), None)
+    def about(self, subject: str) -> set[Line]:
+        return {_line(act) for act in self.acts if act["subject"] == subject}
 
 
 def read(engine: Engine) -> Access | None:
@@ -68,8 +67,8 @@ def hold(c: Connection, former: Access) -> int | None:
     """Do to the restored rows what was done to the former ones since; how many keys and accounts that changed.
 
     None where the former database knows nothing of them, and so cannot tell.
-    A key is the same by its id. An account is the same where the former database knows the last act about it that the backup
-    has: another installation's of the same name is somebody else, and an older state says nothing.
+    A key is the same by its id. An account is the same where both databases know an act about it: another installation's of the
+    same name is somebody else. Whose last act about it is the later one is right: an older state says nothing.
     """
     restored, known = _read(c), former.lines()
     if accounts.is_locked(c):
@@ -78,8 +77,9 @@ def hold(c: Connection, former: Access) -> int | None:
         changed = _revoke(c, restored, former)
         for name, row in restored.accounts.items():
             now = former.accounts.get(name)
-            is_later = now is not None and row["removed_at"] is None and restored.newest(f"account:{name}") in known
-            if now is not None and is_later and any(row[column] != now[column] for column in _KEPT):
+            if now is None or row["removed_at"] is not None or not _is_later(name, former, restored):
+                continue
+            if any(row[column] != now[column] for column in _KEPT):
                 values = {column: now[column] for column in _KEPT}
                 c.execute(sa.update(account_table).where(account_table.c.name == name).values(values))
                 changed.append(f"account:{name}")
@@ -93,6 +93,12 @@ def hold(c: Connection, former: Access) -> int | None:
         if act["subject"] in changed and _line(act) not in there:
             c.execute(sa.insert(audit_table), {name: value for name, value in act.items() if name != "seq"})
     return len(changed)
+
+
+def _is_later(account: str, former: Access, restored: Access) -> bool:
+    """Whether it is the same account in both, and no act about it that the backup has is later than all the former ones."""
+    then, now = (access.about(f"account:{account}") for access in (restored, former))
+    return not then.isdisjoint(now) and max(now) >= max(then)
 
 
 def _revoke(c: Connection, restored: Access, former: Access) -> list[str]:

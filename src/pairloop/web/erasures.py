@@ -47,7 +47,7 @@ def erase(body: ErasureBody, context: Here, actor: Actor) -> ErasureResource:
     409 also while that account can still sign in, and while a cycle builds, trains or measures. Later requests of theirs are
     served as anybody's.
     """
-    person = privacy.person_of(context.store, user=body.user, rater=body.rater)
+    person = privacy.person_of(context.store, context.config, user=body.user, rater=body.rater)
     if body.dryrun:
         return _of_effect(privacy.preview(context.store, context.config, person), None)
     effect = privacy.erase(context.store, context.config, person, reason=body.reason, actor=actor)

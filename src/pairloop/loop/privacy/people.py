@@ -9,7 +9,7 @@ from pairloop.store import Store, erasures
 from pairloop.store.subjects import CONVERSATION, EXPERT, OPERATOR, is_operator, of_operator, of_person, untagged
 
 
-def person_of(store: Store, *, user: str | None = None, rater: str | None = None) -> str:
+def person_of(store: Store, config: Config, *, user: str | None = None, rater: str | None = None) -> str:
     """The subject of who is named: as a ``rater`` always whoever asks and picks, as a ``user`` also an operator.
 
     ConflictError where ``user`` names an operator as the audit trail does, and a customer is called the same: it has to be said
@@ -21,7 +21,7 @@ def person_of(store: Store, *, user: str | None = None, rater: str | None = None
     if user is None:
         return of_person(name)
     with store.reading() as c:
-        is_customer = not erasures.find(c, [of_person(name)]).is_empty
+        is_customer = not erasures.find(c, ids_of(store, config, of_person(name))).is_empty
     if is_customer:
         raise ConflictError(
             f"{name!r} is how an operator is named, and a customer or rater is called the same; say who is meant: the operator "
