@@ -117,7 +117,7 @@ def _listing(context: Context, query: Asked) -> dict[str, Any]:
     given = query.texts
     here = given | ({"after": query.after} if query.after else {})
     shown = len(listed.group_ids)
-    goes_on = {**here, "limit": query.limit, "shown": shown, "at": _text(listed.next or begin)}
+    goes_on = {**here, "limit": query.limit, "shown": shown, "at": _text(listed.next or Place(begin.top, 0))}
     return {
         **_shown(query, lines_of(context.store, policy, listed.group_ids), counted),
         "has_lines": shown > 0,
