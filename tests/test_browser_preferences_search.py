@@ -95,8 +95,6 @@ def test_a_search_that_is_refused_or_breaks_off_says_so(browser: Browser, server
     page = visit(browser, server.url, "/preferences").page
     page.route("**/preferences/search?*", lambda route: route.fulfill(status=503, body="no place"))
     page.goto(f"{server.url}/preferences?q=stripes")
-    expect(page.locator("#searched")).to_have_text(
-        "Looking further back … It broke off here; load the page anew to search on."
-    )
+    expect(page.locator("#searched")).to_have_text("Looking further back … It broke off here; load the page anew to search on.")
     expect(page.locator(".searching button")).to_be_hidden()
     page.context.close()
