@@ -89,3 +89,12 @@ def test_requests_are_looked_through_to_the_end_too(browser: Browser, server: Ru
     assert seen.serious() == []
     assert (seen.problems, seen.outside) == ([], [])
     page.context.close()
+
+
+def test_a_search_that_is_refused_or_breaks_off_says_so(browser: Browser, server: RunningServer) -> None:
+    page = visit(browser, server.url, "/preferences").page
+    page.route("**/preferences/search?*", lambda route: route.fulfill(status=503, body="no place"))
+    page.goto(f"{server.url}/preferences?q=stripes")
+    expect(page.locator("#searched")).to_have_text("Looking further back … It broke off here; load the page anew to search on.")
+    expect(page.locator(".searching button")).to_be_hidden()
+    page.context.close()

@@ -17,7 +17,7 @@ from tests.tiny_models import byte_tokenizer, write_model
 from tests.train_rig import World, config_of, some_pairs
 
 from pairloop.config import Config
-from pairloop.errors import StoreError
+from pairloop.errors import StoreError, UnavailableError
 from pairloop.learner.job import TrainJob, TrainResult, TrainStatus, last_checkpoint
 from pairloop.loop import cycle
 from pairloop.loop.privacy import folders
@@ -139,6 +139,12 @@ def test_clearing_asks_the_url_only_for_runs_of_which_something_lies_there(
         assert (far.newest(), len(cleared)) == (None, 1)
         folders.clear(store, config)
         assert len(cleared) == 1
+
+        def away(_: RemoteArtifacts) -> None:
+            raise UnavailableError("nobody answers")
+
+        monkeypatch.setattr(RemoteArtifacts, "sharing_runs", away)
+        folders.clear(store, config)  # nothing is left to be swept: retention goes on to the texts
 
 
 # --- a run or a job that is ended while its last checkpoint is on its way

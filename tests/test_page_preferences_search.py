@@ -122,3 +122,10 @@ def test_a_page_that_stops_before_the_end_says_how_to_go_on(serve: Callable[...,
     full = server.http.get("/preferences?limit=1").text  # a full page counts on when it is asked to
     assert "data-search" in full
     assert "data-auto" not in full
+    last = server.http.get("/preferences?after=5101-20").text  # at the end of its list, it has but to count
+    assert last.count("data-tick=") == 19
+    (search,) = (unescape(found) for found in re.findall(r'"(/preferences/search[^"]*)"', last))
+    steps = streamed(server, search)
+    assert [step["rows"].strip() for step in steps] == ["", ""]
+    assert "5,101 groups" in steps[-1]["parts"]["found-head"]
+    assert "Older" not in steps[0]["parts"]["found-foot"]

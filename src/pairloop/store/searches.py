@@ -28,10 +28,13 @@ class SoFar(NamedTuple):
 
 
 def through_all(store: Store, policy: str, wanted: Wanted, at: Place, room: int, window: int = WINDOW) -> Iterator[SoFar]:
-    """Lists what follows ``at`` until ``room`` groups are found, and counts all there were when ``at.top`` was the newest."""
+    """Lists what follows ``at`` until ``room`` groups are found, and counts all there were when ``at.top`` was the newest.
+
+    Nothing follows where ``at.before`` is 0: then it only counts.
+    """
     begin = Place(at.top, at.top + 1)
     so_far = Counted(0, {}, 0, begin)
-    next_: Place | None = at
+    next_ = at if at.before else None
     there_are: int | None = None
     here: Counted | None
     while so_far.next is not None or (room and next_ is not None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
@@ -21,6 +22,8 @@ from pairloop.web.status import StatusBoard
 
 STREAMS_OF_ONE, STREAMS = 32, 256
 """Streams of events that may be open at a time: of one caller, which may be several people with one key, and in all."""
+SEARCHES_AT_ONCE = 2
+"""Searches that go on may look through a window at a time; there are few threads, and every page is read in one."""
 
 
 class SchedulerLike(Protocol):
@@ -52,6 +55,7 @@ class Context:
     overview: OverviewBoard
     sign_ins: Buckets = field(default_factory=Buckets)
     streams: Places = field(default_factory=lambda: Places(STREAMS_OF_ONE, STREAMS))
+    searching: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SEARCHES_AT_ONCE))
     doctor: Examination = field(default_factory=Examination)
     draining: bool = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from datetime import UTC, datetime
 
@@ -9,11 +10,14 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from pairloop.config import Config
+from pairloop.errors import StoreError
 from pairloop.loop import train
 from pairloop.store import Store, removed, runs
 from pairloop.store.schema import datasets, jobs, removed_artifacts
 from pairloop.store.schema import runs as run_table
 from pairloop.types import Run, RunStatus
+
+LOG = logging.getLogger(__name__)
 
 
 def clear(store: Store, config: Config) -> None:
@@ -24,7 +28,11 @@ def clear(store: Store, config: Config) -> None:
         _clear_run(config, run)
     for job_id in tuned:
         shutil.rmtree(config.runs_dir / job_id, ignore_errors=True)
-    shared = store.artifacts.sharing_runs() if trained or tuned else {}
+    try:
+        shared = store.artifacts.sharing_runs() if trained or tuned else {}
+    except StoreError as error:  # texts that are due go from the database all the same; the next call looks again
+        LOG.warning("shared checkpoints of removed datasets could not be looked for: %s", error)
+        shared = {}
     for name in {*map(runs.folder_name, trained), *tuned}.intersection(shared):
         train.forget(store.artifacts, name)
     removed.sweep(store)

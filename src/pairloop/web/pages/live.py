@@ -75,7 +75,7 @@ async def _events(request: Request, context: Context) -> AsyncIterator[str]:
     """Until the page is left, the server drains, or who asks would not be let in any more."""
     told: Status | None = None
     quiet_s = 0.0
-    while not context.draining and not await request.is_disconnected() and await _may_stay(request, context):
+    while not context.draining and not await request.is_disconnected() and await may_stay(request, context):
         status = await asyncio.to_thread(context.board.read)
         if told is None or status.now != told.now:
             name = "tick" if told is not None and status.revision == told.revision else "moved"
@@ -88,7 +88,8 @@ async def _events(request: Request, context: Context) -> AsyncIterator[str]:
         quiet_s += LOOK_EVERY_S
 
 
-async def _may_stay(request: Request, context: Context) -> bool:
+async def may_stay(request: Request, context: Context) -> bool:
+    """Whether who asked would be let in now."""
     return await context.keys.still(caller_of(request.scope), scopes_of("GET", request.scope["path"]))
 
 

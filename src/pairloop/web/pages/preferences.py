@@ -74,10 +74,10 @@ async def list_preferences(request: Request, context: Here, query: Annotated[Ask
 
 
 @router.get("/preferences/search")
-async def search(context: Here, query: Annotated[Searched, Query()]) -> Response:
+async def search(request: Request, context: Here, query: Annotated[Searched, Query()]) -> Response:
     """Server-sent events: what each window of groups adds to the page, until it is full and all are counted."""
     _place(query.at, "at")
-    return going_on(context, _steps(context, query))
+    return going_on(request, context, _steps(context, query))
 
 
 @router.get("/preferences/funnel")
@@ -117,7 +117,7 @@ def _listing(context: Context, query: Asked) -> dict[str, Any]:
     given = query.texts
     here = given | ({"after": query.after} if query.after else {})
     shown = len(listed.group_ids)
-    goes_on = {**here, "limit": query.limit, "shown": shown, "at": _text(listed.next or begin)}
+    goes_on = {**here, "limit": query.limit, "shown": shown, "at": _text(listed.next or Place(begin.top, 0))}
     return {
         **_shown(query, lines_of(context.store, policy, listed.group_ids), counted),
         "has_lines": shown > 0,

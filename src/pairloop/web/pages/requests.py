@@ -144,7 +144,7 @@ async def request_list(request: Request, context: Here, query: Annotated[Asked, 
 
 
 @router.get("/requests/search")
-async def search(context: Here, query: Annotated[Searched, Query()]) -> Response:
+async def search(request: Request, context: Here, query: Annotated[Searched, Query()]) -> Response:
     """Server-sent events: what each further look adds to the page, until it is full."""
     wanted, policy, room = query.wanted, context.policy_name, ON_A_PAGE - query.shown
 
@@ -158,7 +158,7 @@ async def search(context: Here, query: Annotated[Searched, Query()]) -> Response
             parts = {"searched": "_requests_searched.html", "requests-foot": "_requests_foot.html"}
             yield rendered("_requests_rows.html", parts, values | {"there_are": step.there_are, "found": ON_A_PAGE - left})
 
-    return going_on(context, steps())
+    return going_on(request, context, steps())
 
 
 def _shown(

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from logging import getLogger
 from typing import Any, NamedTuple
 
-from fastapi import Response
+from fastapi import Request, Response
 
 from pairloop.errors import PairloopError
 from pairloop.web.context import Context
-from pairloop.web.pages.live import EventStream
+from pairloop.web.pages.live import EventStream, may_stay
 from pairloop.web.pages.rendering import fragment
 
 _log = getLogger(__name__)
@@ -30,14 +30,21 @@ def rendered(rows: str, parts: Mapping[str, str], values: Mapping[str, Any]) -> 
     return Found(fragment(rows, values), {name: fragment(template, values) for name, template in parts.items()})
 
 
-def going_on(context: Context, steps: Iterator[Found]) -> Response:
-    """``found`` for each step, then ``end``. Who leaves the page or presses Stop hangs up, and no further step is taken."""
-    return EventStream(context, _events(context, steps))
+def going_on(request: Request, context: Context, steps: Iterator[Found]) -> Response:
+    """``found`` for each step, then ``end``. Who leaves the page or presses Stop hangs up, and no further step is taken.
+
+    Nor is one told to who would not be let in any more. Of all searches `SEARCHES_AT_ONCE` take a step at a time.
+    """
+    return EventStream(context, _events(request, context, steps))
 
 
-async def _events(context: Context, steps: Iterator[Found]) -> AsyncIterator[str]:
+async def _events(request: Request, context: Context, steps: Iterator[Found]) -> AsyncIterator[str]:
     try:
-        while not context.draining and (step := await asyncio.to_thread(next, steps, None)) is not None:
+        while not context.draining:
+            async with context.searching:
+                step = await asyncio.to_thread(next, steps, None)
+            if step is None or not await may_stay(request, context):
+                break
             yield f"event: found\ndata: {json.dumps(step._asdict())}\n\n"
     except PairloopError as error:  # the answer has begun; the page keeps what was found, and the link to look further
         _log.warning("a search ended early: %s", error)

@@ -4,10 +4,11 @@
 
 let search = null;
 
-function stopSearch() {
+function stopSearch(why = "") {
   if (search === null) return;
   search.source.close();
   search.line.querySelector("button").hidden = true;
+  search.line.querySelector("span").append(why);
   search = null;
 }
 
@@ -17,7 +18,8 @@ function startSearch(line) {
   line.querySelector("button").textContent = "Stop";
   search = { line, source: new EventSource(line.dataset.search), shown: {} };
   search.source.addEventListener("found", ({ data }) => showFound(JSON.parse(data)));
-  for (const name of ["end", "error"]) search.source.addEventListener(name, stopSearch);
+  search.source.addEventListener("end", () => stopSearch());
+  search.source.addEventListener("error", () => stopSearch(" It broke off here; load the page anew to search on."));
 }
 
 function showFound({ rows, parts }) {
@@ -46,9 +48,9 @@ function attendSearch(part) {
 document.addEventListener("click", (event) => {
   const line = event.target.closest("[data-search] button")?.closest("[data-search]");
   if (!line) return;
-  if (search?.line === line) stopSearch();
+  if (search?.line === line) stopSearch(" Stopped.");
   else startSearch(line);
 });
 document.addEventListener("htmx:afterSwap", (event) => attendSearch(event.target));
-window.addEventListener("pagehide", stopSearch);
+window.addEventListener("pagehide", () => stopSearch());
 attendSearch(document);
