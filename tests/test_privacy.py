@@ -19,7 +19,7 @@ from tests.stores import open_store
 
 from pairloop.cli import pairloop
 from pairloop.config import Config
-from pairloop.errors import ConflictError, UserError
+from pairloop.errors import ConflictError, UnavailableError, UserError
 from pairloop.formats import snapshot
 from pairloop.loop import deploy, pairs, privacy, raters, train
 from pairloop.loop.privacy import ledger
@@ -180,6 +180,26 @@ def test_a_person_is_erased_down_to_the_bytes(rig: Rig) -> None:
     assert again.is_empty
     assert again.erasure_id is None
     assert len(privacy.read(privacy.path_of(config))) == 1
+
+
+@pytest.mark.sqlite("the bytes of its file")
+def test_words_leave_the_database_also_while_the_artifacts_are_away(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.serve(40)
+    plant(rig)
+    dataset, _ = registered(rig)
+    store, config = rig.store, rig.loop.config
+
+    def away(*_: object, **__: object) -> bool:
+        raise UnavailableError("nobody answers")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(store.artifacts), "clear", away)
+        with pytest.raises(UnavailableError):
+            privacy.erase(store, config, JANE, reason="asked")
+    assert WORDS.encode() not in b"".join(path.read_bytes() for path in config.state_dir.glob("*.sqlite*"))
+    privacy.erase(store, config, JANE, reason="asked")
+    assert WORDS.encode() not in bytes_of(config.state_dir)
+    assert not Path(dataset.path).exists()
 
 
 def test_a_second_person_is_erased_from_what_the_first_one_left(rig: Rig) -> None:

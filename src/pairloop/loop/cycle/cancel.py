@@ -44,12 +44,12 @@ def cancel(store: Store, cycle_id: str, *, reason: str, actor: str, policy: Poli
         return _end(c, found, reason, actor, datetime.now(UTC))
 
     challenger = store.write(commit)
+    if policy is not None and challenger is not None:
+        policy.unload(challenger)
     with store.reading() as c:
         run = runs.for_cycle(c, cycle_id)
     if run is not None:
         train.forget(store.artifacts, runs.folder_name(run))
-    if policy is not None and challenger is not None:
-        policy.unload(challenger)
     with store.reading() as c:
         ended = cycles.get(c, cycle_id)
     assert ended is not None, "cycles are never deleted"

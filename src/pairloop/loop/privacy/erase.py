@@ -163,8 +163,8 @@ def _erase(store: Store, config: Config, entry: Entry, subjects: Sequence[str], 
 
     store.write(forget)
     _erase_rows(store, found)
+    is_scrubbed = store.scrub()  # first: folders may lie at a URL that is away, and another call clears them
     folders.clear(store, config)
-    is_scrubbed = store.scrub()
     logger.info("erasure %s: %s", entry.erasure_id, dict(record.counts))  # never who
     return Effect(entry.erasure_id, record.counts, successors, _named(seen), is_scrubbed, entry.created_at)
 
