@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from tests.server import RunningServer
 from tests.test_access import bearer, make_key
 
+from pairloop.errors import UnavailableError
 from pairloop.store import keys
 from pairloop.store.keys import Scope
 from pairloop.web.context import SEARCHES_AT_ONCE, Here
@@ -42,7 +43,20 @@ def test_a_search_ends_with_the_key_it_was_asked_with(serve: Callable[..., Runni
     heard = server.http.get("/page/ended", headers=bearer(key[1])).raise_for_status().text
     assert "before" in heard
     assert "after" not in heard
-    assert heard.endswith("event: end\ndata: {}\n\n")
+    assert "event: end" not in heard  # the page says that it broke off
+
+
+def test_a_search_that_the_store_ends_does_not_say_that_it_went_through_all(serve: Callable[..., RunningServer]) -> None:
+    server = serve()
+
+    def steps() -> Iterator[Found]:
+        yield Found("before", {})
+        raise UnavailableError("the store is away")
+
+    offer(server, "/page/away", steps())
+    heard = server.http.get("/page/away").raise_for_status().text
+    assert "before" in heard
+    assert "event: end" not in heard
 
 
 def test_many_searches_leave_threads_to_everybody_else(serve: Callable[..., RunningServer]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
-from logging import getLogger
 from typing import Any, NamedTuple
 
 from fastapi import Request, Response
@@ -15,7 +15,7 @@ from pairloop.web.context import Context
 from pairloop.web.pages.live import EventStream, may_stay
 from pairloop.web.pages.rendering import fragment
 
-_log = getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Found(NamedTuple):
@@ -33,7 +33,8 @@ def rendered(rows: str, parts: Mapping[str, str], values: Mapping[str, Any]) -> 
 def going_on(request: Request, context: Context, steps: Iterator[Found]) -> Response:
     """``found`` for each step, then ``end``. Who leaves the page or presses Stop hangs up, and no further step is taken.
 
-    Nor is one told to who would not be let in any more. Of all searches `SEARCHES_AT_ONCE` take a step at a time.
+    Nor is one told to who would not be let in any more. A search that ends early says no ``end``; the page says that it broke
+    off. Of all searches `SEARCHES_AT_ONCE` take a step at a time.
     """
     return EventStream(context, _events(request, context, steps))
 
@@ -43,9 +44,11 @@ async def _events(request: Request, context: Context, steps: Iterator[Found]) ->
         while not context.draining:
             async with context.searching:
                 step = await asyncio.to_thread(next, steps, None)
-            if step is None or not await may_stay(request, context):
-                break
+            if step is None:
+                yield "event: end\ndata: {}\n\n"
+                return
+            if not await may_stay(request, context):
+                return
             yield f"event: found\ndata: {json.dumps(step._asdict())}\n\n"
-    except PairloopError as error:  # the answer has begun; the page keeps what was found, and the link to look further
-        _log.warning("a search ended early: %s", error)
-    yield "event: end\ndata: {}\n\n"
+    except PairloopError as error:  # the answer has begun, and the page keeps what was found
+        logger.warning("a search ended early: %s", error)
